@@ -1,0 +1,108 @@
+"""What the caller chooses. Frozen, validated in one place, standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How one utterance's speech tokens are drawn. Defaults are English Chatterbox's."""
+
+    repetition_penalty: float = 1.2  # 1 = none
+    min_p: float = 0.05  # drop tokens less likely than min_p times the likeliest; 0 = off
+    top_p: float = 1.0  # keep the likeliest tokens up to this mass; 1 = off
+    top_k: int = 0  # keep this many; 0 = off
+    temperature: float = 0.8  # 0 = greedy
+    cfg_weight: float = 0.5  # 0 = no guidance, one row instead of two
+    max_new_tokens: int = 1000  # 25 a second; a ceiling, not a length
+
+    def __post_init__(self) -> None:
+        _number("repetition_penalty", self.repetition_penalty, above=0.0)
+        _number("min_p", self.min_p, low=0.0, high=1.0)
+        _number("top_p", self.top_p, above=0.0, high=1.0)
+        _number("temperature", self.temperature, low=0.0)
+        _number("cfg_weight", self.cfg_weight, low=0.0)
+        _integer("top_k", self.top_k, low=0)
+        _integer("max_new_tokens", self.max_new_tokens, low=1, high=4000)
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How the networks are run. One field per optimisation; `EngineOptions.exact()` has them all off.
+
+    "auto" is resolved once, against the device, in engine/resolve.py.
+    """
+
+    dtype: str = "auto"  # approximate. T3 weights and cache: "float32" | "bfloat16" | "float16"
+    s3gen_dtype: str = "auto"  # approximate. GEMM, convolution and attention of flow and HiFT
+    quantize: str | None = None  # approximate. T3 linears: None | "int8" | "int4", weight-only
+    attention: str = "auto"  # exact. "sdpa" | "flash"
+    compile: str | None = "auto"  # exact. None = eager | "cudagraph" | "reduce-overhead"
+    slots: int = 16  # exact. utterances decoded side by side
+    cache_len: int = 4096 + 512  # positions a slot can hold at most; memory is taken as needed
+    poll_every: int = 8  # exact. tokens between two looks at who has finished (1 on the CPU)
+    prefix_cache: bool = True  # exact. keep a voice's k/v and copy it into slots
+    kernels: bool = True  # exact. Triton kernels on CUDA; False = their plain-torch twins
+    mel_bucket: int = 50  # exact. flow lengths are padded to multiples of this many frames (CUDA)
+    cfm_schedule: str = "cosine"  # approximate unless "cosine". "cosine" | "sway": more steps early
+    cfg_off_last: int = 0  # approximate. Euler steps at the end that run without guidance
+    prompt_seconds: float | None = None  # approximate. shorten the voice prompt of the flow
+    wav_chunk: int = 2000  # exact. mel frames the vocoder takes at a time, 40 s
+    runaway_guard: bool = True  # stop a row that repeats itself; off in exact mode
+    resampler: str = "auto"  # "device" = sinc on the model's device | "exact" = soxr, as upstream
+
+    def __post_init__(self) -> None:
+        _choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))
+        _choice("s3gen_dtype", self.s3gen_dtype, ("auto", "float32", "bfloat16", "float16"))
+        _choice("quantize", self.quantize, (None, "int8", "int4"))
+        _choice("attention", self.attention, ("auto", "sdpa", "flash"))
+        _choice("compile", self.compile, ("auto", None, "cudagraph", "reduce-overhead"))
+        _choice("cfm_schedule", self.cfm_schedule, ("cosine", "sway"))
+        _choice("resampler", self.resampler, ("auto", "device", "exact"))
+        _integer("slots", self.slots, low=1, high=1024)
+        _integer("cache_len", self.cache_len, low=64)
+        _integer("poll_every", self.poll_every, low=1)
+        _integer("mel_bucket", self.mel_bucket, low=1)
+        _integer("cfg_off_last", self.cfg_off_last, low=0)
+        _integer("wav_chunk", self.wav_chunk, low=100)
+        if self.prompt_seconds is not None:
+            _number("prompt_seconds", self.prompt_seconds, low=1.0, high=10.0)
+
+    @classmethod
+    def exact(cls, **changes: object) -> EngineOptions:
+        """The reference every optimisation is held against: float32, eager, nothing shared or fused."""
+        plain = dict(
+            dtype="float32", s3gen_dtype="float32", quantize=None, attention="sdpa", compile=None,
+            poll_every=1, prefix_cache=False, kernels=False, mel_bucket=1,
+            runaway_guard=False, resampler="exact",
+        )
+        return cls(**{**plain, **changes})
+
+    def replace(self, **changes: object) -> EngineOptions:
+        return dataclasses.replace(self, **changes)
+
+
+def _number(name: str, value: object, low: float | None = None, high: float | None = None, above: float | None = None) -> None:
+    span = f"{'above ' + str(above) if above is not None else 'at least ' + str(low)}" + (f", at most {high}" if high is not None else "")
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if ok and above is not None:
+        ok = value > above
+    if ok and low is not None:
+        ok = value >= low
+    if ok and high is not None:
+        ok = value <= high
+    if not ok:
+        raise ValueError(f"{name}={value!r}: a number {span} is needed")
+
+
+def _integer(name: str, value: object, low: int, high: int | None = None) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
+        raise ValueError(f"{name}={value!r}: a whole number from {low}{f' to {high}' if high else ''} is needed")
+
+
+def _choice(name: str, value: object, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r}: choose one of {', '.join(map(repr, allowed))}")
