@@ -1,0 +1,337 @@
+"""What every front door shares: where models come from, voices, batches and the stages by themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .audio.watermark import Watermarker
+from .config import MODELS, S3_RATE, S3GEN_RATE, SPEECH_CODES, ModelConfig
+from .engine.noise import RequestNoise
+from .engine.resolve import resolve
+from .options import EngineOptions, SamplingOptions
+from .pipeline import Job, NoSpeech, Pipeline, Speech
+from .voice import Conditionals, VoicePreparer, with_exaggeration
+from .weights import hub
+from .weights.load import load_folder
+from .weights.random_init import random_folder
+
+logger = logging.getLogger(__name__)
+
+MAX_CHARS = 280  # a longer text is spoken in pieces: the models drift past some 25 s
+
+
+class Speaker:
+    """A loaded model. The constructor keeps upstream's order; everything new is keyword-only."""
+
+    family = "tts"
+    defaults = SamplingOptions()
+    ENC_COND_LEN = 6 * S3_RATE
+    DEC_COND_LEN = 10 * S3GEN_RATE
+
+    def __init__(
+        self,
+        t3: Any,
+        s3gen: Any,
+        ve: Any,
+        tokenizer: Any,
+        device: str | torch.device,
+        conds: Conditionals | None = None,
+        *,
+        config: ModelConfig | None = None,
+        enable_compilation: bool = True,
+        use_mixed_precision: bool = True,
+        enable_watermark: bool = True,
+        attention: str | None = None,
+        quantize: str | None = None,
+        engine: EngineOptions | None = None,
+    ) -> None:
+        self.sr = S3GEN_RATE
+        self.t3, self.s3gen, self.ve, self.tokenizer = t3, s3gen, ve, tokenizer
+        self.device = device
+        self.config = config or MODELS[self.family]
+        self.conds = conds.to(device) if conds is not None else None
+        self.options = resolve(
+            toggles(engine, enable_compilation, use_mixed_precision, attention, quantize), torch.device(device)
+        )
+        self.enable_watermark = enable_watermark
+        self.watermarker = Watermarker(torch.device(device)) if enable_watermark else None
+        self.voices = VoicePreparer(self.config, ve, s3gen, torch.device(device), self.options.resampler)
+        self.pipeline = Pipeline(self.config, t3, s3gen, tokenizer, torch.device(device), self.options)
+
+    # ---- where a model comes from ----------------------------------------------------------------
+
+    @classmethod
+    def _load(cls, folder: str | Path, device: Any, family: str, t3_file: str | None = None, **options: Any) -> Speaker:
+        device = usable_device(device)
+        resolved = resolve(toggles(**{k: options[k] for k in TOGGLES if k in options}), torch.device(device))
+        parts = load_folder(folder, family, torch.device(device), resolved, t3_file=t3_file)
+        conds = Conditionals.load(parts.conds_file, map_location="cpu") if parts.conds_file else None
+        if conds is not None:
+            conds.check(parts.config, parts.conds_file)
+        return cls(parts.t3, parts.s3gen, parts.ve, parts.tokenizer, device, conds, config=parts.config, **options)
+
+    @classmethod
+    def from_random(
+        cls, device: Any = "cpu", size: str = "tiny", seed: int = 0, family: str | None = None, **options: Any
+    ) -> Speaker:
+        """The same architecture with seeded random weights: for tests and timings, what it says is noise."""
+        with random_folder(family or cls.family, size, seed) as folder:
+            return cls._load(folder, device, family or cls.family, **options)
+
+    # ---- voices ----------------------------------------------------------------------------------
+
+    def prepare_voice(
+        self, audio: Any, exaggeration: float = 0.5, *, sample_rate: int | None = None, **how: Any
+    ) -> Conditionals:
+        """A voice from a recording (a path, or samples with their rate). Cached by content."""
+        return self.voices.prepare(audio, exaggeration=exaggeration, sample_rate=sample_rate, **how)
+
+    def prepare_conditionals(self, wav_fpath: Any, exaggeration: float = 0.5) -> None:
+        self.conds = self.prepare_voice(wav_fpath, exaggeration)
+
+    def _voice(
+        self, voice: Conditionals | None, audio_prompt_path: Any, exaggeration: float, **how: Any
+    ) -> Conditionals:
+        if voice is None and audio_prompt_path:
+            voice = self.conds = self.prepare_voice(audio_prompt_path, exaggeration, **how)
+        voice = voice if voice is not None else self.conds
+        if voice is None:
+            raise MissingVoice(
+                "Please `prepare_conditionals` first or specify `audio_prompt_path`: this model has no built-in voice"
+            )
+        return voice if self.config.t3.is_gpt else with_exaggeration(voice, exaggeration)
+
+    # ---- speech ----------------------------------------------------------------------------------
+
+    def speak(
+        self,
+        jobs: Sequence[Job],
+        *,
+        n_cfm_timesteps: int | None = None,
+        max_chars: int | None = MAX_CHARS,
+        verbose: bool = False,
+        cancel: Any = None,
+    ) -> list[Speech]:
+        """The common way under `generate` and `generate_batch`: sound together with how it came about."""
+        if n_cfm_timesteps is not None and (not isinstance(n_cfm_timesteps, int) or not 1 <= n_cfm_timesteps <= 100):
+            raise ValueError(f"n_cfm_timesteps={n_cfm_timesteps!r}: a whole number from 1 to 100 is needed")
+        ceiling = sum(job.sampling.max_new_tokens for job in jobs)
+        with progress_bar(verbose, ceiling) as progress:
+            return self.pipeline.speak(
+                jobs, max_chars=max_chars, steps=n_cfm_timesteps, cancel=cancel, progress=progress,
+                watermark=self.watermarker.apply if self.enable_watermark else None,
+            )
+
+    def _one(self, job: Job, **how: Any) -> Tensor:
+        (speech,) = self.speak([job], **how)
+        if not speech.tokens:
+            raise NoSpeech(
+                f"the model ended {job.text[:40]!r} before its first sound; "
+                "try another seed, a longer text or a lower temperature"
+            )
+        return speech.wav
+
+    def jobs(
+        self,
+        texts: Sequence[str],
+        *,
+        voices: Any = None,
+        seeds: Any = None,
+        languages: Any = None,
+        exaggeration: Any = None,
+        **sampling: Any,
+    ) -> list[Job]:
+        """Jobs for `speak`: a scalar, or one value a text, for each argument."""
+        if isinstance(texts, str):
+            raise ValueError("a list of texts is needed; for one text there is generate()")
+        n = len(texts)
+        rows = {name: _per_text(name, value, n) for name, value in sampling.items()}
+        voices, seeds = _per_text("voices", voices, n), _per_text("seeds", seeds, n)
+        languages = _per_text("languages", languages, n)
+        exaggeration = _per_text("exaggeration", exaggeration, n)
+        return [
+            self._job(text, voices[i], exaggeration[i], seeds[i], languages[i], **{k: v[i] for k, v in rows.items()})
+            for i, text in enumerate(texts)
+        ]
+
+    def _job(
+        self,
+        text: str,
+        voice: Any,
+        exaggeration: float | None,
+        seed: int | None,
+        language: str | None = None,
+        **sampling: Any,
+    ) -> Job:
+        if not isinstance(text, str):
+            raise ValueError(f"text is {type(text).__name__}: a string is needed")
+        if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
+            raise ValueError(f"seed={seed!r}: a whole number is needed, or None for torch's global generators")
+        unknown = sorted(set(sampling) - set(SamplingOptions.__dataclass_fields__))
+        if unknown:
+            allowed = ", ".join(SamplingOptions.__dataclass_fields__)
+            raise TypeError(f"unknown argument {', '.join(unknown)}; sampling takes {allowed}")
+        options = dataclasses.replace(self.defaults, **{k: v for k, v in sampling.items() if v is not None})
+        if isinstance(voice, (str, Path)):
+            voice = self.prepare_voice(voice)
+        chosen = self._voice(voice, None, 0.5 if exaggeration is None else check_exaggeration(exaggeration))
+        return Job(text, chosen, options, seed, language)
+
+    def generate_batch(
+        self,
+        texts: Sequence[str],
+        *,
+        voices: Any = None,
+        seeds: Any = None,
+        n_cfm_timesteps: int | None = None,
+        max_chars: int | None = MAX_CHARS,
+        verbose: bool = False,
+        cancel: Any = None,
+        **per_text: Any,
+    ) -> list[Tensor]:
+        """One (1, N) wave a text. Each argument is a scalar or a list; a row is what it would be alone."""
+        jobs = self.jobs(texts, voices=voices, seeds=seeds, **per_text)
+        if not jobs:
+            return []
+        how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
+        return [speech.wav for speech in self.speak(jobs, **how)]
+
+    # ---- the stages by themselves ----------------------------------------------------------------
+
+    def generate_tokens(
+        self,
+        text: str,
+        *,
+        language_id: str | None = None,
+        voice: Conditionals | None = None,
+        exaggeration: float | None = None,
+        seed: int | None = None,
+        verbose: bool = False,
+        cancel: Any = None,
+        **sampling: Any,
+    ) -> Tensor:
+        """Text -> (n,) speech tokens of one utterance."""
+        job = self._job(text, voice, exaggeration, seed, language_id, **sampling)
+        with progress_bar(verbose, job.sampling.max_new_tokens) as progress:
+            return self.pipeline.draw(job, cancel, progress)
+
+    def tokens_to_wav(
+        self,
+        tokens: Tensor,
+        voice: Conditionals | None = None,
+        seed: int | None = None,
+        *,
+        n_cfm_timesteps: int | None = None,
+    ) -> Tensor:
+        """(n,) speech tokens -> (1, N) wave, watermarked like every other."""
+        tokens = check_tokens(tokens)
+        voice = self._voice(voice, None, 0.5)
+        noise = RequestNoise(torch.device(self.device), seed)
+        (wav,) = self.pipeline.render([tokens], [voice], [noise], n_cfm_timesteps)
+        if self.enable_watermark:
+            (wav,) = self.watermarker.apply([wav])
+        return wav.float().cpu().unsqueeze(0)
+
+    def warmup(self, batch: int = 1) -> None:
+        """Do now what the first request would otherwise wait for: graph capture, kernel compilation, allocation."""
+        self.pipeline.tokens.warmup(batch)
+
+
+class MissingVoice(AssertionError, ValueError):
+    """Upstream raises an AssertionError here; new code may catch the ValueError it should have been."""
+
+
+TOGGLES = ("engine", "enable_compilation", "use_mixed_precision", "attention", "quantize")
+
+
+def toggles(
+    engine: EngineOptions | None = None,
+    enable_compilation: bool = True,
+    use_mixed_precision: bool = True,
+    attention: str | None = None,
+    quantize: str | None = None,
+) -> EngineOptions:
+    """The short switches of the constructors, written into EngineOptions."""
+    changes: dict[str, Any] = {}
+    if not enable_compilation:
+        changes["compile"] = None
+    if not use_mixed_precision:
+        changes.update(dtype="float32", s3gen_dtype="float32")
+    if attention is not None:
+        changes["attention"] = attention
+    if quantize is not None:
+        changes["quantize"] = quantize
+    return (engine or EngineOptions()).replace(**changes)
+
+
+def usable_device(device: Any) -> Any:
+    """The device as given, or cpu where MPS is asked for and missing, as upstream does; others must exist."""
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r}: give 'cuda', 'cuda:N', 'mps', 'cpu' or a torch.device") from error
+    if kind == "mps" and not torch.backends.mps.is_available():
+        logger.warning("MPS is not available here (torch %s); using the CPU", torch.__version__)
+        return "cpu"
+    if kind == "cuda":
+        count, index = torch.cuda.device_count(), torch.device(device).index or 0
+        if index >= count:
+            raise ValueError(f"device={device!r}: torch {torch.__version__} sees {count} CUDA devices; try 'cpu'")
+    elif kind not in ("cpu", "mps"):
+        raise ValueError(f"device={device!r}: give 'cuda', 'cuda:N', 'mps', 'cpu' or a torch.device")
+    return device
+
+
+def pretrained_folder(family: str, **where: Any) -> Path:
+    return hub.download(family, **where)
+
+
+def check_exaggeration(value: float) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 10:
+        raise ValueError(f"exaggeration={value!r}: a number from 0 to 10 is needed; 0.5 is neutral")
+    return float(value)
+
+
+def check_tokens(tokens: Any) -> Tensor:
+    tokens = torch.as_tensor(tokens).long().reshape(-1)
+    if not len(tokens):
+        raise ValueError("no speech tokens were given; at least one is needed")
+    if int(tokens.min()) < 0 or int(tokens.max()) >= SPEECH_CODES:
+        raise ValueError(
+            f"speech tokens reach from {int(tokens.min())} to {int(tokens.max())}; "
+            f"ids from 0 to {SPEECH_CODES - 1} are sound, drop the others"
+        )
+    return tokens
+
+
+def _per_text(name: str, value: Any, n: int) -> list:
+    if isinstance(value, (list, tuple)):
+        if len(value) != n:
+            raise ValueError(f"{name} has {len(value)} values for {n} texts; give one for all or one for each")
+        return list(value)
+    return [value] * n
+
+
+@contextmanager
+def progress_bar(verbose: bool, ceiling: int):
+    """A tqdm bar on stderr. Its total is the limit, not a forecast: most texts end long before."""
+    if not verbose:
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=ceiling, desc="speech tokens (of at most)", unit="tok", dynamic_ncols=True) as bar:
+
+        def report(done: int) -> None:
+            bar.update(done - bar.n)
+
+        yield report
+

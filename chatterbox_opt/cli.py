@@ -1,0 +1,126 @@
+"""`chatterbox-opt say | convert | random-checkpoint`: the front doors from a shell."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+MODELS = ("english", "multilingual", "turbo", "nano")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        args.run(args)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        message = " ".join(str(error).split())
+        print(f"chatterbox-opt: {message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser("chatterbox-opt", description="Chatterbox TTS, many times faster.")
+    commands = top.add_subparsers(required=True, metavar="say | convert | random-checkpoint")
+
+    say = commands.add_parser("say", help="speak a text into a wav file")
+    say.add_argument("text", help="the text; - reads standard input")
+    say.add_argument("-o", "--output", default="out.wav", type=Path)
+    say.add_argument("--model", choices=MODELS, default="english")
+    say.add_argument("--lang", help="language of --model multilingual, such as fr")
+    say.add_argument("--voice", type=Path, help="a recording of the voice to speak in")
+    say.add_argument("--exaggeration", type=float)
+    say.add_argument("--cfg-weight", type=float)
+    say.add_argument("--temperature", type=float)
+    say.add_argument("--quantize", choices=("int8", "int4"))
+    say.set_defaults(run=run_say)
+
+    convert = commands.add_parser("convert", help="speak a recording again in another voice")
+    convert.add_argument("input", type=Path)
+    convert.add_argument("-o", "--output", default="out.wav", type=Path)
+    convert.add_argument("--target", type=Path, help="a recording of the voice; the built-in one otherwise")
+    convert.set_defaults(run=run_convert)
+
+    for command in (say, convert):
+        command.add_argument("--seed", type=int, help="the same text, voice and seed give the same audio")
+        command.add_argument("--device", default="auto", help="cuda, mps or cpu; the best there is otherwise")
+        command.add_argument("--dir", type=Path, help="a checkpoint folder instead of the published weights")
+        command.add_argument("--no-watermark", action="store_true")
+
+    random = commands.add_parser("random-checkpoint", help="write a checkpoint of seeded random weights")
+    random.add_argument("folder", type=Path)
+    random.add_argument("--family", choices=("tts", "mtl", "turbo", "nano"), default="tts")
+    random.add_argument("--size", choices=("tiny", "full"), default="tiny")
+    random.add_argument("--seed", type=int, default=0)
+    random.set_defaults(run=run_random)
+    return top
+
+
+def run_say(args: argparse.Namespace) -> None:
+    text = sys.stdin.read() if args.text == "-" else args.text
+    if args.lang and args.model != "multilingual":
+        raise ValueError(f"--lang {args.lang} needs --model multilingual; {args.model} speaks English")
+    model = load(args)
+    chosen = {k: getattr(args, k) for k in ("exaggeration", "cfg_weight", "temperature")}
+    options = {k: v for k, v in chosen.items() if v is not None}
+    if args.model == "multilingual":
+        options["language_id"] = args.lang or "en"
+    wav = model.generate(text, audio_prompt_path=args.voice, seed=args.seed, verbose=True, **options)
+    save(args.output, wav, model.sr)
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    from .vc import OptimizedChatterboxVC
+
+    model = source(OptimizedChatterboxVC, args)
+    save(args.output, model.generate(args.input, args.target, seed=args.seed), model.sr)
+
+
+def run_random(args: argparse.Namespace) -> None:
+    from .weights.random_init import write_checkpoint
+
+    write_checkpoint(args.folder, args.family, args.size, args.seed)
+    print(args.folder)
+
+
+def load(args: argparse.Namespace) -> Any:
+    if args.model == "english":
+        from .tts import OptimizedChatterboxTTS
+
+        return source(OptimizedChatterboxTTS, args, quantize=args.quantize)
+    if args.model == "multilingual":
+        from .mtl_tts import OptimizedChatterboxMultilingualTTS
+
+        return source(OptimizedChatterboxMultilingualTTS, args, quantize=args.quantize)
+    from .tts_turbo import OptimizedChatterboxTurboTTS
+
+    return source(OptimizedChatterboxTurboTTS, args, nano=args.model == "nano", quantize=args.quantize)
+
+
+def source(cls: Any, args: argparse.Namespace, **options: Any) -> Any:
+    options = {k: v for k, v in options.items() if v is not None}
+    device = best_device() if args.device == "auto" else args.device
+    options["enable_watermark"] = not args.no_watermark
+    return cls.from_local(args.dir, device, **options) if args.dir else cls.from_pretrained(device, **options)
+
+
+def best_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def save(path: Path, wav: Any, rate: int) -> None:
+    from .audio.io import write_wav
+
+    write_wav(path, wav, rate)
+    print(f"{path}: {wav.shape[-1] / rate:.2f} s")

@@ -1,0 +1,84 @@
+"""Multilingual Chatterbox: 23 languages, upstream's call as its repository's head has it, faster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import MAX_CHARS, Speaker, pretrained_folder
+from .text.languages import SUPPORTED_LANGUAGES
+from .voice import Conditionals
+from .weights import hub
+
+
+class OptimizedChatterboxMultilingualTTS(Speaker):
+    family = "mtl"
+
+    @classmethod
+    def get_supported_languages(cls) -> dict[str, str]:
+        return SUPPORTED_LANGUAGES.copy()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        device: str | torch.device,
+        t3_model: str | None = None,
+        *,
+        repo_id: str | None = None,
+        revision: str | None = None,
+        **options: Any,
+    ) -> OptimizedChatterboxMultilingualTTS:
+        """`t3_model` is "v2" (the default), "v3" or a file name; `repo_id` also takes a single-language pack."""
+        folder = pretrained_folder("mtl", t3_model=t3_model, repo_id=repo_id, revision=revision)
+        return cls.from_local(folder, device, t3_model, **options)
+
+    @classmethod
+    def from_local(
+        cls, ckpt_dir: str | Path, device: str | torch.device, t3_model: str | None = None, **options: Any
+    ) -> OptimizedChatterboxMultilingualTTS:
+        return cls._load(ckpt_dir, device, "mtl", hub.multilingual_t3(t3_model), **options)
+
+    def generate(
+        self,
+        text: str,
+        language_id: str | None,
+        audio_prompt_path: str | Path | None = None,
+        exaggeration: float = 0.5,
+        cfg_weight: float = 0.5,
+        temperature: float = 0.8,
+        repetition_penalty: float = 1.2,
+        min_p: float = 0.05,
+        top_p: float = 1.0,
+        *,
+        voice: Conditionals | None = None,
+        seed: int | None = None,
+        max_new_tokens: int | None = None,
+        n_cfm_timesteps: int | None = None,
+        max_chars: int | None = MAX_CHARS,
+        verbose: bool = False,
+        cancel: Any = None,
+    ) -> Tensor:
+        """(1, N) float32 on the CPU at `self.sr`. Without a `language_id` the text carries no language tag."""
+        if voice is None and audio_prompt_path:
+            voice = self._voice(None, audio_prompt_path, exaggeration)
+        job = self._job(
+            text, voice, exaggeration, seed, language_id, repetition_penalty=repetition_penalty, min_p=min_p,
+            top_p=top_p, cfg_weight=cfg_weight, temperature=temperature, max_new_tokens=max_new_tokens,
+        )
+        return self._one(job, n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
+
+    def generate_batch(self, texts: Any, language_ids: Any = None, **per_text: Any) -> list[Tensor]:
+        return super().generate_batch(texts, languages=language_ids, **per_text)
+
+    def _job(self, text: str, voice: Any, exaggeration: Any, seed: Any, language: str | None = None, **sampling: Any):
+        if language and language.lower() not in SUPPORTED_LANGUAGES:
+            raise ValueError(
+                f"Unsupported language_id {language!r}. Supported languages: {', '.join(SUPPORTED_LANGUAGES)}"
+            )
+        return super()._job(text, voice, exaggeration, seed, language.lower() if language else None, **sampling)
+
+
+ChatterboxMultilingualTTS = OptimizedChatterboxMultilingualTTS

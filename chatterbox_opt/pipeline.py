@@ -1,0 +1,224 @@
+"""The page: text -> tokens -> mel -> wav, for one and for many; the watermark last."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import S3GEN_RATE, SAMPLES_PER_TOKEN, SILENCE_TOKEN, SPEECH_CODES, START_TEXT, STOP_TEXT, ModelConfig
+from .engine.mel import MelRunner
+from .engine.noise import RequestNoise
+from .engine.tokens import TokenRequest, TokenResult, TokenRunner
+from .engine.wav import WavRunner
+from .options import EngineOptions, SamplingOptions
+from .text.normalize import punc_norm
+from .text.split import split
+from .voice import Conditionals
+
+logger = logging.getLogger(__name__)
+
+PAUSE = 0.15  # s of silence between the pieces of a long text
+FADE = 0.01  # s, equal-power, on both sides of each pause
+
+
+class Cancelled(RuntimeError):
+    """Raised by a call whose `cancel` was set; the model stays usable."""
+
+
+class NoSpeech(ValueError):
+    """The model ended an utterance before its first sound."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One text in one voice. `seed` None draws from torch's global generators, as upstream does."""
+
+    text: str
+    voice: Conditionals
+    sampling: SamplingOptions
+    seed: int | None = None
+    language: str | None = None
+
+
+@dataclass
+class Speech:
+    """What became of a job: the sound, and how it came about."""
+
+    wav: Tensor  # (1, N) float32 on the CPU
+    tokens: list[Tensor]  # one (n,) LongTensor a piece
+    stops: list[str]  # a piece's reason to end: "eos" | "limit" | "guard"
+    seconds: dict[str, float] = field(default_factory=dict)  # wall time of each stage, shared by a batch
+
+
+@dataclass
+class _Piece:
+    """One utterance: what fits the model at once. A long job has several."""
+
+    job: int
+    request: TokenRequest
+    text: str
+
+
+class Pipeline:
+    def __init__(
+        self, config: ModelConfig, t3: Any, s3gen: Any, tokenizer: Any, device: torch.device, options: EngineOptions
+    ) -> None:
+        self.config, self.tokenizer, self.device = config, tokenizer, device
+        self.tokens = TokenRunner(t3, options) if t3 is not None else None
+        self.mel = MelRunner(s3gen.flow, options)
+        self.wav = WavRunner(s3gen.mel2wav, options)
+
+    @torch.inference_mode()
+    def speak(
+        self,
+        jobs: Sequence[Job],
+        *,
+        max_chars: int | None,
+        steps: int | None = None,
+        watermark: Callable[[list[Tensor]], list[Tensor]] | None = None,
+        cancel: Any = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Speech]:
+        seconds: dict[str, float] = {}
+        with self._stage("text", seconds):
+            pieces = [p for i, job in enumerate(jobs) for p in self._pieces(i, job, len(jobs), max_chars)]
+        with self._stage("tokens", seconds):
+            results = self._draw(pieces, cancel, progress)
+        spoken = [(p, t) for p, r in zip(pieces, results) if len(t := self._audible(r.tokens))]
+        wavs = self.render([t for _, t in spoken], [jobs[p.job].voice for p, _ in spoken],
+                           [p.request.noise for p, _ in spoken], steps, seconds, cancel) if spoken else []
+        if self.config.family == "mtl":  # the last token before the end decodes to a click
+            wavs = [w[: max(1, len(t) - 1) * SAMPLES_PER_TOKEN] for w, (_, t) in zip(wavs, spoken)]
+        by_job: list[list[Tensor]] = [[] for _ in jobs]
+        for (piece, _), wav in zip(spoken, wavs):
+            by_job[piece.job].append(wav)
+        joined = [join(parts) for parts in by_job]
+        with self._stage("watermark", seconds):
+            sounding = [i for i, w in enumerate(joined) if len(w)]
+            if watermark is not None and sounding:
+                for i, marked in zip(sounding, watermark([joined[i] for i in sounding])):
+                    joined[i] = marked
+        return [
+            Speech(
+                wav=wav.float().cpu().unsqueeze(0),
+                tokens=[t.cpu() for p, t in spoken if p.job == i],
+                stops=[r.stopped for p, r in zip(pieces, results) if p.job == i],
+                seconds=dict(seconds),
+            )
+            for i, wav in enumerate(joined)
+        ]
+
+    @torch.inference_mode()
+    def draw(self, job: Job, cancel: Any = None, progress: Callable[[int], None] | None = None) -> Tensor:
+        """Speech tokens of one utterance, as they would be rendered."""
+        (piece,) = self._pieces(0, job, 1, None)
+        return self._audible(self._draw([piece], cancel, progress)[0].tokens).cpu()
+
+    @torch.inference_mode()
+    def render(
+        self,
+        tokens: Sequence[Tensor],
+        voices: Sequence[Conditionals | dict],
+        noises: Sequence[RequestNoise],
+        steps: int | None = None,
+        seconds: dict[str, float] | None = None,
+        cancel: Any = None,
+    ) -> list[Tensor]:
+        """Speech tokens -> (N,) waves on the model's device."""
+        seconds = {} if seconds is None else seconds
+        prompts = [v if isinstance(v, dict) else v.gen for v in voices]
+        with self._stage("mel", seconds):
+            mels = self.mel.render([t.to(self.device) for t in tokens], prompts, noises, steps)
+        _check(cancel)
+        with self._stage("wav", seconds):
+            return self.wav.render(mels, noises)
+
+    def _draw(self, pieces: list[_Piece], cancel: Any, progress: Callable | None) -> list[TokenResult]:
+        _check(cancel)
+        results = self.tokens.generate([p.request for p in pieces], cancel=cancel, progress=progress)
+        _check(cancel)
+        for piece, result in zip(pieces, results):
+            start = piece.text[:40]
+            if result.stopped == "limit":
+                logger.warning(
+                    "speech was cut at max_new_tokens=%d (%.0f s): %r...; raise the limit or split the text",
+                    piece.request.sampling.max_new_tokens, piece.request.sampling.max_new_tokens / 25, start,
+                )
+            elif result.stopped == "guard":
+                logger.warning("speech ran away and was stopped after %d tokens: %r...", len(result.tokens), start)
+            if not len(self._audible(result.tokens, padded=False)):
+                logger.warning("the model ended before its first sound: %r...", start)
+        return results
+
+    def _audible(self, tokens: Tensor, padded: bool = True) -> Tensor:
+        """Control ids dropped; Turbo ends with a little silence, as upstream's does."""
+        tokens = tokens[tokens < SPEECH_CODES]
+        if padded and len(tokens) and self.config.t3.is_gpt:
+            tokens = torch.cat([tokens, tokens.new_full((3,), SILENCE_TOKEN)])
+        return tokens
+
+    def _pieces(self, index: int, job: Job, n_jobs: int, max_chars: int | None) -> list[_Piece]:
+        texts = split(job.text, max_chars) if max_chars else [job.text]
+        alone = n_jobs == len(texts) == 1
+        # Rows of one batch may not share a generator: what one draws would shift the other's draws.
+        seed = job.seed if job.seed is not None or alone else int(torch.randint(2**62, ()).item())
+        pieces = []
+        for k, text in enumerate(texts):
+            request = TokenRequest(
+                text_ids=self.text_ids(text, job.language),
+                cond=job.voice.t3,
+                sampling=job.sampling,
+                noise=RequestNoise(self.device, seed if k == 0 or seed is None else seed + k),
+            )
+            pieces.append(_Piece(index, request, text))
+        return pieces
+
+    def text_ids(self, text: str, language: str | None = None) -> Tensor:
+        """(T,) ids as T3 reads them. Text of nothing but white space counts as no text at all."""
+        text = punc_norm(text if text.strip() else "", self.config.family)
+        if self.config.t3.is_gpt:
+            return self.tokenizer.encode(text)
+        args = (text, language) if self.config.family == "mtl" else (text,)
+        ids = self.tokenizer.text_to_tokens(*args).view(-1)
+        return torch.cat([ids.new_tensor([START_TEXT]), ids, ids.new_tensor([STOP_TEXT])])
+
+    @contextmanager
+    def _stage(self, name: str, seconds: dict[str, float]):
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # three a call: nothing beside what it makes visible
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def join(parts: Sequence[Tensor]) -> Tensor:
+    """Pieces of one text, faded at the seams, with a short pause between them."""
+    if not parts:
+        return torch.zeros(0)
+    if len(parts) == 1:
+        return parts[0]
+    out: list[Tensor] = []
+    pause = parts[0].new_zeros(int(PAUSE * S3GEN_RATE))
+    for i, part in enumerate(parts):
+        n = min(int(FADE * S3GEN_RATE), len(part) // 2)
+        ramp = torch.sin(torch.linspace(0, torch.pi / 2, n, device=part.device, dtype=part.dtype))
+        part = part.clone()
+        if i > 0:
+            part[:n] *= ramp
+        if i < len(parts) - 1 and n:
+            part[-n:] *= ramp.flip(0)
+        out += [part, pause] if i < len(parts) - 1 else [part]
+    return torch.cat(out)
+
+
+def _check(cancel: Any) -> None:
+    if cancel is not None and cancel.is_set():
+        raise Cancelled("the call was cancelled")
+

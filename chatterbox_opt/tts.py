@@ -1,0 +1,60 @@
+"""English Chatterbox: upstream's call, faster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import MAX_CHARS, Speaker, pretrained_folder
+from .voice import Conditionals
+
+
+class OptimizedChatterboxTTS(Speaker):
+    family = "tts"
+
+    @classmethod
+    def from_pretrained(
+        cls, device: str | torch.device, *, repo_id: str | None = None, revision: str | None = None, **options: Any
+    ) -> OptimizedChatterboxTTS:
+        return cls._load(pretrained_folder("tts", repo_id=repo_id, revision=revision), device, "tts", **options)
+
+    @classmethod
+    def from_local(
+        cls, ckpt_dir: str | Path, device: str | torch.device, *, t3_file: str | None = None, **options: Any
+    ) -> OptimizedChatterboxTTS:
+        """`t3_file` names a fine-tuned T3 inside the folder, or anywhere else."""
+        return cls._load(ckpt_dir, device, "tts", t3_file, **options)
+
+    def generate(
+        self,
+        text: str,
+        repetition_penalty: float = 1.2,
+        min_p: float = 0.05,
+        top_p: float = 1.0,
+        audio_prompt_path: str | Path | None = None,
+        exaggeration: float = 0.5,
+        cfg_weight: float = 0.5,
+        temperature: float = 0.8,
+        *,
+        voice: Conditionals | None = None,
+        seed: int | None = None,
+        max_new_tokens: int | None = None,
+        n_cfm_timesteps: int | None = None,
+        max_chars: int | None = MAX_CHARS,
+        verbose: bool = False,
+        cancel: Any = None,
+    ) -> Tensor:
+        """(1, N) float32 on the CPU at `self.sr`. `max_chars=None` speaks a long text in one go, as upstream does."""
+        if voice is None and audio_prompt_path:
+            voice = self._voice(None, audio_prompt_path, exaggeration)
+        job = self._job(
+            text, voice, exaggeration, seed, repetition_penalty=repetition_penalty, min_p=min_p, top_p=top_p,
+            cfg_weight=cfg_weight, temperature=temperature, max_new_tokens=max_new_tokens,
+        )
+        return self._one(job, n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
+
+
+ChatterboxTTS = OptimizedChatterboxTTS

@@ -1,0 +1,118 @@
+"""Chatterbox Turbo and Nano: a GPT-2 backbone, no guidance, a two-step decoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .audio.loudness import normalize_loudness
+from .base import MAX_CHARS, Speaker, pretrained_folder
+from .config import S3_RATE
+from .options import SamplingOptions
+from .voice import Conditionals
+
+logger = logging.getLogger(__name__)
+
+
+class OptimizedChatterboxTurboTTS(Speaker):
+    family = "turbo"
+    defaults = SamplingOptions(min_p=0.0, top_p=0.95, top_k=1000, cfg_weight=0.0, max_new_tokens=1001)
+    ENC_COND_LEN = 15 * S3_RATE
+
+    def __init__(
+        self, t3: Any, s3gen: Any, ve: Any, tokenizer: Any, device: Any, conds: Conditionals | None = None,
+        model_label: str = "Turbo", **options: Any,
+    ) -> None:
+        super().__init__(t3, s3gen, ve, tokenizer, device, conds, **options)
+        self.model_label = model_label
+        self._warned = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        device: str | torch.device,
+        nano: bool = False,
+        *,
+        repo_id: str | None = None,
+        revision: str | None = None,
+        **options: Any,
+    ) -> OptimizedChatterboxTurboTTS:
+        folder = pretrained_folder("nano" if nano else "turbo", repo_id=repo_id, revision=revision)
+        return cls.from_local(folder, device, nano, **options)
+
+    @classmethod
+    def from_local(
+        cls, ckpt_dir: str | Path, device: str | torch.device, nano: bool = False, *, t3_file: str | None = None,
+        **options: Any,
+    ) -> OptimizedChatterboxTurboTTS:
+        family = "nano" if nano else "turbo"
+        return cls._load(ckpt_dir, device, family, t3_file, model_label=family.capitalize(), **options)
+
+    @classmethod
+    def from_random(
+        cls, device: Any = "cpu", size: str = "tiny", seed: int = 0, nano: bool = False, **options: Any
+    ) -> OptimizedChatterboxTurboTTS:
+        family = "nano" if nano else "turbo"
+        return super().from_random(device, size, seed, family, model_label=family.capitalize(), **options)
+
+    def norm_loudness(self, wav: Any, sr: int, target_lufs: float = -27) -> Any:
+        return normalize_loudness(wav, sr, target_lufs)
+
+    def prepare_voice(
+        self, audio: Any, exaggeration: float = 0.5, norm_loudness: bool = True, *, sample_rate: int | None = None
+    ) -> Conditionals:
+        return self.voices.prepare(
+            audio, exaggeration=exaggeration, sample_rate=sample_rate, norm_loudness=norm_loudness
+        )
+
+    def prepare_conditionals(self, wav_fpath: Any, exaggeration: float = 0.5, norm_loudness: bool = True) -> None:
+        self.conds = self.prepare_voice(wav_fpath, exaggeration, norm_loudness)
+
+    def generate(
+        self,
+        text: str,
+        repetition_penalty: float = 1.2,
+        min_p: float = 0.00,
+        top_p: float = 0.95,
+        audio_prompt_path: str | Path | None = None,
+        exaggeration: float = 0.0,
+        cfg_weight: float = 0.0,
+        temperature: float = 0.8,
+        top_k: int = 1000,
+        norm_loudness: bool = True,
+        *,
+        voice: Conditionals | None = None,
+        seed: int | None = None,
+        max_new_tokens: int | None = None,
+        n_cfm_timesteps: int | None = None,
+        max_chars: int | None = MAX_CHARS,
+        verbose: bool = False,
+        cancel: Any = None,
+    ) -> Tensor:
+        """(1, N) float32 on the CPU at `self.sr`. `cfg_weight`, `exaggeration` and `min_p` have no effect here."""
+        if voice is None and audio_prompt_path:
+            voice = self._voice(None, audio_prompt_path, exaggeration, norm_loudness=norm_loudness)
+        job = self._job(
+            text, voice, exaggeration, seed, repetition_penalty=repetition_penalty, min_p=min_p, top_p=top_p,
+            cfg_weight=cfg_weight, temperature=temperature, top_k=top_k, max_new_tokens=max_new_tokens,
+        )
+        return self._one(job, n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
+
+    def _job(self, text: str, voice: Any, exaggeration: Any, seed: Any, language: None = None, **sampling: Any):
+        job = super()._job(text, voice, exaggeration, seed, language, **sampling)
+        ignored = [n for n in ("cfg_weight", "min_p") if getattr(job.sampling, n)]
+        ignored += ["exaggeration"] * bool(exaggeration)
+        if not ignored:
+            return job
+        if not self._warned:  # once a model: a batch of a thousand texts needs no thousand lines
+            logger.warning("%s: not supported by %s and ignored", ", ".join(ignored), self.model_label)
+            self._warned = True
+        return dataclasses.replace(job, sampling=dataclasses.replace(job.sampling, cfg_weight=0.0, min_p=0.0))
+
+
+ChatterboxTurboTTS = OptimizedChatterboxTurboTTS

@@ -1,0 +1,92 @@
+"""The tree is the diagram: who may import whom, and which names live in one place only."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "chatterbox_opt"
+FILES = sorted(ROOT.rglob("*.py"))
+
+# layer -> what it may import from the package (itself always)
+LAYERS = {
+    "config": set(),
+    "options": set(),
+    "text": {"config"},
+    "models": {"config"},
+    "weights": {"config", "models"},
+    "engine": {"config", "options", "models"},
+    "audio": {"config"},
+    "voice": {"config", "models", "audio"},
+    "pipeline": {"config", "options", "text", "voice", "engine", "audio", "models"},
+    "base": {"config", "options", "text", "voice", "engine", "audio", "weights", "models", "pipeline"},
+}
+DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
+for door in DOORS:
+    LAYERS[door] = set(LAYERS["base"]) | {"base"}
+LAYERS["upstream"] = set(LAYERS["base"]) | DOORS | {"base"}
+LAYERS["cli"] = {"options", "config", "audio", "weights"} | DOORS
+LAYERS["__main__"] = {"cli"}
+LAYERS["__init__"] = set(LAYERS["base"]) | DOORS | {"base"}
+
+# a name -> the only files that may say it
+CONFINED = {
+    "torch.compile": {"engine/graphs.py"},
+    "CUDAGraph": {"engine/graphs.py"},
+    "torch.cuda.graph": {"engine/graphs.py"},
+    "huggingface_hub": {"weights/hub.py"},
+    "soundfile": {"audio/io.py"},
+    "soxr": {"audio/io.py"},
+    "import perth": set(),
+    "chatterbox.": {"upstream.py"},
+}
+FOREIGN = {"torchaudio", "transformers", "s3tokenizer", "librosa", "einops", "scipy", "diffusers", "omegaconf"}
+
+
+def layer_of(file: Path) -> str:
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports_of(file: Path) -> set[str]:
+    """Absolute dotted names of everything the file imports, wherever the import stands."""
+    package = ["chatterbox_opt", *file.relative_to(ROOT).parent.parts]
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            found |= {stem if node.module and stem != "chatterbox_opt" else f"{stem}.{a.name}" for a in node.names}
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_only_downward(file: Path):
+    layer = layer_of(file)
+    inside = {name.split(".")[1] for name in imports_of(file) if name.startswith("chatterbox_opt.")}
+    assert inside - LAYERS[layer] - {layer} == set(), f"{layer} must not import these"
+    assert not {name.split(".")[0] for name in imports_of(file)} & FOREIGN
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_confined_names_and_size(file: Path):
+    where = file.relative_to(ROOT).as_posix()
+    code = "\n".join(line.split("#")[0] for line in file.read_text().splitlines())
+    modules = imports_of(file)
+    for name, allowed in CONFINED.items():
+        if name == "chatterbox.":
+            said = any(m == "chatterbox" or m.startswith("chatterbox.") for m in modules)
+        elif name.startswith("import "):
+            said = any(m.split(".")[0] == name.split()[1] for m in modules)
+        elif "." in name or name == "CUDAGraph":
+            said = name + "(" in code or (name == "CUDAGraph" and "CUDAGraph" in code)
+        else:
+            said = any(m.split(".")[0] == name for m in modules)
+        assert not said or where in allowed, f"{name} belongs in {allowed or 'no file'}"
+    assert len(file.read_text().splitlines()) <= 400
+
+
+def test_config_and_options_need_the_standard_library_only():
+    for name in ("config.py", "options.py"):
+        assert {m.split(".")[0] for m in imports_of(ROOT / name)} <= {"__future__", "dataclasses", "typing", "math"}
