@@ -85,22 +85,22 @@ class EngineOptions:
         return dataclasses.replace(self, **changes)
 
 
-def _number(name: str, value: object, low: float | None = None, high: float | None = None, above: float | None = None) -> None:
-    span = f"{'above ' + str(above) if above is not None else 'at least ' + str(low)}" + (f", at most {high}" if high is not None else "")
+def _number(
+    name: str, value: object, low: float | None = None, high: float | None = None, above: float | None = None
+) -> None:
     ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if ok and above is not None:
-        ok = value > above
-    if ok and low is not None:
-        ok = value >= low
-    if ok and high is not None:
-        ok = value <= high
+    ok = ok and (above is None or value > above) and (low is None or value >= low) and (high is None or value <= high)
     if not ok:
-        raise ValueError(f"{name}={value!r}: a number {span} is needed")
+        bounds = [f"above {above}"] * (above is not None) + [f"at least {low}"] * (low is not None)
+        bounds += [f"at most {high}"] * (high is not None)
+        raise ValueError(f"{name}={value!r}: a number {', '.join(bounds)} is needed")
 
 
 def _integer(name: str, value: object, low: int, high: int | None = None) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low or (high is not None and value > high):
-        raise ValueError(f"{name}={value!r}: a whole number from {low}{f' to {high}' if high else ''} is needed")
+    ok = isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
+    if not ok:
+        span = f"from {low} to {high}" if high is not None else f"of at least {low}"
+        raise ValueError(f"{name}={value!r}: a whole number {span} is needed")
 
 
 def _choice(name: str, value: object, allowed: tuple) -> None:

@@ -184,7 +184,7 @@ class Pipeline:
         """(T,) ids as T3 reads them. Text of nothing but white space counts as no text at all."""
         text = punc_norm(text if text.strip() else "", self.config.family)
         if self.config.t3.is_gpt:
-            return self.tokenizer.encode(text)
+            return torch.as_tensor(self.tokenizer.encode(text))
         args = (text, language) if self.config.family == "mtl" else (text,)
         ids = self.tokenizer.text_to_tokens(*args).view(-1)
         return torch.cat([ids.new_tensor([START_TEXT]), ids, ids.new_tensor([STOP_TEXT])])
