@@ -1,0 +1,83 @@
+"""For programs that hold chatterbox-tts objects: true subclasses of its classes, and `optimize(model)`.
+
+Needs chatterbox-tts installed; nothing else in this package does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from chatterbox.mtl_tts import ChatterboxMultilingualTTS
+from chatterbox.tts import ChatterboxTTS
+from chatterbox.tts_turbo import ChatterboxTurboTTS
+from chatterbox.vc import ChatterboxVC
+
+from . import mtl_tts, tts, tts_turbo, vc
+from .base import TOGGLES, toggles
+from .config import MODELS, ModelConfig
+from .engine.resolve import resolve
+from .voice import Conditionals, T3Cond
+from .weights.load import build_s3gen, build_t3, build_voice_encoder
+
+
+class OptimizedChatterboxTTS(tts.OptimizedChatterboxTTS, ChatterboxTTS):
+    pass
+
+
+class OptimizedChatterboxMultilingualTTS(mtl_tts.OptimizedChatterboxMultilingualTTS, ChatterboxMultilingualTTS):
+    pass
+
+
+class OptimizedChatterboxTurboTTS(tts_turbo.OptimizedChatterboxTurboTTS, ChatterboxTurboTTS):
+    pass
+
+
+class OptimizedChatterboxVC(vc.OptimizedChatterboxVC, ChatterboxVC):
+    pass
+
+
+def optimize(model: Any, *, config: ModelConfig | None = None, **options: Any) -> Any:
+    """Ours from a loaded upstream object, its weights taken from memory: shared where they are neither
+    fused nor cast. `model` stays usable. `config` is needed only for sizes that were never published."""
+    device = torch.device(model.device)
+    engine = resolve(toggles(**{k: options[k] for k in TOGGLES if k in options}), device)
+    if isinstance(model, ChatterboxVC):
+        config = config or MODELS["tts"]
+        s3gen = build_s3gen(model.s3gen.state_dict(), config, device, engine)
+        return OptimizedChatterboxVC(s3gen, model.device, model.ref_dict, config=config, **options)
+    cls, family = _twin(model)
+    config = config or MODELS[family]
+    extra = {"model_label": family.capitalize()} if cls is OptimizedChatterboxTurboTTS else {}
+    return cls(
+        build_t3(model.t3.state_dict(), config, device, engine),
+        build_s3gen(model.s3gen.state_dict(), config, device, engine),
+        build_voice_encoder(model.ve.state_dict(), config, device),
+        model.tokenizer,
+        model.device,
+        _conditionals(model.conds),
+        config=config,
+        **extra,
+        **options,
+    )
+
+
+def _twin(model: Any) -> tuple[type, str]:
+    if isinstance(model, ChatterboxTurboTTS):
+        return OptimizedChatterboxTurboTTS, "nano" if model.t3.dim == MODELS["nano"].t3.dim else "turbo"
+    if isinstance(model, ChatterboxMultilingualTTS):
+        return OptimizedChatterboxMultilingualTTS, "mtl"
+    if isinstance(model, ChatterboxTTS):
+        return OptimizedChatterboxTTS, "tts"
+    raise ValueError(f"optimize() takes a chatterbox-tts model, not {type(model).__module__}.{type(model).__name__}")
+
+
+def _conditionals(conds: Any) -> Conditionals | None:
+    """A copy that shares no tensor's history: upstream's voices drag an autograd graph behind them."""
+    if conds is None:
+        return None
+    detached = {k: v.detach() if torch.is_tensor(v) else v for k, v in vars(conds.t3).items()}
+    known = {f.name for f in dataclasses.fields(T3Cond)}
+    gen = {k: v.detach() if torch.is_tensor(v) else v for k, v in conds.gen.items()}
+    return Conditionals(T3Cond(**{k: v for k, v in detached.items() if k in known}), gen)
