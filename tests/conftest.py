@@ -1,0 +1,64 @@
+"""Seeds, threads, and the one place that says why a test is skipped."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TQDM_DISABLE", "1")  # upstream draws bars unasked
+
+NEEDS_UPSTREAM = "chatterbox-tts 0.1.7 is not installed: pip install --no-deps chatterbox-tts==0.1.7"
+NEEDS_GPU = "needs a CUDA device"
+NEEDS_WEIGHTS = "needs the published weights: --weights FOLDER"
+NEEDS_SLOW = "full-size or long: --slow"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run what is marked slow too")
+    parser.addoption("--weights", metavar="FOLDER", help="folder of published weights, one folder a family inside")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reasons = {
+        "gpu": None if _has_gpu() else NEEDS_GPU,
+        "weights": None if config.getoption("--weights") else NEEDS_WEIGHTS,
+        "slow": None if config.getoption("--slow") else NEEDS_SLOW,
+    }
+    for item in items:
+        for mark, reason in reasons.items():
+            if reason and item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True)
+def _same_start():
+    """Every test begins with the same generators, in full float32; what a test sets is put back."""
+    import torch
+
+    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.manual_seed(0)
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+
+
+@pytest.fixture
+def upstream():
+    """Skips where upstream is not installed; its modules are imported by the test that needs them."""
+    if importlib.util.find_spec("chatterbox") is None:
+        pytest.skip(NEEDS_UPSTREAM)
+    return pytest.importorskip("chatterbox", reason=NEEDS_UPSTREAM)
+
+
+@pytest.fixture(scope="session")
+def weights_folder(request: pytest.FixtureRequest) -> str:
+    return request.config.getoption("--weights")
