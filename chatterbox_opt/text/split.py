@@ -1,0 +1,240 @@
+"""Long text -> utterances a model can hold: cut where a speaker would breathe, never in mid-word unless forced to.
+
+Every place a text may be cut has a price. The pieces are the cheapest way through, which joins short neighbours and
+evens out lengths without ever losing or moving a character.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from bisect import bisect_left, bisect_right
+from itertools import accumulate, pairwise
+from math import inf
+
+# What a cut costs. A piece's own cost is at most 2, so each kind outweighs any evening-out by a worse kind.
+PARAGRAPH, SENTENCE, DOUBTFUL, CLAUSE, WORD, HARD = -0.9, 0.0, 3.0, 6.0, 30.0, 200.0
+INSIDE = 2.0  # added within quotes or round brackets
+SHORT, SHORT_COST = 25, 8.0  # the models babble after a few letters: a short piece costs more than a clause cut
+WIDE = 3  # a Han, kana or Hangul character takes as long to say as three letters
+
+_CLOSERS = "\"'”’»›)]}」』）】》〉〕］｣*_"
+_OPENERS = "\"'“‘«‹([{「『（【《〈〔［｢¿¡„‚-–—*_"
+_WIDE_STOPS = "。！？｡．"  # end a sentence with or without a blank behind them
+_STOPS = frozenset(".!?…‽؟۔।॥։።፧׃\u037e" + _WIDE_STOPS)
+_PAUSES = frozenset(",;:،؛፣፤፥·、，；：")
+_DASHES = frozenset("-–—―")
+_BLANKS = re.compile(r"\s+")
+_UNSPACED = re.compile(
+    rf"(?:[{_WIDE_STOPS}…]*[{_WIDE_STOPS}][{_WIDE_STOPS}….!?]*|[、，；：]+|[—―]+)[{re.escape(_CLOSERS)}]*"
+)
+_BREAK = re.compile(r"\r\n?|[\n\u2028]")
+_WIDE_CHAR = re.compile(
+    "[\u1100-\u11ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
+_QUOTED = re.compile(
+    r"\([^()]{1,280}\)|“[^“”]{1,280}”|«[^«»]{1,280}»|「[^「」]{1,280}」|『[^『』]{1,280}』|（[^（）]{1,280}）|"
+    r"(?<![\w\"])\"[^\"\n]{1,280}\"(?!\w)"
+)
+_TAG = re.compile(r"\[[^\[\]\n]{1,40}\]")  # [clear throat] is one event: never cut
+
+
+
+def _words(*lines: str) -> frozenset[str]:
+    return frozenset(word for line in lines for word in line.split())
+
+
+# The stop after these ends nothing: a name or a word follows.
+_NEVER = _words(
+    "mr mrs ms dr prof hon col maj capt cmdr lt sgt supt messrs mme mlle mgr sra srta dra hrn dña",
+    "cf vs ca approx bzw evtl ggf vgl bspw sog inkl resp zzgl e.g i.e z.b d.h u.a p.ej",
+    "г-н г-жа ул им тов проф т.е т.к",
+)
+# Nothing where a number follows; otherwise they are words like others.
+_NUMBERED = _words(
+    "no nos nr vol vols fig figs ch sec art arts pp pg p eq tel núm nº cap pág",
+    "jan feb mar apr jun jul aug sep sept oct nov dec стр рис см гл",
+)
+# May end a sentence or stand in it.
+_DOUBTFUL = _words(
+    "etc inc ltd co corp dept univ assn bros est min max avg hrs hr mins secs ft oz lb lbs kg km mi mph am pm ad bc",
+    "st sr jr rev gen sen rep gov pres ed eds trans fr sig str abs usw usf osv mm jne enz ecc al ibid op cit",
+    "rd ave blvd mt",
+    "т.д т.п и.о пр др г гг гр руб коп тыс млн млрд",
+)
+
+
+def split(text: str, max_chars: int = 280) -> list[str]:
+    """Utterances of at most `max_chars`, blanks at their ends dropped. A text that fits is left as it is."""
+    if not isinstance(max_chars, int) or isinstance(max_chars, bool) or max_chars < 20:
+        raise ValueError(f"max_chars={max_chars!r}: a whole number from 20 is needed, or None to leave texts whole")
+    if len(text) * WIDE <= max_chars:
+        return [text]
+    width = [0, *accumulate(_widths(text))]  # width[b] - width[a] is the length of text[a:b]
+    if width[-1] <= max_chars:
+        return [text]
+    cuts = _cheapest(width, _cuts(text, width, max_chars), max_chars)
+    pieces = [text[a:b].strip() for a, b in zip([0, *cuts], [*cuts, len(text)])]
+    return [p for p in pieces if p] or [""]
+
+
+def _widths(text: str) -> list[int]:
+    widths = [1] * len(text)
+    if not text.isascii():
+        for match in _WIDE_CHAR.finditer(text):
+            widths[match.start()] = WIDE
+    return widths
+
+
+def _cuts(text: str, width: list[int], limit: int) -> list[tuple[int, float]]:
+    """(first character of the next piece, price), in order. Worse kinds only where better ones are too far apart."""
+    cost: dict[int, float] = {}
+    words: list[tuple[int, float]] = []
+    for match in _BLANKS.finditer(text):
+        price = _blank(text, match.start(), match.end())
+        if price < WORD:
+            cost[match.end()] = price
+        else:
+            words.append((match.end(), price))
+    for match in _UNSPACED.finditer(text):
+        stop = any(c in _WIDE_STOPS for c in match.group())
+        cost.setdefault(match.end(), SENTENCE if stop else CLAUSE)
+    for start, end in _gaps(cost, width, limit):
+        nearby = words[bisect_right(words, (start, inf)) : bisect_left(words, (end,))]
+        cost.update(nearby)
+    for start, end in _gaps(cost, width, limit):
+        cost.update(dict.fromkeys(_hard_cuts(text, width, start, end, limit), HARD))
+    _charge_inside(text, cost)
+    return _thinned([(at, cost[at]) for at in sorted(cost) if 0 < at < len(text)], width, limit)
+
+
+def _thinned(cuts: list[tuple[int, float]], width: list[int], limit: int) -> list[tuple[int, float]]:
+    """Without those that stand next to one as good: "a. b. c. d." need not be looked at in every combination."""
+    kept = [(0, inf)]
+    for here, (following, _) in zip(cuts, [*cuts[1:], (len(width) - 1, 0.0)]):
+        last = kept[-1]
+        crowded = width[here[0]] - width[last[0]] < 8 and width[following] - width[last[0]] <= limit // 4
+        if not crowded or here[1] < last[1]:
+            kept.append(here)
+    return kept[1:]
+
+
+def _gaps(cost: dict[int, float], width: list[int], limit: int) -> list[tuple[int, int]]:
+    """Stretches without a cut that are too long for one piece."""
+    edges = [0, *sorted(cost), len(width) - 1]
+    return [(a, b) for a, b in pairwise(edges) if width[b] - width[a] > limit]
+
+
+def _hard_cuts(text: str, width: list[int], start: int, end: int, limit: int) -> list[int]:
+    """As far apart as allowed, not between a letter and its marks."""
+    cuts, at = [], start
+    while width[end] - width[at] > limit:
+        furthest = bisect_right(width, width[at] + limit, at, end) - 1
+        nearest = max(at + 1, furthest - 16)
+        at = next((i for i in range(furthest, nearest, -1) if not _joined(text, i)), furthest)
+        cuts.append(at)
+    return cuts
+
+
+def _joined(text: str, at: int) -> bool:
+    """True within what a reader sees as one character: marks, joined emoji, Jamo."""
+    before, after = text[at - 1], text[at]
+    skin = "\U0001f3fb" <= after <= "\U0001f3ff"
+    jamo = "\u1160" <= after <= "\u11ff"  # the later letters of a decomposed syllable
+    return skin or jamo or "\u200d" in (before, after) or unicodedata.category(after)[0] == "M"
+
+
+def _blank(text: str, start: int, end: int) -> float:
+    """What a cut costs where text[start:end] is blank."""
+    breaks = 0 if end - start == 1 and text[start] == " " else len(_BREAK.findall(text, start, end))
+    if breaks > 1 or "\u2029" in text[start:end]:
+        return PARAGRAPH
+    mark = start
+    while mark > 0 and text[mark - 1] in _CLOSERS:
+        mark -= 1
+    last = text[mark - 1] if mark else ""
+    if last in _STOPS:
+        return _sentence_end(text, mark, end)
+    if last in _PAUSES or breaks:
+        return CLAUSE
+    following = text[end] if end < len(text) else ""
+    if last in _DASHES:  # "a - b" is cut behind its dash, "a -b" and "a- b" are not cut
+        return CLAUSE if mark < 2 or text[mark - 2].isspace() or text[mark - 2] in _DASHES else WORD + INSIDE
+    return WORD + INSIDE if following in _DASHES or following in _STOPS or following in _PAUSES else WORD
+
+
+def _sentence_end(text: str, end: int, after: int) -> float:
+    """What a cut costs behind the stops that reach to `end`, with the next word from `after` on."""
+    start = end
+    while start > 0 and text[start - 1] in _STOPS:
+        start -= 1
+    follower = _first_letter(text, after)
+    if text[start:end] != ".":  # "Stop!" he said; well... maybe
+        return CLAUSE if follower.islower() else SENTENCE
+    word = _word_before(text, start)
+    bare = word.lower()
+    initial = len(word) == 1 and word != "I" and unicodedata.category(word) in ("Lu", "Lt")
+    if initial or bare in _NEVER or (bare in _NUMBERED and follower.isdecimal()):
+        return WORD + INSIDE  # J. Smith, Mr. Smith, No. 5
+    if bare in _DOUBTFUL or "." in word:
+        return WORD + INSIDE if follower.islower() else DOUBTFUL
+    if word.isdecimal() and len(word) <= 2:  # "1. Item" at the start of a line; "am 3. Mai"; "he was 12."
+        return WORD + INSIDE if follower.islower() or _starts_line(text, start - len(word)) else DOUBTFUL
+    return CLAUSE if follower.islower() else SENTENCE
+
+
+def _first_letter(text: str, at: int) -> str:
+    """The first letter or digit of what follows, past blanks and opening marks; "" if there is none near."""
+    for char in text[at : at + 8]:
+        if char not in _OPENERS and not char.isspace():
+            return char
+    return ""
+
+
+def _word_before(text: str, end: int) -> str:
+    """The word the stop at `end` is stuck to, with the stops inside it: "U.S", "z.B", "Smith"."""
+    start = end
+    while start > max(0, end - 20) and (text[start - 1].isalnum() or text[start - 1] in ".-º"):
+        start -= 1
+    return text[start:end].lstrip(".-")
+
+
+def _starts_line(text: str, at: int) -> bool:
+    before = text[max(0, at - 3) : at]
+    return not before.strip(" \t") or before.rstrip(" \t").endswith(("\n", "\r"))
+
+
+def _charge_inside(text: str, cost: dict[int, float]) -> None:
+    """A cut within quotes or brackets costs more."""
+    at = sorted(cost)
+    for pattern, price in ((_QUOTED, INSIDE), (_TAG, WORD)):
+        for match in pattern.finditer(text):
+            first = bisect_right(at, match.start())
+            while first < len(at) and at[first] < match.end():
+                cost[at[first]] += price
+                first += 1
+
+
+def _cheapest(width: list[int], cuts: list[tuple[int, float]], limit: int) -> list[int]:
+    """The shortest path over the cuts. A piece costs one, and the square of the room it leaves."""
+    at = [0, *(a for a, _ in cuts), len(width) - 1]
+    price = [0.0, *(p for _, p in cuts), 0.0]
+    best, came = [0.0] * len(at), [0] * len(at)
+    first = 0
+    for j in range(1, len(at)):
+        end = width[at[j]]
+        while end - width[at[first]] > limit:
+            first += 1
+        options = ((best[i] + _piece(end - width[at[i]], limit), i) for i in range(first, j))
+        total, came[j] = min(options)
+        best[j] = total + price[j]
+    path, j = [], came[-1]
+    while j > 0:
+        path.append(at[j])
+        j = came[j]
+    return path[::-1]
+
+
+def _piece(length: int, limit: int) -> float:
+    room = 1.0 - length / limit
+    return 1.0 + room * room + (SHORT_COST if length < min(SHORT, limit // 4) else 0.0)

@@ -1,0 +1,139 @@
+import random
+import re
+import time
+
+import pytest
+
+from chatterbox_opt.text.split import WIDE, _widths, split
+
+
+def length(text: str) -> int:
+    return sum(_widths(text))
+
+
+def check(text: str, limit: int) -> list[str]:
+    pieces = split(text, limit)
+    assert re.sub(r"\s+", "", "".join(pieces)) == re.sub(r"\s+", "", text), "a character was lost or moved"
+    if length(text) > limit:
+        assert all(length(p) <= limit for p in pieces), [length(p) for p in pieces]
+        assert all(p == p.strip() and p for p in pieces) or not text.strip()
+    return pieces
+
+
+SENTENCES = {
+    "abbreviations": ["Mr. and Mrs. Smith met Dr. J. R. Jones on Jan. 3 at No. 5 in Washington.",
+    "They talked, e.g. about the U.S. economy, vs. others."],
+    "decimals": ["Pi is about 3.14159 and e is 2.71828 or so.", "Version 1.2.3 costs $4.50 at www.example.com today."],
+    "quotes": ['"Stop!" he cried, and the car stopped at once.', '"Why?" she asked. “Because (he said) I must.”'],
+    "ellipses": ["Well... maybe we should think about it… or not.", "Wait... The door is open."],
+    "chinese": ["今天天气很好，我们去公园散步吧。", "“你好！”他说。", "真的吗？我不知道……"],
+    "japanese": ["今日はいい天気ですね。", "「はい。そうです。」と彼は言いました。"],
+    "korean": ["오늘은 날씨가 아주 좋습니다.", "산책하러 갈까요?"],
+    "arabic": ["كيف حالك اليوم؟", "أنا بخير، شكرا لك."],
+    "hebrew": ["מה שלומך היום?", "אני בסדר גמור, תודה רבה."],
+    "hindi": ["आज मौसम बहुत अच्छा है।", "चलो घूमने चलते हैं।"],
+    "greek": ["Πού είναι το βιβλίο\u037e", "Δεν ξέρω, αλλά θα το βρω."],
+    "russian": ["Это ул. Ленина, т.е. центр города.", "Мы живём там с 1990 года."],
+    "spanish": ["¿Dónde está la Sra. García?", "¡No lo sé!"],
+}
+
+
+@pytest.mark.parametrize("name", SENTENCES)
+def test_cuts_fall_between_sentences(name):
+    """Each text is a row of known sentences: every cut must be a seam of two of them."""
+    sentences = SENTENCES[name] * 12
+    space = "" if name in ("chinese", "japanese") else " "
+    text, seams = space.join(sentences), set()
+    at = 0
+    for s in sentences:
+        at += len(s)
+        seams.add(at)
+        at += len(space)
+    for limit in (120, 200, 280):
+        at = 0
+        for piece in check(text, limit):
+            at = text.index(piece, at) + len(piece)
+            inside = re.match(r"\s*(?:$|[^」”])", text[at:])  # never between a stop and its closing quote
+            assert inside, piece
+            inner = name in ("quotes", "chinese", "ellipses", "japanese")  # these sentences hold others
+            assert at in seams or (inner and text[at - 1] in ".!?。！？”\"」…"), (name, limit, piece)
+
+
+def test_what_fits_is_left_alone():
+    for text in ("", " ", "a", "  two  blanks\n\n ", "x. " * 90):
+        assert split(text, 280) == [text]
+    assert split(" " * 5000) == [""]
+
+
+def test_clauses_then_words_then_letters():
+    clauses = "and on it went over the hills, " * 12
+    assert all(p.endswith(",") for p in check(clauses, 100))
+    words = "word " * 200
+    assert all(set(p.split()) == {"word"} for p in check(words, 50))
+    assert [len(p) for p in check("x" * 130, 50)] == [50, 50, 30]
+    assert [len(p) for p in check("字" * 100, 90)] == [30, 30, 30, 10]
+    for piece in check("see - there is a pause - and here - too " * 9, 60):
+        assert not piece.startswith("-")
+
+
+def test_long_sentences_are_cut_only_where_needed():
+    text = "Short one. " + "this part has no stop, " * 16 + "end. Another short one follows here."
+    pieces = check(text, 280)
+    assert len(pieces) == 2
+    assert pieces[0].startswith("Short one. this")
+    assert pieces[1].endswith("end. Another short one follows here.")
+
+
+def test_short_pieces_join_their_neighbours():
+    text = "Hi. " + "The first half of this is long enough to matter a lot, " * 5 + "but it ends. Bye."
+    pieces = check(text, 280)
+    assert min(len(p) for p in pieces) >= 25, pieces
+    even = check("A sentence of some forty letters, more or less. " * 7, 280)
+    assert max(map(len, even)) - min(map(len, even)) < 60, "pieces are evened out"
+
+
+def test_tags_paragraphs_and_lists():
+    assert not any(p.count("[") != p.count("]") for p in check("so then [clear throat] we went on " * 20, 40))
+    pieces = check(("A title\n\n" + "some text without any stop " * 3 + "\n\n") * 6, 120)
+    assert all(p.startswith(("A title", "some text")) for p in pieces)
+    pieces = check("".join(f"{i}. Take the next item from the box and look at it.\n" for i in range(1, 20)), 60)
+    assert all(re.match(r"\d+\. Take", p) for p in pieces)
+
+
+def test_marks_stay_with_their_letters():
+    for unit in ("e\u0301", "👩\u200d👩\u200d👧", "👍🏽", "가\u11a8".replace("가", "\u1100\u1161")):
+        for piece in check(unit * 200, 41):
+            assert piece.startswith(unit[0]), (unit, piece[:4])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_is_lost_whatever_comes(seed):
+    draw = random.Random(seed)
+    parts = [*"abcXYZ .,!?;:-\n\t'\"()[]«»“”", "Mr. ", "3.14", "...", "。", "、", "字", "か", "한", "é", "e\u0301",
+        "😀", "  ",
+             "\n\n", "https://a.b", "\u00a0", "\u200b", "؟", "।", " - ", "word ", "word ", "word "]
+    text = "".join(draw.choices(parts, k=3000))
+    for limit in (20, 37, 100, 280, 1000):
+        check(text, limit)
+
+
+UNITS = ["word ", "Hello there, Mr. Smith. ", "x", " ", ".", "(", '"', "\n", "- ", "字", "a. ", "[ ", "( x", "—", "。"]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_hundred_thousand_characters_quickly(unit):
+    text = (unit * (100_000 // len(unit) + 1))[:100_000]
+    start = time.perf_counter()
+    check(text, 280)
+    assert time.perf_counter() - start < 5  # measured: under 1 s; a quadratic scan would take minutes
+
+
+@pytest.mark.parametrize("wrong", [0, 19, -1, 1.5, True, "280"])
+def test_wrong_sizes_are_refused(wrong):
+    with pytest.raises(ValueError, match="max_chars"):
+        split("text", wrong)
+
+
+def test_wide_characters_count_for_the_time_they_take():
+    text = "今天天气很好，我们去公园散步吧。" * 20
+    assert all(len(p) * WIDE >= 150 for p in check(text, 280)[:-1])
