@@ -16,6 +16,7 @@ class Rule(NamedTuple):
     sources: tuple[str, ...]
     target: str | None  # None: the sources are dropped
     fn: Callable[..., Tensor] = lambda tensor: tensor
+    keep: bool = False  # leave the sources to a later rule, for what becomes two tensors
 
 
 def remap(state: dict[str, Tensor], rules: Iterable[Rule]) -> dict[str, Tensor]:
@@ -29,7 +30,7 @@ def remap(state: dict[str, Tensor], rules: Iterable[Rule]) -> dict[str, Tensor]:
             missing = [n for n in names if n not in out]
             if missing:
                 raise ValueError(f"the checkpoint has {key} but not {', '.join(missing)}")
-            tensors = [out.pop(n) for n in names]
+            tensors = [out[n] if rule.keep else out.pop(n) for n in names]
             if rule.target is not None:
                 out[rule.target.format(*groups)] = rule.fn(*tensors)
     return out
@@ -49,3 +50,161 @@ def cat(*tensors: Tensor) -> Tensor:
 
 def transpose(tensor: Tensor) -> Tensor:
     return tensor.t().contiguous()
+
+
+# ---- voice encoder, speech tokenizer, x-vector: keys as inside each network ----------------------
+
+VOICE_ENCODER = drop("similarity_weight", "similarity_bias")  # of the training loss
+
+S3_TOKENIZER = [
+    Rule(
+        tuple(f"encoder.blocks.{{}}.attn.{name}.weight" for name in ("query", "key", "value")),
+        "encoder.blocks.{}.attn.qkv.weight",
+        cat,
+    ),
+    Rule(
+        ("encoder.blocks.{}.attn.query.bias", "encoder.blocks.{}.attn.value.bias"),
+        "encoder.blocks.{}.attn.qkv.bias",
+        lambda query, value: cat(query, torch.zeros_like(query), value),  # the key has none
+    ),
+    *drop("_mel_filters", "window"),  # computed
+]
+
+
+def _norm_scale(var: Tensor) -> Tensor:
+    return (var.float() + 1e-5).rsqrt()
+
+
+def _norm_affine(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """An inference batch norm as (2, C): scale and shift."""
+    scale = weight * _norm_scale(var)
+    return torch.stack([scale, bias - mean * scale])
+
+
+def _folded_weight(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, conv: Tensor) -> Tensor:
+    scale = _norm_affine(weight, bias, mean, var)[0]
+    return conv * scale.view(-1, *[1] * (conv.dim() - 1))
+
+
+def _folded_bias(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, conv: Tensor) -> Tensor:
+    return _norm_affine(weight, bias, mean, var)[1]
+
+
+def _norm(name: str) -> tuple[str, ...]:
+    return tuple(f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var"))
+
+
+def fold_norm(conv: str, norm: str, target: str | None = None) -> list[Rule]:
+    """A convolution without bias and the batch norm behind it become one convolution with a bias."""
+    sources = (*_norm(norm), f"{conv}.weight")
+    target = target or conv
+    return [
+        Rule(sources, f"{target}.bias", _folded_bias, keep=True),
+        Rule(sources, f"{target}.weight", _folded_weight),
+    ]
+
+
+_DENSE = ("xvector.dense.nonlinear.batchnorm.running_mean", "xvector.dense.nonlinear.batchnorm.running_var")
+
+CAMPPLUS = [
+    *drop("{}.num_batches_tracked"),
+    *fold_norm("head.conv1", "head.bn1"),
+    *fold_norm("head.conv2", "head.bn2"),
+    *fold_norm("head.{}.conv1", "head.{}.bn1"),
+    *fold_norm("head.{}.conv2", "head.{}.bn2"),
+    *fold_norm("head.{}.shortcut.0", "head.{}.shortcut.1", "head.{}.shortcut"),
+    *fold_norm("xvector.tdnn.linear", "xvector.tdnn.nonlinear.batchnorm"),
+    *fold_norm("xvector.{}.linear1", "xvector.{}.nonlinear2.batchnorm"),
+    *fold_norm("xvector.transit3.linear", "xvector.out_nonlinear.batchnorm"),
+    # These stand before their layer and its ReLU, so only scale and shift remain of them.
+    Rule(_norm("xvector.{}.nonlinear1.batchnorm"), "xvector.{}.nonlinear1.affine", _norm_affine),
+    Rule(_norm("xvector.transit{}.nonlinear.batchnorm"), "xvector.transit{}.nonlinear.affine", _norm_affine),
+    Rule(
+        ("xvector.{}.cam_layer.linear_local.weight",),
+        "xvector.{}.cam_layer.taps.weight",
+        lambda conv: conv.permute(2, 0, 1).flatten(0, 1),  # (out, in, 3) -> (3 * out, in)
+    ),
+    # The last batch norm has no weight and bias of its own.
+    Rule(_DENSE, "xvector.dense.linear.bias", lambda mean, var: -mean * _norm_scale(var), keep=True),
+    Rule(
+        (*_DENSE, "xvector.dense.linear.weight"),
+        "xvector.dense.linear.weight",
+        lambda mean, var, conv: conv * _norm_scale(var)[:, None, None],
+    ),
+]
+
+
+# ---- T3 ------------------------------------------------------------------------------------------
+
+
+def pair_heads(head_dim: int) -> Callable[..., Tensor]:
+    """q, k, v -> one product. Inside each head of q and k, channel i comes to stand beside i + head_dim/2, the one it
+    is rotated with; a dot product does not mind the order."""
+
+    def fuse(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        paired = [w.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2) for w in (q, k)]
+        return torch.cat([*paired, v])
+
+    return fuse
+
+
+def t3_llama(head_dim: int) -> list[Rule]:
+    layer = "tfmr.layers.{}."
+    attn, mlp = layer + "self_attn.", layer + "mlp."
+    qkv = tuple(f"{attn}{name}_proj.weight" for name in "qkv")
+    return [
+        Rule(qkv, attn + "qkv_proj.weight", pair_heads(head_dim)),
+        Rule((mlp + "gate_proj.weight", mlp + "up_proj.weight"), mlp + "gate_up_proj.weight", cat),
+        *drop("tfmr.embed_tokens.weight", "text_head.weight"),  # never read at inference
+    ]
+
+
+T3_GPT2 = [
+    *(
+        Rule((f"tfmr.h.{{}}.{name}.weight",), f"tfmr.h.{{}}.{name}.weight", transpose)  # GPT-2 stores (in, out)
+        for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    ),
+    *drop("tfmr.wte.weight", "text_head.weight", "text_head.bias"),
+]
+
+
+# ---- vocoder: keys as inside it ------------------------------------------------------------------
+
+
+def _weight_norm(g: Tensor, v: Tensor) -> Tensor:
+    return torch._weight_norm(v, g, 0)  # the very kernel upstream runs: F0 must come out equal to the last bit
+
+
+def _snake(alpha: Tensor) -> Tensor:
+    """Snake's frequency where it can be divided by: below 1e-5 its wave is 1e-5 of the signal at most."""
+    return torch.where(alpha.abs() < 1e-5, torch.full_like(alpha, 1e-5), alpha)
+
+
+def _rows(weight: Tensor, alpha: Tensor) -> Tensor:
+    return weight * _snake(alpha).view(-1, *[1] * (weight.dim() - 1))
+
+
+def _columns(weight: Tensor, alpha: Tensor) -> Tensor:
+    return weight / _snake(alpha)[:, None]
+
+
+def _flat(weight: Tensor) -> Tensor:
+    """A 1-D convolution as a 2-D one of height 1, channels last."""
+    return weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+
+
+# Every convolution but those of the F0 net.
+_FLAT = ("conv_pre", "ups.{}", "source_downs.{}", "{}.convs1.{}", "{}.convs2.{}", "conv_post")
+
+HIFT = [
+    Rule(("{}.parametrizations.weight.original0", "{}.parametrizations.weight.original1"), "{}.weight", _weight_norm),
+    Rule(("{}.weight_g", "{}.weight_v"), "{}.weight", _weight_norm),  # as torch named them before 2.0
+    # models/hift.py says what is folded where.
+    Rule(("{}.convs1.{}.weight", "{}.activations1.{}.alpha"), "{}.convs1.{}.weight", _columns, keep=True),
+    Rule(("{}.convs1.{}.weight", "{}.activations2.{}.alpha"), "{}.convs1.{}.weight", _rows, keep=True),
+    Rule(("{}.convs1.{}.bias", "{}.activations2.{}.alpha"), "{}.convs1.{}.bias", _rows, keep=True),
+    Rule(("{}.convs2.{}.weight", "{}.activations2.{}.alpha"), "{}.convs2.{}.weight", _columns, keep=True),
+    *drop("{}.activations2.{}.alpha"),
+    Rule(("{}.activations1.{}.alpha",), "{}.activations1.{}.alpha", _snake),
+    *(Rule((f"{name}.weight",), f"{name}.weight", _flat) for name in _FLAT),
+]

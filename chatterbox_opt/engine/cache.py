@@ -1,0 +1,99 @@
+"""The static k/v cache: the only owner of T3's keys and values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import T3Config
+
+GRAIN = 64  # positions: the step in which the live part grows
+
+
+@dataclass
+class StaticKVCache:
+    """k and v are (layers, rows, heads, positions, head_dim). A request owns one row, or two with guidance."""
+
+    k: Tensor
+    v: Tensor
+    clean: int = 0  # positions below this hold numbers, not what memory happened to hold
+
+    @classmethod
+    def allocate(
+        cls, config: T3Config, rows: int, length: int, device: torch.device, dtype: torch.dtype
+    ) -> StaticKVCache:
+        shape = (config.layers, rows, config.heads, length, config.head_dim)
+        # empty: a page of a long row costs memory only once it is written
+        return cls(*(torch.empty(shape, device=device, dtype=dtype) for _ in range(2)))
+
+    @property
+    def rows(self) -> int:
+        return self.k.shape[1]
+
+    @property
+    def length(self) -> int:
+        return self.k.shape[3]
+
+    def fits(self, rows: int, length: int) -> bool:
+        return rows <= self.rows and length <= self.length
+
+    def clear(self, upto: int) -> None:
+        """Make [clean, upto) finite in every row: a masked position's weight is 0, but 0 times NaN is NaN."""
+        upto = min(self.length, -(-upto // GRAIN) * GRAIN)
+        if upto > self.clean:
+            self.k[:, :, :, self.clean : upto].zero_()
+            self.v[:, :, :, self.clean : upto].zero_()
+            self.clean = upto
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Row `source` takes the place of row `target`."""
+        for tensor in (self.k, self.v):
+            tensor[:, target, :, :length] = tensor[:, source, :, :length]
+
+    def paste(self, rows: list[int], k: Tensor, v: Tensor) -> None:
+        """The same prefix, k and v (layers, heads, P, head_dim), at the start of each of these rows."""
+        for row in rows:
+            self.k[:, row, :, : k.shape[2]] = k
+            self.v[:, row, :, : v.shape[2]] = v
+
+
+@dataclass
+class Prefill:
+    """Writes T positions from `start` of the given rows, and reads everything up to their end."""
+
+    cache: StaticKVCache
+    rows: list[int]
+    start: int
+
+    def __call__(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        first, end = self.rows[0], self.start + k.shape[2]
+        whole = []
+        for tensor, new in ((self.cache.k, k), (self.cache.v, v)):
+            part = tensor[layer, first : first + len(self.rows), :, :end]
+            part[:, :, self.start :] = new
+            whole.append(part)
+        return whole[0], whole[1]
+
+
+@dataclass
+class Decode:
+    """Writes one position a row, `positions` (R,), and reads the live part of the first R rows."""
+
+    cache: StaticKVCache
+    positions: Tensor
+    live: int
+    uniform: int | None = None  # the position, where all rows stand at the same one: a slice beats a scatter
+
+    def __call__(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        rows = len(k)
+        keys, values = self.cache.k[layer, :rows], self.cache.v[layer, :rows]
+        if self.uniform is not None:
+            keys[:, :, self.uniform] = k[:, :, 0]
+            values[:, :, self.uniform] = v[:, :, 0]
+        else:
+            index = self.positions.view(rows, 1, 1, 1).expand(-1, k.shape[1], 1, k.shape[3])
+            keys.scatter_(2, index, k)
+            values.scatter_(2, index, v)
+        return keys[:, :, : self.live], values[:, :, : self.live]

@@ -1,0 +1,348 @@
+"""Text tokens -> speech tokens, for one and for many, over the rows of one static cache."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import STOP_SPEECH
+from ..models.t3 import T3
+from ..options import EngineOptions, SamplingOptions
+from .cache import Decode, Prefill, StaticKVCache
+from .graphs import Captured
+from .guard import ran_away
+from .lanes import Lane, Lanes
+from .noise import RequestNoise
+from .prefix import PrefixCache
+from .sampling import Filters, guide, next_token, next_token_turbo
+
+LIVE = (256, 512, 1024, 1536, 2560, 4608)  # captured lengths of the part of the cache that attention reads
+STEP = 256  # cache lengths are multiples of this
+
+
+@dataclass(frozen=True)
+class TokenRequest:
+    text_ids: Tensor  # (T,) long, with the start and end ids of Llama's families
+    cond: Any  # speaker_emb (1, 256), cond_prompt_speech_tokens (1, n), emotion_adv (1, 1, 1)
+    sampling: SamplingOptions
+    noise: RequestNoise
+
+    @property
+    def rows(self) -> int:
+        return 2 if self.sampling.cfg_weight > 0 else 1
+
+
+@dataclass(frozen=True)
+class TokenResult:
+    tokens: Tensor  # (n,) long on the model's device, without the stop token
+    stopped: str  # "eos" | "limit" | "guard" | "cancelled"
+
+
+class TokenRunner:
+    def __init__(self, t3: T3, options: EngineOptions) -> None:
+        self.t3, self.options, self.config = t3, options, t3.config
+        weight = t3.speech_emb.weight
+        self.device, self.dtype = weight.device, weight.dtype
+        self.prefixes = PrefixCache(t3, options.prefix_cache)
+        self.captured = Captured(options.compile, self.device)
+        self.cache: StaticKVCache | None = None
+        self.lanes: Lanes | None = None
+        self.lock = threading.Lock()  # one cache: calls from several threads take turns
+
+    # ---- the call --------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        requests: Sequence[TokenRequest],
+        cancel: Any = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[TokenResult]:
+        if not requests:
+            return []
+        for request in requests:
+            self._check(request)
+        with self.lock:
+            self._reserve(requests)
+            return self._run(requests, cancel, progress)
+
+    def _run(self, requests: Sequence[TokenRequest], cancel: Any, progress: Callable | None) -> list[TokenResult]:
+        results: list[TokenResult | None] = [None] * len(requests)
+        waiting = deque(range(len(requests)))
+        lanes = self.lanes
+        lanes.clear()
+        done = 0
+        while waiting or lanes.active:
+            if cancel is not None and cancel.is_set():
+                break
+            room = min(len(waiting), lanes.capacity - len(lanes.active))
+            if room:
+                self._admit([(waiting[0], requests[waiting.popleft()]) for _ in range(room)])
+            else:
+                self._decode_block()
+            for lane in self._finished():
+                results[lane.index] = self._result(lane)
+            lanes.compact(self.cache)
+            if progress is not None:
+                live = sum(len(lane.tokens) for lane in lanes.active)
+                done = sum(len(r.tokens) for r in results if r is not None)
+                progress(done + live)
+        for lane in lanes.active:
+            lane.stopped = "cancelled"
+            results[lane.index] = self._result(lane)
+        lanes.clear()
+        none = torch.zeros(0, dtype=torch.long, device=self.device)
+        return [r or TokenResult(none, "cancelled") for r in results]
+
+    def warmup(self, batch: int = 1) -> None:
+        """Allocate and capture for `batch` utterances of ordinary length, ahead of the first request."""
+        with self.lock, torch.inference_mode():
+            rows = batch if self.config.is_gpt else 2 * batch
+            self._make_room(batch, rows, LIVE[3] if self.captured.on else STEP)
+            if self.captured.on:
+                self._capture(batch, not self.config.is_gpt, self.cache.length, self._usual_filters())
+
+    # ---- before a run ----------------------------------------------------------------------------
+
+    def _check(self, request: TokenRequest) -> None:
+        n, config = len(request.text_ids), self.config
+        most = config.max_positions - config.prefix_len - 8 if config.is_gpt else config.text_positions
+        if n > most:
+            raise ValueError(f"the text has {n} tokens, the position table {most}; split the text (max_chars=280)")
+        if n and (int(request.text_ids.max()) >= config.text_vocab or int(request.text_ids.min()) < 0):
+            raise ValueError(f"a text token is outside the vocabulary of {config.text_vocab}: another family's tokenizer?")
+        prompt = request.cond.cond_prompt_speech_tokens
+        if prompt is None:
+            raise ValueError("the voice has no prompt tokens; prepare it with this model's prepare_voice()")
+        needed = self._length(request)
+        if needed > self.options.cache_len:
+            raise ValueError(
+                f"{needed} positions are needed for voice, text and max_new_tokens={request.sampling.max_new_tokens}, "
+                f"cache_len is {self.options.cache_len}; lower the one or raise the other"
+            )
+
+    def _length(self, request: TokenRequest) -> int:
+        """Positions a request can come to occupy, what is drawn past its end included."""
+        prefix = request.cond.cond_prompt_speech_tokens.shape[-1] + 1 if self.config.is_gpt else self.config.prefix_len
+        return prefix + len(request.text_ids) + 2 + request.sampling.max_new_tokens + self.options.poll_every + 1
+
+    def _reserve(self, requests: Sequence[TokenRequest]) -> None:
+        slots = min(self.options.slots, len(requests))
+        rows = slots * max(r.rows for r in requests)
+        length = max(self._length(r) for r in requests)
+        self._make_room(slots, rows, length)
+        self.filters = Filters(
+            min_p=not self.config.is_gpt and any(r.sampling.min_p > 0 for r in requests),
+            top_p=any(r.sampling.top_p < 1 for r in requests),
+            top_k=any(r.sampling.top_k > 0 for r in requests),
+        )
+        if self.captured.on:
+            self._capture(slots, rows > slots, length, self.filters)
+
+    def _make_room(self, slots: int, rows: int, length: int) -> None:
+        if self.captured.on:  # a captured batch is padded to a power of two
+            slots, rows = bucket(slots), 2 * bucket(slots)
+        if self.cache is None or not self.cache.fits(rows, length):
+            rows = max(rows, self.cache.rows if self.cache else 0)
+            length = max(-(-length // STEP) * STEP, self.cache.length if self.cache else 0)
+            self.cache = None  # the old one goes before the new one comes
+            self.captured.forget()
+            self.cache = StaticKVCache.allocate(self.config, rows, length, self.device, self.dtype)
+        if self.lanes is None or self.lanes.capacity < slots:
+            self.captured.forget()
+            self.lanes = Lanes(slots, self.config, self.device)
+        self.lanes.fit_rows(self.cache.rows)
+
+    def _usual_filters(self) -> Filters:
+        return Filters(False, True, True) if self.config.is_gpt else Filters()
+
+    # ---- a new utterance -------------------------------------------------------------------------
+
+    def _admit(self, new: list[tuple[int, TokenRequest]]) -> None:
+        """Prefill the new requests' rows in one pass, right-padded, and draw their first tokens."""
+        lanes = self.lanes
+        first = lanes.rows
+        added = [lanes.add(index, request) for index, request in new]
+        prefixes = [self.prefixes.get(request.cond) for _, request in new]
+        # Voices of one prefix length share a pass; in practice all do.
+        size = prefixes[0].length
+        if any(p.length != size for p in prefixes):
+            raise ValueError("voices of different prompt lengths cannot share a batch; prepare them with one model")
+        texts = [request.text_ids for _, request in new for _ in range(request.rows)]
+        longest = max(len(t) for t in texts)
+        padded = torch.stack([torch.nn.functional.pad(t, (0, longest - len(t))) for t in texts]).to(self.device)
+        uncond = torch.tensor([k == 1 for _, r in new for k in range(r.rows)], device=self.device)
+        # The start tokens follow each text at once, so they are laid into the padded row, not behind it.
+        x = self._text_rows(padded, [len(t) for t in texts], uncond)
+        rows = list(range(first, first + len(texts)))
+        self.cache.clear(size + x.shape[1])
+        for lane, prefix in zip(added, prefixes):
+            self.cache.paste(lane.row_list(), prefix.k, prefix.v)
+        span = torch.arange(size, size + x.shape[1], device=self.device)
+        mask = torch.arange(size + x.shape[1], device=self.device) <= span[:, None]
+        hidden = self.t3(x, span[None], Prefill(self.cache, rows, size), mask[None, None])
+        ends = torch.tensor([len(t) + self._starts - 1 for t in texts], device=self.device)
+        logits = self.t3.logits(hidden[torch.arange(len(texts), device=self.device), ends])
+        for lane, (_, request) in zip(added, new):
+            lane.position = size + len(request.text_ids) + self._starts
+        lanes.upload()
+        self._first_tokens(added, logits, first)
+
+    @property
+    def _starts(self) -> int:
+        return 1 if self.config.is_gpt else 2
+
+    def _text_rows(self, padded: Tensor, lengths: list[int], uncond: Tensor) -> Tensor:
+        """(B, T + starts, D): each text, its start tokens right behind it, then padding nobody attends to."""
+        x = self.t3.text_part(padded, uncond)
+        starts = x[:, padded.shape[1] :].clone()
+        for i, n in enumerate(lengths):
+            x[i, n : n + self._starts] = starts[i]
+        return x
+
+    def _first_tokens(self, added: list[Lane], logits: Tensor, first_row: int) -> None:
+        lanes, low = self.lanes, added[0].slot
+        span = slice(low, low + len(added))
+        self._draw_noise(added)
+        token = self._pick(logits, lanes.cond[span] - first_row, lanes.uncond[span] - first_row, span)
+        if self.config.is_gpt:  # Turbo's penalty forgets the start token after the first draw
+            lanes.seen[span] = False
+        lanes.seen[span].scatter_(1, token[:, None], True)
+        lanes.token[span] = token
+        lanes.collect(added, token[:, None])
+
+    # ---- the loop --------------------------------------------------------------------------------
+
+    def _decode_block(self) -> None:
+        """`poll_every` tokens without a look at any of them, then one look."""
+        lanes, steps = self.lanes, self.options.poll_every
+        for lane in lanes.active:
+            lane.state = lane.request.noise.state() if steps > 1 and not lane.greedy else None
+        drawn = []
+        for _ in range(steps):
+            self._draw_noise(lanes.active)
+            drawn.append(self._decode().clone())
+            for lane in lanes.active:
+                lane.position += 1
+        lanes.collect(lanes.active, torch.stack(drawn, 1))
+
+    def _decode(self) -> Tensor:
+        lanes = self.lanes
+        n, rows = len(lanes.active), lanes.rows
+        most = max(lane.position for lane in lanes.active)
+        guided = rows > n
+        if self.captured.on:
+            n, rows = bucket(n), bucket(n) * (2 if guided else 1)
+            live = live_bucket(most + 1, self.cache.length)
+            self.cache.clear(self.cache.length)
+            return self.captured.run((n, rows, live, self.filters), partial(self._step, n, rows, live, None))
+        uniform = most if all(lane.position == most for lane in lanes.active) else None
+        self.cache.clear(most + 1)
+        return self._step(n, rows, most + 1, uniform)
+
+    def _step(self, n: int, rows: int, live: int, uniform: int | None) -> Tensor:
+        """One token for n lanes over `rows` rows: what is captured. Reads and writes `lanes` and `cache` only."""
+        lanes = self.lanes
+        x = self.t3.embed_speech(lanes.token[:n], lanes.step[:n])  # (n, D)
+        x = x[lanes.lane_of_row[:rows]].unsqueeze(1)  # (rows, 1, D)
+        positions = lanes.position[:rows]
+        mask = None
+        if uniform is None:
+            mask = (lanes.span[:live] <= positions[:, None])[:, None, None]
+        hidden = self.t3(x, positions[:, None], Decode(self.cache, positions, live, uniform), mask)
+        token = self._pick(self.t3.logits(hidden[:, 0]), lanes.cond[:n], lanes.uncond[:n], slice(0, n))
+        lanes.seen[:n].scatter_(1, token[:, None], True)
+        lanes.token[:n] = token
+        lanes.step[:n] += 1
+        lanes.position[:rows] += 1
+        return lanes.token[:n]
+
+    def _pick(self, logits: Tensor, cond: Tensor, uncond: Tensor, span: slice) -> Tensor:
+        lanes = self.lanes
+        params = lanes.params_of(span)
+        pick = next_token_turbo if self.config.is_gpt else next_token
+        if not self.config.is_gpt:
+            # Rows without guidance name their own row twice: the difference is 0.
+            logits = guide(logits[cond], logits[uncond], params.cfg)
+        else:
+            logits = logits[cond]
+        return pick(logits, lanes.seen[span], lanes.noise[span], params, self.filters)
+
+    def _draw_noise(self, lanes: list[Lane]) -> None:
+        for lane in lanes:
+            if not lane.greedy:
+                lane.request.noise.exponential(self.lanes.noise[lane.slot])
+
+    # ---- the end ---------------------------------------------------------------------------------
+
+    def _finished(self) -> list[Lane]:
+        out = []
+        for lane in self.lanes.active:
+            fresh = lane.tokens[lane.seen_until :]
+            limit = lane.request.sampling.max_new_tokens
+            if STOP_SPEECH in fresh:
+                end, lane.stopped = lane.seen_until + fresh.index(STOP_SPEECH) + 1, "eos"
+                if end > limit:
+                    end, lane.stopped = limit, "limit"
+            elif len(lane.tokens) >= limit:
+                end, lane.stopped = limit, "limit"
+            elif self.options.runaway_guard and ran_away(lane.tokens, len(lane.request.text_ids)):
+                end, lane.stopped = len(lane.tokens), "guard"
+            else:
+                lane.seen_until = len(lane.tokens)
+                continue
+            self._rewind(lane, end)
+            del lane.tokens[end:]
+            out.append(lane)
+        return out
+
+    def _rewind(self, lane: Lane, end: int) -> None:
+        """Leave the request's generator where `end` draws would have: the audio's noise follows from there."""
+        if lane.state is None or end == len(lane.tokens):
+            return
+        lane.request.noise.restore(lane.state)
+        scratch = torch.empty(self.config.speech_vocab, device=self.device)
+        for _ in range(end - lane.seen_until):
+            lane.request.noise.exponential(scratch)
+
+    def _result(self, lane: Lane) -> TokenResult:
+        tokens = [t for t in lane.tokens if t != STOP_SPEECH]
+        return TokenResult(torch.tensor(tokens, dtype=torch.long, device=self.device), lane.stopped)
+
+    # ---- capture ---------------------------------------------------------------------------------
+
+    def _capture(self, slots: int, guided: bool, length: int, filters: Filters) -> None:
+        """Every batch size and length this run can pass through, largest first, before it begins."""
+        lanes = self.lanes
+        lanes.clear()
+        self.cache.clear(self.cache.length)
+        self.filters = filters
+        sizes = [s for s in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if s <= bucket(slots)]
+        longest = live_bucket(length, self.cache.length)
+        lives = [b for b in live_buckets(self.cache.length) if b <= longest]
+        for n in reversed(sizes):
+            for rows in (2 * n, n) if guided else (n,):
+                for live in reversed(lives):
+                    self.captured.prepare((n, rows, live, filters), partial(self._step, n, rows, live, None))
+                    lanes.clear()  # warm-up runs have advanced the positions
+
+
+def bucket(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def live_buckets(length: int) -> list[int]:
+    return sorted({min(b, length) for b in LIVE} | {length})
+
+
+def live_bucket(need: int, length: int) -> int:
+    return next(b for b in live_buckets(length) if b >= need)
+
+

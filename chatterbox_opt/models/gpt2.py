@@ -1,0 +1,69 @@
+"""The GPT-2 backbone of Turbo's and Nano's T3."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import T3Config
+from .layers import attend
+from .llama import KV
+
+
+class Attention(nn.Module):
+    def __init__(self, config: T3Config) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.c_attn = nn.Linear(config.dim, 3 * config.dim)
+        self.c_proj = nn.Linear(config.dim, config.dim)
+
+    def forward(self, x: Tensor, layer: int, kv: KV | None, mask: Tensor | None) -> Tensor:
+        qkv = self.c_attn(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, Dh)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, Dh)
+        if kv is None:
+            return self.c_proj(attend(q, k, v, causal=True))
+        return self.c_proj(attend(q, *kv(layer, k, v), mask))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: T3Config) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.dim, config.ff)
+        self.c_proj = nn.Linear(config.ff, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class LayerNorm(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+class Block(nn.Module):
+    def __init__(self, config: T3Config) -> None:
+        super().__init__()
+        self.ln_1 = LayerNorm(config.dim, config.norm_eps)
+        self.attn = Attention(config)
+        self.ln_2 = LayerNorm(config.dim, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, layer: int, kv: KV | None, mask: Tensor | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), layer, kv, mask)
+        return x + self.mlp(self.ln_2(x))
+
+
+class Gpt2(nn.Module):
+    def __init__(self, config: T3Config) -> None:
+        super().__init__()
+        self.wpe = nn.Embedding(config.max_positions, config.dim)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.ln_f = LayerNorm(config.dim, config.norm_eps)
+
+    def forward(self, x: Tensor, positions: Tensor, kv: KV | None = None, mask: Tensor | None = None) -> Tensor:
+        """As Llama's: x (B, T, D) at positions (B|1, T); `kv` None is plain causal attention."""
+        x = x + self.wpe(positions)
+        for i, block in enumerate(self.h):
+            x = block(x, i, kv, mask)
+        return self.ln_f(x)

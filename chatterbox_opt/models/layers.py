@@ -1,0 +1,43 @@
+"""Operations that more than one network uses."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..config import T3Config
+
+
+@lru_cache(maxsize=8)
+def rope_table(config: T3Config, positions: int, device: torch.device) -> Tensor:
+    """(positions, head_dim/2, 2): cosine and sine of each position's angle, Llama 3's frequency scaling applied."""
+    with torch.inference_mode(False):
+        half = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
+        freq = 1.0 / (config.rope_theta ** (half / config.head_dim))
+        turns = config.rope_original * freq / (2 * math.pi)  # of each frequency over the original context
+        blend = ((turns - config.rope_low) / (config.rope_high - config.rope_low)).clamp(0, 1)
+        freq = (1 - blend) * freq / config.rope_factor + blend * freq
+        angle = torch.arange(positions, dtype=torch.float32)[:, None] * freq
+        return torch.stack([angle.cos(), angle.sin()], -1).to(device)
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """x (B, T, H, Dh) by rope (B|1, T, Dh/2, 2), in float32. A head's pairs stand side by side: the loader has
+    put channel i next to i + Dh/2, so that one complex product turns them all."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    rope = rope.unsqueeze(2)
+    if x.device.type == "cpu":
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope))
+    else:  # complex numbers stop torch.compile and are slow on MPS
+        a, b, cos, sin = *pairs.unbind(-1), *rope.unbind(-1)
+        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1)
+    return turned.flatten(-2).to(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """q (B, H, T, Dh), k and v (B, H, S, Dh) -> (B, T, H*Dh)."""
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    return out.transpose(1, 2).flatten(2)

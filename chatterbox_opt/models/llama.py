@@ -1,0 +1,83 @@
+"""The Llama backbone of English and multilingual T3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import T3Config
+from .layers import attend, rope_table, rotate
+
+# (layer, k, v) of the new positions -> all k and v to attend to. The engine's cache has this shape.
+KV = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        # float32 whatever the weights are: the mean of squares of 1024 bf16 numbers is not one
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: T3Config) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv_proj = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor, rope: Tensor, layer: int, kv: KV | None, mask: Tensor | None) -> Tensor:
+        qkv = self.qkv_proj(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, Dh)
+        turned = rotate(qkv[:, :, :2].flatten(2, 3), rope)  # (B, T, 2H, Dh)
+        q, k = turned.transpose(1, 2).split(self.heads, 1)  # (B, H, T, Dh)
+        v = qkv[:, :, 2].transpose(1, 2)
+        if kv is None:
+            return self.o_proj(attend(q, k, v, causal=True))
+        return self.o_proj(attend(q, *kv(layer, k, v), mask))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: T3Config) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(config.dim, 2 * config.ff, bias=False)
+        self.down_proj = nn.Linear(config.ff, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, -1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class Block(nn.Module):
+    def __init__(self, config: T3Config) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rope: Tensor, layer: int, kv: KV | None, mask: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, layer, kv, mask)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Llama(nn.Module):
+    def __init__(self, config: T3Config) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+
+    def forward(self, x: Tensor, positions: Tensor, kv: KV | None = None, mask: Tensor | None = None) -> Tensor:
+        """x (B, T, D) at positions (B|1, T). Without `kv`: plain causal attention, the reference.
+        With it: attention to what it returns under `mask` (B|1, 1, T, S), True = attend."""
+        rope = rope_table(self.config, self.config.max_positions, x.device)[positions]
+        for i, block in enumerate(self.layers):
+            x = block(x, rope, i, kv, mask)
+        return self.norm(x)

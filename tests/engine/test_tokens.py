@@ -1,0 +1,316 @@
+"""The token engine: upstream's tokens at the same seed, and a row that does not know its batch."""
+
+import threading
+
+import pytest
+import torch
+from t3_pairs import pair, random_t3, text, voice
+
+from chatterbox_opt.engine.noise import RequestNoise
+from chatterbox_opt.engine.tokens import TokenRequest, TokenRunner
+from chatterbox_opt.options import EngineOptions, SamplingOptions
+
+CPU = torch.device("cpu")
+EXACT = EngineOptions.exact()
+N = 72
+
+
+def request(config, n=20, seed=0, voice_seed=0, emotion=0.5, text_seed=0, **sampling):
+    defaults = dict(min_p=0.0, top_p=0.95, top_k=1000, cfg_weight=0.0) if config.is_gpt else {}
+    options = SamplingOptions(**{"max_new_tokens": N, **defaults, **sampling})
+    return TokenRequest(text(config, n, text_seed), voice(config, voice_seed, emotion), options, RequestNoise(CPU, seed))
+
+
+def tokens_of(t3, requests, options=EXACT):
+    return [r.tokens for r in TokenRunner(t3, options).generate(requests)]
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return random_t3("tts")
+
+
+@pytest.fixture(scope="module")
+def gpt():
+    return random_t3("turbo")
+
+
+# ---- against upstream ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, dict(cfg_weight=0.3), dict(top_p=0.8), dict(min_p=0.0), dict(min_p=0.2, top_p=0.9, cfg_weight=1.0),
+        dict(repetition_penalty=2.0), dict(repetition_penalty=1.0, temperature=1.0), dict(temperature=0.3),
+    ],
+    ids=str,
+)
+def test_upstreams_tokens_at_the_same_seed(settings):
+    upstream, ours, config = pair("tts")
+    req = request(config, seed=None, **settings)
+    from chatterbox.models.t3.modules.cond_enc import T3Cond
+
+    s, v = req.sampling, req.cond
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        wanted = upstream.inference(
+            t3_cond=T3Cond(v.speaker_emb, None, v.cond_prompt_speech_tokens, None, v.emotion_adv),
+            text_tokens=req.text_ids[None].repeat(2, 1), max_new_tokens=N, temperature=s.temperature, top_p=s.top_p,
+            min_p=s.min_p, repetition_penalty=s.repetition_penalty, cfg_weight=s.cfg_weight,
+        )[0]
+        after = torch.rand(3)
+        for options in (EXACT, EngineOptions(dtype="float32", compile=None, attention="sdpa", poll_every=8)):
+            torch.manual_seed(seed)
+            got = tokens_of(ours, [req], options)[0]
+            assert got.tolist() == [t for t in wanted.tolist() if t != 6562]
+            assert torch.equal(torch.rand(3), after), "the generator must stand where upstream's does"
+    assert len(wanted) >= 64 or wanted[-1] == 6562
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, dict(top_p=0.8), dict(top_k=50), dict(repetition_penalty=2.0), dict(temperature=1.0)], ids=str
+)
+@pytest.mark.parametrize("family", ["turbo", "nano"])
+def test_turbos_tokens_at_the_same_seed(family, settings):
+    upstream, ours, config = pair(family)
+    req = request(config, seed=None, **settings)
+    from chatterbox.models.t3.modules.cond_enc import T3Cond
+
+    s, v = req.sampling, req.cond
+    torch.manual_seed(3)
+    wanted = upstream.inference_turbo(
+        T3Cond(v.speaker_emb, None, v.cond_prompt_speech_tokens, None, v.emotion_adv), req.text_ids[None],
+        temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, repetition_penalty=s.repetition_penalty,
+        max_gen_len=N - 1,
+    )[0]
+    after = torch.rand(3)
+    torch.manual_seed(3)
+    assert tokens_of(ours, [req])[0].tolist() == [t for t in wanted.tolist() if t != 6562]
+    assert torch.equal(torch.rand(3), after)
+
+
+# ---- everything matters --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(text_seed=1), dict(voice_seed=1), dict(emotion=0.9), dict(cfg_weight=0.0), dict(n=21), dict(seed=1)],
+    ids=str,
+)
+def test_each_part_of_the_input_changes_the_tokens(llama, change):
+    base = tokens_of(llama, [request(llama.config)])[0]
+    assert not torch.equal(base, tokens_of(llama, [request(llama.config, **change)])[0])
+
+
+# ---- batches -------------------------------------------------------------------------------------
+
+
+def mixed(config, count=6):
+    settings = [
+        dict(n=20), dict(n=5, cfg_weight=0.0), dict(n=40, top_p=0.7, cfg_weight=0.3), dict(n=11, temperature=0.0),
+        dict(n=3, max_new_tokens=9), dict(n=17, repetition_penalty=1.7, emotion=0.9),
+    ]
+    if config.is_gpt:
+        settings = [{k: v for k, v in s.items() if k != "cfg_weight"} for s in settings]
+    return [request(config, seed=i, voice_seed=i, text_seed=i, **settings[i % 6]) for i in range(count)]
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+@pytest.mark.parametrize("options", [EXACT, EXACT.replace(slots=2), EXACT.replace(poll_every=8, slots=3, prefix_cache=True)])
+def test_a_row_is_what_it_is_alone(family, options, llama, gpt):
+    t3 = gpt if family == "turbo" else llama
+    alone = [tokens_of(t3, [r])[0] for r in mixed(t3.config)]
+    for got in (tokens_of(t3, mixed(t3.config), options), tokens_of(t3, mixed(t3.config)[::-1], options)[::-1]):
+        assert [g.tolist() for g in got] == [a.tolist() for a in alone]
+
+
+@torch.inference_mode()
+def test_slots_leave_nothing_behind(llama):
+    runner = TokenRunner(llama, EXACT)
+    first = runner.generate([request(llama.config)])[0].tokens
+    runner.generate(mixed(llama.config))
+    runner.cache.k.fill_(1e3)
+    runner.cache.v.fill_(1e3)
+    assert torch.equal(runner.generate([request(llama.config)])[0].tokens, first)
+
+
+@torch.inference_mode()
+def test_uninitialised_memory_is_never_read(llama):
+    runner = TokenRunner(llama, EXACT)
+    wanted = [r.tokens for r in runner.generate(mixed(llama.config))]
+    runner.cache.k.fill_(float("nan"))
+    runner.cache.v.fill_(float("nan"))
+    runner.cache.clean = 0
+    got = [r.tokens for r in runner.generate(mixed(llama.config))]
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+
+
+def test_changed_parameters_take_effect(llama):
+    runner = TokenRunner(llama, EXACT)
+    draws = [
+        runner.generate([request(llama.config, **s)])[0].tokens.tolist()
+        for s in ({}, dict(temperature=0.2), dict(cfg_weight=1.5), dict(top_p=0.5), dict(repetition_penalty=3.0), {})
+    ]
+    assert draws[0] == draws[-1]
+    assert len({tuple(d) for d in draws}) == 5
+
+
+@pytest.mark.parametrize("change", [dict(poll_every=8), dict(prefix_cache=True), dict(slots=1), dict(cache_len=2048)], ids=str)
+def test_exact_fields_change_nothing(llama, change):
+    wanted = tokens_of(llama, mixed(llama.config))
+    got = tokens_of(llama, mixed(llama.config), EXACT.replace(**change))
+    assert [g.tolist() for g in got] == [w.tolist() for w in wanted]
+
+
+def test_drawing_ahead_leaves_the_generator_in_place(llama):
+    for poll in (1, 3, 8):
+        req = request(llama.config, seed=4, max_new_tokens=10)
+        TokenRunner(llama, EXACT.replace(poll_every=poll)).generate([req])
+        after = req.noise.normal((3,))
+        fresh = RequestNoise(CPU, 4)
+        for _ in range(10):
+            fresh.exponential(torch.empty(llama.config.speech_vocab))
+        assert torch.equal(after, fresh.normal((3,)))
+
+
+# ---- ends ----------------------------------------------------------------------------------------
+
+
+def test_limits_and_stops(llama):
+    short, long = TokenRunner(llama, EXACT).generate(
+        [request(llama.config, max_new_tokens=5), request(llama.config, max_new_tokens=40)]
+    )
+    assert short.stopped == "limit"
+    assert len(short.tokens) == 5
+    assert torch.equal(long.tokens[:5], short.tokens)
+    assert TokenRunner(llama, EXACT).generate([]) == []
+
+
+def test_eos_ends_a_row(llama):
+    req = request(llama.config, temperature=0.0, max_new_tokens=30)
+    ahead = tokens_of(llama, [req])[0].tolist()
+    head = llama.speech_head.weight
+    kept = head[6562].clone()
+    try:
+        head[6562] = head[ahead[10]] * 1.01  # now the stop token wins where that token did
+        for poll in (1, 8):
+            (result,) = TokenRunner(llama, EXACT.replace(poll_every=poll)).generate([req])
+            assert result.stopped == "eos"
+            assert result.tokens.tolist() == ahead[: ahead.index(ahead[10])]
+    finally:
+        head[6562] = kept
+
+
+def test_guard_stops_what_repeats():
+    from chatterbox_opt.engine.guard import ran_away
+
+    assert ran_away([7] * 80, 20)
+    assert ran_away([1, 2, 3] * 30, 20)
+    assert not ran_away(list(range(200)), 20)
+    assert not ran_away([7] * 60, 20), "a pause of two seconds is none of its business"
+    assert ran_away(list(range(600)), 20)
+    stuck = random_t3("tts")
+    stuck.speech_head.weight.zero_()  # greedy now says the same token for ever
+    req = request(stuck.config, temperature=0.0, max_new_tokens=200)
+    free = TokenRunner(stuck, EXACT).generate([req])[0]
+    guarded = TokenRunner(stuck, EXACT.replace(runaway_guard=True)).generate([req])[0]
+    assert (free.stopped, len(free.tokens)) == ("limit", 200)
+    assert guarded.stopped == "guard"
+    assert len(guarded.tokens) < 100
+
+
+def test_cancel_within_eight_tokens(llama):
+    class After:
+        def __init__(self, looks):
+            self.looks = looks
+
+        def is_set(self):
+            self.looks -= 1
+            return self.looks < 0
+
+    for poll in (1, 8):
+        results = TokenRunner(llama, EXACT.replace(poll_every=poll)).generate(
+            [request(llama.config, max_new_tokens=500)] * 2, cancel=After(3)
+        )
+        assert [r.stopped for r in results] == ["cancelled"] * 2
+        assert len(results[0].tokens) <= 1 + 3 * 8
+
+
+def test_progress_counts_up(llama):
+    seen = []
+    TokenRunner(llama, EXACT).generate([request(llama.config, max_new_tokens=6)] * 2, progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == 12
+
+
+def test_threads_take_turns(llama):
+    runner = TokenRunner(llama, EXACT)
+    wanted = [t.tolist() for t in tokens_of(llama, mixed(llama.config, 8))]
+    got = [None] * 8
+
+    def work(i):
+        got[i] = runner.generate([mixed(llama.config, 8)[i]])[0].tokens.tolist()
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert got == wanted
+
+
+# ---- what cannot work ----------------------------------------------------------------------------
+
+
+def test_impossible_requests_are_refused_before_anything_runs(llama):
+    runner = TokenRunner(llama, EXACT)
+    with pytest.raises(ValueError, match="position table"):
+        runner.generate([request(llama.config, n=2100)])
+    with pytest.raises(ValueError, match="cache_len"):
+        TokenRunner(llama, EXACT.replace(cache_len=100)).generate([request(llama.config)])
+    bad = request(llama.config)
+    bad.text_ids[3] = 9999
+    with pytest.raises(ValueError, match="vocabulary"):
+        runner.generate([bad])
+    assert len(runner.generate([request(llama.config)])[0].tokens)
+
+
+# ---- what is captured ----------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+def test_the_captured_step_never_asks_the_host(family, llama, gpt):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            name = str(func)
+            assert not any(bad in name for bad in ("_local_scalar_dense", "nonzero", "item", "unique")), name
+            return func(*args, **(kwargs or {}))
+
+    t3 = gpt if family == "turbo" else llama
+    runner = TokenRunner(t3, EXACT)
+    runner.warmup(4)
+    runner.filters = runner._usual_filters()
+    runner.cache.clear(256)
+    with Watch():
+        rows = 4 if t3.config.is_gpt else 8
+        runner._step(4, rows, 256, None)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+@pytest.mark.parametrize("mode", ["cudagraph", "reduce-overhead"])
+def test_graph_is_eager(family, mode):
+    t3 = random_t3(family).cuda()
+    gpu = torch.device("cuda")
+
+    def requests():
+        return [TokenRequest(r.text_ids, r.cond, r.sampling, RequestNoise(gpu, i)) for i, r in enumerate(mixed(t3.config))]
+
+    for options in (EXACT, EXACT.replace(poll_every=8)):
+        eager = TokenRunner(t3, options).generate(requests())
+        graph = TokenRunner(t3, options.replace(compile=mode)).generate(requests())
+        assert [r.tokens.tolist() for r in eager] == [r.tokens.tolist() for r in graph]

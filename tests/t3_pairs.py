@@ -1,0 +1,102 @@
+"""A tiny upstream T3 and ours with the same weights, scaled until every part of the input matters."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from chatterbox_opt.config import T3Config, tiny
+from chatterbox_opt.models.t3 import T3
+from chatterbox_opt.weights.keymap import T3_GPT2, remap, t3_llama
+
+
+def sharpen(module: torch.nn.Module, seed: int = 0) -> None:
+    """Default initialisation leaves logits almost flat whatever the input; equal tokens would then prove little."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in module.named_parameters():
+            if p.ndim == 1:
+                p.add_(0.1 * torch.randn(p.shape, generator=g))
+            elif "emb" in name or "wpe" in name or "query" in name:
+                p.copy_(torch.randn(p.shape, generator=g))
+            elif "emotion" in name:  # one position among many has to be heard
+                p.copy_(8 * torch.randn(p.shape, generator=g))
+            elif "head" in name:
+                p.copy_(5 * torch.randn(p.shape, generator=g) / p.shape[1] ** 0.5)
+            else:
+                fan = p.shape[0] if "c_" in name else p.shape[-1]
+                p.copy_(1.5 * torch.randn(p.shape, generator=g) / fan**0.5)
+
+
+def upstream_t3(config: T3Config):
+    """The real class, its backbone table and perceiver patched to the size asked for."""
+    pytest.importorskip("chatterbox.models.t3.t3", reason="chatterbox-tts is not installed")
+    from chatterbox.models.t3 import t3 as module
+    from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
+    from chatterbox.models.t3.modules.perceiver import Perceiver
+    from chatterbox.models.t3.modules.t3_config import T3Config as UpstreamConfig
+
+    hp = UpstreamConfig(text_tokens_dict_size=config.text_vocab)
+    hp.llama_config_name = "tiny_for_tests"
+    hp.speech_tokens_dict_size = config.speech_vocab
+    if config.is_gpt:
+        hp.input_pos_emb, hp.speech_cond_prompt_len = None, 375
+        hp.use_perceiver_resampler = hp.emotion_adv = False
+        LLAMA_CONFIGS["tiny_for_tests"] = LLAMA_CONFIGS["GPT2_medium"] | {
+            "n_embd": config.dim, "hidden_size": config.dim, "n_head": config.heads, "n_layer": config.layers,
+            "n_inner": config.ff,
+        }
+    else:
+        LLAMA_CONFIGS["tiny_for_tests"] = LLAMA_CONFIGS["Llama_520M"] | {
+            "hidden_size": config.dim, "intermediate_size": config.ff, "num_hidden_layers": config.layers,
+            "num_attention_heads": config.heads, "num_key_value_heads": config.heads, "head_dim": config.head_dim,
+        }
+    model = module.T3(hp)
+    if not config.is_gpt:
+        model.cond_enc.perceiver = Perceiver(pre_attention_query_size=config.dim, embedding_dim=config.dim)
+    sharpen(model)
+    return model.eval()
+
+
+def pair(family: str):
+    """(upstream, ours, T3Config)."""
+    config = tiny(family).t3
+    if config.is_gpt:
+        config = dataclasses.replace(config, text_vocab=500)  # the size of a table nobody computes with
+    upstream = upstream_t3(config)
+    return upstream, ours_from(upstream, config), config
+
+
+def ours_from(upstream, config: T3Config) -> T3:
+    with torch.device("meta"):
+        ours = T3(config)
+    rules = T3_GPT2 if config.is_gpt else t3_llama(config.head_dim)
+    ours.load_state_dict(remap(upstream.state_dict(), rules), strict=True, assign=True)
+    return ours.eval().requires_grad_(False)
+
+
+def random_t3(family: str, seed: int = 0) -> T3:
+    """Ours alone, for what needs no upstream."""
+    config = tiny(family).t3
+    if config.is_gpt:
+        config = dataclasses.replace(config, text_vocab=500)
+    t3 = T3(config)
+    sharpen(t3, seed)
+    return t3.eval().requires_grad_(False)
+
+
+def voice(config: T3Config, seed: int = 0, emotion: float = 0.5) -> SimpleNamespace:
+    g = torch.Generator().manual_seed(seed)
+    return SimpleNamespace(
+        speaker_emb=torch.nn.functional.normalize(torch.rand(1, 256, generator=g), dim=-1),
+        cond_prompt_speech_tokens=torch.randint(0, 6561, (1, config.prompt_tokens), generator=g),
+        emotion_adv=emotion * torch.ones(1, 1, 1),
+    )
+
+
+def text(config: T3Config, n: int, seed: int = 0) -> torch.Tensor:
+    ids = torch.randint(1, 250, (n,), generator=torch.Generator().manual_seed(seed))
+    return ids if config.is_gpt else torch.cat([torch.tensor([255]), ids, torch.tensor([0])])
