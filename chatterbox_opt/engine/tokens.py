@@ -21,6 +21,7 @@ from .guard import ran_away
 from .lanes import Lane, Lanes
 from .noise import RequestNoise
 from .prefix import PrefixCache
+from .quantize import prepare_linears
 from .sampling import Filters, guide, next_token, next_token_turbo
 
 LIVE = (256, 512, 1024, 1536, 2560, 4608)  # captured lengths of the part of the cache that attention reads
@@ -48,6 +49,8 @@ class TokenResult:
 class TokenRunner:
     def __init__(self, t3: T3, options: EngineOptions) -> None:
         self.t3, self.options, self.config = t3, options, t3.config
+        if options.quantize or options.few_rows:
+            prepare_linears(t3, options.quantize)
         weight = t3.speech_emb.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.prefixes = PrefixCache(t3, options.prefix_cache)

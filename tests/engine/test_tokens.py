@@ -1,5 +1,6 @@
 """The token engine: upstream's tokens at the same seed, and a row that does not know its batch."""
 
+import copy
 import threading
 
 import pytest
@@ -60,7 +61,7 @@ def test_upstreams_tokens_at_the_same_seed(settings):
             min_p=s.min_p, repetition_penalty=s.repetition_penalty, cfg_weight=s.cfg_weight,
         )[0]
         after = torch.rand(3)
-        for options in (EXACT, EngineOptions(dtype="float32", compile=None, attention="sdpa", poll_every=8)):
+        for options in (EXACT, EXACT.replace(poll_every=8, prefix_cache=True)):
             torch.manual_seed(seed)
             got = tokens_of(ours, [req], options)[0]
             assert got.tolist() == [t for t in wanted.tolist() if t != 6562]
@@ -117,7 +118,9 @@ def mixed(config, count=6):
 
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
-@pytest.mark.parametrize("options", [EXACT, EXACT.replace(slots=2), EXACT.replace(poll_every=8, slots=3, prefix_cache=True)])
+@pytest.mark.parametrize(
+    "options", [EXACT, EXACT.replace(slots=2), EXACT.replace(poll_every=8, slots=3, prefix_cache=True)], ids=range(3)
+)
 def test_a_row_is_what_it_is_alone(family, options, llama, gpt):
     t3 = gpt if family == "turbo" else llama
     alone = [tokens_of(t3, [r])[0] for r in mixed(t3.config)]
@@ -156,10 +159,14 @@ def test_changed_parameters_take_effect(llama):
     assert len({tuple(d) for d in draws}) == 5
 
 
-@pytest.mark.parametrize("change", [dict(poll_every=8), dict(prefix_cache=True), dict(slots=1), dict(cache_len=2048)], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [dict(poll_every=8), dict(prefix_cache=True), dict(slots=1), dict(cache_len=2048), dict(few_rows=True)],
+    ids=str,
+)
 def test_exact_fields_change_nothing(llama, change):
     wanted = tokens_of(llama, mixed(llama.config))
-    got = tokens_of(llama, mixed(llama.config), EXACT.replace(**change))
+    got = tokens_of(copy.deepcopy(llama), mixed(llama.config), EXACT.replace(**change))
     assert [g.tolist() for g in got] == [w.tolist() for w in wanted]
 
 

@@ -1,0 +1,122 @@
+"""T3's linears in the form its device multiplies fastest: int8, int4, or float32 laid out for a few rows.
+
+Only the backbone's products are replaced; embeddings, norms and the head keep their precision.
+int8 and int4 are approximate; every form gives a row the same result whatever rows stand beside it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..models.t3 import T3
+
+GROUP = 32  # int4: weights that share one scale
+FEW = 16  # rows up to which a product is bound by reading its weights
+
+
+def prepare_linears(t3: T3, quantize: str | None) -> None:
+    """In place, one layer at a time, so that no more than one layer exists twice."""
+    kind = {"int8": int8_linear, "int4": Int4Linear, None: few_rows_linear}[quantize]
+    for parent in t3.tfmr.modules():
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, kind(child))
+
+
+def few_rows_linear(linear: nn.Linear) -> nn.Module:
+    return FewRowsLinear(linear) if linear.weight.is_cpu and linear.weight.dtype == torch.float32 else linear
+
+
+class FewRowsLinear(nn.Module):
+    """float32 on the CPU. BLAS takes twice as long for x @ W.T as for W @ x.T when x has two to a dozen rows."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.numel() // x.shape[-1]
+        if not 1 < rows <= FEW:
+            return F.linear(x, self.weight, self.bias)
+        y = torch.mm(self.weight, x.reshape(rows, -1).t()).t().contiguous().view(*x.shape[:-1], -1)
+        return y if self.bias is None else y + self.bias
+
+
+def int8_linear(linear: nn.Linear) -> nn.Module:
+    return Int8Linear(linear) if linear.weight.is_cpu else Int8WeightLinear(linear)
+
+
+class Int8Linear(nn.Module):
+    """CPU: int8 weights, one scale an output, times activations quantised as they come, one scale a row.
+
+    The kernel takes one range for all rows, so rows are brought to a largest value of 1 first, and a row of +1 and -1
+    beside them pins the range: a row's result does not depend on its neighbours.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float()
+        scale = weight.abs().amax(1).clamp(min=1e-8).double() / 127
+        zero = torch.zeros(len(weight), dtype=torch.long)
+        quantized = torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8)
+        self.packed = torch.ops.quantized.linear_prepack(quantized, None)
+        self.bias = linear.bias
+        pin = torch.zeros(1, weight.shape[1])
+        pin[0, 0], pin[0, 1] = 1, -1
+        self.register_buffer("pin", pin, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1]).float()
+        size = flat.abs().amax(-1, keepdim=True).clamp_(min=1e-8)
+        # 7 bits of activation: without VNNI the sum of two 8-bit products can overflow 16 bits
+        y = torch.ops.quantized.linear_dynamic(torch.cat([flat / size, self.pin]), self.packed, True)[:-1] * size
+        y = y if self.bias is None else y + self.bias
+        return y.view(*x.shape[:-1], -1).to(x.dtype)
+
+
+class Int8WeightLinear(nn.Module):
+    """CUDA and MPS: int8 weights, one scale an output, times bf16 activations."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float()
+        scale = weight.abs().amax(1).clamp(min=1e-8) / 127
+        self.register_buffer("weight", (weight / scale[:, None]).round_().to(torch.int8), persistent=False)
+        self.register_buffer("scale", scale.to(torch.bfloat16), persistent=False)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+        y = torch._weight_int8pack_mm(flat, self.weight, self.scale).view(*x.shape[:-1], -1).to(x.dtype)
+        return y if self.bias is None else y + self.bias
+
+
+class Int4Linear(nn.Module):
+    """4-bit weights in groups of 32 with a scale and an offset, times bf16 activations."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float()
+        groups = weight.unflatten(1, (-1, GROUP))
+        low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+        scale = ((high - low) / 15).clamp(min=1e-8)
+        digits = ((groups - low) / scale).round_().clamp_(0, 15).to(torch.int32).flatten(1)
+        # the kernel reads (digit - 8) * scale + offset
+        table = torch.cat([scale, low + 8 * scale], -1).transpose(0, 1).contiguous().to(torch.bfloat16)
+        if weight.is_cpu:
+            packed = torch._convert_weight_to_int4pack_for_cpu(digits, 1)
+            self.product = torch._weight_int4pack_mm_for_cpu
+        else:
+            pairs = (digits[:, ::2] << 4 | digits[:, 1::2]).to(torch.uint8)
+            packed = torch._convert_weight_to_int4pack(pairs, 8)
+            self.product = torch._weight_int4pack_mm
+        self.register_buffer("packed", packed, persistent=False)
+        self.register_buffer("table", table, persistent=False)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
+        y = self.product(flat, self.packed, GROUP, self.table).view(*x.shape[:-1], -1).to(x.dtype)
+        return y if self.bias is None else y + self.bias

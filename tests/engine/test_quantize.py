@@ -1,0 +1,66 @@
+"""Packed linears against the float32 ones they stand for."""
+
+import copy
+
+import pytest
+import torch
+from t3_pairs import random_t3, text, voice
+from torch import nn
+
+from chatterbox_opt.engine.noise import RequestNoise
+from chatterbox_opt.engine.quantize import FewRowsLinear, Int4Linear, Int8Linear, prepare_linears
+from chatterbox_opt.engine.tokens import TokenRequest, TokenRunner
+from chatterbox_opt.options import EngineOptions, SamplingOptions
+
+KINDS = [(FewRowsLinear, 1e-5), (Int8Linear, 0.03), (Int4Linear, 0.15)]
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), KINDS)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 64), (2, 1, 64), (5, 64), (3, 40, 64)])
+@torch.inference_mode()
+def test_close_to_float32(kind, tolerance, bias, shape):
+    linear = nn.Linear(64, 96, bias=bias)
+    x = torch.randn(shape)
+    wanted = linear(x)
+    got = kind(copy.deepcopy(linear))(x)
+    assert got.shape == wanted.shape
+    assert got.dtype == wanted.dtype
+    assert (got - wanted).abs().max() < tolerance * wanted.abs().max()
+
+
+@pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
+@torch.inference_mode()
+def test_a_row_does_not_see_its_neighbours(kind):
+    linear = kind(nn.Linear(64, 96))
+    x = torch.randn(1, 64)
+    for neighbour in (100.0, 1e-3, -7.0):
+        beside = linear(torch.cat([x, neighbour * torch.randn(3, 64)]))[:1]
+        assert torch.equal(beside, linear(x))
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+@torch.inference_mode()
+def test_whole_model(family, quantize):
+    t3 = random_t3(family)
+    config = t3.config
+    x = torch.randn(2, 30, config.dim)
+    positions = torch.arange(30)[None]
+    wanted = t3.logits(t3(x, positions))
+    prepare_linears(t3, quantize)
+    assert not any(type(m) is nn.Linear for m in t3.tfmr.modules())
+    got = t3.logits(t3(x, positions))
+    error = (got - wanted).std() / wanted.std()
+    assert error < {None: 1e-4, "int8": 0.2, "int4": 0.6}[quantize]
+    assert quantize is None or error > 0
+
+    def requests():
+        sampling = SamplingOptions(max_new_tokens=12, cfg_weight=0.0 if config.is_gpt else 0.5)
+        noises = (RequestNoise(torch.device("cpu"), i) for i in range(3))
+        return [TokenRequest(text(config, 9 + i), voice(config, i), sampling, noise) for i, noise in enumerate(noises)]
+
+    runner = TokenRunner(t3, EngineOptions.exact())
+    together = runner.generate(requests())
+    for a, request in zip(together, requests()):
+        assert torch.equal(a.tokens, runner.generate([request])[0].tokens)
