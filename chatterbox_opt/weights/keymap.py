@@ -208,3 +208,70 @@ HIFT = [
     Rule(("{}.activations1.{}.alpha",), "{}.activations1.{}.alpha", _snake),
     *(Rule((f"{name}.weight",), f"{name}.weight", _flat) for name in _FLAT),
 ]
+
+
+# ---- flow ----------------------------------------------------------------------------------------
+
+
+def _windows(weight: Tensor) -> Tensor:
+    """A convolution (out, in, taps) -> the product WindowConv makes of it, (out, taps * in)."""
+    return weight.transpose(1, 2).flatten(1)
+
+
+def _squeeze(weight: Tensor) -> Tensor:
+    return weight.squeeze(-1)
+
+
+def _flow_attention(name: str) -> list[Rule]:
+    parts = [f"encoder.{name}.{{}}.self_attn.linear_{x}" for x in "qkv"]
+    return [
+        Rule(tuple(f"{p}.{kind}" for p in parts), f"encoder.{name}.{{}}.self_attn.qkv.{kind}", cat)
+        for kind in ("weight", "bias")
+    ]
+
+
+def _flow_stage(source: str, target: str, conv: str | None) -> list[Rule]:
+    """Upstream numbers what we name: 0 is the resnet, 1 the transformer blocks, 2 the convolution."""
+    s, t = f"decoder.estimator.{source}", f"decoder.estimator.{target}"
+    rules = [
+        Rule((f"{s}.0.res_conv.weight",), f"{t}.resnet.res_conv.weight", _squeeze),
+        rename(f"{s}.0.res_conv.bias", f"{t}.resnet.res_conv.bias"),
+    ]
+    for kind in ("weight", "bias"):
+        rules.append(rename(f"{s}.0.mlp.1.{kind}", f"{t}.resnet.mlp.{kind}"))
+        for block in ("block1", "block2"):
+            fn = _windows if kind == "weight" else _same
+            rules.append(Rule((f"{s}.0.{block}.block.0.{kind}",), f"{t}.resnet.{block}.conv.{kind}", fn))
+            rules.append(rename(f"{s}.0.{block}.block.2.{kind}", f"{t}.resnet.{block}.norm.{kind}"))
+        rules += [
+            rename(f"{s}.1.{{}}.{old}.{kind}", f"{t}.blocks.{{}}.{new}.{kind}")
+            for old, new in (("norm1", "norm1"), ("norm3", "norm3"), ("attn1.to_out.0", "attn1.to_out"),
+                             ("ff.net.0.proj", "ff_in"), ("ff.net.2", "ff_out"))
+        ]
+    qkv = tuple(f"{s}.1.{{}}.attn1.to_{x}.weight" for x in "qkv")
+    rules.append(Rule(qkv, f"{t}.blocks.{{}}.attn1.qkv.weight", cat))
+    if conv:
+        rules += [Rule((f"{s}.2.weight",), f"{t}.conv.weight", _windows), rename(f"{s}.2.bias", f"{t}.conv.bias")]
+    return rules
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+FLOW = [
+    *_flow_attention("encoders"),
+    *_flow_attention("up_encoders"),
+    *(
+        Rule((f"encoder.{name}.weight",), f"encoder.{name}.weight", _windows)
+        for name in ("pre_lookahead_layer.conv1", "pre_lookahead_layer.conv2", "up_layer.conv")
+    ),
+    *_flow_stage("down_blocks.0", "down", "conv"),
+    *_flow_stage("mid_blocks.{}", "mid.{}", None),
+    *_flow_stage("up_blocks.0", "up", "conv"),
+    Rule(("decoder.estimator.final_block.block.0.weight",), "decoder.estimator.final_block.conv.weight", _windows),
+    rename("decoder.estimator.final_block.block.0.bias", "decoder.estimator.final_block.conv.bias"),
+    rename("decoder.estimator.final_block.block.2.weight", "decoder.estimator.final_block.norm.weight"),
+    rename("decoder.estimator.final_block.block.2.bias", "decoder.estimator.final_block.norm.bias"),
+    Rule(("decoder.estimator.final_proj.weight",), "decoder.estimator.final_proj.weight", _squeeze),
+]

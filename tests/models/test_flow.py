@@ -1,0 +1,82 @@
+"""The flow against upstream's on the same weights and noise, float32."""
+
+import pytest
+import torch
+from flow_pairs import pair, tokens, voice
+
+from chatterbox_opt.models.conformer import position_waves
+from chatterbox_opt.models.flow import time_span
+
+
+def close(got, wanted, tolerance=1e-4):
+    assert got.shape == wanted.shape
+    assert (got - wanted).abs().max() < tolerance * wanted.abs().max()
+
+
+@pytest.mark.parametrize("n", [1, 2, 30, 300])  # 300 tokens: several blocks of queries
+@torch.inference_mode()
+def test_conformer(n):
+    upstream, ours, _ = pair()
+    x = torch.randn(1, n, upstream.input_size)
+    wanted, _ = upstream.encoder(x, torch.tensor([n]))
+    close(ours.encoder(x), wanted)
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+@torch.inference_mode()
+def test_estimator(family):
+    upstream, ours, config = pair(family)
+    x, mu, cond = (torch.randn(1, 80, 60) for _ in range(3))
+    speaker = torch.randn(1, 80)
+    t, r = torch.tensor([0.3]), torch.tensor([0.7])
+    wanted = upstream.decoder.estimator(
+        x=x, mask=torch.ones(1, 1, 60), mu=mu, t=t, spks=speaker, cond=cond, r=r if config.meanflow else None
+    )
+    estimator = ours.decoder.estimator
+    table = estimator.time_table(torch.cat([t, r]))
+    constant = estimator.constant(mu.mT, speaker, cond.mT)
+    close(estimator(x.mT, table[0], constant).mT, wanted)
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+@pytest.mark.parametrize("steps", [2, 10])
+@torch.inference_mode()
+def test_whole_flow(family, steps):
+    upstream, ours, config = pair(family)
+    v, ids = voice(), tokens(40)
+    torch.manual_seed(0)
+    tail = torch.randn(1, 80, 80) if config.meanflow else None
+    wanted, _ = upstream.inference(
+        token=ids[None], token_len=torch.tensor([40]), finalize=True, n_timesteps=steps, noised_mels=tail,
+        meanflow=config.meanflow, **v,
+    )
+    torch.manual_seed(0)
+    tail = torch.randn(1, 80, 80) if config.meanflow else None
+    noise = torch.randn(1, 80, 130)
+    if tail is not None:
+        noise[:, :, 50:] = tail
+    mu = ours.encode(torch.cat([v["prompt_token"], ids[None]], 1))
+    prompt = torch.nn.functional.pad(v["prompt_feat"], (0, 0, 0, 80))
+    span = time_span(steps, config.meanflow)
+    times = ours.decoder.estimator.time_table(span)
+    got = ours.solve(noise.mT, mu, ours.speaker(v["embedding"]), prompt, span, times)
+    close(got.mT[:, :, 50:], wanted)
+
+
+def test_schedules():
+    assert torch.equal(time_span(2, True), torch.tensor([0.0, 0.5, 1.0]))
+    cosine = time_span(10, False)
+    assert cosine[0] == 0
+    assert abs(float(cosine[-1]) - 1) < 1e-6
+    assert abs(float(cosine[5]) - (1 - 2**-0.5)) < 1e-6
+    sway = time_span(6, False, "sway")
+    assert (sway.diff() > 0).all()
+    assert sway[0] == 0
+    assert abs(float(sway[-1]) - 1) < 1e-6
+    assert (sway[1:-1] < time_span(6, False)[1:-1]).all()
+
+
+def test_waves_of_any_length():
+    waves = position_waves(8, 7000, torch.device("cpu"))
+    assert waves.shape == (13999, 8)
+    assert torch.equal(waves[6999], torch.tensor([0.0, 1.0] * 4)), "a key meets itself at distance 0"
