@@ -1,0 +1,186 @@
+"""WavRunner: mels of any lengths -> waves, in windows of few sizes, each as if its utterance ran alone and whole.
+
+A sample of sound depends on `reach` mel frames on either side and on the source signal at its own place. So the source
+is made for the whole utterance, and the network behind it may run on windows that overlap by twice the reach: memory
+stays bounded, utterances of different length share a batch without padding, and few shapes are left to capture.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import MEL_BINS, S3GEN_RATE, SAMPLES_PER_FRAME
+from ..models.hift import FLOAT32, Hift, ResBlock, reach
+from ..options import EngineOptions
+from .graphs import Captured
+from .noise import RequestNoise
+
+SIZES = (512, 256, 128, 64)  # mel frames of a captured window
+ROWS = (1, 2, 4, 8)  # windows side by side in a captured run
+FADE = S3GEN_RATE // 50  # samples, 20 ms, of silence and then of fade: the voice prompt spills into the start
+
+
+class Window(NamedTuple):
+    row: int  # of the batch
+    start: int  # frames, like all here
+    size: int
+    first: int  # what is kept of it: from here
+    last: int  # to here
+
+
+class WavRunner:
+    def __init__(self, hift: Hift, options: EngineOptions) -> None:
+        self.hift, self.options = hift, options
+        self.device = hift.conv_pre.weight.device
+        self.reach = reach(hift.cfg)
+        self.captured = Captured(options.compile if self.device.type == "cuda" else None, self.device)
+        self._inputs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._lock = threading.Lock()  # captured runs share their memory
+        dtype = getattr(torch, "float32" if options.s3gen_dtype == "auto" else options.s3gen_dtype)
+        for name, part in hift.named_children():
+            part.to(torch.float32 if name in FLOAT32 else dtype)
+        if options.kernels and self.device.type == "cuda":
+            self._fuse()
+
+    @torch.inference_mode()
+    def render(self, mels: Sequence[Tensor], noises: Sequence[RequestNoise]) -> list[Tensor]:
+        """(80, T) mels -> (480 T,) waves in float32 on the model's device, their starts silenced and faded in."""
+        for i, mel in enumerate(mels):
+            if mel.dim() != 2 or mel.shape[0] != MEL_BINS or not mel.shape[1]:
+                raise ValueError(
+                    f"mel {i} has shape {tuple(mel.shape)}: ({MEL_BINS}, frames) with at least one frame is needed; "
+                    "no frames means that no speech tokens came before"
+                )
+        with self._lock, full_float32(self.device):
+            spectra = [self._spectrum(mel, noise) for mel, noise in zip(mels, noises)]
+            return [fade_in(wave) for wave in self._decode(mels, spectra)]
+
+    def _spectrum(self, mel: Tensor, noise: RequestNoise) -> Tensor:
+        harmonics, samples = self.hift.cfg.harmonics + 1, SAMPLES_PER_FRAME * mel.shape[1]
+        phases, normal = noise.phases(harmonics), noise.normal((1, harmonics, samples))
+        noise.normal((1, samples, 1))  # upstream draws this too, to no use
+        return self.hift.spectrum(self.hift.source(mel[None], phases, normal))
+
+    def _decode(self, mels: Sequence[Tensor], spectra: Sequence[Tensor]) -> list[Tensor]:
+        out = [torch.empty(SAMPLES_PER_FRAME * m.shape[1], device=self.device) for m in mels]
+        by_size: dict[int, list[Window]] = defaultdict(list)
+        for row, mel in enumerate(mels):
+            total = mel.shape[1]
+            for window in windows(row, total, self._size(total), self.reach):
+                by_size[window.size].append(window)
+        for size, group in by_size.items():
+            for batch in self._batches(size, group):
+                waves = self._run(size, [_cut(w, mels[w.row], spectra[w.row]) for w in batch])
+                for w, wave in zip(batch, waves):
+                    a, b = w.first * SAMPLES_PER_FRAME, w.last * SAMPLES_PER_FRAME
+                    offset = w.start * SAMPLES_PER_FRAME
+                    out[w.row][a:b] = wave[a - offset : b - offset]
+        return out
+
+    def _size(self, total: int) -> int:
+        """Frames a window of an utterance has; all of its windows have the same."""
+        if self.captured.on and total >= SIZES[-1]:
+            return next(s for s in SIZES if s <= min(total, max(self.options.wav_chunk, SIZES[-1])))
+        if total <= self.options.wav_chunk:
+            return total
+        fresh = self.options.wav_chunk - 2 * self.reach
+        count = -(-(total - 2 * self.reach) // fresh)
+        return -(-(total - 2 * self.reach) // count) + 2 * self.reach
+
+    def _batches(self, size: int, group: list[Window]) -> Iterator[list[Window]]:
+        rows = max(1, self.options.wav_chunk // size) if self.device.type != "cpu" else 1  # one row fills a CPU
+        rows = min(rows, ROWS[-1])
+        for i in range(0, len(group), rows):
+            yield group[i : i + rows]
+
+    def _run(self, size: int, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+        if not (self.captured.on and size in SIZES):
+            return self.hift.decode(torch.stack([m for m, _ in parts]), torch.stack([s for _, s in parts]))
+        key = (next(r for r in ROWS if r >= len(parts)), size)
+        mel, spectrum = self._capture(key)
+        for i, (m, s) in enumerate(parts):
+            mel[i].copy_(m)
+            spectrum[i].copy_(s)
+        return self.captured.run(key, lambda: self.hift.decode(mel, spectrum))
+
+    def _capture(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        if key not in self._inputs:
+            rows, size = key
+            cfg = self.hift.cfg
+            frames = size * SAMPLES_PER_FRAME // cfg.hop + 1
+            mel = torch.zeros(rows, MEL_BINS, size, device=self.device)
+            spectrum = torch.zeros(rows, frames, cfg.n_fft + 2, device=self.device)
+            self.captured.prepare(key, lambda: self.hift.decode(mel, spectrum))
+            self._inputs[key] = mel, spectrum
+        return self._inputs[key]
+
+    @torch.inference_mode()
+    def warmup(self, batch: int = 1) -> None:
+        """Capture what `batch` utterances of up to ten seconds use, the largest first."""
+        if not self.captured.on:
+            return
+        with self._lock, full_float32(self.device):
+            for size in SIZES:
+                for rows in reversed(ROWS):
+                    if rows <= 2 * batch and rows * size <= max(size, self.options.wav_chunk):
+                        self._capture((rows, size))
+
+    def _fuse(self) -> None:
+        from .kernels.snake import available, snake
+
+        if available():
+            for module in self.hift.modules():
+                if isinstance(module, ResBlock):
+                    module.snake = snake
+
+
+def windows(row: int, total: int, size: int, reach: int) -> list[Window]:
+    """Evenly spaced windows over `total` frames. Inner borders lie at least `reach` frames inside both neighbours."""
+    if total <= size:
+        return [Window(row, 0, total, 0, total)]
+    count = -(-(total - size) // (size - 2 * reach)) + 1
+    starts = [i * (total - size) // (count - 1) for i in range(count)]
+    borders = [0, *[(a + size + b) // 2 for a, b in pairwise(starts)], total]
+    return [Window(row, s, size, *borders[i : i + 2]) for i, s in enumerate(starts)]
+
+
+def _cut(window: Window, mel: Tensor, spectrum: Tensor) -> tuple[Tensor, Tensor]:
+    """(80, size) of mel and (size * 120 + 1, 18) of spectrum, with the short-time frames of both ends."""
+    rate = (spectrum.shape[1] - 1) // mel.shape[1]
+    end = window.start + window.size
+    return mel[:, window.start : end].float(), spectrum[0, rate * window.start : rate * end + 1]
+
+
+def fade_in(wave: Tensor) -> Tensor:
+    """20 ms of silence, then 20 ms of a raised cosine, in place; of a shorter wave what there is of it."""
+    ramp = (torch.cos(torch.linspace(torch.pi, 0, FADE, device=wave.device)) + 1) / 2
+    wave[:FADE] = 0
+    late = wave[FADE : 2 * FADE]
+    late *= ramp[: len(late)]
+    return wave
+
+
+_flags = threading.RLock()
+
+
+@contextmanager
+def full_float32(device: torch.device) -> Iterator[None]:
+    """No TF32 within: the F0 net, the phases and the inverse transform need all 24 bits."""
+    if device.type != "cuda":
+        yield
+        return
+    with _flags:  # the switches belong to the process: a thread must not put them back while another computes
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before

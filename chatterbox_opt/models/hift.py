@@ -1,0 +1,198 @@
+"""Mel and source -> wav: an up-sampling residual stack that writes a short-time spectrum, and its inverse.
+
+Everything between the two transforms is (B, C, 1, T) with channels last: convolutions run a third faster that way on
+the CPU, tensor cores ask for it, and the short-time frames come out of their matrix product already so.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import MEL_BINS, HiftConfig
+from .source import F0Predictor, HarmonicSource
+
+FLOAT32 = ("f0_predictor", "m_source", "conv_post")  # kept so when the rest runs in half precision
+LAST_SLOPE = 0.01  # of the leaky ReLU before the last convolution; the others have cfg.lrelu_slope
+MAX_MAGNITUDE = 1e2
+
+
+def conv(n_in: int, n_out: int, kernel: int, dilation: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(n_in, n_out, (1, kernel), padding=(0, (kernel - 1) * dilation // 2), dilation=(1, dilation))
+
+
+def snake(x: Tensor, scale: Tensor | None = None) -> Tensor:
+    """u + sin(u)^2 with u = scale * x; without a scale `x` is overwritten.
+
+    Snake is x + sin(a x)^2 / a. Its 1/a is folded into the convolution behind it, and where a convolution stands before
+    it, a is folded into that one.
+    """
+    u = x if scale is None else x * scale[:, None, None]
+    wave = torch.sin(u)
+    return u.addcmul_(wave, wave)
+
+
+class Alpha(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(channels))
+
+
+class ResBlock(nn.Module):
+    snake = staticmethod(snake)  # the engine may put a fused kernel here
+
+    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
+        super().__init__()
+        self.convs1 = nn.ModuleList(conv(channels, channels, kernel, d) for d in dilations)
+        self.convs2 = nn.ModuleList(conv(channels, channels, kernel) for _ in dilations)
+        self.activations1 = nn.ModuleList(Alpha(channels) for _ in dilations)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for act, conv1, conv2 in zip(self.activations1, self.convs1, self.convs2):
+            y = conv1(self.snake(x, act.alpha))
+            x = conv2(self.snake(y)).add_(x)
+        return x
+
+
+class Hift(nn.Module):
+    def __init__(self, cfg: HiftConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        widths = [cfg.channels >> (i + 1) for i in range(len(cfg.up_rates))]
+        bins = cfg.n_fft + 2  # real and imaginary parts, or log-magnitudes and phases
+        self.f0_predictor = F0Predictor(cfg.f0_channels)
+        self.m_source = HarmonicSource(cfg)
+        self.conv_pre = conv(MEL_BINS, cfg.channels, 7)
+        self.ups = nn.ModuleList(
+            nn.ConvTranspose2d(2 * c, c, (1, k), (1, u), (0, (k - u) // 2))
+            for c, u, k in zip(widths, cfg.up_rates, cfg.up_kernels)
+        )
+        self.source_downs = nn.ModuleList(
+            nn.Conv2d(bins, c, (1, 2 * r if r > 1 else 1), (1, r), (0, r // 2)) for c, r in zip(widths, down_rates(cfg))
+        )
+        self.source_resblocks = nn.ModuleList(
+            ResBlock(c, k, d) for c, k, d in zip(widths, cfg.source_kernels, cfg.source_dilations)
+        )
+        self.resblocks = nn.ModuleList(
+            ResBlock(c, k, d) for c in widths for k, d in zip(cfg.res_kernels, cfg.res_dilations)
+        )
+        self.conv_post = conv(widths[-1], bins, 7)
+
+    def forward(self, mel: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
+        """(B, 80, T) with the noise `m_source` takes -> (B, 480 T)."""
+        return self.decode(mel, self.spectrum(self.source(mel, phases, noise)))
+
+    def source(self, mel: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
+        return self.m_source(self.f0_predictor(mel.float()), phases, noise)
+
+    def spectrum(self, source: Tensor) -> Tensor:
+        """(B, N) -> (B, N / hop + 1, n_fft + 2): Hann-windowed short-time spectrum, real parts first."""
+        n_fft = self.cfg.n_fft
+        padded = F.pad(source.unsqueeze(1), (n_fft // 2, n_fft // 2), mode="reflect").squeeze(1)
+        return padded.unfold(-1, n_fft, self.cfg.hop) @ analysis(n_fft, source.device)
+
+    def decode(self, mel: Tensor, spectrum: Tensor) -> Tensor:
+        """(B, 80, T) and (B, 120 T + 1, 18) -> (B, 480 T)."""
+        dtype = self.conv_pre.weight.dtype
+        source = spectrum.to(dtype).transpose(1, 2).unsqueeze(2)
+        x = self.conv_pre(mel.to(dtype).unsqueeze(2).contiguous(memory_format=torch.channels_last))
+        for i, up in enumerate(self.ups):
+            x = up(F.leaky_relu_(x, self.cfg.lrelu_slope))
+            y = self.source_resblocks[i](self.source_downs[i](source))
+            if i == len(self.ups) - 1:  # one frame more than up-sampling gives: the first is mirrored
+                y[..., 1:] += x
+                y[..., :1] += x[..., 1:2]
+            else:
+                y += x
+            x = self._branches(y, i)
+        x = self.conv_post(F.leaky_relu_(x, LAST_SLOPE).float())
+        return self._wave(x.squeeze(2).transpose(1, 2))
+
+    def _branches(self, x: Tensor, level: int) -> Tensor:
+        n = len(self.cfg.res_kernels)
+        blocks = self.resblocks[level * n : (level + 1) * n]
+        total = blocks[0](x)
+        for block in blocks[1:]:
+            total += block(x)
+        return total.div_(n)
+
+    def _wave(self, x: Tensor) -> Tensor:
+        """(B, T, 18) log-magnitudes and phases -> (B, hop (T - 1)), overlapped and added."""
+        n_fft, hop = self.cfg.n_fft, self.cfg.hop
+        magnitude, phase = x.split(n_fft // 2 + 1, -1)
+        magnitude = magnitude.exp().clamp_(max=MAX_MAGNITUDE)
+        phase = phase.sin()
+        frames = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], -1) @ synthesis(n_fft, x.device)
+        half = n_fft // 2
+        length = hop * (x.shape[1] - 1)
+        wave = overlap_add(frames, hop)[:, half : half + length]
+        weight = overlap_add((window(n_fft) ** 2).float().expand(1, x.shape[1], -1), hop)[:, half : half + length]
+        limit = self.cfg.audio_limit
+        return (wave / weight.to(wave)).clamp_(-limit, limit)
+
+
+def down_rates(cfg: HiftConfig) -> list[int]:
+    """How far the source's spectrum is decimated to meet each level: 15, 3, 1."""
+    return [math.prod(cfg.up_rates[i + 1 :]) for i in range(len(cfg.up_rates))]
+
+
+def overlap_add(frames: Tensor, hop: int) -> Tensor:
+    """(B, T, n) frames, hop samples apart -> (B, hop (T - 1) + n)."""
+    batch, count, size = frames.shape
+    parts = frames.unflatten(-1, (-1, hop))
+    out = frames.new_zeros(batch, count + size // hop - 1, hop)
+    for i in range(size // hop):
+        out[:, i : i + count] += parts[:, :, i]
+    return out.flatten(1)
+
+
+def window(n_fft: int) -> Tensor:
+    """Periodic Hann."""
+    return torch.hann_window(n_fft, dtype=torch.float64, device="cpu")
+
+
+@cache
+def analysis(n_fft: int, device: torch.device) -> Tensor:
+    """(n_fft, n_fft + 2): a frame times this is its windowed spectrum."""
+    angle = _angles(n_fft)
+    with torch.inference_mode(False):
+        return (window(n_fft)[:, None] * torch.cat([angle.cos(), -angle.sin()], 1)).float().to(device)
+
+
+@cache
+def synthesis(n_fft: int, device: torch.device) -> Tensor:
+    """(n_fft + 2, n_fft): the inverse, windowed again."""
+    angle = _angles(n_fft).t()
+    twice = torch.full((n_fft // 2 + 1, 1), 2.0, dtype=torch.float64)
+    twice[0] = twice[-1] = 1.0  # all but these two have a mirror image
+    with torch.inference_mode(False):
+        return (torch.cat([angle.cos() * twice, -angle.sin() * twice]) / n_fft * window(n_fft)).float().to(device)
+
+
+def _angles(n_fft: int) -> Tensor:
+    grid = torch.arange(n_fft, dtype=torch.float64, device="cpu")
+    return 2 * math.pi / n_fft * grid[:, None] * grid[: n_fft // 2 + 1]
+
+
+def reach(cfg: HiftConfig) -> int:
+    """Mel frames on either side that a sample of sound depends on, through the mel or through the source's spectrum."""
+    at = cfg.n_fft / 2 / cfg.hop + 3  # inverse transform and conv_post, in positions of the level walked through
+    rate = math.prod(cfg.up_rates)  # short-time frames a mel frame
+    branches = max(_block_reach(k, d) for k, d in zip(cfg.res_kernels, cfg.res_dilations))
+    farthest = 0.0
+    for i in reversed(range(len(cfg.up_rates))):
+        up, kernel = cfg.up_rates[i], cfg.up_kernels[i]
+        down = down_rates(cfg)[i]
+        at += branches + 1  # 1: the mirrored frame
+        source = at + _block_reach(cfg.source_kernels[i], cfg.source_dilations[i])
+        farthest = max(farthest, (source * down + 2 * down) / rate)
+        at = (at + (kernel + up) / 2) / up
+    return math.ceil(max(farthest, at + 3))  # conv_pre
+
+
+def _block_reach(kernel: int, dilations: tuple[int, ...]) -> int:
+    return sum((kernel - 1) // 2 * (d + 1) for d in dilations)

@@ -1,0 +1,171 @@
+"""Windows, batches and noise of the vocoder: whatever is shared, each wave is what its mel gives alone and whole."""
+
+import pytest
+import torch
+from hift_pairs import error, our_hift, some_mel, upstream_hift
+
+from chatterbox_opt.engine.noise import RequestNoise
+from chatterbox_opt.engine.wav import ROWS, SIZES, WavRunner, fade_in, windows
+from chatterbox_opt.options import EngineOptions
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def net():
+    return upstream_hift()
+
+
+def runner(net, **changes) -> WavRunner:
+    return WavRunner(our_hift(net), EngineOptions.exact(**changes))
+
+
+def seeds(*numbers: int) -> list[RequestNoise]:
+    return [RequestNoise(CPU, n) for n in numbers]
+
+
+class Replay:
+    """Stands in for captured execution: runs what would be recorded, in the memory it would be recorded with."""
+
+    on = True
+
+    def __init__(self) -> None:
+        self.keys: list = []
+
+    def prepare(self, key, run) -> None:
+        self.keys.append(key)
+
+    def run(self, key, run):
+        assert key in self.keys
+        return run()
+
+
+@pytest.mark.parametrize("frames", [1, 2, 50])
+def test_same_as_upstream_to_the_fade_and_the_generator(net, frames):
+    mel = some_mel(frames)
+    torch.manual_seed(11)
+    wanted, _ = net.inference(mel[None])
+    fade = torch.zeros(960)  # as S3Token2Wav has it
+    fade[480:] = (torch.cos(torch.linspace(torch.pi, 0, 480)) + 1) / 2
+    n = min(960, wanted.shape[1])
+    wanted = torch.cat([wanted[:, :n] * fade[:n], wanted[:, n:]], 1)
+    after = torch.rand(4)
+    torch.manual_seed(11)
+    (got,) = runner(net).render([mel], [RequestNoise(CPU, None)])
+    assert error(got, wanted[0]) < 1e-4 if frames > 1 else got.abs().max() == 0  # 20 ms are all silence
+    assert torch.equal(torch.rand(4), after), "the next draw must be upstream's next draw"
+    (again,) = runner(net).render([mel], seeds(11))
+    assert torch.equal(again, got)
+
+
+def test_chunked_is_whole(net):
+    mel = some_mel(420)
+    (whole,) = runner(net).render([mel], seeds(1))
+    chunked = runner(net, wav_chunk=100)
+    assert chunked._size(420) <= 100
+    (got,) = chunked.render([mel], seeds(1))
+    assert error(got, whole) < 1e-4
+    other = runner(net, wav_chunk=100)
+    other.reach = 6  # too little: the seams must show
+    assert error(other.render([mel], seeds(1))[0], whole) > 1e-4
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_row_of_a_batch_is_itself_alone(net, captured):
+    lengths = [2, 30, 64, 100, 203, 100]
+    mels = [some_mel(t, seed=t) for t in lengths]
+    batch = runner(net)
+    if captured:
+        batch.captured = Replay()
+    got = batch.render(mels, seeds(*range(6)))
+    for i, mel in enumerate(mels):
+        (alone,) = runner(net).render([mel], seeds(i))
+        assert got[i].shape == (480 * lengths[i],)
+        assert (got[i] - alone).abs().max() <= 1e-5 * alone.abs().max()
+    if captured:
+        assert batch.captured.keys
+        assert all(rows in ROWS and size in SIZES for rows, size in batch.captured.keys)
+
+
+@pytest.mark.parametrize("size", [100, 128, 512])
+@pytest.mark.parametrize("reach", [3, 15])
+def test_windows_cover_everything_once(size, reach):
+    for total in [*range(1, 700, 7), 5000]:
+        plan = windows(0, total, size, reach)
+        assert [w.first for w in plan] == [0, *[w.last for w in plan[:-1]]]
+        assert plan[-1].last == total
+        for w in plan:
+            assert w.size == min(size, total)
+            assert w.start >= 0
+            assert w.start + w.size <= total
+            assert w.first == 0 or w.first - w.start >= reach
+            assert w.last == total or w.start + w.size - w.last >= reach
+
+
+def test_fade_of_any_length():
+    for n in (0, 1, 480, 700, 2000):
+        wave = fade_in(torch.ones(n))
+        assert len(wave) == n
+        assert not wave[:480].any()
+        assert (wave[960:] == 1).all()
+        assert (wave[480:960].diff() >= 0).all()
+
+
+def test_bad_mels_are_named(net):
+    run = runner(net)
+    with pytest.raises(ValueError, match=r"mel 1 has shape .*at least one frame"):
+        run.render([some_mel(4), some_mel(4)[:, :0]], seeds(0, 1))
+    with pytest.raises(ValueError, match="shape"):
+        run.render([some_mel(4)[None]], seeds(0))
+    assert run.render([], []) == []
+    assert len(run.render([some_mel(2)], seeds(0))[0]) == 960, "still usable"
+
+
+def test_half_precision_keeps_fundamentals_and_transforms_whole(net):
+    mel = some_mel(60)
+    (exact,) = runner(net).render([mel], seeds(1))
+    half = runner(net, s3gen_dtype="bfloat16")
+    assert half.hift.conv_pre.weight.dtype == torch.bfloat16
+    kept = [half.hift.f0_predictor, half.hift.m_source, half.hift.conv_post]
+    assert all(p.dtype == torch.float32 for part in kept for p in part.parameters())
+    (got,) = half.render([mel], seeds(1))
+    assert got.dtype == torch.float32
+    noise = (got - exact).pow(2).mean() / exact.pow(2).mean()
+    assert noise < 10**-2.5, f"{-10 * noise.log10():.1f} dB"
+
+
+def test_fused_snake_is_its_twin():
+    kernels = pytest.importorskip("chatterbox_opt.engine.kernels.snake")
+    if not kernels.available():
+        pytest.skip("triton is not installed")
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from chatterbox_opt.models.hift import snake
+
+    kernel = InterpretedFunction(kernels._snake.fn)
+    x = (3 * torch.randn(2, 24, 1, 37)).contiguous(memory_format=torch.channels_last)
+    scale = torch.rand(24) + 0.5
+    for given in (scale, None):
+        for dtype, bound in ((torch.float32, 1e-6), (torch.bfloat16, 2e-2)):
+            out = torch.empty_like(x, dtype=dtype)
+            kernel[(-(-x.numel() // 1024),)](
+                x.to(dtype), scale.to(dtype), out, x.numel(), 24, SCALED=given is not None, BLOCK=1024
+            )
+            assert error(out.float(), snake(x.clone(), given)) < bound
+    with pytest.raises(ValueError, match="channels last"):
+        kernels.snake(torch.randn(1, 4, 2, 3))
+
+
+@pytest.mark.gpu
+def test_captured_is_eager(net):
+    mels = [some_mel(t, seed=t).cuda() for t in (2, 70, 300)]
+    device = torch.device("cuda")
+
+    def render(**changes):
+        run = WavRunner(our_hift(net).cuda(), EngineOptions.exact(**changes))
+        return run.render(mels, [RequestNoise(device, i) for i in range(3)])
+
+    plain = render()
+    for how in (dict(compile="cudagraph"), dict(compile="cudagraph", kernels=True), dict(kernels=True)):
+        for a, b in zip(plain, render(**how)):
+            assert (a - b).abs().max() <= 1e-4 * a.abs().max()

@@ -1,0 +1,73 @@
+"""A HiFT of upstream's and ours with the same weights, scaled until every part of it is heard."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from chatterbox_opt.config import HiftConfig
+from chatterbox_opt.models.hift import Hift
+from chatterbox_opt.weights.keymap import HIFT, remap
+
+TINY = HiftConfig(channels=32, f0_channels=32)
+
+
+def upstream_hift(cfg: HiftConfig = TINY, seed: int = 1) -> torch.nn.Module:
+    module = pytest.importorskip("chatterbox.models.s3gen.hifigan", reason="chatterbox-tts is not installed")
+    from chatterbox.models.s3gen.f0_predictor import ConvRNNF0Predictor
+
+    torch.manual_seed(seed)
+    net = module.HiFTGenerator(
+        sampling_rate=24_000, base_channels=cfg.channels, upsample_rates=list(cfg.up_rates),
+        upsample_kernel_sizes=list(cfg.up_kernels), source_resblock_kernel_sizes=list(cfg.source_kernels),
+        source_resblock_dilation_sizes=[list(d) for d in cfg.source_dilations],
+        f0_predictor=ConvRNNF0Predictor(cond_channels=cfg.f0_channels),
+    ).eval()
+    loud(net, seed)
+    return net
+
+
+def loud(net: torch.nn.Module, seed: int) -> None:
+    """Gains near one in every layer; fundamentals on both sides of the voicing threshold."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            if name.endswith("alpha"):
+                p.copy_(0.3 + 2 * torch.rand(p.shape, generator=g))
+            elif name.endswith("original0"):  # the length of each weight vector
+                gain = 2.0 if name.startswith("ups") else 0.5 if "res" in name else 1.0
+                p.copy_(gain * (0.7 + 0.6 * torch.rand(p.shape, generator=g)))
+            elif name.endswith("bias"):
+                p.copy_(0.1 * torch.randn(p.shape, generator=g))
+        net.conv_post.parametrizations.weight.original0.mul_(0.15)
+        net.conv_post.bias[:9].sub_(0.5)  # log-magnitudes: samples stay below the clip
+        net.m_source.l_linear.weight.copy_(torch.randn(net.m_source.l_linear.weight.shape, generator=g))
+        net.f0_predictor.classifier.weight.mul_(300)
+
+
+def our_hift(net: torch.nn.Module, cfg: HiftConfig = TINY) -> Hift:
+    with torch.device("meta"):
+        ours = Hift(cfg)
+    ours.load_state_dict(remap({k: v.detach() for k, v in net.state_dict().items()}, HIFT), strict=True, assign=True)
+    return ours.eval()
+
+
+def some_mel(frames: int, seed: int = 0) -> torch.Tensor:
+    """(80, T) as loud as a log-mel of speech, changing slowly."""
+    g = torch.Generator().manual_seed(seed)
+    steps = torch.randn(80, frames, generator=g).cumsum(1)
+    return 2 * torch.sin(0.3 * steps) - 5
+
+
+def noise_of(frames: int, harmonics: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
+    """What upstream draws, from the global generator and in its order."""
+    phases = torch.rand(1, harmonics, 1) * (2 * math.pi) - math.pi
+    return phases, torch.randn(1, harmonics, 480 * frames)
+
+
+def error(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Of the peak."""
+    assert got.shape == wanted.shape
+    return float((got - wanted).abs().max() / wanted.abs().max())
