@@ -83,7 +83,9 @@ def random_t3(family: str, seed: int = 0) -> T3:
     config = tiny(family).t3
     if config.is_gpt:
         config = dataclasses.replace(config, text_vocab=500)
-    t3 = T3(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        t3 = T3(config)
     sharpen(t3, seed)
     return t3.eval().requires_grad_(False)
 

@@ -31,8 +31,8 @@ class WindowConv(nn.Module):
     def __init__(self, n_in: int, n_out: int, taps: int, left: int, right: int = 0) -> None:
         super().__init__()
         self.taps, self.left, self.right = taps, left, right
-        self.weight = nn.Parameter(torch.empty(n_out, taps * n_in))
-        self.bias = nn.Parameter(torch.empty(n_out))
+        self.weight = nn.Parameter(torch.zeros(n_out, taps * n_in))
+        self.bias = nn.Parameter(torch.zeros(n_out))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(self.windows(x.to(self.weight.dtype)), self.weight, self.bias)
@@ -69,8 +69,8 @@ class RelativeAttention(nn.Module):
         self.qkv = HalfLinear(dim, 3 * dim)
         self.linear_out = HalfLinear(dim, dim)
         self.linear_pos = HalfLinear(dim, dim, bias=False)
-        self.pos_bias_u = nn.Parameter(torch.empty(config.heads, dim // config.heads))
-        self.pos_bias_v = nn.Parameter(torch.empty(config.heads, dim // config.heads))
+        self.pos_bias_u = nn.Parameter(torch.zeros(config.heads, dim // config.heads))
+        self.pos_bias_v = nn.Parameter(torch.zeros(config.heads, dim // config.heads))
 
     def forward(self, x: Tensor, waves: Tensor, mask: Tensor | None) -> Tensor:
         n, size = x.shape[1], x.shape[2] // self.heads

@@ -1,0 +1,146 @@
+"""Speech tokens -> mel, for one and for many."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..config import FRAMES_PER_TOKEN, MEL_BINS, SPEECH_CODES, TOKEN_RATE
+from ..models.conformer import HalfLinear, WindowConv, padding_mask
+from ..models.flow import Flow, time_span
+from ..options import EngineOptions
+from .graphs import Captured
+from .noise import RequestNoise
+
+TOKENS_AT_ONCE = 6000  # of a batch, prompts included: what bounds memory, not what bounds an utterance
+ROWS_AT_ONCE = 16
+GRAPHS = 24  # captured solves kept; each holds its own inputs and shares everything else
+
+
+def in_half(module: nn.Module, dtype: torch.dtype) -> None:
+    """Products and convolutions to `dtype`. Everything they stand between stays in float32: the ids, the time, the
+    state of the ODE and the norms are where half precision turns speech into noise."""
+    for part in module.modules():
+        if isinstance(part, (HalfLinear, WindowConv)):
+            part.to(dtype)
+
+
+class MelRunner:
+    def __init__(self, flow: Flow, options: EngineOptions) -> None:
+        self.flow, self.options = flow, options
+        self.device = flow.input_embedding.weight.device
+        if options.s3gen_dtype != "float32":
+            in_half(flow, getattr(torch, options.s3gen_dtype))
+        self.captured = Captured(options.compile if self.device.type == "cuda" else None, self.device)
+        self._held: dict[tuple, list[Tensor]] = {}
+        self._schedules: dict[int, tuple[Tensor, Tensor]] = {}
+        self.lock = threading.Lock()
+
+    @torch.inference_mode()
+    def render(
+        self,
+        tokens: Sequence[Tensor],
+        voices: Sequence[dict[str, Any]],
+        noises: Sequence[RequestNoise],
+        steps: int | None = None,
+    ) -> list[Tensor]:
+        """(n,) speech tokens, a voice's `gen` and a noise a row -> (80, 2n) mels, each what it would be alone."""
+        for row in tokens:
+            if len(row) == 0:
+                raise ValueError("a row has no speech tokens; at least one is needed to render sound")
+            if int(row.max()) >= SPEECH_CODES or int(row.min()) < 0:
+                raise ValueError(f"speech tokens must lie in [0, {SPEECH_CODES}); drop control ids before rendering")
+        rows = [self._row(*row) for row in zip(tokens, voices, noises)]
+        out: list[Tensor | None] = [None] * len(rows)
+        with self.lock:
+            for group in self._groups(rows):
+                for i, mel in zip(group, self._solve([rows[i] for i in group], steps)):
+                    out[i] = mel
+        return out
+
+    def _row(self, tokens: Tensor, voice: dict[str, Any], noise: RequestNoise) -> dict[str, Tensor]:
+        ids, prompt = voice["prompt_token"].to(self.device).long().view(-1), voice["prompt_feat"].to(self.device)[0]
+        if self.options.prompt_seconds is not None:
+            keep = int(self.options.prompt_seconds * TOKEN_RATE)
+            ids, prompt = ids[:keep], prompt[: keep * FRAMES_PER_TOKEN]
+        ids = torch.cat([ids, tokens.to(self.device).long()])
+        # upstream's order: with meanflow the new frames' noise is drawn on its own, before that of all frames
+        frames, new = FRAMES_PER_TOKEN * len(ids), FRAMES_PER_TOKEN * len(tokens)
+        tail = noise.normal((1, MEL_BINS, new)) if self.flow.config.meanflow else None
+        start = noise.normal((1, MEL_BINS, frames))
+        if tail is not None:
+            start[:, :, frames - new :] = tail
+        xvector = voice["embedding"].to(self.device)
+        return {"ids": ids, "prompt": prompt.float(), "noise": start[0].mT, "xvector": xvector}
+
+    def _groups(self, rows: list[dict[str, Tensor]]) -> list[list[int]]:
+        """Rows of like length side by side. On the CPU one at a time: it is busy with one, and padding is work."""
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["ids"]))
+        if self.device.type == "cpu":
+            return [[i] for i in order]
+        groups: list[list[int]] = []
+        for i in order:
+            fits = groups and len(groups[-1]) < ROWS_AT_ONCE
+            if fits and (len(groups[-1]) + 1) * len(rows[i]["ids"]) <= TOKENS_AT_ONCE:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+        return groups
+
+    def _solve(self, rows: list[dict[str, Tensor]], steps: int | None) -> list[Tensor]:
+        counts = [len(row["ids"]) for row in rows]
+        bucket = self.options.mel_bucket
+        size = -(-FRAMES_PER_TOKEN * max(counts) // bucket) * bucket  # frames
+        size += size % FRAMES_PER_TOKEN
+        ids = torch.stack([F.pad(row["ids"], (0, size // FRAMES_PER_TOKEN - len(row["ids"]))) for row in rows])
+        prompt = torch.stack([F.pad(row["prompt"], (0, 0, 0, size - len(row["prompt"]))) for row in rows])
+        noise = torch.stack([F.pad(row["noise"], (0, 0, 0, size - len(row["noise"]))) for row in rows])
+        xvector = torch.cat([row["xvector"].view(1, -1) for row in rows])
+        lengths = torch.tensor(counts, device=self.device)
+        full = all(FRAMES_PER_TOKEN * n == size for n in counts)
+        steps = steps or self.flow.config.default_steps
+        mels = self._run([ids, prompt, noise, xvector, lengths], full, steps)
+        return [
+            mel[len(row["prompt"]) : FRAMES_PER_TOKEN * n].mT.contiguous() for mel, row, n in zip(mels, rows, counts)
+        ]
+
+    def _run(self, inputs: list[Tensor], full: bool, steps: int) -> Tensor:
+        if not self.captured.on:
+            return self._forward(*inputs, full=full, steps=steps)
+        # a captured solve is always masked, so that every length in its bucket runs through the same graph
+        key = (len(inputs[0]), inputs[2].shape[1], steps)
+        if key not in self._held:
+            if len(self._held) >= GRAPHS:
+                self.captured.forget()
+                self._held.clear()
+            self.schedule(steps)
+            self._held[key] = [t.clone() for t in inputs]
+        held = self._held[key]
+        for mine, given in zip(held, inputs):
+            mine.copy_(given)
+        run = partial(self._forward, *held, full=False, steps=steps)
+        self.captured.prepare(key, run)
+        return self.captured.run(key, run).clone()
+
+    def _forward(
+        self, ids: Tensor, prompt: Tensor, noise: Tensor, xvector: Tensor, lengths: Tensor, *, full: bool, steps: int
+    ) -> Tensor:
+        """The whole flow of one batch: what is captured. (B, T, 80)"""
+        flow, span_times = self.flow, self.schedule(steps)
+        mu = flow.encode(ids, None if full else lengths)
+        mask = None if full else padding_mask(FRAMES_PER_TOKEN * lengths, noise.shape[1])[:, None, None]
+        off = self.options.cfg_off_last
+        return flow.solve(noise, mu, flow.speaker(xvector), prompt, *span_times, mask=mask, unguided=off)
+
+    def schedule(self, steps: int) -> tuple[Tensor, Tensor]:
+        """(times, what every resnet is told at them): the same for every utterance."""
+        if steps not in self._schedules:
+            span = time_span(steps, self.flow.config.meanflow, self.options.cfm_schedule, self.device)
+            self._schedules[steps] = (span, self.flow.decoder.estimator.time_table(span))
+        return self._schedules[steps]

@@ -1,0 +1,155 @@
+"""MelRunner: padding, batches and precision change nothing, or as much as they say."""
+
+import pytest
+import torch
+from flow_pairs import pair, random_flow, tokens, voice
+
+from chatterbox_opt.config import MODELS
+from chatterbox_opt.engine.mel import MelRunner
+from chatterbox_opt.engine.noise import RequestNoise
+from chatterbox_opt.models.flow import Flow
+from chatterbox_opt.options import EngineOptions
+
+CPU = torch.device("cpu")
+EXACT = EngineOptions.exact()
+
+
+def noise(seed=0):
+    return RequestNoise(CPU, seed)
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+@pytest.mark.parametrize("n", [1, 2, 37])
+def test_upstreams_mel_from_the_same_seed(family, n):
+    upstream, ours, config = pair(family)
+    ids = tokens(n)
+    torch.manual_seed(5)
+    tail = torch.randn(1, 80, 2 * n) if config.meanflow else None
+    wanted, _ = upstream.inference(
+        token=ids[None], token_len=torch.tensor([n]), finalize=True, n_timesteps=config.default_steps,
+        noised_mels=tail, meanflow=config.meanflow, **voice(),
+    )
+    after = torch.rand(2)
+    torch.manual_seed(5)
+    (got,) = MelRunner(ours, EXACT).render([ids], [voice()], [RequestNoise(CPU, None)])
+    assert torch.equal(torch.rand(2), after)
+    assert got.shape == (80, 2 * n)
+    assert (got - wanted[0]).abs().max() < 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+@torch.inference_mode()
+def test_a_row_in_a_padded_batch_is_the_row_alone(family):
+    runner = MelRunner(random_flow(family), EXACT)
+    rows = [runner._row(tokens(n, n), voice(25 + n % 3, n), noise(n)) for n in (3, 40, 17, 1)]
+    together = runner._solve(rows, 3)
+    for row, got in zip(rows, together):
+        (alone,) = runner._solve([row], 3)
+        assert got.shape == alone.shape
+        assert (got - alone).abs().max() < 1e-4 * alone.abs().max()
+
+
+@pytest.mark.parametrize("bucket", [2, 50, 64])
+def test_buckets_change_nothing(bucket):
+    flow = random_flow()
+    (plain,) = MelRunner(flow, EXACT).render([tokens(23)], [voice()], [noise()], 3)
+    (padded,) = MelRunner(flow, EXACT.replace(mel_bucket=bucket)).render([tokens(23)], [voice()], [noise()], 3)
+    assert (plain - padded).abs().max() < 1e-4 * plain.abs().max()
+
+
+def test_odd_prompts():
+    """A prompt whose mel has one frame more than its tokens: the output starts behind the mel."""
+    v = voice()
+    v["prompt_feat"] = torch.cat([v["prompt_feat"], torch.zeros(1, 1, 80)], 1)
+    (mel,) = MelRunner(random_flow(), EXACT).render([tokens(10)], [v], [noise()], 2)
+    assert mel.shape == (80, 19)
+    v = voice()
+    v["prompt_token"] = v["prompt_token"].float()  # as upstream leaves a voice it has used
+    (again,) = MelRunner(random_flow(), EXACT).render([tokens(10)], [v], [noise()], 2)
+    (plain,) = MelRunner(random_flow(), EXACT).render([tokens(10)], [voice()], [noise()], 2)
+    assert torch.equal(again, plain)
+
+
+def snr(got, wanted):
+    return float(10 * torch.log10(wanted.square().mean() / (got - wanted).square().mean()))
+
+
+def test_bf16_is_close():
+    (wanted,) = MelRunner(random_flow(), EXACT).render([tokens(30)], [voice()], [noise()])
+    (got,) = MelRunner(random_flow(), EXACT.replace(s3gen_dtype="bfloat16")).render([tokens(30)], [voice()], [noise()])
+    assert got.dtype == torch.float32
+    assert snr(got, wanted) > 30
+    assert not torch.equal(got, wanted)
+
+
+@pytest.mark.slow
+def test_bf16_is_close_at_full_size():
+    def run(options):
+        torch.manual_seed(0)
+        flow = random_flow(config=MODELS["tts"].flow)
+        return MelRunner(flow, options).render([tokens(25)], [voice()], [noise()], 4)[0]
+
+    assert snr(run(EXACT.replace(s3gen_dtype="bfloat16")), run(EXACT)) > 30
+
+
+@pytest.mark.parametrize(
+    "change", [dict(cfg_off_last=2), dict(prompt_seconds=1.0), dict(cfm_schedule="sway")], ids=lambda c: next(iter(c))
+)
+def test_approximate_options_change_the_mel_and_keep_its_shape(change):
+    v = voice(50)
+    (wanted,) = MelRunner(random_flow(), EXACT).render([tokens(20)], [v], [noise()], 6)
+    (got,) = MelRunner(random_flow(), EXACT.replace(**change)).render([tokens(20)], [v], [noise()], 6)
+    assert got.shape == wanted.shape
+    assert torch.isfinite(got).all()
+    assert not torch.equal(got, wanted)
+
+
+def test_bad_rows_are_refused():
+    runner = MelRunner(random_flow(), EXACT)
+    for bad in (torch.zeros(0, dtype=torch.long), torch.tensor([6561]), torch.tensor([-1])):
+        with pytest.raises(ValueError, match="speech tokens"):
+            runner.render([bad], [voice()], [noise()])
+
+
+@torch.inference_mode()
+def test_the_captured_solve_never_asks_the_host():
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert not any(bad in str(func) for bad in ("_local_scalar_dense", "nonzero", "item")), str(func)
+            return func(*args, **(kwargs or {}))
+
+    runner = MelRunner(random_flow(), EXACT)
+    row = runner._row(tokens(20), voice(), noise())
+    runner._solve([row], 3)  # tables
+    inputs = [row["ids"][None], row["prompt"][None], row["noise"][None], row["xvector"], torch.tensor([45])]
+    inputs[1] = torch.nn.functional.pad(inputs[1], (0, 0, 0, 40))
+    with Watch():
+        runner._forward(*inputs, full=False, steps=3)
+
+
+@pytest.mark.slow
+def test_a_long_utterance_stays_in_memory():
+    """4096 tokens, 164 s: the position scores alone would take 9 GB at once."""
+    config = MODELS["tts"].flow
+    import dataclasses
+
+    flow = Flow(dataclasses.replace(config, layers=1, up_layers=1, mid_blocks=1, block_layers=1))
+    flow.eval().requires_grad_(False)
+    (mel,) = MelRunner(flow, EXACT).render([tokens(4096)], [voice()], [noise()], 1)
+    assert mel.shape == (80, 8192)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+def test_graph_is_eager(family):
+    flow, gpu = random_flow(family).cuda(), torch.device("cuda")
+    sizes = (30, 7, 33, 30)
+    results = []
+    for options in (EXACT, EXACT.replace(compile="cudagraph", mel_bucket=50)):
+        runner = MelRunner(flow, options)
+        noises = [RequestNoise(gpu, i) for i in range(4)]
+        results.append(runner.render([tokens(n, n) for n in sizes], [voice(25, n) for n in sizes], noises))
+    for eager, graph in zip(*results):
+        assert (eager - graph).abs().max() < 1e-3 * eager.abs().max()
