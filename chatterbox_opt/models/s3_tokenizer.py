@@ -1,0 +1,157 @@
+"""16 kHz log-mel -> 25 Hz speech tokens: a Whisper-like encoder with FSMN memory, then eight ternary digits.
+
+Recordings of different length are one batch without padding: their frames stand one after another, so the linear layers
+see one tall matrix, and only attention and memory look at one recording at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import S3TokenizerConfig
+
+WINDOW = 3000  # mel frames, 30 s: what the encoder was trained on
+STRIDE = 2600  # longer recordings are read in windows that overlap by 4 s
+HALF_OVERLAP = 50  # tokens, 2 s, dropped on either side of a seam
+WINDOWS_AT_ONCE = 8  # bounds the widest activation at 120 MB
+MEMORY = 31  # taps of the FSMN filter
+ROPE_THETA = 10_000.0
+DIGITS = 8  # of base 3
+TANH_SCALE = 0.9990000128746033  # keeps the rounding of a saturated tanh inside -1..1
+
+
+@functools.lru_cache(maxsize=16)
+def _rope(head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin, (WINDOW / 4, 1, head_dim): one table for both halves of a head."""
+    with torch.inference_mode(False), torch.device("cpu"):
+        frequency = 1.0 / ROPE_THETA ** (torch.arange(0, head_dim, 2).float() / head_dim)
+        angle = torch.outer(torch.arange(WINDOW // 4).float(), frequency).repeat(1, 2)[:, None]
+        return angle.cos().to(device), angle.sin().to(device)
+
+
+class Attention(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)  # upstream's key has no bias: that third is zero
+        self.out = nn.Linear(dim, dim)
+        self.fsmn_block = nn.Conv1d(dim, dim, MEMORY, groups=dim, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
+        """(L, dim) -> (L, dim); L is the sum of `lengths`, cos and sin are (L, 1, head_dim)."""
+        qk, v = self.qkv(x).split((2 * x.shape[1], x.shape[1]), 1)
+        qk = qk.view(len(x), 2 * self.heads, -1)
+        near, far = qk.chunk(2, -1)
+        q, k = (qk * cos + torch.cat([-far, near], -1) * sin).transpose(0, 1).chunk(2)  # (heads, L, head_dim)
+        heads = v.view(len(x), self.heads, -1).transpose(0, 1)
+        seen = [
+            F.scaled_dot_product_attention(a[None], b[None], c[None])[0]
+            for a, b, c in zip(q.split(lengths, 1), k.split(lengths, 1), heads.split(lengths, 1))
+        ]
+        memory = [self._remember(part) for part in v.split(lengths)]
+        return self.out(torch.cat(seen, 1).transpose(0, 1).reshape(len(x), -1)) + torch.cat(memory)
+
+    def _remember(self, v: Tensor) -> Tensor:
+        """(T, dim): each channel filtered over time, plus itself."""
+        weight = self.fsmn_block.weight
+        if v.device.type != "cpu":
+            return F.conv1d(v.t()[None], weight, padding=MEMORY // 2, groups=len(weight))[0].t() + v
+        # On the CPU a depthwise convolution costs three times what its 31 shifted multiply-adds do.
+        taps = weight[:, 0].t().contiguous()
+        padded = F.pad(v, (0, 0, MEMORY // 2, MEMORY // 2))
+        out = v.clone()
+        for i in range(MEMORY):
+            out.addcmul_(padded[i : i + len(v)], taps[i])
+        return out
+
+
+class Block(nn.Module):
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.attn = Attention(dim, heads)
+        self.attn_ln = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+        self.mlp_ln = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
+        x = x + self.attn(self.attn_ln(x), cos, sin, lengths)
+        return x + self.mlp(self.mlp_ln(x))
+
+
+class Encoder(nn.Module):
+    def __init__(self, cfg: S3TokenizerConfig) -> None:
+        super().__init__()
+        self.head_dim = cfg.dim // cfg.heads
+        self.conv1 = nn.Conv1d(cfg.n_mels, cfg.dim, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv1d(cfg.dim, cfg.dim, 3, stride=2, padding=1)
+        self.blocks = nn.ModuleList(Block(cfg.dim, cfg.heads) for _ in range(cfg.layers))
+
+    def forward(self, mels: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+        """(n_mels, T) each, T at most WINDOW -> (L, dim) and how many of the L belong to each."""
+        rows = [F.gelu(self.conv2(F.gelu(self.conv1(mel[None]))))[0].t() for mel in mels]
+        lengths = [len(row) for row in rows]
+        x = torch.cat(rows)
+        cos, sin = (torch.cat([t[:n] for n in lengths]).to(x.dtype) for t in _rope(self.head_dim, x.device))
+        for block in self.blocks:
+            x = block(x, cos, sin, lengths)
+        return x, lengths
+
+
+class Codebook(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.project_down = nn.Linear(dim, DIGITS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(L, dim) -> (L,) ids."""
+        digits = (self.project_down(x).float().tanh() * TANH_SCALE).round().long() + 1
+        return (digits * 3 ** torch.arange(DIGITS, device=x.device)).sum(1)
+
+
+class Quantizer(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self._codebook = Codebook(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._codebook(x)
+
+
+class S3Tokenizer(nn.Module):
+    def __init__(self, cfg: S3TokenizerConfig) -> None:
+        super().__init__()
+        self.encoder = Encoder(cfg)
+        self.quantizer = Quantizer(cfg.dim)
+
+    def forward(self, mels: Sequence[Tensor]) -> list[Tensor]:
+        """Log-mels of any length, (128, T) each -> their ids, (ceil(T / 4),) each up to 30 s."""
+        dtype = self.encoder.conv1.weight.dtype
+        windows = [split_windows(mel.to(dtype)) for mel in mels]
+        flat = [window for parts in windows for window in parts]
+        ids: list[Tensor] = []
+        for start in range(0, len(flat), WINDOWS_AT_ONCE):
+            x, lengths = self.encoder(flat[start : start + WINDOWS_AT_ONCE])
+            ids += self.quantizer(x).split(lengths)
+        found = iter(ids)
+        return [join_windows([next(found) for _ in parts]) for parts in windows]
+
+
+def split_windows(mel: Tensor) -> list[Tensor]:
+    length = mel.shape[1]
+    if length <= WINDOW:
+        return [mel]
+    # The library also opens a window on what the one before has heard to its end, and loses up to 2 s at that seam.
+    return [mel[:, i : i + WINDOW] for i in range(0, length - (WINDOW - STRIDE), STRIDE)]
+
+
+def join_windows(ids: Sequence[Tensor]) -> Tensor:
+    """Seams lie in the middle of each overlap."""
+    last = len(ids) - 1
+    return torch.cat([
+        row[HALF_OVERLAP if i else 0 : len(row) - HALF_OVERLAP if i < last else len(row)] for i, row in enumerate(ids)
+    ])
