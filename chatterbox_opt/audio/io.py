@@ -1,0 +1,271 @@
+"""Recordings in and out: decoding to mono, resampling, writing."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+READABLE = "wav, flac, ogg and mp3 can be read; anything else becomes one with `ffmpeg -i IN out.wav`"
+MAX_CHANNELS = 8
+DENSE_KERNEL = 1 << 20  # weights; above it the kernel of an awkward pair of rates is kept phase by phase
+PHASES_AT_ONCE = 1 << 14  # output samples computed at a time in that case
+BLOCKS_AT_ONCE = 1 << 13  # rows of input copied at a time otherwise, some 30 MB
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def read(audio: Any, sample_rate: int | None = None, *, seconds: float | None = None) -> tuple[Tensor, int]:
+    """A path, an open binary file, or samples with their rate -> mono float32 (N,) on the CPU, and its rate in Hz.
+
+    `seconds` bounds how much is decoded. Samples are (N,), (channels, N) or (N, channels); integers are scaled to 1.
+    """
+    if isinstance(audio, (str, os.PathLike)) or hasattr(audio, "read"):
+        if sample_rate is not None:
+            raise ValueError(f"sample_rate={sample_rate}: a file states its own rate; give a rate with samples only")
+        wav, rate = _decode(audio, seconds)
+    else:
+        wav, rate = _samples(audio, sample_rate, seconds)
+    name = label(audio)
+    if not len(wav):
+        raise ValueError(f"{name}: it holds no samples; give a recording of speech")
+    wav = torch.from_numpy(np.ascontiguousarray(wav, dtype=np.float32))
+    if not torch.isfinite(wav).all():
+        raise ValueError(f"{name}: some samples are NaN or infinite; they must be numbers, as a rule within -1 to 1")
+    return wav, rate
+
+
+def label(audio: Any) -> str:
+    """What to call it in a message."""
+    if isinstance(audio, (str, os.PathLike)):
+        return os.fspath(audio)
+    return "the open file" if hasattr(audio, "read") else "the samples"
+
+
+def _decode(file: Any, seconds: float | None) -> tuple[np.ndarray, int]:
+    import soundfile
+
+    name = label(file)
+    if not hasattr(file, "read"):
+        _must_be_file(Path(file))
+        file = os.fspath(file)
+    try:
+        with soundfile.SoundFile(file) as sound:
+            rate, claimed = sound.samplerate, sound.frames
+            wanted = -1 if seconds is None else math.ceil(seconds * rate)
+            data = sound.read(wanted, dtype="float32", always_2d=True)
+            _warn_if_cut(name, len(data), claimed if wanted < 0 else min(claimed, wanted), rate, sound.extra_info)
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"{name}: not a recording, or damaged or cut short ({error}); {READABLE}") from error
+    return data.mean(1), rate
+
+
+def _must_be_file(path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"{path}: this is a folder; give the recording itself")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such file (looked for from {Path.cwd()})")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty; record or copy it again")
+
+
+def _warn_if_cut(name: str, got: int, expected: int, rate: int, notes: str) -> None:
+    """What is there is used. A header that promises more is worth a line, unless it says "until the end" (2^32 - 1)."""
+    promise = re.search(r"data : (\d+) \(should be (\d+)\)", notes)
+    short = got < 0.9 * expected or (promise and int(promise[2]) < int(promise[1]) < 2**32 - 512)
+    if short:
+        logger.warning("%s: the file is cut short; using the %.1f s that are there", name, got / rate)
+
+
+def _samples(audio: Any, rate: int | None, seconds: float | None) -> tuple[np.ndarray, int]:
+    if isinstance(audio, Tensor):
+        audio = (audio.float() if audio.is_floating_point() else audio).detach().cpu().numpy()
+    array = np.asarray(audio)
+    if array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
+        raise ValueError(
+            f"audio is {type(audio).__name__} of shape {array.shape} and type {array.dtype}; "
+            "give a path, or samples of shape (N,), (channels, N) or (N, channels)"
+        )
+    if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)) or not 1000 <= rate <= 768_000:
+        raise ValueError(f"sample_rate={rate!r}: samples need their rate in Hz, a whole number such as 24000")
+    if array.ndim == 2:
+        channels = int(np.argmin(array.shape))
+        if array.shape[channels] > MAX_CHANNELS:
+            raise ValueError(f"audio has shape {array.shape}; one side must be channels, at most {MAX_CHANNELS}")
+        array = np.moveaxis(array, channels, 0)
+    if seconds is not None:
+        array = array[..., : math.ceil(seconds * rate)]
+    if array.dtype.kind in "iu":
+        middle = 2.0 ** (8 * array.dtype.itemsize - 1)
+        array = (array - (middle if array.dtype.kind == "u" else 0.0)) / middle
+    array = array.astype(np.float32, copy=False)
+    return (array.mean(0) if array.ndim == 2 else array), int(rate)
+
+
+def fingerprint(audio: Any, sample_rate: int | None = None) -> str:
+    """Equal for equal content. Of a file the bytes are read, not the samples: that is faster than decoding."""
+    digest = hashlib.blake2b(digest_size=20)
+    if isinstance(audio, (str, os.PathLike)):
+        _must_be_file(Path(audio))
+        with open(audio, "rb") as file:
+            _digest_file(file, digest)
+    elif hasattr(audio, "read"):
+        start = audio.tell()
+        _digest_file(audio, digest)
+        audio.seek(start)
+    else:
+        wav, rate = read(audio, sample_rate)
+        digest.update(f"{rate} ".encode())
+        digest.update(wav.numpy().data)
+    return digest.hexdigest()
+
+
+def _digest_file(file: Any, digest: Any) -> None:
+    while block := file.read(1 << 20):
+        digest.update(block)
+
+
+# ---- resampling ----------------------------------------------------------------------------------
+
+
+class Filter(NamedTuple):
+    """A windowed sinc, in samples of the lower of two rates."""
+
+    cutoff: float  # times the Nyquist rate
+    reach: float  # where the window ends on either side
+    beta: float | None  # of a Kaiser window; None = Hann
+
+
+# torchaudio's defaults: 6 zero crossings. S3Gen's prompt takes this road upstream, so its x-vector was trained on it.
+QUICK = Filter(0.99, 6 / 0.99, None)
+# soxr's HQ filter, to 1e-4 of the signal: flat to 0.914 of the Nyquist rate, 120 dB down above it. Fitted.
+SHARP = Filter(0.95687, 98.334, 13.4513)
+
+
+def resample(wav: Tensor, orig: int, new: int, exact: bool = False, sharp: bool = False) -> Tensor:
+    """(..., N) at `orig` Hz -> (..., ceil(N * new / orig)) at `new` Hz, on the same device.
+
+    The plain call is torchaudio's; `sharp` comes close to soxr's HQ, as librosa resamples; `exact` is soxr, on the CPU.
+    """
+    if orig == new:
+        return wav
+    if exact:
+        return _soxr(wav, orig, new)
+    kind = SHARP if sharp else QUICK
+    common = math.gcd(orig, new)
+    orig, new = orig // common, new // common
+    flat = wav.reshape(-1, wav.shape[-1])
+    length = -(-flat.shape[1] * new // orig)
+    width = _width(orig, new, kind)
+    dense = new * (2 * width + orig) <= DENSE_KERNEL
+    out = (_by_block if dense else _by_phase)(flat, orig, new, width, length, kind)
+    return out.reshape(*wav.shape[:-1], length)
+
+
+def _width(orig: int, new: int, kind: Filter) -> int:
+    """Input samples on either side of an output sample that the window reaches."""
+    return math.ceil(kind.reach * orig / min(orig, new))
+
+
+def _sinc(time: np.ndarray, orig: int, new: int, kind: Filter) -> np.ndarray:
+    """Weights at `time`, counted in periods after which both rates meet again."""
+    time = (time * min(orig, new)).clip(-kind.reach, kind.reach)
+    at = time / kind.reach
+    if kind.beta is None:
+        window = np.cos(at * np.pi / 2) ** 2
+    else:
+        window = np.i0(kind.beta * np.sqrt(1 - at**2)) / np.i0(kind.beta) * (np.abs(at) < 1)
+    return np.sinc(time * kind.cutoff) * window * (kind.cutoff * min(orig, new) / orig)
+
+
+@functools.lru_cache(maxsize=32)
+def _kernel(orig: int, new: int, kind: Filter, device: torch.device) -> Tensor:
+    """(taps, new): what each of `new` output samples takes from `orig` input samples and their surroundings."""
+    width = _width(orig, new, kind)
+    taps = np.arange(-width, width + orig) / orig
+    weights = _sinc(taps[:, None] - np.arange(new) / new, orig, new, kind)
+    with torch.inference_mode(False):
+        return torch.from_numpy(weights.astype(np.float32)).to(device)
+
+
+def _by_block(flat: Tensor, orig: int, new: int, width: int, length: int, kind: Filter) -> Tensor:
+    """A matrix product: rows are overlapping stretches of input, several periods long where a period is short."""
+    periods = max(1, 2 * width // orig)
+    orig, new = orig * periods, new * periods
+    kernel = _kernel(orig, new, kind, flat.device).to(flat.dtype)
+    count = -(-length // new)
+    padded = F.pad(flat, (width, width + count * orig - flat.shape[1]))
+    rows = padded.unfold(1, len(kernel), orig)  # (B, count, taps), a view
+    out = torch.cat([part @ kernel for part in rows.split(BLOCKS_AT_ONCE, 1)], 1)
+    return out.flatten(1)[:, :length]
+
+
+@functools.lru_cache(maxsize=8)
+def _phases(orig: int, new: int, kind: Filter, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Each phase's first input sample, (new,), and its own taps, (new, 2 * width + 2)."""
+    width = _width(orig, new, kind)
+    first = np.arange(new) * orig // new - width
+    taps = first[:, None] + np.arange(2 * width + 2)
+    weights = _sinc(taps / orig - np.arange(new)[:, None] / new, orig, new, kind)
+    with torch.inference_mode(False):
+        return torch.from_numpy(first).to(device), torch.from_numpy(weights.astype(np.float32)).to(device)
+
+
+def _by_phase(flat: Tensor, orig: int, new: int, width: int, length: int, kind: Filter) -> Tensor:
+    first, weights = _phases(orig, new, kind, flat.device)
+    weights = weights.to(flat.dtype)
+    taps = torch.arange(weights.shape[1], device=flat.device)
+    padded = F.pad(flat, (width, 2 * width + 2))
+    parts = []
+    for start in range(0, length, PHASES_AT_ONCE):
+        n = torch.arange(start, min(start + PHASES_AT_ONCE, length), device=flat.device)
+        at = (n // new * orig + first[n % new] + width)[:, None] + taps
+        parts.append((padded[:, at] * weights[n % new]).sum(-1))
+    return torch.cat(parts, 1)
+
+
+def _soxr(wav: Tensor, orig: int, new: int) -> Tensor:
+    try:
+        import soxr
+    except ImportError as error:
+        raise ValueError(
+            "resampler='exact' needs the soxr package; `pip install soxr`, or choose resampler='device'"
+        ) from error
+    rows = wav.reshape(-1, wav.shape[-1]).cpu().numpy()
+    length = math.ceil(rows.shape[1] * (float(new) / orig))  # in floating point, as librosa has it
+    out = np.zeros((len(rows), length), dtype=rows.dtype)
+    for row, samples in zip(out, rows):
+        made = soxr.resample(samples, orig, new, quality="soxr_hq")[:length]
+        row[: len(made)] = made
+    return torch.from_numpy(out).to(wav.device).reshape(*wav.shape[:-1], length)
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def write_wav(path: str | os.PathLike, wav: Tensor | np.ndarray, rate: int) -> None:
+    """(N,) or (channels, N) -> a 16-bit file; its kind follows the name's ending, wav without one."""
+    import soundfile
+
+    data = np.asarray(wav.detach().float().cpu() if isinstance(wav, Tensor) else wav, dtype=np.float32)
+    data = data.T if data.ndim == 2 else data
+    kind = None if Path(path).suffix else "WAV"
+    try:
+        soundfile.write(os.fspath(path), data.clip(-1.0, 1.0), rate, format=kind)
+    except (soundfile.SoundFileError, TypeError) as error:
+        raise ValueError(
+            f"{path}: cannot be written ({error}); a name in an existing folder, ending in .wav, is needed"
+        ) from error

@@ -1,0 +1,46 @@
+"""BS.1770 against pyloudnorm, which upstream levels Turbo's prompts with."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from chatterbox_opt.audio.loudness import integrated_loudness, normalize_loudness
+
+
+def tone(seconds: float, rate: int, level: float = 0.1) -> np.ndarray:
+    t = np.arange(int(seconds * rate)) / rate
+    swell = 0.05 + np.abs(np.sin(2 * np.pi * 0.3 * t))  # some blocks fall below the gates
+    return (level * swell * (np.sin(2 * np.pi * 220 * t) + 0.3 * np.sin(2 * np.pi * 3100 * t))).astype(np.float32)
+
+
+@pytest.mark.parametrize("rate", [16_000, 24_000, 44_100, 48_000])
+@pytest.mark.parametrize("seconds", [0.4, 0.45, 1.0, 6.37])
+def test_is_pyloudnorms(rate: int, seconds: float):
+    meter = pytest.importorskip("pyloudnorm").Meter(rate)
+    wav = tone(seconds, rate)
+    wav[len(wav) // 2 :] *= 0.01
+    assert integrated_loudness(wav, rate) == pytest.approx(meter.integrated_loudness(wav), abs=1e-4)
+
+
+def test_gain_is_upstreams_in_float32():
+    pyloudnorm = pytest.importorskip("pyloudnorm")
+    wav = tone(3.0, 24_000)
+    gain = 10.0 ** ((-27 - pyloudnorm.Meter(24_000).integrated_loudness(wav)) / 20.0)
+    ours = normalize_loudness(wav, 24_000)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, wav * gain, rtol=1e-5)
+    tensor = normalize_loudness(torch.from_numpy(wav), 24_000)
+    assert tensor.dtype == torch.float32
+    np.testing.assert_allclose(tensor.numpy(), ours, rtol=1e-6)
+    assert integrated_loudness(ours, 24_000) == pytest.approx(-27.0, abs=1e-3)
+
+
+def test_what_cannot_be_measured_stays(caplog: pytest.LogCaptureFixture):
+    short, silent = tone(0.3, 24_000), np.zeros(24_000, dtype=np.float32)
+    assert math.isnan(integrated_loudness(short, 24_000))
+    assert integrated_loudness(silent, 24_000) == -math.inf
+    for wav in (short, silent):
+        assert np.array_equal(normalize_loudness(wav, 24_000), wav)
+    assert len(caplog.records) == 2
