@@ -1,0 +1,285 @@
+"""A recording -> a voice: what T3 and S3Gen are told about the speaker, kept by content, saved as conds.pt."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .audio.io import fingerprint, label, read, resample
+from .audio.loudness import normalize_loudness
+from .config import FRAMES_PER_TOKEN, MEL_BINS, S3_RATE, S3GEN_RATE, SPEAKER_DIM, TOKEN_RATE, XVECTOR_DIM, ModelConfig
+from .models.mel import SHORTEST, kaldi_fbank, prompt_mel, s3_mel
+from .models.voice_encoder import speaker_embedding
+
+logger = logging.getLogger(__name__)
+
+PROMPT_SECONDS = 10  # of the recording that S3Gen continues
+VOICE_SECONDS = 300  # of it that the voice encoder hears; upstream has no bound, and half an hour takes it gigabytes
+SHORTEST_SECONDS = 0.5
+TURBO_SECONDS = 5.0  # upstream wants more than this for Turbo
+SILENCE = 1e-4  # peak, -80 dB: three steps of a 16-bit file
+SETTLE = 1.0  # s of recording read beyond what is needed, so that the resampler's filter has run in
+CACHED = 32  # voices kept, about 0.2 MB each
+MISSING = object()
+
+
+@dataclass(frozen=True, eq=False)
+class T3Cond:
+    """What conditions T3. Frozen, as copies of a voice share its tensors."""
+
+    speaker_emb: Tensor  # (1, 256)
+    clap_emb: Tensor | None = None  # never used by a published model
+    cond_prompt_speech_tokens: Tensor | None = None  # (1, n) long
+    cond_prompt_speech_emb: Tensor | None = None  # upstream writes it after a generate; T3 computes its own
+    emotion_adv: Tensor | float | None = 0.5  # (1, 1, 1): exaggeration
+
+    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> T3Cond:
+        """A copy elsewhere. `dtype` is for what is not an id."""
+
+        def move(value: Any) -> Any:
+            if not torch.is_tensor(value):
+                return value
+            return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+
+        return T3Cond(**{name: move(value) for name, value in _fields(self).items()})
+
+
+@dataclass(eq=False)
+class Conditionals:
+    """A voice. `gen` holds prompt_token (1, n), its length, prompt_feat (1, 2n or 2n + 1, 80), embedding (1, 192)."""
+
+    t3: T3Cond
+    gen: dict[str, Any]
+
+    def to(self, device: Any) -> Conditionals:
+        """A copy on that device; this one stays as it is."""
+        gen = {k: v.to(device) if torch.is_tensor(v) else v for k, v in self.gen.items()}
+        return Conditionals(self.t3.to(device), gen)
+
+    def save(self, fpath: str | os.PathLike) -> None:
+        """A conds.pt that upstream loads too."""
+        torch.save({"t3": {k: _settled(v, "cpu") for k, v in _fields(self.t3).items()},
+                    "gen": {k: _settled(v, "cpu") for k, v in self.gen.items()}}, fpath)
+
+    @classmethod
+    def load(cls, fpath: str | os.PathLike, map_location: Any = "cpu") -> Conditionals:
+        """Also what upstream wrote after a generate, which turns ids into floats and leaves embeddings behind."""
+        path = Path(fpath)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: there is no such voice file")
+        try:
+            data = torch.load(path, map_location=map_location, weights_only=True)
+        except Exception as error:  # whatever pickle and zip make of a foreign file
+            raise ValueError(f"{path}: not a voice file ({error}); prepare the voice from its recording") from error
+        t3 = _part(data, "t3", ("speaker_emb", "cond_prompt_speech_tokens"), path)
+        gen = _part(data, "gen", ("prompt_token", "prompt_token_len", "prompt_feat", "embedding"), path)
+        kept = {f.name: t3[f.name] for f in dataclasses.fields(T3Cond) if f.name in t3}
+        kept["cond_prompt_speech_emb"] = None  # stale as soon as T3's weights or type differ
+        kept["cond_prompt_speech_tokens"] = torch.atleast_2d(kept["cond_prompt_speech_tokens"].long())
+        emotion = kept.get("emotion_adv")
+        kept["emotion_adv"] = _emotion(0.5 if emotion is None else emotion, kept["speaker_emb"].device)
+        gen["prompt_token"] = torch.atleast_2d(gen["prompt_token"].long())
+        gen["prompt_token_len"] = torch.as_tensor(gen["prompt_token_len"]).long().reshape(-1)
+        gen["prompt_feat_len"] = None
+        return cls(T3Cond(**kept), gen)
+
+    def check(self, config: ModelConfig, source: Any = "this voice") -> Conditionals:
+        """Raise where the voice does not fit the model."""
+        again = "prepare the voice from its recording with this model"
+        tokens, prompt = self.t3.cond_prompt_speech_tokens, self.gen["prompt_token"]
+        allowed = config.t3.prompt_tokens
+        got, continued = tokens.shape[-1], prompt.shape[-1]
+        if not 1 <= got <= allowed:
+            raise ValueError(
+                f"{source}: its prompt has {got} speech tokens; {config.family} takes 1 to {allowed}; {again}"
+            )
+        # A recording gives T3 its first 6 or 15 s and S3Gen its first 10 s: only Turbo's T3 hears the longer part.
+        if config.t3.is_gpt and got + 1 < continued:
+            raise ValueError(
+                f"{source}: its prompt has {got} speech tokens beside {continued} for the decoder; "
+                f"{config.family} takes up to {allowed}, no fewer than that; it is another family's voice; {again}"
+            )
+        for name, value, shape in (
+            ("speaker_emb", self.t3.speaker_emb, (1, SPEAKER_DIM)),
+            ("cond_prompt_speech_tokens", tokens, (1, got)),
+            ("prompt_token", prompt, (1, continued)),
+            ("prompt_feat", self.gen["prompt_feat"], (1, None, MEL_BINS)),
+            ("embedding", self.gen["embedding"], (1, XVECTOR_DIM)),
+        ):
+            if len(value.shape) != len(shape) or any(b not in (None, a) for a, b in zip(value.shape, shape)):
+                raise ValueError(f"{source}: {name} has shape {tuple(value.shape)}; {shape} is needed; {again}")
+        return self
+
+
+def _part(data: Any, name: str, needed: tuple[str, ...], path: Path) -> dict[str, Any]:
+    part = data.get(name) if isinstance(data, dict) else None
+    missing = [k for k in needed if part.get(k) is None] if isinstance(part, dict) else [name]
+    if missing:
+        raise ValueError(f"{path}: this voice file lacks {', '.join(missing)}; prepare the voice from its recording")
+    return {k: v.detach() if torch.is_tensor(v) else v for k, v in part.items()}
+
+
+def _fields(cond: T3Cond) -> dict[str, Any]:
+    return {f.name: getattr(cond, f.name) for f in dataclasses.fields(cond)}
+
+
+def _emotion(value: Any, device: Any) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float32, device=device).reshape(1, 1, 1)
+
+
+def _settled(value: Any, device: Any = None) -> Any:
+    """A plain tensor with its own storage: no inference tensor, no graph, no view into something larger."""
+    if not torch.is_tensor(value):
+        return value
+    with torch.inference_mode(False), torch.no_grad():
+        return value.detach().to(device).clone(memory_format=torch.contiguous_format)
+
+
+def with_exaggeration(voice: Conditionals, exaggeration: float) -> Conditionals:
+    """The voice with that emotion. It shares every other tensor with the one given, which stays as it is."""
+    with torch.inference_mode(False), torch.no_grad():
+        emotion = _emotion(float(exaggeration), voice.t3.speaker_emb.device)
+    return Conditionals(dataclasses.replace(voice.t3, emotion_adv=emotion), dict(voice.gen))
+
+
+class ShortPrompt(AssertionError, ValueError):
+    """Upstream raises an AssertionError here; new code may catch the ValueError it should have been."""
+
+
+class VoicePreparer:
+    """Recordings to voices on one model. Safe from several threads; the last 32 voices are kept by content."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        ve: Any,
+        s3gen: Any,
+        device: torch.device,
+        resampler: str = "auto",
+        kept: int = CACHED,
+    ) -> None:
+        self.config, self.ve, self.device = config, ve, torch.device(device)
+        self.tokenizer, self.speaker_encoder = s3gen.tokenizer, s3gen.speaker_encoder
+        self.exact = resampler == "exact"
+        self._kept: OrderedDict[tuple, Any] = OrderedDict()
+        self._limit, self._lock = kept, threading.Lock()
+        if ve is not None and self.device.type == "cuda":
+            ve.lstm.flatten_parameters()  # weights loaded one by one are scattered, which cuDNN gathers at every call
+
+    def prepare(
+        self,
+        audio: Any,
+        *,
+        exaggeration: float = 0.5,
+        sample_rate: int | None = None,
+        norm_loudness: bool | None = None,
+    ) -> Conditionals:
+        """A voice from a path, an open file, or samples with their rate. Only Turbo and Nano level the loudness."""
+        loud = self.config.t3.is_gpt and norm_loudness is not False
+        key = ("voice", loud, fingerprint(audio, sample_rate))
+        voice = self._cached(key, lambda: self._measure(audio, sample_rate, loud))
+        return with_exaggeration(voice, exaggeration)
+
+    def prompt(self, audio: Any, *, sample_rate: int | None = None) -> dict[str, Any]:
+        """S3Gen's half of a voice alone: the target of voice conversion."""
+        key = ("prompt", fingerprint(audio, sample_rate))
+        return dict(self._cached(key, lambda: self._measure_prompt(audio, sample_rate)))
+
+    @torch.inference_mode()
+    def speech_tokens(self, wav: Tensor) -> Tensor:
+        """(N,) at 16 kHz on the model's device, of any length -> (n,) speech tokens."""
+        if len(wav) < SHORTEST:
+            raise ValueError(
+                f"{len(wav) / S3_RATE:.3f} s of audio is too short; at least {SHORTEST / S3_RATE:.3f} s is needed"
+            )
+        return _settled(self.tokenizer([s3_mel(wav)])[0])
+
+    def _cached(self, key: tuple, make: Callable[[], Any]) -> Any:
+        with self._lock:
+            found = self._kept.get(key, MISSING)
+            if found is not MISSING:
+                self._kept.move_to_end(key)
+                return found
+        made = make()  # outside the lock: another voice need not wait for this one
+        with self._lock:
+            self._kept[key] = made
+            while len(self._kept) > self._limit:
+                self._kept.popitem(last=False)
+        return made
+
+    def _load(self, audio: Any, sample_rate: int | None, seconds: float) -> Tensor:
+        """(N,) at 24 kHz on the device; refuses what no voice can be heard in."""
+        wav, rate = read(audio, sample_rate, seconds=seconds)
+        length, peak = len(wav) / rate, float(wav.abs().max())
+        if length < SHORTEST_SECONDS:
+            raise ValueError(
+                f"{label(audio)}: {length:.2f} s is too short for a voice; "
+                f"at least {SHORTEST_SECONDS} s is needed, and 6 to 15 s of clean speech is best"
+            )
+        if peak < SILENCE:
+            raise ValueError(f"{label(audio)}: it is silent (peak {peak:.1e}); give a recording of speech")
+        return resample(wav.to(self.device), rate, S3GEN_RATE, self.exact, sharp=True)
+
+    @torch.inference_mode()
+    def _measure(self, audio: Any, sample_rate: int | None, loud: bool) -> Conditionals:
+        wav = self._load(audio, sample_rate, VOICE_SECONDS + SETTLE)
+        if len(wav) > VOICE_SECONDS * S3GEN_RATE:
+            wav = wav[: VOICE_SECONDS * S3GEN_RATE]
+            logger.warning("%s: only its first %d s are heard", label(audio), VOICE_SECONDS)
+        if self.config.t3.is_gpt and len(wav) <= TURBO_SECONDS * S3GEN_RATE:
+            raise ShortPrompt(
+                f"Audio prompt must be longer than {TURBO_SECONDS:.0f} seconds! "
+                f"{label(audio)} has {len(wav) / S3GEN_RATE:.2f} s"
+            )
+        if loud:
+            wav = normalize_loudness(wav, S3GEN_RATE)
+        heard = resample(wav, S3GEN_RATE, S3_RATE, self.exact, sharp=True)
+        limit = self.config.t3.prompt_tokens
+        first = heard[: limit * S3_RATE // TOKEN_RATE]
+        gen, tokens = self._gen(wav, first, limit)
+        speaker = speaker_embedding(self.ve, heard)
+        cond = T3Cond(
+            speaker_emb=speaker, cond_prompt_speech_tokens=tokens[None], emotion_adv=_emotion(0.5, self.device)
+        )
+        return _finite(Conditionals(T3Cond(**{k: _settled(v) for k, v in _fields(cond).items()}), gen), audio)
+
+    @torch.inference_mode()
+    def _measure_prompt(self, audio: Any, sample_rate: int | None) -> dict[str, Any]:
+        return self._gen(self._load(audio, sample_rate, PROMPT_SECONDS + SETTLE))[0]
+
+    def _gen(self, wav: Tensor, first: Tensor | None = None, limit: int = 0) -> tuple[dict[str, Any], Tensor | None]:
+        """(N,) at 24 kHz -> S3Gen's half; `first`, at 16 kHz, is tokenized for T3 in the same go, up to `limit` ids."""
+        wav = wav[: PROMPT_SECONDS * S3GEN_RATE]
+        # Always the windowed sinc, as upstream: this is where it uses torchaudio, whatever it read the file with.
+        low = resample(wav, S3GEN_RATE, S3_RATE)
+        mels, prompt = [s3_mel(low)], prompt_mel(wav)
+        # The same samples give the same ids: of a short recording both uses see all of it.
+        shared = first is not None and not self.exact and len(first) == len(low)
+        if first is not None and not shared:
+            mels.append(s3_mel(first)[:, : 4 * limit])
+        ids = self.tokenizer(mels)
+        count = min(len(ids[0]), prompt.shape[1] // FRAMES_PER_TOKEN)  # a part of a token at the end has no mel
+        gen = {
+            "prompt_token": ids[0][None, :count],
+            "prompt_token_len": torch.tensor([count], device=self.device),
+            "prompt_feat": prompt.t()[None],
+            "prompt_feat_len": None,
+            "embedding": self.speaker_encoder(kaldi_fbank(low)[None]),
+        }
+        return {k: _settled(v) for k, v in gen.items()}, ids[-1][:limit] if first is not None else None
+
+
+def _finite(voice: Conditionals, audio: Any) -> Conditionals:
+    if not (torch.isfinite(voice.t3.speaker_emb).all() and torch.isfinite(voice.gen["embedding"]).all()):
+        raise ValueError(f"{label(audio)}: no voice can be measured in it; give a clean recording of speech")
+    return voice
