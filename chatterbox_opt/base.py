@@ -18,6 +18,7 @@ from .engine.noise import RequestNoise
 from .engine.resolve import resolve
 from .options import EngineOptions, SamplingOptions
 from .pipeline import Job, NoSpeech, Pipeline, Speech
+from .text.tokenizer import load_tokenizer
 from .voice import Conditionals, VoicePreparer, with_exaggeration
 from .weights import hub
 from .weights.load import load_folder
@@ -72,11 +73,12 @@ class Speaker:
     def _load(cls, folder: str | Path, device: Any, family: str, t3_file: str | None = None, **options: Any) -> Speaker:
         device = usable_device(device)
         resolved = resolve(toggles(**{k: options[k] for k in TOGGLES if k in options}), torch.device(device))
-        parts = load_folder(folder, family, torch.device(device), resolved, t3_file=t3_file)
+        parts = load_folder(folder, family, torch.device(device), getattr(torch, resolved.dtype), t3_file)
         conds = Conditionals.load(parts.conds_file, map_location="cpu") if parts.conds_file else None
         if conds is not None:
             conds.check(parts.config, parts.conds_file)
-        return cls(parts.t3, parts.s3gen, parts.ve, parts.tokenizer, device, conds, config=parts.config, **options)
+        tokenizer = load_tokenizer(folder, parts.config)
+        return cls(parts.t3, parts.s3gen, parts.ve, tokenizer, device, conds, config=parts.config, **options)
 
     @classmethod
     def from_random(

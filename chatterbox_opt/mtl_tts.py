@@ -11,7 +11,7 @@ from torch import Tensor
 from .base import MAX_CHARS, Speaker, pretrained_folder
 from .text.languages import SUPPORTED_LANGUAGES
 from .voice import Conditionals
-from .weights import hub
+from .weights.files import multilingual_t3
 
 
 class OptimizedChatterboxMultilingualTTS(Speaker):
@@ -39,7 +39,7 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
     def from_local(
         cls, ckpt_dir: str | Path, device: str | torch.device, t3_model: str | None = None, **options: Any
     ) -> OptimizedChatterboxMultilingualTTS:
-        return cls._load(ckpt_dir, device, "mtl", hub.multilingual_t3(t3_model), **options)
+        return cls._load(ckpt_dir, device, "mtl", multilingual_t3(t3_model), **options)
 
     def generate(
         self,

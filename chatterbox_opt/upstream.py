@@ -45,14 +45,14 @@ def optimize(model: Any, *, config: ModelConfig | None = None, **options: Any) -
     engine = resolve(toggles(**{k: options[k] for k in TOGGLES if k in options}), device)
     if isinstance(model, ChatterboxVC):
         config = config or MODELS["tts"]
-        s3gen = build_s3gen(model.s3gen.state_dict(), config, device, engine)
+        s3gen = build_s3gen(model.s3gen.state_dict(), config, device)
         return OptimizedChatterboxVC(s3gen, model.device, model.ref_dict, config=config, **options)
     cls, family = _twin(model)
     config = config or MODELS[family]
     extra = {"model_label": family.capitalize()} if cls is OptimizedChatterboxTurboTTS else {}
     return cls(
-        build_t3(model.t3.state_dict(), config, device, engine),
-        build_s3gen(model.s3gen.state_dict(), config, device, engine),
+        build_t3(model.t3.state_dict(), config, device, getattr(torch, engine.dtype)),
+        build_s3gen(model.s3gen.state_dict(), config, device),
         build_voice_encoder(model.ve.state_dict(), config, device),
         model.tokenizer,
         model.device,

@@ -57,8 +57,7 @@ class OptimizedChatterboxVC:
     @classmethod
     def from_local(cls, ckpt_dir: str | Path, device: str | torch.device, **options: Any) -> OptimizedChatterboxVC:
         device = usable_device(device)
-        engine = resolve(toggles(**{k: v for k, v in options.items() if k != "enable_watermark"}), torch.device(device))
-        parts = load_folder(ckpt_dir, "vc", torch.device(device), engine)
+        parts = load_folder(ckpt_dir, "vc", torch.device(device), torch.float32)
         ref_dict = Conditionals.load(parts.conds_file).gen if parts.conds_file else None
         return cls(parts.s3gen, device, ref_dict, config=parts.config, **options)
 

@@ -19,9 +19,10 @@ class Rule(NamedTuple):
     keep: bool = False  # leave the sources to a later rule, for what becomes two tensors
 
 
-def remap(state: dict[str, Tensor], rules: Iterable[Rule]) -> dict[str, Tensor]:
-    """Apply each rule to every key it matches; keys no rule names pass through. `state` is left as it is."""
-    out = dict(state)
+def remap(state: dict[str, Tensor], rules: Iterable[Rule], consume: bool = False) -> dict[str, Tensor]:
+    """Apply each rule to every key it matches; keys no rule names pass through. `state` is left as it is, unless
+    `consume` lets each tensor go as soon as what it becomes part of exists."""
+    out = state if consume else dict(state)
     for rule in rules:
         pattern = re.compile(re.escape(rule.sources[0]).replace(r"\{\}", "(.+)") + r"\Z")
         for key in [k for k in out if pattern.match(k)]:
@@ -50,6 +51,14 @@ def cat(*tensors: Tensor) -> Tensor:
 
 def transpose(tensor: Tensor) -> Tensor:
     return tensor.t().contiguous()
+
+
+def under(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
+    """The rules of a part, for the file of the whole."""
+    return [
+        Rule(tuple(f"{prefix}.{s}" for s in rule.sources), rule.target and f"{prefix}.{rule.target}", *rule[2:])
+        for rule in rules
+    ]
 
 
 # ---- voice encoder, speech tokenizer, x-vector: keys as inside each network ----------------------
@@ -274,4 +283,14 @@ FLOW = [
     rename("decoder.estimator.final_block.block.2.weight", "decoder.estimator.final_block.norm.weight"),
     rename("decoder.estimator.final_block.block.2.bias", "decoder.estimator.final_block.norm.bias"),
     Rule(("decoder.estimator.final_proj.weight",), "decoder.estimator.final_proj.weight", _squeeze),
+]
+
+
+# ---- the whole of S3Gen's file -------------------------------------------------------------------
+
+S3GEN = [
+    *under("tokenizer", S3_TOKENIZER),
+    *under("speaker_encoder", CAMPPLUS),
+    *under("flow", FLOW),
+    *under("mel2wav", HIFT),
 ]

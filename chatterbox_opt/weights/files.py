@@ -1,0 +1,33 @@
+"""Which files each family is made of, and where they are published."""
+
+from __future__ import annotations
+
+REPOS = {
+    "tts": "ResembleAI/chatterbox",
+    "vc": "ResembleAI/chatterbox",
+    "mtl": "ResembleAI/chatterbox",
+    "turbo": "ResembleAI/chatterbox-turbo",
+    "nano": "ResembleAI/chatterbox-nano",
+}
+# Of twins, the safetensors file is named; a folder that has only the .pt is taken as well.
+FILES: dict[str, dict[str, str]] = {
+    "tts": {
+        "t3": "t3_cfg.safetensors", "ve": "ve.safetensors", "s3gen": "s3gen.safetensors", "tokenizer": "tokenizer.json",
+    },
+    "vc": {"s3gen": "s3gen.safetensors"},
+    "mtl": {
+        "t3": "t3_mtl23ls_v2.safetensors", "ve": "ve.safetensors", "s3gen": "s3gen.safetensors",
+        "tokenizer": "grapheme_mtl_merged_expanded_v1.json",
+    },
+    "turbo": {"t3": "t3_turbo_v1.safetensors", "ve": "ve.safetensors", "s3gen": "s3gen_meanflow.safetensors"},
+    "nano": {"t3": "t3_nano_v1.safetensors", "ve": "ve.safetensors", "s3gen": "s3gen_meanflow.safetensors"},
+}
+OPTIONAL = {"conds": "conds.pt", "cangjie": "Cangjie5_TC.json"}
+
+
+def multilingual_t3(name: str | None) -> str:
+    """"v2", "v3", their long names, or any file name."""
+    if name is None:
+        return FILES["mtl"]["t3"]
+    short = {"v2": "t3_mtl23ls_v2", "v3": "t3_mtl23ls_v3"}.get(name, name)
+    return short if short.endswith((".safetensors", ".pt")) else f"{short}.safetensors"

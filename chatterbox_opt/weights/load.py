@@ -1,0 +1,183 @@
+"""A checkpoint folder -> networks: built without memory, filled tensor by tensor, every key accounted for."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..config import MODELS, ModelConfig
+from ..models.s3gen import S3Gen
+from ..models.t3 import T3
+from ..models.voice_encoder import VoiceEncoder
+from . import keymap, layout, safefile
+from .files import FILES, OPTIONAL
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    config: ModelConfig
+    t3: T3 | None
+    s3gen: S3Gen
+    ve: VoiceEncoder | None
+    conds_file: Path | None
+
+
+def load_folder(
+    folder: str | Path, family: str, device: torch.device, dtype: torch.dtype, t3_file: str | Path | None = None
+) -> Loaded:
+    """T3 in `dtype`; the rest in float32, of which the engine casts what may be cast."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such checkpoint folder; from_pretrained() downloads one")
+    config = read_config(folder, family)
+    names = FILES[family]
+    t3 = ve = None
+    if family != "vc":
+        t3 = build_t3(_Source(_find(folder, str(t3_file or names["t3"]))), config, device, dtype)
+        ve = build_voice_encoder(_Source(_find(folder, names["ve"])), config, device)
+    s3gen = build_s3gen(_Source(_find(folder, names["s3gen"])), config, device)
+    conds = folder / OPTIONAL["conds"]
+    return Loaded(config, t3, s3gen, ve, conds if conds.is_file() else None)
+
+
+def read_config(folder: Path, family: str) -> ModelConfig:
+    """Published folders have no config.json of ours: their sizes are known."""
+    file = folder / "config.json"
+    if file.is_file():
+        data = json.loads(file.read_text())
+        if "family" in data:  # and not a tokenizer's or another library's
+            config = ModelConfig.from_dict(data)
+            wanted = "tts" if family == "vc" else family
+            if config.family != wanted:
+                raise ValueError(f"{folder} holds a {config.family} model; {wanted} was asked for")
+            return config
+    return MODELS["tts" if family == "vc" else family]
+
+
+def build_t3(source: _Source | dict[str, Tensor], config: ModelConfig, device: torch.device, dtype: torch.dtype) -> T3:
+    cfg = config.t3
+    rules = keymap.T3_GPT2 if cfg.is_gpt else keymap.t3_llama(cfg.head_dim)
+    source = _as_source(source)
+    source.check(layout.t3(cfg), optional=_unread(rules))
+    return _fill(lambda: T3(cfg), source.read(dtype, device), rules, source.name)
+
+
+def build_s3gen(source: _Source | dict[str, Tensor], config: ModelConfig, device: torch.device) -> S3Gen:
+    source = _as_source(source)
+    wanted = layout.s3gen(config)
+    source.check(wanted, optional=layout.COMPUTED)
+    state = source.read(torch.float32, device, only=wanted)
+    s3gen = _fill(lambda: S3Gen(config), state, keymap.S3GEN, source.name)
+    return s3gen
+
+
+def build_voice_encoder(
+    source: _Source | dict[str, Tensor], config: ModelConfig, device: torch.device
+) -> VoiceEncoder:
+    source = _as_source(source)
+    source.check(layout.voice_encoder(config.voice_encoder))
+    state = source.read(torch.float32, device)
+    return _fill(lambda: VoiceEncoder(config.voice_encoder), state, keymap.VOICE_ENCODER, source.name)
+
+
+def _fill(make: Callable[[], nn.Module], state: dict[str, Tensor], rules: Iterable, name: str) -> nn.Module:
+    with torch.device("meta"):
+        module = make()
+    try:
+        module.load_state_dict(keymap.remap(state, rules, consume=True), strict=True, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return module.eval().requires_grad_(False)
+
+
+def _unread(rules: Iterable[keymap.Rule]) -> tuple[str, ...]:
+    return tuple(s for r in rules if r.target is None for s in r.sources)
+
+
+class _Source:
+    """A file of tensors: safetensors, or a .pt of a state dict, bare or as {"model": [state]}."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self.path, self.state = str(path), path, None
+        if path.suffix == ".safetensors":
+            self.entries = safefile.read_header(path)
+            self.shapes = {key: entry.shape for key, entry in self.entries.items()}
+        else:
+            self._take(_unpickle(path))
+
+    def _take(self, state: dict[str, Tensor]) -> None:
+        self.state = state
+        self.shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+    def check(self, wanted: layout.Layout, optional: tuple[str, ...] = ()) -> None:
+        """Name every misfit before anything is read."""
+        missing = [k for k in wanted if k not in self.shapes and k not in optional]
+        if missing:
+            raise ValueError(f"{self.name} lacks {len(missing)} of {len(wanted)} tensors, the first {missing[0]}; "
+                             "is it whole, and of this model family?")
+        for key, shape in wanted.items():
+            if key in self.shapes and self.shapes[key] != tuple(shape):
+                raise ValueError(f"{self.name}: {key} has shape {self.shapes[key]}, {tuple(shape)} is needed; "
+                                 "is it of this model family?")
+        self.unknown = [k for k in self.shapes if k not in wanted]
+        if self.unknown:
+            first = self.unknown[0]
+            logger.debug("%s: %d unknown tensors left unread, the first %s", self.name, len(self.unknown), first)
+        self.wanted = wanted
+
+    def read(self, dtype: torch.dtype, device: torch.device, only: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """What was asked for, cast and moved as it comes, so that no more than one tensor exists twice."""
+        keys = [k for k in (only or self.wanted) if k in self.shapes]
+        if self.state is not None:
+            pairs: Iterable = ((k, self.state[k]) for k in keys)
+        else:
+            pairs = safefile.read_tensors(self.path, {k: self.entries[k] for k in keys})
+        return {k: t.detach().to(device, dtype if t.is_floating_point() else None) for k, t in pairs}
+
+
+def _as_source(source: _Source | dict[str, Tensor]) -> _Source:
+    if isinstance(source, _Source):
+        return source
+    out = _Source.__new__(_Source)
+    out.name = "the model given"
+    out._take(source)
+    return out
+
+
+def _unpickle(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever zip and pickle make of a foreign or broken file
+        raise ValueError(f"{path} cannot be read as a checkpoint ({error}); download it again") from error
+    if isinstance(state, dict) and "model" in state:
+        state = state["model"]
+    if isinstance(state, (list, tuple)):
+        state = state[0]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} holds no state dict")
+    return state
+
+
+def _find(folder: Path, name: str) -> Path:
+    """The file, or its twin: safetensors are preferred, .pt is taken where there is nothing else."""
+    path = Path(name) if Path(name).is_absolute() else folder / name
+    twins = [path.with_suffix(s) for s in (".safetensors", ".pt")] if path.suffix in (".safetensors", ".pt") else [path]
+    for candidate in twins:
+        if candidate.is_file():
+            return candidate
+    if Path(name).is_file():
+        return Path(name)
+    raise FileNotFoundError(f"{folder} has no {' or '.join(t.name for t in twins)}; it holds {_listing(folder)}")
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(p.name for p in folder.iterdir())
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "nothing"
