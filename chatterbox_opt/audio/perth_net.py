@@ -1,0 +1,211 @@
+"""Perth's implicit watermark: a network that adds a few decibels here and there below 2 kHz, and one that hears them.
+
+Only what the mark adds goes through the inverse transform; the rest of the sound never leaves the time domain.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HEADROOM = 15.0  # dB above full scale that the normalised spectrum reaches up to
+QUIET = 0.05  # of the loudest frame: what is below it carries no mark
+BLOCK = 2000  # frames analysed at a time, 20 s
+SLOPE = 0.01  # of the leaky ReLUs
+# What soxr's HQ setting, with which Perth changes the rate, amounts to: a sinc under a Kaiser window, to 1e-4 of peak.
+CUTOFF, HALF, BETA = 0.95687, 97.0, 13.04  # of the lower Nyquist rate; samples of the lower rate; shape
+LARGEST = 1 << 22  # entries of a resampling matrix
+
+
+class Facts(NamedTuple):
+    """The part of the checkpoint's hparams that its use depends on."""
+
+    sample_rate: int = 32_000
+    n_fft: int = 2048
+    hop_size: int = 320
+    stft_magnitude_min: float = 1e-9
+    max_wmark_freq: float = 2000
+    hidden_size: int = 256
+
+    @property
+    def bins(self) -> int:
+        """How many carry the mark."""
+        return round((self.n_fft // 2 + 1) * self.max_wmark_freq / (self.sample_rate / 2))
+
+    @property
+    def floor(self) -> float:
+        return 20 * math.log10(self.stft_magnitude_min)
+
+
+class Layer(nn.Module):
+    def __init__(self, n_in: int, n_out: int, kernel: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(n_in, n_out, (1, kernel), padding=(0, kernel // 2))
+
+
+class Stack(nn.Sequential):
+    """(B, C, 1, T) with channels last, as the CPU and tensor cores like it."""
+
+    def __init__(self, n_in: int, hidden: int, n_out: int) -> None:
+        super().__init__(Layer(n_in, hidden, 1), *[Layer(hidden, hidden, 7) for _ in range(5)], Layer(hidden, n_out, 1))
+
+    def forward(self, x: Tensor, inside: Tensor | None = None) -> Tensor:
+        """`inside` (B, 1, 1, T) is 1 within a row's own length: behind it must be nothing, as if it ended there."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        for i, layer in enumerate(self):
+            x = layer.conv(x)
+            if i < len(self) - 1:
+                x = F.leaky_relu_(x, SLOPE)
+                x = x if inside is None else x.mul_(inside)
+        return x
+
+
+class Encoder(nn.Module):
+    def __init__(self, facts: Facts) -> None:
+        super().__init__()
+        self.layers = Stack(facts.bins, facts.hidden_size, facts.bins)
+
+
+class Decoder(nn.Module):
+    """How sure it is of a mark, listening at three speeds."""
+
+    def __init__(self, facts: Facts) -> None:
+        super().__init__()
+        for name in ("slow", "normal", "fast"):
+            setattr(self, f"{name}_layers", Stack(facts.bins, facts.hidden_size, 2))
+
+    def forward(self, spectrum: Tensor, loud: Tensor) -> Tensor:
+        """(B, bins, T) normalised decibels and (B, T) which frames count -> (B,)."""
+        frames, votes = spectrum.shape[-1], []
+        for layers, pace in ((self.slow_layers, 1.25), (self.normal_layers, 1.0), (self.fast_layers, 0.75)):
+            size = int(frames * pace)
+            x = F.interpolate(spectrum, size=size, mode="linear", align_corners=True) if size != frames else spectrum
+            counts = F.interpolate(loud[:, None], size=size, mode="nearest")
+            x = layers(x.unsqueeze(2)).squeeze(2)
+            votes.append((x * counts).sum(-1) / counts.sum(-1))  # (B, 2): weight, verdict
+        weight, verdict = torch.stack(votes, -1).unbind(1)
+        return (weight.softmax(-1) * verdict).sum(-1)
+
+
+class Analysis(NamedTuple):
+    decibels: Tensor  # (bins, T) normalised
+    unit: Tensor  # (bins, T) complex, of magnitude one
+    loud: Tensor  # (T,) 1 where a frame is above the quiet
+
+
+def analyse(wav: Tensor, facts: Facts) -> Analysis:
+    """(N,) at Perth's rate -> the marked band, block by block."""
+    n_fft, hop = facts.n_fft, facts.hop_size
+    padded = _mirrored(wav, n_fft // 2)
+    frames = len(wav) // hop + 1
+    window = torch.hann_window(n_fft, device=wav.device)
+    decibels, units, levels = [], [], []
+    for start in range(0, frames, BLOCK):
+        count = min(BLOCK, frames - start)
+        part = padded[start * hop : (start + count - 1) * hop + n_fft]
+        spectrum = torch.stft(part, n_fft, hop, window=window, center=False, return_complex=True)
+        magnitude = spectrum.abs()
+        low, size = spectrum[: facts.bins], magnitude[: facts.bins]
+        units.append(torch.where(size > 0, low / size.clamp(min=1e-30), torch.ones_like(low)))
+        scaled = magnitude.clamp_(min=facts.stft_magnitude_min).log10_()
+        scaled = scaled.mul_(20).sub_(facts.floor).div_(HEADROOM - facts.floor)
+        decibels.append(scaled[: facts.bins].clone())
+        levels.append(scaled.sum(0))
+    level = torch.cat(levels)
+    return Analysis(torch.cat(decibels, 1), torch.cat(units, 1), (level > QUIET * level.max()).float())
+
+
+def synthesise(added: Tensor, length: int, facts: Facts) -> Tensor:
+    """(bins, T) complex -> (length,): the inverse of `analyse`'s transform, to the very last sample."""
+    n_fft, hop = facts.n_fft, facts.hop_size
+    window = torch.hann_window(n_fft, device=added.device)
+    frames = added.shape[1]
+    wave = torch.zeros((frames + n_fft // hop + 1) * hop, device=added.device)
+    weight = torch.zeros_like(wave)
+    for start in range(0, frames, BLOCK):
+        parts = torch.fft.irfft(added[:, start : start + BLOCK].t(), n=n_fft) * window
+        _overlap_add(parts, hop, wave[start * hop :])
+        _overlap_add((window * window).expand(len(parts), -1), hop, weight[start * hop :])
+    kept = slice(n_fft // 2, n_fft // 2 + length)
+    return wave[kept] / weight[kept].clamp_(min=1e-11)
+
+
+def added_by(encoder: Encoder, found: list[Analysis], facts: Facts) -> list[Tensor]:
+    """What the mark adds to each spectrum, (bins, T) complex in Perth's scale. Rows of one batch, each as if alone."""
+    lengths = [a.decibels.shape[1] for a in found]
+    x = torch.nn.utils.rnn.pad_sequence([a.decibels.t() for a in found], batch_first=True).transpose(1, 2)
+    inside = None
+    if min(lengths) < max(lengths):
+        ends = torch.tensor(lengths, device=x.device)
+        inside = (torch.arange(max(lengths), device=x.device) < ends[:, None]).to(x.dtype)[:, None, None]
+    change = encoder.layers(x.unsqueeze(2), inside).squeeze(2)
+    span = (HEADROOM - facts.floor) / 20
+    out = []
+    for a, row, n in zip(found, change, lengths):
+        before = a.decibels * span + facts.floor / 20
+        after = before + row[:, :n] * a.loud * span
+        out.append((10.0**after - 10.0**before) * a.unit)
+    return out
+
+
+def _mirrored(wav: Tensor, n: int) -> Tensor:
+    """`n` samples more on both sides. What is shorter than that is first continued by silence."""
+    if len(wav) <= n:
+        wav = F.pad(wav, (0, n + 1 - len(wav)))
+    return F.pad(wav[None, None], (n, n), mode="reflect")[0, 0]
+
+
+def _overlap_add(frames: Tensor, hop: int, out: Tensor) -> None:
+    """(T, n) frames, hop samples apart, onto `out` from its start."""
+    count, size = frames.shape
+    slots = -(-size // hop)
+    frames = F.pad(frames, (0, slots * hop - size)).view(count, slots, hop)
+    rows = out[: (count + slots - 1) * hop].view(-1, hop)
+    for i in range(slots):
+        rows[i : i + count] += frames[:, i]
+
+
+# ---- changing the rate ---------------------------------------------------------------------------
+
+
+def can_change(orig: int, new: int) -> bool:
+    return _shape(orig, new)[0] * _shape(orig, new)[1] <= LARGEST
+
+
+def change_rate(wav: Tensor, orig: int, new: int) -> Tensor:
+    """(N,) -> (ceil(N * new / orig),), as soxr's HQ does it: blocks of samples times one matrix."""
+    length = -(-len(wav) * new // orig)
+    matrix, n_in, reach = _matrix(orig, new, wav.device)
+    blocks = -(-length // matrix.shape[1])
+    padded = F.pad(wav, (reach, blocks * n_in + reach - len(wav)))
+    # In double on CUDA: there a user may have allowed TF32 for products, which would leave 10 bits of the sound.
+    frames = padded.unfold(0, len(matrix), n_in).to(matrix.dtype)
+    return (frames @ matrix).view(-1)[:length].to(wav.dtype)
+
+
+def _shape(orig: int, new: int) -> tuple[int, int, int, int]:
+    """Rows and columns of the matrix, new samples a block, and how far a sample reaches."""
+    common = math.gcd(orig, new)
+    periods = max(1, 128 * common // new)
+    n_in, n_out = periods * orig // common, periods * new // common
+    reach = math.ceil(HALF * orig / min(orig, new)) + 1
+    return n_in + 2 * reach, n_out, n_in, reach
+
+
+@lru_cache(maxsize=8)
+def _matrix(orig: int, new: int, device: torch.device) -> tuple[Tensor, int, int]:
+    rows, n_out, n_in, reach = _shape(orig, new)
+    lower = min(orig, new)
+    time = np.arange(n_out) / new - (np.arange(rows)[:, None] - reach) / orig  # s
+    inside = np.clip(1 - (time * lower / HALF) ** 2, 0, None)
+    window = np.where(inside > 0, np.i0(BETA * np.sqrt(inside)) / np.i0(BETA), 0)
+    matrix = CUTOFF * lower / orig * np.sinc(CUTOFF * lower * time) * window
+    with torch.inference_mode(False):
+        dtype = torch.float64 if device.type == "cuda" else torch.float32
+        return torch.from_numpy(matrix).to(device, dtype), n_in, reach

@@ -1,0 +1,148 @@
+"""The watermark every output carries: Perth's, with its published weights, on the model's own device.
+
+The weights are read out of the installed resemble-perth package without importing it: its import brings librosa,
+torchaudio and pkg_resources with it, and where one of them is missing it sets its own class to None.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config import S3GEN_RATE
+from .io import resample
+from .perth_net import Decoder, Encoder, Facts, added_by, analyse, can_change, change_rate, synthesise
+
+logger = logging.getLogger(__name__)
+
+MEND = "`pip install resemble-perth`, or load the model with enable_watermark=False for sound without a watermark"
+LOWEST_RATE = 8000  # Hz
+
+
+class Watermarker:
+    """Marks sound and finds marks. `apply_watermark` and `get_watermark` are as Perth's own watermarker has them."""
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+        folder = _folder()
+        self.facts = _facts(folder / "hparams.yaml")
+        self._file = _checkpoint(folder)
+        self._encoder = _load(Encoder(self.facts), "encoder.", self._file).to(self.device)
+        self._decoder: Decoder | None = None
+        self._lock = threading.Lock()
+
+    @torch.inference_mode()
+    def apply(self, wavs: Sequence[Tensor] | Tensor, sample_rate: int = S3GEN_RATE) -> list[Tensor] | Tensor:
+        """Marked waves of the same lengths: a list of (N,) for such a list, (N,) or (B, N) for a tensor."""
+        if isinstance(wavs, Tensor):
+            if not wavs.numel():
+                return wavs
+            rows = self.apply(list(wavs.reshape(-1, wavs.shape[-1])), sample_rate)
+            return torch.stack(rows).view_as(wavs)
+        rate = _check_rate(sample_rate)
+        out = list(wavs)
+        sounding = [i for i, w in enumerate(out) if len(w)]
+        given = [out[i].to(self.device, torch.float32) for i in sounding]
+        if given:
+            for i, marked in zip(sounding, self._mark(given, rate)):
+                out[i] = marked.to(out[i])
+        return out
+
+    def apply_watermark(self, wav: np.ndarray, sample_rate: int, watermark: Any = None, **_: Any) -> np.ndarray:
+        """(N,) or (B, N) samples -> the same, marked, in float32. There is one mark only: `watermark` is ignored."""
+        return self.apply(_tensor(wav), sample_rate).cpu().numpy()
+
+    @torch.inference_mode()
+    def get_watermark(self, wav: np.ndarray, sample_rate: int, round: bool = True, **_: Any) -> np.ndarray:
+        """1 where (N,) samples are marked and 0 where not; how sure that is with round=False."""
+        wav, rate = _tensor(wav).to(self.device).reshape(-1), _check_rate(sample_rate)
+        if not len(wav):
+            raise ValueError("no samples were given; a mark is heard in a second of speech, as a rule")
+        found = analyse(self._rate(wav, rate, self.facts.sample_rate), self.facts)
+        with self._lock:
+            if self._decoder is None:
+                self._decoder = _load(Decoder(self.facts), "decoder.", self._file).to(self.device)
+        sure = self._decoder(found.decibels[None], found.loud[None])[0].clamp(0, 1)
+        return (sure.round() if round else sure).cpu().numpy()
+
+    def _mark(self, wavs: list[Tensor], rate: int) -> list[Tensor]:
+        out = []
+        # On the CPU one wave after the other: a batch gains nothing there and would hold all their spectra at once.
+        for group in [wavs] if self.device.type != "cpu" else [[w] for w in wavs]:
+            there = [self._rate(w, rate, self.facts.sample_rate) for w in group]
+            added = added_by(self._encoder, [analyse(w, self.facts) for w in there], self.facts)
+            marked = [w + synthesise(a, len(w), self.facts) for w, a in zip(there, added)]
+            out += [self._rate(m, self.facts.sample_rate, rate)[: len(w)] for m, w in zip(marked, group)]
+        return out
+
+    def _rate(self, wav: Tensor, orig: int, new: int) -> Tensor:
+        if orig == new:
+            return wav
+        return change_rate(wav, orig, new) if can_change(orig, new) else resample(wav, orig, new)
+
+
+def _tensor(wav: Any) -> Tensor:
+    wav = torch.as_tensor(np.asarray(wav, dtype=np.float32))
+    if wav.dim() not in (1, 2):
+        raise ValueError(f"wav has shape {tuple(wav.shape)}: (N,) or (B, N) samples are needed")
+    return wav
+
+
+def _check_rate(rate: Any) -> int:
+    if isinstance(rate, bool) or rate != int(rate) or not LOWEST_RATE <= rate <= 768_000:
+        raise ValueError(f"sample_rate={rate!r}: a whole number of Hz from {LOWEST_RATE} up is needed")
+    return int(rate)
+
+
+# ---- the weights ---------------------------------------------------------------------------------
+
+
+def _folder() -> Path:
+    spec = importlib.util.find_spec("perth")  # finds, does not import
+    places = list(spec.submodule_search_locations or []) if spec else []
+    for place in places:
+        folder = Path(place, "perth_net", "pretrained", "implicit")
+        if folder.is_dir():
+            return folder
+    if not places:
+        raise ImportError(f"the watermark's weights come with resemble-perth, which is not installed: {MEND}")
+    raise FileNotFoundError(f"{places[0]}: this package 'perth' is not resemble-perth, or it is incomplete: {MEND}")
+
+
+def _checkpoint(folder: Path) -> Path:
+    """The one trained longest, as Perth chooses it."""
+    found = {int(m[1]): f for f in folder.iterdir() if (m := re.search(r"_(\d+)\.pth\.tar$", f.name))}
+    if not found:
+        raise FileNotFoundError(f"{folder}: no perth_net_*.pth.tar in it; install resemble-perth anew: {MEND}")
+    return found[max(found)]
+
+
+def _facts(file: Path) -> Facts:
+    """`name: value` lines; what Perth's training alone needs is left out."""
+    pairs = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
+    facts = Facts(**{k: type(v)(float(pairs[k])) for k, v in Facts()._asdict().items() if k in pairs})
+    if pairs.get("window_fn", "hann").strip() != "hann" or int(pairs.get("window_size", facts.n_fft)) != facts.n_fft:
+        raise ValueError(f"{file}: a window other than Hann's over the whole frame; this version of Perth is not known")
+    return facts
+
+
+def _load(module: torch.nn.Module, prefix: str, file: Path) -> torch.nn.Module:
+    state = torch.load(file, map_location="cpu", weights_only=True)["model"]
+    state = {k[len(prefix) :]: _flat(v) for k, v in state.items() if k.startswith(prefix)}
+    module.load_state_dict(state, strict=True, assign=True)
+    logger.debug("watermark: %s from %s", prefix[:-1], file)
+    return module.eval().requires_grad_(False)
+
+
+def _flat(weight: Tensor) -> Tensor:
+    """A 1-D convolution as a 2-D one of height 1, channels last."""
+    return weight.unsqueeze(2).contiguous(memory_format=torch.channels_last) if weight.dim() == 3 else weight
