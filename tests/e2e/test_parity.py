@@ -1,0 +1,159 @@
+"""Whole calls against the real chatterbox-tts on the same tiny checkpoint: tokens equal, sound within 1e-3 of its peak."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import upstream_tiny
+from conftest import NEEDS_UPSTREAM
+
+import chatterbox_opt
+from chatterbox_opt import EngineOptions
+from chatterbox_opt.config import tiny
+from chatterbox_opt.weights.random_init import write_checkpoint
+
+pytest.importorskip("chatterbox", reason=NEEDS_UPSTREAM)
+EXACT = dict(engine=EngineOptions.exact(), enable_watermark=False)
+LIMIT = 72  # tokens; upstream's own limit of 1000 is written into its generate()
+
+
+def stop_after(model, limit: int = LIMIT) -> None:
+    """Bound upstream's loop from outside: `generate` always asks for 1000 tokens."""
+    inference = model.t3.inference
+
+    def bounded(**how):
+        how["max_new_tokens"] = limit
+        return inference(**how)
+
+    model.t3.inference = bounded
+    turbo = model.t3.inference_turbo
+    model.t3.inference_turbo = lambda **how: turbo(**how, max_gen_len=limit - 1)
+
+
+def folder_of(tmp_path_factory, family: str):
+    folder = tmp_path_factory.mktemp(family)
+    write_checkpoint(folder, family, "tiny", seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def english(tmp_path_factory):
+    folder = folder_of(tmp_path_factory, "tts")
+    upstream = upstream_tiny.load(folder, "tts")
+    stop_after(upstream)
+    return upstream, chatterbox_opt.OptimizedChatterboxTTS.from_local(folder, "cpu", **EXACT)
+
+
+@pytest.fixture(scope="module")
+def multilingual(tmp_path_factory):
+    folder = folder_of(tmp_path_factory, "mtl")
+    upstream = upstream_tiny.load(folder, "mtl")
+    stop_after(upstream)
+    return upstream, chatterbox_opt.OptimizedChatterboxMultilingualTTS.from_local(folder, "cpu", **EXACT)
+
+
+@pytest.fixture(scope="module", params=["turbo", "nano"])
+def turbo(request, tmp_path_factory):
+    folder = folder_of(tmp_path_factory, request.param)
+    upstream = upstream_tiny.load(folder, request.param)
+    stop_after(upstream)
+    mine = chatterbox_opt.OptimizedChatterboxTurboTTS.from_local(folder, "cpu", nano=request.param == "nano", **EXACT)
+    return upstream, mine
+
+
+def same_sound(got: torch.Tensor, wanted: torch.Tensor) -> None:
+    assert got.shape == wanted.shape
+    assert wanted.abs().max() > 1e-3, "silence would prove nothing"
+    assert (got - wanted).abs().max() < 1e-3 * wanted.abs().max()
+
+
+def both(pair, *args, seed: int = 0, **how):
+    upstream, mine = pair
+    torch.manual_seed(seed)
+    wanted = upstream.generate(*args, **how)
+    torch.manual_seed(seed)
+    return mine.generate(*args, max_new_tokens=LIMIT, **how), wanted
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, dict(cfg_weight=0.3), dict(top_p=0.8), dict(min_p=0.15, repetition_penalty=1.6), dict(exaggeration=0.9),
+        dict(temperature=1.2),
+    ],
+    ids=str,
+)
+def test_english(english, settings):
+    same_sound(*both(english, "Hello there, how are you today?", **settings))
+
+
+def test_english_positional_call(english):
+    same_sound(*both(english, "Read me aloud", 1.5, 0.1, 0.9, None, 0.4, 0.7, 0.9, seed=3))
+
+
+@pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("en", "Good morning."), ("fr", "Bonjour, comment ça va ?"), ("zh", "你好，世界。"), ("ja", "こんにちは、世界。"),
+        ("ko", "안녕하세요 세계."), ("ar", "مرحبا بالعالم."), (None, "No tag at all."),
+    ],
+)
+def test_multilingual(multilingual, language, text):
+    got, wanted = both(multilingual, text, language, repetition_penalty=1.2)
+    # The repository's head cuts the sound of the last token; the wheel does not.
+    assert got.shape[1] == wanted.shape[1] - 960
+    same_sound(got, wanted[:, : got.shape[1]])
+
+
+@pytest.mark.parametrize("settings", [{}, dict(top_p=0.8, top_k=40), dict(repetition_penalty=1.8)], ids=str)
+def test_turbo(turbo, settings):
+    same_sound(*both(turbo, "Hello there, how are you today?", **settings))
+
+
+def test_voice_conversion(tmp_path_factory):
+    folder = folder_of(tmp_path_factory, "tts")
+    upstream = upstream_tiny.load(folder, "vc")
+    mine = chatterbox_opt.OptimizedChatterboxVC.from_local(folder, "cpu", **EXACT)
+    wav = 0.3 * torch.sin(torch.cumsum(torch.linspace(0.02, 0.2, 16_000 * 3), 0)).numpy()
+    import soundfile
+
+    path = folder / "in.wav"
+    soundfile.write(path, wav, 16_000)  # 16 kHz: nothing to resample, so both hear the same samples
+    torch.manual_seed(0)
+    wanted = upstream.generate(str(path))
+    torch.manual_seed(0)
+    same_sound(mine.generate(path), wanted)
+
+
+def test_optimize_takes_the_weights_from_memory(english):
+    from chatterbox.tts import ChatterboxTTS
+
+    from chatterbox_opt.upstream import optimize
+
+    upstream, _ = english
+    mine = optimize(upstream, config=tiny("tts"), **EXACT)
+    assert isinstance(mine, ChatterboxTTS)
+    assert isinstance(mine, chatterbox_opt.OptimizedChatterboxTTS)
+    same_sound(*both((upstream, mine), "Both of us say this.", seed=2))
+    same_sound(*both((upstream, mine), "And upstream's object goes on working.", seed=3))
+    shared = {p.data_ptr() for p in upstream.t3.parameters()} & {p.data_ptr() for p in mine.t3.parameters()}
+    assert len(shared) > 5, "what is not fused is shared"
+    with pytest.raises(ValueError, match="takes a chatterbox-tts model"):
+        optimize(object())
+
+
+def test_a_voice_saved_by_either_side_loads_on_the_other(english, tmp_path):
+    from chatterbox.tts import Conditionals as Theirs
+
+    upstream, mine = english
+    upstream.generate("Now its voice holds what a generate leaves behind.", temperature=0.9)
+    upstream.conds.save(tmp_path / "theirs.pt")
+    mine.conds.save(tmp_path / "mine.pt")
+    voice = chatterbox_opt.Conditionals.load(tmp_path / "theirs.pt")
+    a, b = (mine.generate("Same.", voice=v, seed=1, max_new_tokens=10) for v in (voice, mine.conds))
+    assert torch.equal(a, b)
+    kept, upstream.conds = upstream.conds, Theirs.load(tmp_path / "mine.pt")
+    try:
+        same_sound(*both(english, "Saved by ours, read by theirs."))
+    finally:
+        upstream.conds = kept

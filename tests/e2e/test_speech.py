@@ -1,0 +1,213 @@
+"""The English front door at tiny size with random weights: what a caller sees."""
+
+import logging
+import threading
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from chatterbox_opt import Cancelled, Conditionals, EngineOptions, OptimizedChatterboxTTS
+from chatterbox_opt.base import MissingVoice
+
+
+@pytest.fixture(scope="module")
+def model():
+    return OptimizedChatterboxTTS.from_random(size="tiny", seed=0)
+
+
+def test_generate_returns_cpu_float32_and_repeats_with_a_seed(model):
+    first = model.generate("Hello there.", seed=1, max_new_tokens=12)
+    assert first.dtype == torch.float32
+    assert first.device.type == "cpu"
+    assert first.ndim == 2
+    assert first.shape[0] == 1
+    assert torch.isfinite(first).all()
+    assert first.abs().max() <= 1
+    assert torch.equal(first, model.generate("Hello there.", seed=1, max_new_tokens=12))
+    assert not torch.equal(first, model.generate("Hello there.", seed=2, max_new_tokens=12))
+
+
+def test_a_seed_is_torch_manual_seed(model):
+    seeded = model.generate("Hello there.", seed=5, max_new_tokens=12)
+    torch.manual_seed(5)
+    assert torch.equal(seeded, model.generate("Hello there.", max_new_tokens=12))
+
+
+def test_a_row_is_what_it_is_alone(model):
+    texts = ["Hello there.", "A rather longer sentence, with a comma.", "No."]
+    how = dict(cfg_weight=[0.5, 0.0, 0.3], exaggeration=[0.5, 0.7, 0.2], temperature=[0.8, 1.0, 0.5])
+    together = model.speak(model.jobs(texts, seeds=[1, 2, 3], max_new_tokens=16, **how))
+    for i, text in enumerate(texts):
+        alone = model.speak(model.jobs([text], seeds=i + 1, max_new_tokens=16, **{k: v[i] for k, v in how.items()}))[0]
+        assert torch.equal(together[i].tokens[0], alone.tokens[0])
+        assert together[i].wav.shape == alone.wav.shape
+        assert (together[i].wav - alone.wav).abs().max() < 1e-3
+
+
+def test_generate_batch_is_a_list_of_waves(model):
+    wavs = model.generate_batch(["One.", "Two."], seeds=[1, 2], max_new_tokens=8)
+    assert [w.ndim for w in wavs] == [2, 2]
+    assert model.generate_batch([]) == []
+    with pytest.raises(ValueError, match="list of texts"):
+        model.generate_batch("One.")
+    with pytest.raises(ValueError, match="3 values for 2 texts"):
+        model.generate_batch(["One.", "Two."], seeds=[1, 2, 3])
+    with pytest.raises(TypeError, match="unknown argument speed"):
+        model.generate_batch(["One."], speed=2)
+
+
+def test_long_text_is_spoken_in_pieces(model):
+    text = " ".join(f"This is sentence number {i} of a text that goes on." for i in range(12))
+    (speech,) = model.speak(model.jobs([text], seeds=1, max_new_tokens=6))
+    assert len(speech.tokens) == len(speech.stops) > 1
+    assert speech.wav.shape[1] > sum(len(t) for t in speech.tokens) * 960  # the pauses
+    (whole,) = model.speak(model.jobs([text], seeds=1, max_new_tokens=6), max_chars=None)
+    assert len(whole.tokens) == 1
+
+
+def test_cutting_is_said_aloud(model, caplog):
+    with caplog.at_level(logging.WARNING):
+        (speech,) = model.speak(model.jobs(["Hello there."], seeds=1, max_new_tokens=5))
+    assert speech.stops in (["limit"], ["eos"])
+    assert ("max_new_tokens=5" in caplog.text) == (speech.stops == ["limit"])
+
+
+@pytest.mark.parametrize("text", ["", "   \n\t", "🙂🙂", "\x00\x07", "!?", "x"])
+def test_odd_texts_speak(model, text):
+    (speech,) = model.speak(model.jobs([text], seeds=1, max_new_tokens=6))
+    assert torch.isfinite(speech.wav).all()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(temperature=-1), dict(temperature=float("nan")), dict(top_p=0.0), dict(top_p=1.5), dict(min_p=-0.1),
+        dict(min_p=2), dict(cfg_weight=-0.5), dict(repetition_penalty=0), dict(exaggeration=float("nan")),
+        dict(max_new_tokens=0), dict(n_cfm_timesteps=0), dict(seed="x"), dict(temperature="hot"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_name_what_was_given(model, bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        model.generate("Hello.", **bad)
+    assert model.generate("Hello.", seed=1, max_new_tokens=4).shape[1] > 0
+
+
+def test_text_must_be_text(model):
+    with pytest.raises(ValueError, match="a string is needed"):
+        model.generate(None)
+
+
+def test_text_longer_than_the_position_table(model):
+    with pytest.raises(ValueError, match="2048|2050|position"):
+        model.generate("word " * 3000, max_chars=None, max_new_tokens=4)
+
+
+def test_unknown_devices():
+    for device in ("abacus", "cuda:99", 3.5):
+        with pytest.raises(ValueError, match="device"):
+            OptimizedChatterboxTTS.from_random(device=device)
+
+
+def test_tokens_and_back(model):
+    tokens = model.generate_tokens("Hello there.", seed=3, max_new_tokens=10)
+    assert tokens.dtype == torch.long
+    assert tokens.ndim == 1
+    assert int(tokens.max()) < 6561
+    assert model.tokens_to_wav(tokens, seed=3).shape == (1, 960 * len(tokens))
+    for wrong in ([6561], [-1], []):
+        with pytest.raises(ValueError, match="speech tokens"):
+            model.tokens_to_wav(torch.tensor(wrong))
+    assert model.tokens_to_wav([5], seed=1).shape == (1, 960)
+
+
+def test_greedy_needs_no_seed(model):
+    draw = [model.generate_tokens("Hello there.", temperature=0, max_new_tokens=10) for _ in range(2)]
+    assert torch.equal(*draw)
+
+
+def test_cancel(model):
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Cancelled):
+        model.generate("Hello there.", cancel=stop)
+    late = threading.Event()
+    timer = threading.Timer(0.3, late.set)
+    timer.start()
+    with pytest.raises(Cancelled):
+        model.generate(" ".join(["And on it goes, without an end."] * 200), cancel=late, max_new_tokens=4000)
+    timer.cancel()
+    assert model.generate("Hello.", seed=1, max_new_tokens=4).shape[1] > 0
+
+
+def test_progress_bar_is_on_stderr_only(model, capsys):
+    model.generate("Hello there.", seed=1, max_new_tokens=6, verbose=True)
+    out = capsys.readouterr()
+    assert out.out == ""
+    assert "at most" in out.err
+
+
+def test_threads_give_what_one_after_another_gives(model):
+    texts = [f"This is line {i}." for i in range(8)]
+    apart = [model.generate(t, seed=i, exaggeration=0.1 * i, max_new_tokens=8) for i, t in enumerate(texts)]
+    got = [None] * 8
+
+    def work(i: int) -> None:
+        got[i] = model.generate(texts[i], seed=i, exaggeration=0.1 * i, max_new_tokens=8)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert all(torch.equal(a, b) for a, b in zip(apart, got))
+
+
+def test_voices_are_never_changed(model, tmp_path):
+    rng = np.random.default_rng(0)
+    sound = 0.1 * rng.standard_normal(24_000 * 6).astype(np.float32)
+    soundfile.write(tmp_path / "ref.wav", sound, 24_000)
+    voice = model.prepare_voice(tmp_path / "ref.wav")
+    before = {k: v.clone() for k, v in voice.gen.items() if torch.is_tensor(v)} | {"e": voice.t3.emotion_adv.clone()}
+    model.generate("Hello.", voice=voice, exaggeration=0.9, seed=1, max_new_tokens=4)
+    after = {k: v for k, v in voice.gen.items() if torch.is_tensor(v)} | {"e": voice.t3.emotion_adv}
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    voice.save(tmp_path / "v.pt")
+    loaded = Conditionals.load(tmp_path / "v.pt")
+    mine, other = (model.generate_tokens("Hello.", voice=v, seed=1, max_new_tokens=8) for v in (voice, loaded))
+    assert torch.equal(mine, other)
+
+
+def test_no_voice_says_so():
+    model = OptimizedChatterboxTTS.from_random(size="tiny")
+    model.conds = None
+    with pytest.raises(MissingVoice, match="prepare_conditionals"):
+        model.generate("Hello.")
+    with pytest.raises(AssertionError):
+        model.generate("Hello.")
+
+
+def test_watermark_switch():
+    marked = OptimizedChatterboxTTS.from_random(size="tiny", seed=0)
+    plain = OptimizedChatterboxTTS.from_random(size="tiny", seed=0, enable_watermark=False)
+    assert plain.watermarker is None
+    a, b = (m.generate("Hello there.", seed=1, max_new_tokens=25) for m in (marked, plain))
+    assert a.shape == b.shape
+    assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("field", ["attention", "slots", "poll_every", "prefix_cache", "kernels", "mel_bucket", "wav_chunk"])
+def test_exact_options_change_nothing(field):
+    exact = EngineOptions.exact()
+    other = {"attention": "auto", "slots": 2, "poll_every": 4, "prefix_cache": True, "kernels": True, "mel_bucket": 50,
+             "wav_chunk": 120}[field]
+    results = []
+    for options in (exact, exact.replace(**{field: other})):
+        model = OptimizedChatterboxTTS.from_random(size="tiny", seed=0, engine=options, enable_watermark=False)
+        results.append(model.speak(model.jobs(["Hello there.", "And again, a little longer."], seeds=[1, 2],
+                                              max_new_tokens=80)))
+    for a, b in zip(*results):
+        assert torch.equal(a.tokens[0], b.tokens[0])
+        assert (a.wav - b.wav).abs().max() < 1e-4
