@@ -1,0 +1,90 @@
+"""safetensors files one tensor at a time.
+
+The library maps the whole file, and pages that were touched count as memory of the process until it lets go: a cast
+would then hold the file and its result. Read like this, a load never holds more than its result and one tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_MAX_HEADER = 100_000_000  # bytes, the format's own limit
+
+
+class Entry(NamedTuple):
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int  # byte in the file
+    nbytes: int
+
+
+def read_header(path: Path) -> dict[str, Entry]:
+    """What a file holds. One that is cut short or is none is refused here, before anything is built."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER + 1
+        if length > _MAX_HEADER or length + 8 > size:
+            raise ValueError(f"{path} is no safetensors file, or only its first {size} bytes: download it again")
+        try:
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            entries = {key: _entry(row, 8 + length) for key, row in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} has a broken header ({error}): download it again") from error
+    end = max((e.start + e.nbytes for e in entries.values()), default=0)
+    if end > size:
+        raise ValueError(f"{path} is truncated: {size} bytes of {end}; download it again")
+    return entries
+
+
+def _entry(row: Mapping, data: int) -> Entry:
+    begin, end = row["data_offsets"]
+    dtype, shape = _DTYPES[row["dtype"]], tuple(row["shape"])
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{end - begin} bytes for {shape} of {dtype}")
+    return Entry(dtype, shape, data + begin, end - begin)
+
+
+def read_tensors(path: Path, entries: Mapping[str, Entry]) -> Iterator[tuple[str, Tensor]]:
+    """Each named tensor in memory of its own, in the order they lie in the file."""
+    with path.open("rb") as file:
+        for key, entry in sorted(entries.items(), key=lambda item: item[1].start):
+            tensor = torch.empty(entry.shape, dtype=entry.dtype)
+            if entry.nbytes:
+                file.seek(entry.start)
+                into = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+                if file.readinto(into) != entry.nbytes:
+                    raise ValueError(f"{path} ended in the middle of {key}: download it again")
+            yield key, tensor
+
+
+def write(path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], tensors: Iterable[Tensor]) -> None:
+    """`tensors` come in the order of `layout` and are asked for one by one."""
+    header: dict[str, dict] = {}
+    at = 0
+    for key, (dtype, shape) in layout.items():
+        end = at + math.prod(shape) * dtype.itemsize
+        header[key] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the data starts aligned
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for (key, (dtype, shape)), tensor in zip(layout.items(), tensors):
+            if tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape):
+                raise ValueError(f"{key}: {tensor.dtype} {tuple(tensor.shape)} instead of {dtype} {tuple(shape)}")
+            file.write(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
