@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config import T3Config
+from ..models.layers import attend
 
 GRAIN = 64  # positions: the step in which the live part grows
 
@@ -61,34 +62,38 @@ class StaticKVCache:
 
 @dataclass
 class Prefill:
-    """Writes T positions from `start` of the given rows, and reads everything up to their end."""
+    """As T3's `kv`: writes T positions from `start` of neighbouring rows, each attending to all before it."""
 
     cache: StaticKVCache
-    rows: list[int]
-    start: int
+    first: int  # row
+    start: int  # position
 
-    def __call__(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        first, end = self.rows[0], self.start + k.shape[2]
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        end = self.start + k.shape[2]
         whole = []
         for tensor, new in ((self.cache.k, k), (self.cache.v, v)):
-            part = tensor[layer, first : first + len(self.rows), :, :end]
+            part = tensor[layer, self.first : self.first + len(k), :, :end]
             part[:, :, self.start :] = new
             whole.append(part)
-        return whole[0], whole[1]
+        return attend(q, *whole, causal_mask(self.start, end, q.device))
 
 
 @dataclass
 class Decode:
-    """Writes one position a row, `positions` (R,), and reads the live part of the first R rows."""
+    """As T3's `kv`: writes one position a row, `positions` (R,), and attends to the live part of the first R rows."""
 
     cache: StaticKVCache
     positions: Tensor
     live: int
+    mask: Tensor | None = None  # (R, 1, 1, live), True = attend
     uniform: int | None = None  # the position, where all rows stand at the same one: a slice beats a scatter
+    flash: bool = False
 
-    def __call__(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows = len(k)
         keys, values = self.cache.k[layer, :rows], self.cache.v[layer, :rows]
+        if self.flash:
+            return self._flash(q, k, v, keys, values)
         if self.uniform is not None:
             keys[:, :, self.uniform] = k[:, :, 0]
             values[:, :, self.uniform] = v[:, :, 0]
@@ -96,4 +101,19 @@ class Decode:
             index = self.positions.view(rows, 1, 1, 1).expand(-1, k.shape[1], 1, k.shape[3])
             keys.scatter_(2, index, k)
             values.scatter_(2, index, v)
-        return keys[:, :, : self.live], values[:, :, : self.live]
+        return attend(q, keys[:, :, : self.live], values[:, :, : self.live], self.mask)
+
+    def _flash(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """flash-attn writes the new position itself and reads each row to its own length, in (B, S, H, Dh) order."""
+        from flash_attn import flash_attn_with_kvcache
+
+        lengths = self.positions.to(torch.int32)
+        new = (t.transpose(1, 2) for t in (q, keys, values, k, v))
+        q, keys, values, k, v = new
+        return flash_attn_with_kvcache(q, keys, values, k=k, v=v, cache_seqlens=lengths, causal=True).flatten(2)
+
+
+def causal_mask(start: int, end: int, device: torch.device) -> Tensor:
+    """(end - start, end): positions from `start` on see all up to themselves."""
+    span = torch.arange(end, device=device)
+    return span <= span[start:, None]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.layers import attend
 from ..models.t3 import T3
 
 SIZE = 32  # voices; 34 positions of Llama are 8 MB in float32, 376 of Turbo 74 MB
@@ -26,16 +27,16 @@ class Prefix:
 
 
 class _Collect:
-    """As a `kv`: keeps what it is given and attends to just that."""
+    """As T3's `kv`: keeps what it is given and attends to just that."""
 
     def __init__(self) -> None:
         self.k: list[Tensor] = []
         self.v: list[Tensor] = []
 
-    def __call__(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self.k.append(k[0])
         self.v.append(v[0])
-        return k, v
+        return attend(q, k, v, causal=True)
 
 
 class PrefixCache:
@@ -64,8 +65,6 @@ class PrefixCache:
         prompt = cond.cond_prompt_speech_tokens.to(device).long().view(1, -1)
         emotion = None if emotion is None else emotion.to(device)
         x = self.t3.voice_prefix(cond.speaker_emb.to(device).view(1, -1), prompt, emotion)
-        positions = torch.arange(x.shape[1], device=device)
-        causal = positions[None] <= positions[:, None]
         kv = _Collect()
-        self.t3(x, positions[None], kv, causal[None, None])
+        self.t3(x, torch.arange(x.shape[1], device=device)[None], kv)
         return Prefix(torch.stack(kv.k), torch.stack(kv.v), (cond.speaker_emb, cond.cond_prompt_speech_tokens))

@@ -184,13 +184,11 @@ class TokenRunner:
         uncond = torch.tensor([k == 1 for _, r in new for k in range(r.rows)], device=self.device)
         # The start tokens follow each text at once, so they are laid into the padded row, not behind it.
         x = self._text_rows(padded, [len(t) for t in texts], uncond)
-        rows = list(range(first, first + len(texts)))
         self.cache.clear(size + x.shape[1])
         for lane, prefix in zip(added, prefixes):
             self.cache.paste(lane.row_list(), prefix.k, prefix.v)
         span = torch.arange(size, size + x.shape[1], device=self.device)
-        mask = torch.arange(size + x.shape[1], device=self.device) <= span[:, None]
-        hidden = self.t3(x, span[None], Prefill(self.cache, rows, size), mask[None, None])
+        hidden = self.t3(x, span[None], Prefill(self.cache, first, size))
         ends = torch.tensor([len(t) + self._starts - 1 for t in texts], device=self.device)
         logits = self.t3.logits(hidden[torch.arange(len(texts), device=self.device), ends])
         for lane, (_, request) in zip(added, new):
@@ -259,7 +257,8 @@ class TokenRunner:
         mask = None
         if uniform is None:
             mask = (lanes.span[:live] <= positions[:, None])[:, None, None]
-        hidden = self.t3(x, positions[:, None], Decode(self.cache, positions, live, uniform), mask)
+        flash = self.options.attention == "flash"
+        hidden = self.t3(x, positions[:, None], Decode(self.cache, positions, live, mask, uniform, flash))
         token = self._pick(self.t3.logits(hidden[:, 0]), lanes.cond[:n], lanes.uncond[:n], slice(0, n))
         lanes.seen[:n].scatter_(1, token[:, None], True)
         lanes.token[:n] = token

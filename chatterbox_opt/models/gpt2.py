@@ -17,12 +17,10 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.dim, 3 * config.dim)
         self.c_proj = nn.Linear(config.dim, config.dim)
 
-    def forward(self, x: Tensor, layer: int, kv: KV | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, layer: int, kv: KV | None) -> Tensor:
         qkv = self.c_attn(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, Dh)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, Dh)
-        if kv is None:
-            return self.c_proj(attend(q, k, v, causal=True))
-        return self.c_proj(attend(q, *kv(layer, k, v), mask))
+        return self.c_proj(attend(q, k, v, causal=True) if kv is None else kv(layer, q, k, v))
 
 
 class MLP(nn.Module):
@@ -49,8 +47,8 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config.dim, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, layer: int, kv: KV | None, mask: Tensor | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), layer, kv, mask)
+    def forward(self, x: Tensor, layer: int, kv: KV | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), layer, kv)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -61,9 +59,9 @@ class Gpt2(nn.Module):
         self.h = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.ln_f = LayerNorm(config.dim, config.norm_eps)
 
-    def forward(self, x: Tensor, positions: Tensor, kv: KV | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, kv: KV | None = None) -> Tensor:
         """As Llama's: x (B, T, D) at positions (B|1, T); `kv` None is plain causal attention."""
         x = x + self.wpe(positions)
         for i, block in enumerate(self.h):
-            x = block(x, i, kv, mask)
+            x = block(x, i, kv)
         return self.ln_f(x)

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from ..config import T3Config
 from .layers import attend, rope_table, rotate
 
-# (layer, k, v) of the new positions -> all k and v to attend to. The engine's cache has this shape.
-KV = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+# (layer, q, k, v) of the new positions, each (B, H, T, Dh) -> (B, T, H*Dh): remembers k and v, and attends to
+# everything remembered. The engine's cache has this shape.
+KV = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class RMSNorm(nn.Module):
@@ -33,14 +34,12 @@ class Attention(nn.Module):
         self.qkv_proj = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor, rope: Tensor, layer: int, kv: KV | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, layer: int, kv: KV | None) -> Tensor:
         qkv = self.qkv_proj(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, Dh)
         turned = rotate(qkv[:, :, :2].flatten(2, 3), rope)  # (B, T, 2H, Dh)
         q, k = turned.transpose(1, 2).split(self.heads, 1)  # (B, H, T, Dh)
         v = qkv[:, :, 2].transpose(1, 2)
-        if kv is None:
-            return self.o_proj(attend(q, k, v, causal=True))
-        return self.o_proj(attend(q, *kv(layer, k, v), mask))
+        return self.o_proj(attend(q, k, v, causal=True) if kv is None else kv(layer, q, k, v))
 
 
 class MLP(nn.Module):
@@ -62,8 +61,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope: Tensor, layer: int, kv: KV | None, mask: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, layer, kv, mask)
+    def forward(self, x: Tensor, rope: Tensor, layer: int, kv: KV | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, layer, kv)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -74,10 +73,9 @@ class Llama(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, x: Tensor, positions: Tensor, kv: KV | None = None, mask: Tensor | None = None) -> Tensor:
-        """x (B, T, D) at positions (B|1, T). Without `kv`: plain causal attention, the reference.
-        With it: attention to what it returns under `mask` (B|1, 1, T, S), True = attend."""
+    def forward(self, x: Tensor, positions: Tensor, kv: KV | None = None) -> Tensor:
+        """x (B, T, D) at positions (B|1, T). Without `kv`: plain causal attention, the reference."""
         rope = rope_table(self.config, self.config.max_positions, x.device)[positions]
         for i, block in enumerate(self.layers):
-            x = block(x, rope, i, kv, mask)
+            x = block(x, rope, i, kv)
         return self.norm(x)

@@ -59,8 +59,8 @@ class T3(nn.Module):
         x = self.speech_emb(tokens)
         return x if self.speech_pos_emb is None else x + self.speech_pos_emb(steps + 1)
 
-    def forward(self, x: Tensor, positions: Tensor, kv: KV | None = None, mask: Tensor | None = None) -> Tensor:
-        return self.tfmr(x, positions, kv, mask)
+    def forward(self, x: Tensor, positions: Tensor, kv: KV | None = None) -> Tensor:
+        return self.tfmr(x, positions, kv)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.speech_head(hidden).float()

@@ -25,9 +25,18 @@ FILES: dict[str, dict[str, str]] = {
 OPTIONAL = {"conds": "conds.pt", "cangjie": "Cangjie5_TC.json"}
 
 
-def multilingual_t3(name: str | None) -> str:
-    """"v2", "v3", their long names, or any file name."""
-    if name is None:
-        return FILES["mtl"]["t3"]
-    short = {"v2": "t3_mtl23ls_v2", "v3": "t3_mtl23ls_v3"}.get(name, name)
-    return short if short.endswith((".safetensors", ".pt")) else f"{short}.safetensors"
+T3_MODELS = {
+    "v2": "t3_mtl23ls_v2.safetensors",
+    "t3_mtl23ls_v2": "t3_mtl23ls_v2.safetensors",
+    "v3": "t3_mtl23ls_v3.safetensors",
+    "t3_mtl23ls_v3": "t3_mtl23ls_v3.safetensors",
+}
+
+
+def multilingual_t3(name: str | None) -> str | None:
+    """A short name or any file name -> the file; None stays None: whichever the folder has, v2 before others."""
+    if name is None or name in T3_MODELS:
+        return T3_MODELS.get(name)
+    if not name.endswith((".safetensors", ".pt")):
+        raise ValueError(f"t3_model={name!r}: choose one of {', '.join(T3_MODELS)}, or a .safetensors file name")
+    return name

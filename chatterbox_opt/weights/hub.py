@@ -4,64 +4,135 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
+from fnmatch import filter as matching
 from pathlib import Path
-from typing import Any
 
 from .files import FILES, OPTIONAL, REPOS, multilingual_t3
 
 logger = logging.getLogger(__name__)
 
-# Turbo's tokenizer is a handful of files that only its repository names; it is small, so all of them are taken.
-PATTERNS = ("*.json", "*.txt", "*.model")
+TIMEOUT = 10.0  # s for the hub's first answer
+# Turbo's tokenizer is a handful of small files of which repositories have different ones.
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+
+Wanted = dict[str, tuple[str, ...]]  # role -> names or patterns that fill it, the preferred first
 
 
 class HubUnreachable(OSError):
     """The model hub did not answer, or refused."""
 
 
+class NotInRepository(FileNotFoundError):
+    """The hub answered, but the repository is not of the kind that was asked for."""
+
+
 def download(
-    family: str, *, t3_model: str | None = None, repo_id: str | None = None, revision: str | None = None
+    family: str,
+    *,
+    t3_model: str | None = None,
+    repo_id: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Path:
-    """The local folder of a published model, downloaded where the cache does not hold it whole."""
-    from huggingface_hub import snapshot_download
-
+    """The local folder of a published model. No request is made where the cache holds all of it."""
     repo = repo_id or REPOS[family]
-    wanted = dict(FILES[family])
-    if family == "mtl":
-        wanted["t3"] = multilingual_t3(t3_model)
-    patterns = [*wanted.values(), *OPTIONAL.values()]
-    if "tokenizer" not in wanted and family != "vc":
-        patterns += PATTERNS
-    how: dict[str, Any] = dict(
-        repo_id=repo, revision=revision, allow_patterns=patterns, token=os.getenv("HF_TOKEN") or None
-    )
+    wanted = files_of(family, t3_model, official=repo_id is None)
+    folder = _cached(repo, revision, cache_dir, wanted)
+    have = choose(os.listdir(folder), wanted) if folder else {}
+    # Our own repositories are known to have a voice and a Cangjie table; of others nobody knows.
+    nice = [] if repo_id else [n for r, n in OPTIONAL.items() if r == "conds" or family == "mtl"]
+    if folder and all(have.values()) and all((folder / name).exists() for name in nice):
+        return folder
     try:
-        folder = Path(snapshot_download(local_files_only=True, **how))
-        if all((folder / name).exists() for name in wanted.values()):
+        return _download(repo, revision, cache_dir, wanted)
+    except NotInRepository:
+        raise
+    except Exception as error:  # the library's own, httpx', requests' or the system's
+        if folder and all(have.values()):
+            logger.warning("%s could not be asked (%s); using the cache", repo, _first_line(error))
             return folder
-    except Exception as error:  # whatever the library calls an empty cache
-        logger.debug("%s is not in the cache: %s", repo, error)
-    try:
-        return Path(_fetch(snapshot_download, how))
-    except Exception as error:
-        raise HubUnreachable(
-            f"{repo} could not be downloaded ({error.__class__.__name__}: {_first_line(error)}). "
-            "Use from_local(folder, device) with a folder you have, from_random(device) for weights that only make "
-            "noise, or fill the cache (HF_HOME) on a machine with a network: once there, no request is made"
-        ) from error
+        raise HubUnreachable(_advice(repo, error)) from error
 
 
-def _fetch(snapshot_download: Any, how: dict[str, Any]) -> str:
+def files_of(family: str, t3_model: str | None, official: bool) -> Wanted:
+    wanted: Wanted = {role: twins(name) for role, name in FILES[family].items()}
+    if family == "mtl":
+        chosen = multilingual_t3(t3_model)
+        wanted["t3"] = (chosen,) if chosen else (FILES["mtl"]["t3"],) if official else (FILES["mtl"]["t3"],
+            "t3_*.safetensors")
+        wanted["tokenizer"] = (FILES["mtl"]["tokenizer"], "grapheme*.json", "tokenizer.json")
+    elif family in ("turbo", "nano"):
+        wanted["tokenizer"] = ("tokenizer.json", "vocab.json")
+    return wanted
+
+
+def twins(name: str) -> tuple[str, ...]:
+    """The same tensors may lie in a pickle."""
+    return (name, name.replace(".safetensors", ".pt")) if name.endswith(".safetensors") else (name,)
+
+
+def choose(names: Iterable[str], wanted: Wanted) -> dict[str, str | None]:
+    """The file for each role among those there are; None where there is none."""
+    names = sorted(names)
+    found = {role: [hit for pattern in patterns for hit in matching(names, pattern)] for role,
+        patterns in wanted.items()}
+    return {role: hits[0] if hits else None for role, hits in found.items()}
+
+
+def _cached(repo: str, revision: str | None, cache_dir: str | Path | None, wanted: Wanted) -> Path | None:
+    """The folder of the cache that holds any of the files, found without a request."""
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in (n for patterns in wanted.values() for n in patterns if "*" not in n):
+        path = try_to_load_from_cache(repo, name, cache_dir=cache_dir, revision=revision)
+        if isinstance(path, str):  # and not the mark of a file known to be absent
+            return Path(path).parent
+    return None
+
+
+def _download(repo: str, revision: str | None, cache_dir: str | Path | None, wanted: Wanted) -> Path:
+    from huggingface_hub import HfApi
+
+    token = os.getenv("HF_TOKEN") or None  # None: what `hf auth login` left
+    info = HfApi(token=token).model_info(repo, revision=revision, timeout=TIMEOUT)
+    names = [f.rfilename for f in info.siblings]
+    chosen = choose(names, wanted)
+    missing = [role for role, name in chosen.items() if name is None]
+    if missing:
+        raise NotInRepository(
+            f"{repo} has no {' and no '.join(' or '.join(wanted[r]) for r in missing)}; it has {', '.join(names[:12])}"
+        )
+    patterns = [*chosen.values(), *OPTIONAL.values(), *(TOKENIZER_FILES if chosen.get("tokenizer") else ())]
+    return Path(_fetch(repo_id=repo, revision=revision, cache_dir=cache_dir, allow_patterns=patterns, token=token))
+
+
+def _fetch(**how: object) -> str:
+    import huggingface_hub
+    from huggingface_hub import constants
+
     try:
-        return snapshot_download(**how)
+        return huggingface_hub.snapshot_download(**how)
     except Exception as error:
+        # Some versions of the xet client fail on files that plain HTTP delivers.
         if not any(word in str(error).lower() for word in ("xet", "hex hash")):
             raise
         logger.warning("the xet download failed (%s); trying plain HTTP", _first_line(error))
-        import huggingface_hub.constants as constants
-
         constants.HF_HUB_DISABLE_XET = True  # the environment variable is read once, at import
-        return snapshot_download(**how)
+        return huggingface_hub.snapshot_download(**how)
+
+
+def _advice(repo: str, error: Exception) -> str:
+    refused = any(word in type(error).__name__ for word in ("Gated", "RepositoryNotFound"))
+    hint = "If it is private or gated, set HF_TOKEN. " if refused else ""
+    return (
+        f"{repo} could not be downloaded ({type(error).__name__}: {_first_line(error)}). {hint}"
+        "Use from_local(folder, device) with a folder you have, from_random(device) for weights that only make noise, "
+        "or fill the cache (HF_HOME) on a machine with a network and copy it: once there, no request is made"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -20,6 +20,8 @@ from .files import FILES, OPTIONAL
 
 logger = logging.getLogger(__name__)
 
+COPIES = "patched_model."  # a T3 saved after use has some of its tensors a second time under this name
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -41,7 +43,7 @@ def load_folder(
     names = FILES[family]
     t3 = ve = None
     if family != "vc":
-        t3 = build_t3(_Source(_find(folder, str(t3_file or names["t3"]))), config, device, dtype)
+        t3 = build_t3(_Source(_find_t3(folder, names["t3"], t3_file)), config, device, dtype)
         ve = build_voice_encoder(_Source(_find(folder, names["ve"])), config, device)
     s3gen = build_s3gen(_Source(_find(folder, names["s3gen"])), config, device)
     conds = folder / OPTIONAL["conds"]
@@ -52,7 +54,10 @@ def read_config(folder: Path, family: str) -> ModelConfig:
     """Published folders have no config.json of ours: their sizes are known."""
     file = folder / "config.json"
     if file.is_file():
-        data = json.loads(file.read_text())
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} is not JSON: {error}") from error
         if "family" in data:  # and not a tokenizer's or another library's
             config = ModelConfig.from_dict(data)
             wanted = "tts" if family == "vc" else family
@@ -66,25 +71,31 @@ def build_t3(source: _Source | dict[str, Tensor], config: ModelConfig, device: t
     cfg = config.t3
     rules = keymap.T3_GPT2 if cfg.is_gpt else keymap.t3_llama(cfg.head_dim)
     source = _as_source(source)
-    source.check(layout.t3(cfg), optional=_unread(rules))
-    return _fill(lambda: T3(cfg), source.read(dtype, device), rules, source.name)
+    wanted, unread = layout.t3(cfg), _unread(rules)
+    source.check(wanted, optional=unread.__contains__)
+    foreign = [k for k in source.unknown if k not in unread and not k.startswith(COPIES)]
+    if foreign:  # an adapter left unmerged would be a voice left unheard
+        raise ValueError(f"{source.name} has {len(foreign)} tensors T3 has no place for, the first {foreign[0]}")
+    state = source.read(dtype, device, [k for k in wanted if k not in unread])
+    return _fill(lambda: T3(cfg), state, rules, source.name)
 
 
 def build_s3gen(source: _Source | dict[str, Tensor], config: ModelConfig, device: torch.device) -> S3Gen:
     source = _as_source(source)
     wanted = layout.s3gen(config)
-    source.check(wanted, optional=layout.COMPUTED)
-    state = source.read(torch.float32, device, only=wanted)
-    s3gen = _fill(lambda: S3Gen(config), state, keymap.S3GEN, source.name)
-    return s3gen
+    source.check(wanted, optional=lambda key: key in layout.COMPUTED or key.endswith(layout.BATCH_COUNT))
+    state = source.read(torch.float32, device, [k for k in wanted if k not in layout.COMPUTED])
+    return _fill(lambda: S3Gen(config), state, keymap.S3GEN, source.name)
 
 
 def build_voice_encoder(
     source: _Source | dict[str, Tensor], config: ModelConfig, device: torch.device
 ) -> VoiceEncoder:
     source = _as_source(source)
-    source.check(layout.voice_encoder(config.voice_encoder))
-    state = source.read(torch.float32, device)
+    unread = _unread(keymap.VOICE_ENCODER)
+    wanted = layout.voice_encoder(config.voice_encoder)
+    source.check(wanted, optional=unread.__contains__)
+    state = source.read(torch.float32, device, [k for k in wanted if k not in unread])
     return _fill(lambda: VoiceEncoder(config.voice_encoder), state, keymap.VOICE_ENCODER, source.name)
 
 
@@ -98,8 +109,9 @@ def _fill(make: Callable[[], nn.Module], state: dict[str, Tensor], rules: Iterab
     return module.eval().requires_grad_(False)
 
 
-def _unread(rules: Iterable[keymap.Rule]) -> tuple[str, ...]:
-    return tuple(s for r in rules if r.target is None for s in r.sources)
+def _unread(rules: Iterable[keymap.Rule]) -> frozenset[str]:
+    """What the networks do not need: it may be missing, and is not read."""
+    return frozenset(s for r in rules if r.target is None for s in r.sources)
 
 
 class _Source:
@@ -117,9 +129,9 @@ class _Source:
         self.state = state
         self.shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
 
-    def check(self, wanted: layout.Layout, optional: tuple[str, ...] = ()) -> None:
+    def check(self, wanted: layout.Layout, optional: Callable[[str], bool]) -> None:
         """Name every misfit before anything is read."""
-        missing = [k for k in wanted if k not in self.shapes and k not in optional]
+        missing = [k for k in wanted if k not in self.shapes and not optional(k)]
         if missing:
             raise ValueError(f"{self.name} lacks {len(missing)} of {len(wanted)} tensors, the first {missing[0]}; "
                              "is it whole, and of this model family?")
@@ -131,15 +143,14 @@ class _Source:
         if self.unknown:
             first = self.unknown[0]
             logger.debug("%s: %d unknown tensors left unread, the first %s", self.name, len(self.unknown), first)
-        self.wanted = wanted
 
-    def read(self, dtype: torch.dtype, device: torch.device, only: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """What was asked for, cast and moved as it comes, so that no more than one tensor exists twice."""
-        keys = [k for k in (only or self.wanted) if k in self.shapes]
-        if self.state is not None:
-            pairs: Iterable = ((k, self.state[k]) for k in keys)
-        else:
-            pairs = safefile.read_tensors(self.path, {k: self.entries[k] for k in keys})
+    def read(self, dtype: torch.dtype, device: torch.device, keys: Iterable[str]) -> dict[str, Tensor]:
+        """Cast and moved as it comes, so that no more than one tensor exists twice."""
+        keys = [k for k in keys if k in self.shapes]
+        if self.state is None:
+            pairs: Iterable = safefile.read_tensors(self.path, {k: self.entries[k] for k in keys})
+        else:  # a pickle is in memory whole; each tensor is let go when it has been taken
+            pairs = ((k, self.state.pop(k)) for k in keys)
         return {k: t.detach().to(device, dtype if t.is_floating_point() else None) for k, t in pairs}
 
 
@@ -148,13 +159,13 @@ def _as_source(source: _Source | dict[str, Tensor]) -> _Source:
         return source
     out = _Source.__new__(_Source)
     out.name = "the model given"
-    out._take(source)
+    out._take(dict(source))
     return out
 
 
 def _unpickle(path: Path) -> dict[str, Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever zip and pickle make of a foreign or broken file
         raise ValueError(f"{path} cannot be read as a checkpoint ({error}); download it again") from error
     if isinstance(state, dict) and "model" in state:
@@ -164,6 +175,14 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} holds no state dict")
     return state
+
+
+def _find_t3(folder: Path, usual: str, chosen: str | Path | None) -> Path:
+    """The file that was asked for, the family's own, or the only one there is: packs name theirs as they like."""
+    if chosen:
+        return _find(folder, str(chosen))
+    others = sorted(folder.glob("t3_*.safetensors"))
+    return others[0] if len(others) == 1 else _find(folder, usual)
 
 
 def _find(folder: Path, name: str) -> Path:

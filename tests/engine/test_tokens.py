@@ -153,7 +153,7 @@ def test_changed_parameters_take_effect(llama):
     runner = TokenRunner(llama, EXACT)
     draws = [
         runner.generate([request(llama.config, **s)])[0].tokens.tolist()
-        for s in ({}, dict(temperature=0.2), dict(cfg_weight=1.5), dict(top_p=0.5), dict(repetition_penalty=3.0), {})
+        for s in ({}, dict(temperature=1.5), dict(cfg_weight=1.5), dict(top_p=0.5), dict(min_p=0.0, temperature=2.0), {})
     ]
     assert draws[0] == draws[-1]
     assert len({tuple(d) for d in draws}) == 5
