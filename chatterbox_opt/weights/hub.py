@@ -43,12 +43,14 @@ def download(
     wanted = files_of(family, t3_model, official=repo_id is None)
     folder = _cached(repo, revision, cache_dir, wanted)
     have = choose(os.listdir(folder), wanted) if folder else {}
-    # Our own repositories are known to have a voice and a Cangjie table; of others nobody knows.
-    nice = [] if repo_id else [n for r, n in OPTIONAL.items() if r == "conds" or family == "mtl"]
-    if folder and all(have.values()) and all((folder / name).exists() for name in nice):
+    extras = [name for role, name in OPTIONAL.items() if role == "conds" or family == "mtl"]
+    # The usual repositories are known to have these; of others nobody knows.
+    if folder and all(have.values()) and (repo_id or all((folder / name).exists() for name in extras)):
         return folder
+    if family in ("turbo", "nano"):
+        extras += TOKENIZER_FILES
     try:
-        return _download(repo, revision, cache_dir, wanted)
+        return _download(repo, revision, cache_dir, wanted, extras)
     except NotInRepository:
         raise
     except Exception as error:  # the library's own, httpx', requests' or the system's
@@ -94,7 +96,9 @@ def _cached(repo: str, revision: str | None, cache_dir: str | Path | None, wante
     return None
 
 
-def _download(repo: str, revision: str | None, cache_dir: str | Path | None, wanted: Wanted) -> Path:
+def _download(
+    repo: str, revision: str | None, cache_dir: str | Path | None, wanted: Wanted, extras: list[str]
+) -> Path:
     from huggingface_hub import HfApi
 
     token = os.getenv("HF_TOKEN") or None  # None: what `hf auth login` left
@@ -106,7 +110,7 @@ def _download(repo: str, revision: str | None, cache_dir: str | Path | None, wan
         raise NotInRepository(
             f"{repo} has no {' and no '.join(' or '.join(wanted[r]) for r in missing)}; it has {', '.join(names[:12])}"
         )
-    patterns = [*chosen.values(), *OPTIONAL.values(), *(TOKENIZER_FILES if chosen.get("tokenizer") else ())]
+    patterns = [*chosen.values(), *extras]
     return Path(_fetch(repo_id=repo, revision=revision, cache_dir=cache_dir, allow_patterns=patterns, token=token))
 
 
