@@ -330,7 +330,7 @@ def progress_bar(verbose: bool, ceiling: int):
         return
     from tqdm import tqdm
 
-    with tqdm(total=ceiling, desc="speech tokens (of at most)", unit="tok", dynamic_ncols=True) as bar:
+    with tqdm(total=ceiling, desc="speech tokens (of at most)", unit="tok", dynamic_ncols=True, disable=False) as bar:
 
         def report(done: int) -> None:
             bar.update(done - bar.n)

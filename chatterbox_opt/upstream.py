@@ -41,6 +41,8 @@ class OptimizedChatterboxVC(vc.OptimizedChatterboxVC, ChatterboxVC):
 def optimize(model: Any, *, config: ModelConfig | None = None, **options: Any) -> Any:
     """Ours from a loaded upstream object, its weights taken from memory: shared where they are neither
     fused nor cast. `model` stays usable. `config` is needed only for sizes that were never published."""
+    if not isinstance(model, (ChatterboxTTS, ChatterboxMultilingualTTS, ChatterboxTurboTTS, ChatterboxVC)):
+        raise ValueError(f"optimize() takes a chatterbox-tts model, not {type(model).__module__}.{type(model).__name__}")
     device = torch.device(model.device)
     engine = resolve(toggles(**{k: options[k] for k in TOGGLES if k in options}), device)
     if isinstance(model, ChatterboxVC):
@@ -68,9 +70,7 @@ def _twin(model: Any) -> tuple[type, str]:
         return OptimizedChatterboxTurboTTS, "nano" if model.t3.dim == MODELS["nano"].t3.dim else "turbo"
     if isinstance(model, ChatterboxMultilingualTTS):
         return OptimizedChatterboxMultilingualTTS, "mtl"
-    if isinstance(model, ChatterboxTTS):
-        return OptimizedChatterboxTTS, "tts"
-    raise ValueError(f"optimize() takes a chatterbox-tts model, not {type(model).__module__}.{type(model).__name__}")
+    return OptimizedChatterboxTTS, "tts"
 
 
 def _conditionals(conds: Any) -> Conditionals | None:
