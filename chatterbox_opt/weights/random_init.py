@@ -205,8 +205,8 @@ _S3GEN: Table = [
     (r"mel2wav\..*\.original1", around(0.0, 1.0)),  # a direction; its length is the next lines' matter
     (r"mel2wav\.(conv_pre|f0_predictor\.condnet\.0)\..*\.original0", around(0.25, 0.02)),  # log mels are large
     (r"mel2wav\.f0_predictor\..*\.original0", around(1.2, 0.1)),
-    (r"mel2wav\.f0_predictor\.classifier\.weight", lambda shape, g: _centred(normal(60.0)(shape, g))),
-    (r"mel2wav\.f0_predictor\.classifier\.bias", around(45.0, 0.0)),  # Hz; some frames fall below the voiced
+    (r"mel2wav\.f0_predictor\.classifier\.weight", lambda shape, g: _centred(normal(25.0)(shape, g))),
+    (r"mel2wav\.f0_predictor\.classifier\.bias", around(20.0, 0.0)),  # Hz; some frames fall below the voiced
     (r"mel2wav\.ups\.0\..*\.original0", around(2.4, 0.1)),
     (r"mel2wav\.ups\..*\.original0", around(1.8, 0.1)),
     (r"mel2wav\..*\.convs1\..*\.original0", around(0.7, 0.05)),
