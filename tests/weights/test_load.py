@@ -1,0 +1,227 @@
+import json
+import logging
+import os
+import shutil
+import struct
+
+import pytest
+import safetensors.torch
+import torch
+
+from chatterbox_opt.config import MODELS
+from chatterbox_opt.weights import safefile
+from chatterbox_opt.weights.load import load_folder
+from chatterbox_opt.weights.random_init import write_checkpoint
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {family: write_checkpoint(tmp_path_factory.mktemp(family), family) for family in ("tts", "mtl", "turbo",
+        "nano")}
+
+
+@pytest.fixture
+def folder(folders, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(folders["tts"], tmp_path / "tts")
+
+
+def load(folder, family="tts", dtype=torch.float32, **how):
+    return load_folder(folder, family, CPU, dtype, **how)
+
+
+def edit(path, change):
+    """Rewrite a file with its state dict changed in place."""
+    state = safetensors.torch.load_file(path)
+    change(state)
+    safetensors.torch.save_file(state, path)
+
+
+def same(a, b):
+    sa, sb = a.state_dict(), b.state_dict()
+    return sa.keys() == sb.keys() and all(torch.equal(sa[k], sb[k]) for k in sa)
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_every_family_loads(folders, family):
+    parts = load(folders[family], family, torch.bfloat16)
+    assert parts.config.family == family
+    assert parts.conds_file.name == "conds.pt"
+    for module, dtype in ((parts.t3, torch.bfloat16), (parts.s3gen, torch.float32), (parts.ve, torch.float32)):
+        assert not module.training
+        for name, p in [*module.named_parameters(), *module.named_buffers()]:
+            assert p.device == CPU, name
+            assert p.isfinite().all(), name
+            assert not p.requires_grad, name
+        assert {p.dtype for p in module.parameters()} == {dtype}
+
+
+def test_voice_conversion_needs_s3gen_only(folder):
+    for name in ("ve.safetensors", "t3_cfg.safetensors", "tokenizer.json", "conds.pt"):
+        (folder / name).unlink()
+    parts = load(folder, "vc")
+    assert (parts.t3, parts.ve, parts.conds_file) == (None, None, None)
+
+
+def test_twins_and_wrapped_states(folder):
+    wanted = load(folder)
+    for name in ("t3_cfg", "s3gen", "ve"):
+        file = folder / f"{name}.safetensors"
+        state = safetensors.torch.load_file(file)
+        torch.save({"model": [state]} if name == "t3_cfg" else {"model": state} if name == "ve" else state,
+            file.with_suffix(".pt"))
+        file.unlink()
+    got = load(folder)
+    assert same(got.t3, wanted.t3)
+    assert same(got.s3gen, wanted.s3gen)
+    assert same(got.ve, wanted.ve)
+
+
+def test_safetensors_are_preferred(folder):
+    (folder / "ve.pt").write_bytes(b"not read at all")
+    load(folder)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_fine_tunes(folder, tmp_path, absolute):
+    usual = load(folder)
+    mine = (tmp_path if absolute else folder) / "my_t3.safetensors"
+    shutil.copy(folder / "t3_cfg.safetensors", mine)
+    edit(mine, lambda s: s["speech_head.weight"].add_(1))
+    tuned = load(folder, t3_file=str(mine) if absolute else mine.name)
+    assert torch.equal(tuned.t3.speech_head.weight, usual.t3.speech_head.weight + 1)
+
+
+def test_a_pack_names_its_t3_as_it_likes(folders, tmp_path):
+    folder = shutil.copytree(folders["mtl"], tmp_path / "mtl")
+    (folder / "t3_mtl23ls_v2.safetensors").rename(folder / "t3_fr.safetensors")
+    load(folder, "mtl")
+
+
+def test_unread_and_unknown_tensors(folder, caplog):
+    wanted = load(folder)
+
+    def strip(state):
+        for key in ("text_head.weight", "tfmr.embed_tokens.weight"):
+            del state[key]
+        state["patched_model.speech_head.weight"] = torch.zeros(1)  # a T3 that was saved after use
+
+    edit(folder / "t3_cfg.safetensors", strip)
+
+    def extend(state):
+        del state["tokenizer._mel_filters"], state["tokenizer.window"]
+        state["flow.decoder.estimator.extra"] = torch.zeros(3)
+
+    edit(folder / "s3gen.safetensors", extend)
+    with caplog.at_level(logging.DEBUG, "chatterbox_opt"):
+        got = load(folder)
+    assert same(got.t3, wanted.t3)
+    assert same(got.s3gen, wanted.s3gen)
+    assert "flow.decoder.estimator.extra" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("t3_cfg", "tfmr.layers.1.mlp.up_proj.weight"),
+        ("s3gen", "mel2wav.conv_pre.parametrizations.weight.original1"),
+        ("s3gen", "speaker_encoder.head.bn1.running_var"),
+        ("ve", "lstm.bias_hh_l0"),
+    ],
+)
+def test_missing_and_misshapen_tensors_are_named(folder, name, key):
+    file = folder / f"{name}.safetensors"
+    shape = tuple(safetensors.torch.load_file(file)[key].shape)
+    edit(file, lambda s: s.update({key: torch.zeros(7, 5)}))
+    with pytest.raises(ValueError, match=rf"{name}\.safetensors: {key} has shape \(7, 5\)") as error:
+        load(folder)
+    assert str(shape) in str(error.value)
+    edit(file, lambda s: s.pop(key))
+    with pytest.raises(ValueError, match=rf"{name}\.safetensors lacks 1 of \d+ tensors, the first {key}"):
+        load(folder)
+
+
+def test_a_tensor_t3_has_no_place_for(folder):
+    edit(folder / "t3_cfg.safetensors", lambda s: s.update({"tfmr.layers.0.self_attn.q_proj.lora_A": torch.zeros(1)}))
+    with pytest.raises(ValueError, match=r"no place for, the first tfmr.*lora_A"):
+        load(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1000])
+def test_truncated_files(folder, keep):
+    file = folder / "t3_cfg.safetensors"
+    size = file.stat().st_size
+    os.truncate(file, keep % size)
+    with pytest.raises(ValueError, match=r"t3_cfg\.safetensors.*download it again"):
+        load(folder)
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04 no", b"", b"garbage" * 100])
+def test_broken_pickles(folder, content):
+    (folder / "ve.safetensors").unlink()
+    (folder / "ve.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"ve\.pt cannot be read"):
+        load(folder)
+
+
+def test_broken_headers(folder):
+    for header in (b"[]", b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 4]}}', b'{"a": {"dtype": "Q4"}}',
+        b"{"):
+        (folder / "ve.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 64)
+        with pytest.raises(ValueError, match=r"ve\.safetensors has a broken header"):
+            load(folder)
+
+
+def test_code_in_pickles_is_not_run(folder):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(folder / "harm"),)
+
+    (folder / "ve.safetensors").unlink()
+    torch.save({"a": Evil()}, folder / "ve.pt")
+    with pytest.raises(ValueError, match=r"ve\.pt cannot be read"):
+        load(folder)
+    assert not (folder / "harm").exists()
+
+
+def test_what_is_not_there_is_named(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="from_pretrained"):
+        load(tmp_path / "nowhere")
+    (folder / "s3gen.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no s3gen\.safetensors or s3gen\.pt; it holds conds\.pt"):
+        load(folder)
+    with pytest.raises(FileNotFoundError, match=r"no mine\.safetensors"):
+        load(folder, t3_file="mine.safetensors")
+
+
+def test_config_json(folder):
+    with pytest.raises(ValueError, match="holds a tts model; turbo was asked for"):
+        load(folder, "turbo")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
+        load(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))  # another library's
+    with pytest.raises(ValueError, match="of this model family"):
+        load(folder)
+
+
+def test_safefile_reads_what_safetensors_writes_and_the_other_way_round(tmp_path):
+    state = {
+        "a": torch.randn(3, 4), "scalar": torch.tensor(5), "empty": torch.zeros(0, 7),
+        "half": torch.randn(9).bfloat16(),
+        "mask": torch.tensor([True, False]), "double": torch.randn(2, 2, 2).double(),
+    }
+    theirs, ours = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    safetensors.torch.save_file(state, theirs, metadata={"format": "pt"})
+    got = dict(safefile.read_tensors(theirs, safefile.read_header(theirs)))
+    assert got.keys() == state.keys()
+    safefile.write(ours, {k: (t.dtype, tuple(t.shape)) for k, t in state.items()}, state.values())
+    again = safetensors.torch.load_file(ours)
+    for key, tensor in state.items():
+        assert torch.equal(got[key], tensor)
+        assert got[key].dtype == tensor.dtype
+        assert torch.equal(again[key], tensor)
+    with pytest.raises(ValueError, match="instead of"):
+        safefile.write(ours, {"a": (torch.float32, (2,))}, [torch.zeros(3)])
