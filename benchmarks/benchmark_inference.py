@@ -1,0 +1,360 @@
+"""Ours alone: every stage by precision and batch, its ceiling first, then how much of it is reached.
+
+    python benchmarks/benchmark_inference.py                                              # all stages, best device
+    python benchmarks/benchmark_inference.py --stage tokens --precision float32 int8 --batch 1 8
+    python benchmarks/benchmark_inference.py --family turbo --stage mel wav --out benchmarks/results
+
+The ceiling of a stage is its arithmetic over the device's own matrix-product rate, or its bytes over the device's own
+read bandwidth, whichever takes longer; both rates are measured in the same run. First calls and steady state are apart.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ceilings
+import meters
+import report
+import tables
+import workload
+
+STAGES = ("tokens", "mel", "wav", "voice", "watermark")
+PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
+TEXT = workload.TEXTS["medium"][1]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = report.arguments(__doc__)
+    parser.add_argument("--stage", nargs="+", choices=(*STAGES, "all"), default=["all"])
+    parser.add_argument("--family", choices=workload.FAMILIES, default="tts")
+    parser.add_argument(
+        "--precision", nargs="+", choices=PRECISIONS, help="CPU: float32 int8 int4, bfloat16 where it computes in it"
+    )
+    parser.add_argument("--batch", nargs="+", type=int, help="CPU: 1 2 8; else 1 2 8 32 64")
+    parser.add_argument(
+        "--tokens", type=int, help="drawn in a steady run (CPU 32, else 201) and rendered (CPU 50, else 250)"
+    )
+    parser.add_argument("--prompt", type=float, default=12.0, help="seconds of the voice's recording")
+    parser.add_argument("--repeats", type=int, help="CPU 2, else 7")
+    parser.add_argument("--budget", type=float, help="minutes after which no further figure is begun (CPU 12, else 60)")
+    args = report.parse(parser, argv)
+    on_cpu = args.device == "cpu"
+    args.stage = list(STAGES) if "all" in args.stage else args.stage
+    args.precision = args.precision or default_precisions(args.device)
+    args.batch = args.batch or ([1, 2, 8] if on_cpu else [1, 2, 8, 32, 64])
+    args.repeats = args.repeats or (2 if on_cpu else 7)
+    args.budget = args.budget or (12.0 if on_cpu else 60.0)
+    args.until = time.perf_counter() + 60 * args.budget
+
+    machine = ceilings.measure(args.device, quick=args.size == "tiny")
+    workload.say(
+        f"measured here: {machine.read_gb:.1f} GB/s read, "
+        + ", ".join(f"{d} {machine.gflops[d]:,.0f} GFLOP/s" for d in ("float32", "bfloat16", "int8"))
+    )
+    bench = Bench(args, machine)
+    bench.print_ceilings()
+    for precision in args.precision:
+        bench.run(precision)
+
+    document = {
+        "benchmark": "inference",
+        "label": report.label(args.family, args.size, bench.source, *(args.stage if len(args.stage) < 5 else [])),
+        "command": args.command,
+        "environment": workload.environment(args.device),
+        "settings": {"family": args.family, "size": args.size, "weights": "random", "prompt_seconds": args.prompt},
+        "machine": {"read_gb_per_s": machine.read_gb, "gflops": machine.gflops},
+        "ceilings": bench.floors,
+        "rows": bench.rows,
+        "logits": bench.logits,
+        "skipped": bench.skipped,
+    }
+    report.publish(document, args.out)
+    return 0
+
+
+def default_precisions(device: str) -> list[str]:
+    from chatterbox_opt.engine.resolve import half_dtype
+
+    if device != "cpu":
+        return ["float32", "bfloat16", "int8"]
+    import torch
+
+    half = half_dtype(torch.device("cpu"))
+    return ["float32", *([half] if half != "float32" else []), "int8", "int4"]
+
+
+class Bench:
+    def __init__(self, args: Any, machine: ceilings.Machine) -> None:
+        from chatterbox_opt.config import MODELS, tiny
+
+        self.args, self.machine, self.device = args, machine, args.device
+        self.source = workload.weights("random", args.family, args.size, args.work_dir)
+        self.config = MODELS[args.family] if args.size == "full" else tiny(args.family)
+        self.voice_path = workload.voice_file(args.work_dir, args.prompt)
+        self.drawn = args.tokens or (32 if args.device == "cpu" else 201)
+        self.rendered = args.tokens or (50 if args.device == "cpu" else 250)
+        self.rows: list[dict[str, Any]] = []
+        self.floors: list[dict[str, Any]] = []
+        self.logits: list[dict[str, Any]] = []
+        self.skipped: list[str] = []
+        self.reference: Any = None
+
+    # ---- ceilings --------------------------------------------------------------------------------
+
+    def print_ceilings(self) -> None:
+        for stage in self.args.stage:
+            for precision in self._precisions_of(stage):
+                for batch in self._batches_of(stage):
+                    floor, by, flops, size = self.floor(stage, precision, batch)
+                    self.floors.append(
+                        {
+                            "stage": stage,
+                            "precision": precision,
+                            "batch": batch,
+                            "seconds": floor,
+                            "bound_by": by,
+                            "gflop": flops / 1e9,
+                            "mb": size / 1e6,
+                        }
+                    )
+        workload.say(tables.ceiling_table(self.floors) + "\n")
+
+    def _precisions_of(self, stage: str) -> list[str]:
+        """S3Gen knows no int8; voices and watermarks run in float32 whatever the rest does."""
+        asked = self.args.precision
+        if stage == "tokens":
+            return list(asked)
+        if stage in ("mel", "wav"):
+            return [p for p in asked if not p.startswith("int")] or ["float32"]
+        return ["float32"]
+
+    def _batches_of(self, stage: str) -> list[int]:
+        return [1] if stage == "voice" else list(self.args.batch)
+
+    def floor(self, stage: str, precision: str, batch: int) -> tuple[float, str, float, float]:
+        """(seconds, what bounds it, FLOP, bytes): of one step for tokens, of a whole call for the rest."""
+        cfg, half = self.config, self._compute(precision)
+        seconds = self.rendered / workload.TOKEN_RATE
+        if stage == "tokens":
+            context = cfg.t3.prefix_len + self._text_ids() + self.drawn // 2
+            flops, size = ceilings.t3_step(cfg.t3, precision, context, batch, half)
+        else:
+            prompt = round(min(self.args.prompt, 10.0) * workload.TOKEN_RATE)
+            flops = {
+                "mel": lambda: ceilings.flow(cfg.flow, self.rendered, prompt, cfg.flow.default_steps, batch),
+                "wav": lambda: ceilings.hift(cfg.hift, 2 * self.rendered, batch),
+                "voice": lambda: ceilings.voice(cfg, self.args.prompt),
+                "watermark": lambda: batch * ceilings.watermark(seconds),
+            }[stage]()
+            size = 0.0
+        floor, by = self.machine.seconds(flops, size, precision if stage == "tokens" else half)
+        return floor, by, flops, size
+
+    def _compute(self, precision: str) -> str:
+        """The type activations and cache have under a precision: int8 and int4 only change T3's linears."""
+        if not precision.startswith("int"):
+            return precision
+        import torch
+
+        from chatterbox_opt.engine.resolve import half_dtype
+
+        return half_dtype(torch.device(self.device))
+
+    def _text_ids(self) -> int:
+        return len(TEXT) // (4 if self.config.t3.is_gpt else 1) // (2 if self.args.family == "tts" else 1)
+
+    # ---- figures ---------------------------------------------------------------------------------
+
+    def run(self, precision: str) -> None:
+        wanted = [
+            s
+            for s in self.args.stage
+            if precision in self._precisions_of(s)
+            or (s in ("voice", "watermark") and precision == self.args.precision[0])
+        ]
+        wanted = [
+            s
+            for s in wanted
+            if s in ("tokens",) or not any(r["stage"] == s and r["precision"] == precision for r in self.rows)
+        ]
+        if not wanted:
+            return
+        try:
+            model = self._load(precision)
+        except (ValueError, RuntimeError) as error:
+            self.skipped.append(f"{precision}: {str(error)[:200]}")
+            workload.say(self.skipped[-1])
+            return
+        voice = model.prepare_voice(self.voice_path)
+        for stage in wanted:
+            for batch in self._batches_of(stage):
+                label = f"{stage}, {precision}, batch {batch}"
+                if time.perf_counter() > self.args.until:
+                    self.skipped.append(f"{label}: over the budget of {self.args.budget:g} minutes")
+                    continue
+                try:
+                    getattr(self, f"_{stage}")(
+                        model, voice, precision if stage not in ("voice", "watermark") else "float32", batch
+                    )
+                except (ValueError, RuntimeError) as error:  # out of memory, a kernel this device lacks
+                    self.skipped.append(f"{label}: {str(error)[:200]}")
+                    workload.say(self.skipped[-1])
+                    meters.free(self.device)
+        if "tokens" in wanted:
+            self._compare_logits(model, voice, precision)
+        del model, voice
+        meters.free(self.device)
+
+    def _load(self, precision: str) -> Any:
+        from chatterbox_opt.options import EngineOptions
+
+        compute = self._compute(precision)
+        options = EngineOptions(
+            dtype=compute,
+            s3gen_dtype=compute,
+            quantize=precision if precision.startswith("int") else None,
+            runaway_guard=False,
+            slots=max(self.args.batch),
+        )
+        seconds, model = meters.timed(lambda: workload.load(self.source, self.device, options), self.device)
+        workload.say(f"{precision}: loaded in {seconds:.1f} s")
+        meters.reset_peak(self.device)
+        return model
+
+    def _add(
+        self, stage: str, precision: str, batch: int, first: float, runs: list[float], audio: float, **more: Any
+    ) -> None:
+        """`runs` are in the unit of the ceiling."""
+        floor = self.floor(stage, precision, batch)[0]
+        steady = report.spread(runs)
+        self.rows.append(
+            {
+                "stage": stage,
+                "precision": precision,
+                "batch": batch,
+                "first_seconds": first,
+                "steady": steady,
+                "floor": floor,
+                "reached": floor / steady["median"],
+                "times_real_time": batch * audio / steady["median"],
+                **more,
+                **meters.memory(self.device),
+            }
+        )
+        r = self.rows[-1]
+        workload.say(
+            f"{stage}, {precision}, batch {batch}: first call {first:.3f} s, steady {1000 * steady['median']:.2f} ms, "
+            f"{100 * r['reached']:.0f} % of the ceiling, {r['times_real_time']:.2f} times real time"
+        )
+
+    def _tokens(self, model: Any, voice: Any, precision: str, batch: int) -> None:
+        """Prefill and decoding are told apart by two lengths: one token, and many."""
+
+        def draw(n: int) -> Callable[[], Any]:
+            return lambda: model.pipeline.tokens.generate(self._requests(model, voice, batch, n))
+
+        n = self.drawn
+        first = meters.timed(draw(n), self.device)[0]
+        prefill = statistics.median(meters.repeated(draw(1), self.device, self.args.repeats + 1)[1:])
+        whole = meters.repeated(draw(n), self.device, self.args.repeats)
+        steps = [max(1e-9, w - prefill) / (n - 1) for w in whole]
+        size = self.floor("tokens", precision, batch)[3]
+        self._add(
+            "tokens",
+            precision,
+            batch,
+            first,
+            steps,
+            1 / workload.TOKEN_RATE,
+            prefill_seconds=prefill,
+            tokens=n,
+            gb_per_s=size / statistics.median(steps) / 1e9,
+        )
+
+    def _requests(self, model: Any, voice: Any, batch: int, tokens: int) -> list[Any]:
+        import torch
+
+        from chatterbox_opt.engine.noise import RequestNoise
+        from chatterbox_opt.engine.tokens import TokenRequest
+
+        (job, *_) = model.jobs(
+            [TEXT], voices=voice, languages="en" if self.args.family == "mtl" else None, max_new_tokens=tokens
+        )
+        ids, device = model.pipeline.text_ids(TEXT, job.language), torch.device(self.device)
+        return [TokenRequest(ids, job.voice.t3, job.sampling, RequestNoise(device, i)) for i in range(batch)]
+
+    def _mel(self, model: Any, voice: Any, precision: str, batch: int) -> None:
+        tokens, noises = self._speech(batch)
+        call = lambda: model.pipeline.mel.render(tokens, [voice.gen] * batch, noises(), None)  # noqa: E731
+        self._simple("mel", precision, batch, call)
+
+    def _wav(self, model: Any, voice: Any, precision: str, batch: int) -> None:
+        import torch
+
+        g = torch.Generator().manual_seed(workload.SEED)
+        mels = [(torch.randn(80, 2 * self.rendered, generator=g) - 4).to(self.device) for _ in range(batch)]
+        noises = self._speech(batch)[1]
+        self._simple("wav", precision, batch, lambda: model.pipeline.wav.render(mels, noises()))
+
+    def _watermark(self, model: Any, voice: Any, precision: str, batch: int) -> None:
+        import torch
+
+        n = self.rendered * workload.SAMPLE_RATE // workload.TOKEN_RATE
+        waves = [0.1 * torch.randn(n, device=self.device) for _ in range(batch)]
+        self._simple("watermark", precision, batch, lambda: model.watermarker.apply(waves))
+
+    def _voice(self, model: Any, voice: Any, precision: str, batch: int) -> None:
+        """Each run hears another recording: a voice it knows costs nothing, and is timed beside."""
+        files = [workload.voice_file(self.args.work_dir, self.args.prompt, i + 1) for i in range(self.args.repeats + 1)]
+        runs = [meters.timed(lambda f=f: model.prepare_voice(f), self.device)[0] for f in files]
+        cached = meters.timed(lambda: model.prepare_voice(files[-1]), self.device)[0]
+        self._add("voice", precision, 1, runs[0], runs[1:], self.args.prompt, cached_seconds=cached)
+
+    def _simple(self, stage: str, precision: str, batch: int, call: Callable[[], Any]) -> None:
+        import torch
+
+        with torch.inference_mode():
+            first = meters.timed(call, self.device)[0]
+            runs = meters.repeated(call, self.device, self.args.repeats)
+        self._add(stage, precision, batch, first, runs, self.rendered / workload.TOKEN_RATE, tokens=self.rendered)
+
+    def _speech(self, batch: int) -> tuple[list[Any], Callable[[], list[Any]]]:
+        import torch
+
+        from chatterbox_opt.engine.noise import RequestNoise
+
+        g = torch.Generator().manual_seed(workload.SEED)
+        tokens = [torch.randint(0, 6561, (self.rendered,), generator=g).to(self.device) for _ in range(batch)]
+        return tokens, lambda: [RequestNoise(torch.device(self.device), i) for i in range(batch)]
+
+    # ---- what a precision does to the logits -----------------------------------------------------
+
+    def _compare_logits(self, model: Any, voice: Any, precision: str) -> None:
+        """Against float32, the same history on both sides. Needs float32 among the precisions, before the others."""
+        import metrics
+
+        if self.reference is None:
+            if precision != "float32":
+                return
+            history = model.pipeline.tokens.generate(self._requests(model, voice, 1, self.drawn))[0].tokens
+            self.reference = (
+                history,
+                metrics.forced_logits(model, TEXT, voice, history, "en" if self.args.family == "mtl" else None),
+            )
+            return
+        history, reference = self.reference
+        mine = metrics.forced_logits(model, TEXT, voice, history, "en" if self.args.family == "mtl" else None)
+        self.logits.append({"precision": precision, **metrics.compare_logits(reference, mine)})
+        r = self.logits[-1]
+        workload.say(
+            f"{precision}: logits off by {r['rms_error']:.3f} rms where they spread by {r['spread']:.2f}, "
+            f"KL {r['kl']:.4f}, same likeliest token at {100 * r['argmax_agreement']:.1f} % of the steps"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""The tables in README.md and OPTIMIZATION.md are written from benchmarks/results/*.json, between markers:
+
+    <!-- results:readme -->  <!-- results:comparison turbo -->  <!-- results:ladder tts -->
+    <!-- results:inference tokens -->  <!-- results:quality -->      ... each up to  <!-- /results -->
+
+A word behind the name keeps one model, or one stage. The newest file of a benchmark on a device counts.
+
+    python benchmarks/check_results.py             # write them
+    python benchmarks/check_results.py --check     # say where they differ; the exit status is 1 then
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tables
+from workload import ROOT
+
+DOCUMENTS = ("README.md", "OPTIMIZATION.md")
+MARKED = re.compile(r"(<!-- results:([a-z]+)((?: [a-z0-9]+)*) -->\n).*?(<!-- /results -->)", re.S)
+NEEDED = ("benchmark", "label", "command", "environment", "settings", "rows")
+PRIVATE = re.compile(r"(?<![\w.])/(home|root|work|tmp|users|mnt)/", re.I)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--documents", type=Path, nargs="+", default=[ROOT / name for name in DOCUMENTS])
+    args = parser.parse_args(argv)
+    results, problems = read(args.results)
+    for path in args.documents:
+        if not path.exists():
+            continue
+        text = path.read_text(encoding="utf-8")
+        try:
+            written = fill(text, results)
+        except ValueError as error:
+            problems.append(f"{path.name}: {error}")
+            continue
+        if written != text and args.check:
+            problems.append(f"{path.name}: its tables are not those of the results; run benchmarks/check_results.py")
+        elif written != text:
+            path.write_text(written, encoding="utf-8")
+            print(f"written: {path.name}")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The newest result of each benchmark, label and device, and what is wrong with any file."""
+    newest: dict[tuple, dict[str, Any]] = {}
+    problems = []
+    for path in sorted(folder.glob("*.json")):
+        text = path.read_text(encoding="utf-8")
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            problems.append(f"{path.name}: not JSON ({error})")
+            continue
+        missing = [key for key in NEEDED if key not in document]
+        if missing:
+            problems.append(f"{path.name}: lacks {', '.join(missing)}")
+            continue
+        if PRIVATE.search(text):
+            problems.append(f"{path.name}: holds a path of the machine it was made on")
+        document["file"] = path.name
+        where = document["environment"]
+        key = (document["benchmark"], document["label"], where["device"], where["cores"])
+        if key not in newest or newest[key]["environment"]["date"] < where["date"]:
+            newest[key] = document
+    return sorted(newest.values(), key=_order), problems
+
+
+def _order(document: dict[str, Any]) -> tuple:
+    """GPUs first, then CPUs by cores; models in the order of the family."""
+    where, settings = document["environment"], document["settings"]
+    family = list(tables.FAMILY).index(settings.get("model") or settings["family"])
+    return (where["kind"] == "cpu", where["device"], -where["cores"], family, document["label"])
+
+
+def fill(text: str, results: list[dict[str, Any]]) -> str:
+    def one(found: re.Match) -> str:
+        name, words = found[2], found[3].split()
+        if name not in WRITERS:
+            raise ValueError(f"results:{name} is not one of {', '.join(WRITERS)}")
+        written = WRITERS[name](results, words)  # empty where nothing was measured yet
+        return found[1] + (f"\n{written}\n\n" if written else "") + found[4]
+
+    return MARKED.sub(one, text)
+
+
+def chosen(results: list[dict[str, Any]], benchmark: str, words: list[str]) -> list[dict[str, Any]]:
+    """Full size or speaking weights only: a tiny network's figures say nothing to a reader."""
+    out = [d for d in results if d["benchmark"] == benchmark]
+    out = [d for d in out if d["settings"].get("size") == "full" or d["settings"].get("weights") != "random"]
+    models = [w for w in words if w in tables.FAMILY]
+    return [d for d in out if not models or (d["settings"].get("model") or d["settings"].get("family")) in models]
+
+
+def readme(results: list[dict[str, Any]], words: list[str]) -> str:
+    """One line a machine, model, set of options and length; where each came from below."""
+    documents = chosen(results, "comparison", words)
+    rows, sources = [], []
+    for document in documents:
+        ours = [r for r in document["rows"] if r["side"] != "baseline" and not document["sides"][r["side"]]["failed"]]
+        rows += [_summary(document, r) for r in ours]
+        where = document["environment"]
+        sources.append(f"[{where['device']}, {where['commit']}](benchmarks/results/{document['file']})")
+    if not rows:
+        return ""
+    head = ["device", "model", "options", "speech", "chatterbox-tts, RTF", "chatterbox_opt, RTF", "times faster"]
+    weights = sorted({d["settings"]["weights"] for d in documents})
+    note = f"RTF: seconds of computing for a second of speech, medians; {' and '.join(weights)} weights. Sources: "
+    return tables.table([*head, "peak memory"], rows) + "\n\n" + note + "; ".join(dict.fromkeys(sources)) + "."
+
+
+def _summary(document: dict[str, Any], r: dict[str, Any]) -> list[str]:
+    where, side = document["environment"], r["side"]
+    base = next((b for b in document["rows"] if b["side"] == "baseline" and b["length"] == r["length"]), None)
+    ratio = next((q for q in document["ratios"] if q["side"] == side and q["length"] == r["length"]), None)
+    device = where["device"] if where["kind"] != "cpu" else f"{where['cores']} cores of {where['device']}"
+    return [
+        device,
+        tables.FAMILY[document["settings"]["model"]].removeprefix("Chatterbox ").replace("Chatterbox", "English"),
+        " ".join(document["sides"][side]["asked"]) or "defaults",
+        f"{r['speech_seconds']:.3g} s",
+        f"{base['rtf']['median']:.3g}" if base else "",
+        f"{r['rtf']['median']:.3g}",
+        f"**{ratio['ratio']:.1f}** ({ratio['low']:.1f} to {ratio['high']:.1f})" if ratio else "",
+        _memory(document["memory"].get(side, {}), document["memory"].get("baseline", {})),
+    ]
+
+
+def _memory(ours: dict[str, Any], base: dict[str, Any]) -> str:
+    key = "peak_vram_mb" if ours.get("peak_vram_mb") else "peak_rss_mb"
+    if not ours.get(key):
+        return ""
+    before = f", was {base[key] / 1000:.1f} GB" if base.get(key) else ""
+    return f"{ours[key] / 1000:.1f} GB{before}"
+
+
+def pages(benchmark: str) -> Callable[[list[dict[str, Any]], list[str]], str]:
+    def write(results: list[dict[str, Any]], words: list[str]) -> str:
+        return "\n\n".join(_only(tables.markdown(d), d, words) for d in chosen(results, benchmark, words))
+
+    return write
+
+
+def _only(page: str, document: dict[str, Any], words: list[str]) -> str:
+    """An inference page cut down to the stages asked for."""
+    stages = {r.get("stage") for r in document["rows"]} & set(words)
+    if document["benchmark"] != "inference" or not stages:
+        return page
+    rows = [r for r in document["rows"] if r["stage"] in stages]
+    kept = {**document, "rows": rows, "logits": document["logits"] if "tokens" in stages else []}
+    return tables.markdown(kept)
+
+
+WRITERS: dict[str, Callable[[list[dict[str, Any]], list[str]], str]] = {
+    "readme": readme,
+    **{name: pages(name) for name in ("comparison", "inference", "ladder", "quality")},
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""Clocks and memory: synchronised, the same for both sides of a comparison. Needs torch, nothing of ours."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def synchronize(device: str) -> None:
+    import torch
+
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(torch.device(device))
+    elif device.startswith("mps"):
+        torch.mps.synchronize()
+
+
+def timed(call: Callable[[], Any], device: str) -> tuple[float, Any]:
+    """(seconds, result); whatever the device still had to do before the call is not counted."""
+    synchronize(device)
+    start = time.perf_counter()
+    result = call()
+    synchronize(device)
+    return time.perf_counter() - start, result
+
+
+def repeated(call: Callable[[], Any], device: str, repeats: int, at_least: float = 0.0) -> list[float]:
+    """Seconds of each of `repeats` calls, or of more until `at_least` seconds were measured (at most 50 calls)."""
+    runs: list[float] = []
+    while len(runs) < repeats or (sum(runs) < at_least and len(runs) < 50):
+        runs.append(timed(call, device)[0])
+    return runs
+
+
+def watch(owner: Any, method: str, device: str, seconds: dict[str, float], stage: str) -> None:
+    """Replace a bound method by one that adds its time to seconds[stage]."""
+    inner = getattr(owner, method)
+
+    def outer(*args: Any, **kwargs: Any) -> Any:
+        spent, result = timed(lambda: inner(*args, **kwargs), device)
+        seconds[stage] = seconds.get(stage, 0.0) + spent
+        return result
+
+    setattr(owner, method, outer)
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def memory(device: str) -> dict[str, float]:
+    """MB: resident now, its peak since `reset_peak`, and what the device's allocator had at most."""
+    import torch
+
+    status = _status()
+    record = {"rss_mb": status.get("VmRSS", 0) / 1000, "peak_rss_mb": status.get("VmHWM", 0) / 1000}
+    if not status:
+        import resource
+
+        record["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
+    if device.startswith("cuda"):
+        record["vram_mb"] = torch.cuda.memory_allocated(device) / 1e6
+        record["peak_vram_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
+    return record
+
+
+def _status() -> dict[str, float]:
+    """kB of every Vm line of /proc/self/status; empty where there is none."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.split(":", 1) for line in lines if line.startswith("Vm"))
+    return {name: float(value.split()[0]) * 1.024 for name, value in pairs}
+
+
+def reset_peak(device: str) -> None:
+    import torch
+
+    gc.collect()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the resident peak starts again from now
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def free(device: str) -> None:
+    import torch
+
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()

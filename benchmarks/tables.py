@@ -1,0 +1,237 @@
+"""A benchmark's JSON -> Markdown: the same tables when it runs and when the documents are written from its file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+STAGES = ("text", "tokens", "mel", "wav", "watermark", "other")
+FAMILY = {"tts": "Chatterbox", "mtl": "Chatterbox Multilingual", "turbo": "Chatterbox Turbo", "nano": "Chatterbox Nano"}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Every column but the first is set to the right."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" + "---:|" * (len(head) - 1)]
+    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
+
+
+def where(record: dict[str, Any]) -> str:
+    kind = f", {record['threads']} threads" if record["kind"] == "cpu" else ""
+    return (
+        f"{record['device']} ({record['cores']} cores{kind}), torch {record['torch']}, "
+        f"commit {record['commit']}, {record['date']}"
+    )
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The page a benchmark prints: what and where, its tables, the command."""
+    page = {"comparison": comparison, "inference": inference, "ladder": ladder, "quality": quality}
+    return "\n".join([*page[document["benchmark"]](document), "", f"`{document['command']}`"])
+
+
+def title(document: dict[str, Any], what: str) -> str:
+    settings = document["settings"]
+    size = "" if settings.get("size") == "full" or settings.get("weights") != "random" else f", {settings['size']}"
+    family = FAMILY[settings.get("model") or settings["family"]]
+    return f"**{family}**{what}, {settings['weights']} weights{size}: {where(document['environment'])}"
+
+
+# ---- comparison ----------------------------------------------------------------------------------
+
+
+def comparison(document: dict[str, Any]) -> list[str]:
+    equal = "the same number of tokens on every side" if document["equal_work"] else "each side ended by its own draws"
+    return [
+        title(document, ""),
+        "",
+        comparison_table(document),
+        "",
+        "Seconds by stage, medians:",
+        "",
+        stage_seconds(document),
+        "",
+        f"Work: {equal}. RTF: seconds of computing for a second of speech; below 1 is faster than real time.",
+        *document["notes"],
+    ]
+
+
+def comparison_table(document: dict[str, Any]) -> str:
+    names = [n for n, s in document["sides"].items() if not s["failed"]]
+    ours = [n for n in names if n != "baseline"]
+    found = {(r["length"], r["side"]): r for r in document["rows"]}
+    ratio = {(r["length"], r["side"]): r for r in document["ratios"]}
+    rows = []
+    for length in dict.fromkeys(r["length"] for r in document["rows"]):
+        speech = next(r["speech_seconds"] for r in document["rows"] if r["length"] == length)
+        cells = [f"{length}, {speech:.3g} s of speech"]
+        cells += [_seconds(found.get((length, n))) for n in names]
+        rows.append(cells + [_ratio(ratio.get((length, n))) for n in ours])
+    for what, key in (
+        ("cold start to first sound, 1 s of speech", "first_audio"),
+        ("of it: import and load", "import_and_load"),
+        ("of it: first voice, 12 s recording", "voice"),
+        ("another voice", "another_voice"),
+    ):
+        rows.append(_fixed(what, [document["cold"][n].get(key) for n in names], names, "{:.2f} s"))
+    for what, key in (
+        ("peak resident memory, speaking", "peak_rss_mb"),
+        ("peak resident memory, loading", "peak_loading_rss_mb"),
+        ("peak GPU memory", "peak_vram_mb"),
+    ):
+        values = [document["memory"][n].get(key) for n in names]
+        if any(values):
+            rows.append(_fixed(what, values, names, "{:,.0f} MB"))
+    head = ["", *(_side(n) for n in names), *(f"{_side(n)}: ratio (range)" for n in ours if "baseline" in names)]
+    return table(head, [r[: len(head)] for r in rows])
+
+
+def stage_seconds(document: dict[str, Any]) -> str:
+    rows = []
+    for r in document["rows"]:
+        warm = f"{r['warmup_seconds']:.2f}" if r["warmup_seconds"] else ""
+        rows.append([f"{r['length']}, {_side(r['side'])}", *(f"{r['stages'][s]:.3f}" for s in STAGES), warm])
+    return table(["", *STAGES, "first call at this length"], rows)
+
+
+def _side(name: str) -> str:
+    return {"baseline": "chatterbox-tts"}.get(name, name.replace("optimized", "chatterbox_opt"))
+
+
+def _seconds(found: dict | None) -> str:
+    return f"{found['seconds']['median']:.2f} s, RTF {found['rtf']['median']:.3g}" if found else "not run"
+
+
+def _ratio(found: dict | None) -> str:
+    return f"**{found['ratio']:.2f}** ({found['low']:.2f} to {found['high']:.2f})" if found else ""
+
+
+def _fixed(what: str, values: list[float | None], names: list[str], form: str) -> list[str]:
+    cells = [what, *("" if v is None else form.format(v) for v in values)]
+    base = values[names.index("baseline")] if "baseline" in names else None
+    return cells + [f"{base / v:.2f}" if base and v else "" for n, v in zip(names, values) if n != "baseline"]
+
+
+# ---- inference -----------------------------------------------------------------------------------
+
+
+def inference(document: dict[str, Any]) -> list[str]:
+    machine = document["machine"]
+    rates = ", ".join(f"{d} {machine['gflops'][d]:,.0f} GFLOP/s" for d in ("float32", "bfloat16", "int8"))
+    lines = [
+        title(document, ", stage by stage"),
+        "",
+        f"Measured on the same device: {machine['read_gb_per_s']:.1f} GB/s read; matrix products {rates}.",
+        "",
+        inference_table(document["rows"]),
+    ]
+    if document["logits"]:
+        lines += ["", "Logits against float32, the same history on both sides:", "", logit_table(document["logits"])]
+    if document["skipped"]:
+        lines += ["", "Not measured: " + "; ".join(document["skipped"])]
+    return [*lines, "", "tokens: one step of the whole batch; the other stages: a whole call."]
+
+
+def ceiling_table(floors: list[dict[str, Any]]) -> str:
+    rows = []
+    for f in floors:
+        size = f"{f['mb']:,.0f}" if f["mb"] else ""
+        name = f"{f['stage']}, {f['precision']}, batch {f['batch']}"
+        rows.append([name, f"{f['gflop']:,.2f}", size, f"{1000 * f['seconds']:,.2f}", f["bound_by"]])
+    return table(["ceiling", "GFLOP", "MB", "floor, ms", "bound by"], rows)
+
+
+def inference_table(rows: list[dict[str, Any]]) -> str:
+    out = []
+    for r in rows:
+        median, low, high = (1000 * r["steady"][k] for k in ("median", "low", "high"))
+        out.append([
+            f"{r['stage']}, {r['precision']}, batch {r['batch']}",
+            f"{1000 * r['floor']:,.2f}",
+            f"{median:,.2f} ({low:,.2f} to {high:,.2f})",
+            f"{100 * r['reached']:.0f} %",
+            f"{r['times_real_time']:.2f}",
+            f"{r['gb_per_s']:.1f}" if "gb_per_s" in r else "",
+            f"{r['first_seconds']:.2f} s",
+        ])
+    return table(["", "ceiling, ms", "measured, ms (range)", "reached", "times real time", "GB/s", "first call"], out)
+
+
+def logit_table(rows: list[dict[str, Any]]) -> str:
+    out = [
+        [
+            r["precision"], f"{r['rms_error']:.3g}", f"{r['spread']:.3g}", f"{r['kl']:.3g}",
+            f"{100 * r['argmax_agreement']:.1f} %",
+        ]
+        for r in rows
+    ]
+    return table(["", "rms error", "spread of the logits", "KL", "same likeliest token"], out)
+
+
+# ---- ladder --------------------------------------------------------------------------------------
+
+
+def ladder(document: dict[str, Any]) -> list[str]:
+    lines = [title(document, f", {document['speech_seconds']:g} s of speech"), "", ladder_table(document)]
+    if document["skipped"]:
+        lines += ["", "Not measured, over the budget: " + "; ".join(document["skipped"])]
+    held = "holds: the same tokens were drawn" if document["exact_holds"] else "DID NOT HOLD"
+    return [*lines, "", f"What is called exact {held}."]
+
+
+def ladder_table(document: dict[str, Any]) -> str:
+    out = []
+    for r in document["rows"]:
+        if "failed" in r:
+            out.append([r["name"], f"failed: {r['failed'][:60]}", *[""] * 6])
+            continue
+        out.append([
+            r["name"] if r["kind"] != "alone" else f"*defaults, and {r['name']}*",
+            _kind(r), f"{r['ms_per_token']:.2f}", f"{r['stages']['mel']:.3f}", f"{r['stages']['wav']:.3f}",
+            f"{r['seconds']['median']:.3f}", f"{r['step']:.2f}", f"**{r['ratio']:.2f}**",
+        ])
+    head = ["one after another", "", "T3, ms/token", "flow, s", "HiFT, s", "whole, s", "ratio to the one before"]
+    return table([*head, "ratio to all off"], out)
+
+
+def _kind(r: dict[str, Any]) -> str:
+    if r["kind"] == "reference":
+        return "reference"
+    if not r["exact"]:
+        return "approximate"
+    return "exact: same tokens" if r["same_tokens"] else "exact, but OTHER TOKENS"
+
+
+# ---- quality -------------------------------------------------------------------------------------
+
+
+def quality(document: dict[str, Any]) -> list[str]:
+    lines = [title(document, ", approximate modes against the exact one"), "", quality_table(document)]
+    if document["skipped"]:
+        lines += ["", "Not measured, over the budget: " + ", ".join(document["skipped"])]
+    if document["settings"]["weights"] == "random":
+        lines += ["", "Random weights say nothing about words, and spread their logits otherwise than trained ones do."]
+    return [*lines, *document["notes"]]
+
+
+def quality_table(document: dict[str, Any]) -> str:
+    columns = [
+        ("same likeliest token", "argmax_agreement", "{:.1%}"),
+        ("KL", "kl", "{:.2g}"),
+        ("mel: mean error", "mel_mean_abs", "{:.3f}"),
+        ("mel: SNR", "mel_snr_db", "{:.1f} dB"),
+        ("sound: spectral distance", "spectral_db", "{:.1f} dB"),
+        ("WER", "wer", "{:.1%}"),
+        ("voice similarity", "similarity", "{:.3f}"),
+        ("length ratio", "length_ratio", "{:.2f}"),
+        ("ended by itself", "ended_by_itself", "{:.0%}"),
+    ]
+    columns = [c for c in columns if any(r.get(c[1]) is not None for r in document["rows"])]
+    out = []
+    for r in document["rows"]:
+        cells = ["" if r.get(key) is None else form.format(r[key]) for _, key, form in columns]
+        if r.get("mel_mean_abs") == 0:  # all of it happens before the mel
+            cells[2:5] = ["same"] * 3
+        if "failed" in r:
+            cells[0] = f"failed: {r['failed'][:60]}"
+        out.append([f"{r['mode']}: {r['what']}", *cells])
+    return table(["mode", *(c[0] for c in columns)], out)

@@ -1,0 +1,324 @@
+"""What every benchmark shares: texts, a voice, weights, options, and the record of where it ran.
+
+Python benchmarks import this; nothing here measures anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import logging
+import os
+import platform
+import re
+import subprocess
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # a checkout needs no installation
+    sys.path.insert(0, str(ROOT))
+
+TOKEN_RATE = 25  # speech tokens a second
+SAMPLE_RATE = 24_000
+SEED = 7
+FAMILIES = ("tts", "mtl", "turbo", "nano")
+SIZES = ("full", "tiny")
+
+# name -> (seconds of speech, what a person reads aloud in about that time)
+TEXTS: dict[str, tuple[float, str]] = {
+    "short": (5.0, "The harbour was quiet that morning, and the first boats were already out at sea."),
+    "medium": (
+        10.0,
+        "The harbour was quiet that morning, and the first boats were already out at sea. "
+        "An old man sat on the wall with a cup of coffee, counting the gulls as he had done for years.",
+    ),
+    "long": (
+        15.0,
+        "The harbour was quiet that morning, and the first boats were already out at sea. "
+        "An old man sat on the wall with a cup of coffee, counting the gulls as he had done for years. "
+        "Nobody knew why he did it, but everyone in town had asked him once.",
+    ),
+    "paragraph": (
+        30.0,
+        "The harbour was quiet that morning, and the first boats were already out at sea. "
+        "An old man sat on the wall with a cup of coffee, counting the gulls as he had done for years. "
+        "Nobody knew why he did it, but everyone in town had asked him once. "
+        "He would only smile, write down a number in a small green book, and put the book away. "
+        "When he died, they found forty of those books on a shelf above his bed. "
+        "The numbers had been going down a little every year, and on the last page he had written a single word.",
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Utterance:
+    name: str
+    text: str
+    seconds: float  # of speech, when the length is fixed
+
+    @property
+    def tokens(self) -> int:
+        return max(1, round(self.seconds * TOKEN_RATE))
+
+
+def utterance(name: str) -> Utterance:
+    """A name from TEXTS, or a number of seconds: then as much text as is read in that time."""
+    if name in TEXTS:
+        seconds, text = TEXTS[name]
+        return Utterance(name, text, seconds)
+    try:
+        seconds = float(name)
+    except ValueError:
+        raise SystemExit(f"length {name!r}: one of {', '.join(TEXTS)}, or a number of seconds") from None
+    whole, text = TEXTS["paragraph"]
+    words = text.split()
+    return Utterance(f"{seconds:g} s", " ".join(words[: max(2, round(len(words) * seconds / whole))]), seconds)
+
+
+# ---- weights -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Where a model comes from. `fixed`: it never ends by itself, so both sides of a comparison do equal work."""
+
+    kind: str  # "random" | "published" | "mini" | "folder"
+    family: str
+    folder: Path | None
+    fixed: bool
+
+
+def weights(choice: str, family: str, size: str, work: Path) -> Weights:
+    if choice == "random":
+        return Weights("random", family, random_checkpoint(family, size, work), True)
+    if choice == "published":
+        return Weights("published", family, None, False)
+    if choice == "mini":
+        folder = ROOT / "chatterbox_opt" / "assets" / "mini"
+        if not folder.is_dir():
+            raise SystemExit("--weights mini: this version of the package carries no mini model")
+        return Weights("mini", "tts", folder, False)
+    if not Path(choice).is_dir():
+        raise SystemExit(
+            f"--weights {choice}: random, published, mini, or a checkpoint folder; there is no such folder"
+        )
+    return Weights("folder", family, Path(choice), False)
+
+
+def random_checkpoint(family: str, size: str, work: Path, seed: int = 0) -> Path:
+    """Seeded random weights that never draw the end of speech, written once into `work`."""
+    from chatterbox_opt.weights import random_init
+
+    recipe = Path(random_init.__file__).read_bytes() + Path(__file__).read_bytes()
+    folder = work / f"{family}-{size}-{seed}-{zlib.crc32(recipe):08x}"
+    if not (folder / "complete").exists():
+        say(f"writing random weights: {family}, {size}")
+        random_init.write_checkpoint(folder, family, size, seed)
+        for path in folder.glob("t3_*.safetensors"):
+            never_end(path)
+        (folder / "complete").touch()
+    return folder
+
+
+def never_end(path: Path) -> None:
+    """Push the logits of the control tokens far below every sound, in a T3 file of either backbone.
+
+    GPT-2's head has a bias. Llama's has none: one channel is made to carry a constant, 1 in each speech embedding
+    and next to untouched by the layers, and the head reads it. Any code that runs the file as it is then draws
+    exactly as many tokens as it is allowed to.
+    """
+    from safetensors.torch import load_file, save_file
+
+    first_control, channel, low = 6561, 0, -1e4
+    state = load_file(path)
+    if "speech_head.bias" in state:
+        state["speech_head.bias"][first_control:] = low
+    else:
+        state["speech_emb.weight"][:, channel] = 1.0
+        state["speech_pos_emb.emb.weight"][:, channel] = 0.0
+        state["tfmr.norm.weight"][channel] = 1.0
+        for key, tensor in state.items():
+            if key.endswith(("o_proj.weight", "down_proj.weight")):
+                tensor[channel] *= 1e-3  # not 0: a row of zeros has no scale to be quantized with
+        state["speech_head.weight"][first_control:] = 0.0
+        state["speech_head.weight"][first_control:, channel] = low
+    written = path.with_suffix(".part")
+    save_file(state, written)
+    written.replace(path)
+
+
+def load(source: Weights, device: str, engine: Any = None, **switches: Any) -> Any:
+    """Our front door for a family."""
+    from chatterbox_opt.mtl_tts import OptimizedChatterboxMultilingualTTS
+    from chatterbox_opt.tts import OptimizedChatterboxTTS
+    from chatterbox_opt.tts_turbo import OptimizedChatterboxTurboTTS
+
+    doors = {"tts": OptimizedChatterboxTTS, "mtl": OptimizedChatterboxMultilingualTTS}
+    door = doors.get(source.family, OptimizedChatterboxTurboTTS)
+    how = {"engine": engine, **switches} | ({"nano": True} if source.family == "nano" else {})
+    if source.folder is None:
+        return door.from_pretrained(device, **how)
+    return door.from_local(source.folder, device, **how)
+
+
+def voice_file(work: Path, seconds: float = 12.0, variant: int = 0) -> Path:
+    """A recording that never changes: a voice-like buzz with moving formants, in syllables. No speech, no rights.
+    Variants differ a little, so that nothing kept from one answers for another."""
+    import numpy as np
+
+    path = work / f"voice-{seconds:g}s-{variant}.wav"
+    if path.exists():
+        return path
+    rng = np.random.default_rng(SEED)
+    t = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    pitch = 120 + variant + 25 * np.sin(2 * np.pi * 0.31 * t) + 8 * np.sin(2 * np.pi * 2.3 * t)
+    phase = 2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE
+    formants = [(550 + 250 * np.sin(2 * np.pi * 1.7 * t), 120), (1500 + 600 * np.sin(2 * np.pi * 1.1 * t + 1), 200)]
+    sound = 0.02 * rng.standard_normal(len(t))
+    for k in range(1, 30):
+        near = sum(np.exp(-(((k * pitch - centre) / (3 * width)) ** 2)) for centre, width in formants)
+        sound += (0.05 + near) / k**0.5 * np.sin(k * phase)
+    sound *= np.clip(np.sin(2 * np.pi * 2.1 * t) + 0.8, 0, 1)  # syllables
+    write_wav(path, 0.5 * sound / np.abs(sound).max())
+    return path
+
+
+def write_wav(path: Path, samples: Any) -> None:
+    """(N,) in [-1, 1] at 24 kHz -> 16 bits, with the standard library: the baseline's process has nothing of ours."""
+    import wave
+
+    import numpy as np
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes((np.clip(np.asarray(samples), -1, 1) * 32767).astype("<i2").tobytes())
+
+
+# ---- options -------------------------------------------------------------------------------------
+
+
+def engine_options(words: Sequence[str]) -> Any:
+    """`exact` and `field=value` -> EngineOptions. No words: the defaults."""
+    from chatterbox_opt.options import EngineOptions
+
+    options = EngineOptions()
+    for word in words:
+        if word in ("exact", "default"):
+            options = EngineOptions.exact() if word == "exact" else EngineOptions()
+            continue
+        name, equals, value = word.partition("=")
+        if not equals or name not in EngineOptions.__dataclass_fields__:
+            fields = ", ".join(EngineOptions.__dataclass_fields__)
+            raise SystemExit(f"option {word!r}: exact, default or FIELD=VALUE; fields are {fields}")
+        options = options.replace(**{name: _value(value)})
+    return options
+
+
+def _value(text: str) -> Any:
+    named = {"none": None, "true": True, "false": False}
+    if text.lower() in named:
+        return named[text.lower()]
+    if re.fullmatch(r"-?\d+", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"-?\d*\.\d+", text) else text
+
+
+# ---- where it ran --------------------------------------------------------------------------------
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Enough to repeat a figure, and nothing that names a machine or its owner."""
+    import torch
+
+    import chatterbox_opt
+
+    record = {
+        "device": device_name(device),
+        "kind": device.split(":")[0],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": round(_memory_bytes() / 1e9),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "chatterbox_opt": chatterbox_opt.__version__,
+        "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    if record["kind"] == "cpu":
+        record["capability"] = torch.backends.cpu.get_cpu_capability()
+    return record
+
+
+def device_name(device: str) -> str:
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(torch.device(device))
+    if device.startswith("mps"):
+        return "Apple GPU"
+    return cpu_name()
+
+
+def cpu_name() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, AttributeError, OSError):
+        return 0
+
+
+def commit() -> str:
+    """Short hash, "-dirty" when what is measured differs from it; BENCHMARK_COMMIT where the tree has no git."""
+
+    def git(*args: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True)
+
+    try:
+        head = git("rev-parse", "--short=10", "HEAD")
+    except OSError:
+        return os.environ.get("BENCHMARK_COMMIT", "unknown")
+    if head.returncode != 0:
+        return os.environ.get("BENCHMARK_COMMIT", "unknown")
+    changed = git("status", "--porcelain", "--", "chatterbox_opt", "benchmarks/*.py").stdout.strip()
+    return head.stdout.strip() + ("-dirty" if changed else "")
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+# ---- small things --------------------------------------------------------------------------------
+
+
+def quiet() -> None:
+    """Every fixed-length run is cut on purpose; a line about each would hide the table."""
+    logging.basicConfig(level=logging.ERROR)
+    logging.getLogger("chatterbox_opt").setLevel(logging.ERROR)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def best_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

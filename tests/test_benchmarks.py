@@ -1,0 +1,324 @@
+"""The benchmarks run, their last line is JSON, and known inputs give right conclusions. No test looks at a time."""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import benchmark_comparison  # noqa: E402
+import benchmark_inference  # noqa: E402
+import ceilings  # noqa: E402
+import check_results  # noqa: E402
+import ladder  # noqa: E402
+import metrics  # noqa: E402
+import quality  # noqa: E402
+import report  # noqa: E402
+import sides  # noqa: E402
+import tables  # noqa: E402
+import workload  # noqa: E402
+
+from chatterbox_opt.config import MODELS  # noqa: E402
+from chatterbox_opt.options import EngineOptions  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory):
+    return tmp_path_factory.mktemp("benchmarks")
+
+
+def run(script, work, out, capsys, *options):
+    """(exit status, the document of the last line, the file's path)"""
+    status = script.main(["--device", "cpu", "--size", "tiny", "--work-dir", str(work), "--out", str(out), *options])
+    last = capsys.readouterr().out.rstrip().splitlines()[-1]
+    (path,) = out.glob("*.json")
+    assert json.loads(last) == json.loads(path.read_text())
+    return status, json.loads(last), path
+
+
+# ---- the scripts ---------------------------------------------------------------------------------
+
+
+def test_comparison(work, tmp_path, capsys):
+    baseline = "upstream" if importlib.util.find_spec("chatterbox") else "exact"
+    options = ["--lengths", "0.4", "--repeats", "1", "--baseline", baseline, "--options", "exact"]
+    status, document, path = run(benchmark_comparison, work, tmp_path, capsys, *options)
+    assert status == 0, document["sides"]
+    assert [r["side"] for r in document["rows"]] == ["baseline", "optimized"]
+    assert document["equal_work"]
+    assert document["rows"][0]["speech_seconds"] == 0.4
+    (ratio,) = document["ratios"]
+    assert ratio["low"] <= ratio["ratio"] <= ratio["high"]
+    for row in document["rows"]:
+        assert all(row["stages"][s] > 0 for s in ("tokens", "mel", "wav", "watermark"))
+        assert sum(row["stages"].values()) == pytest.approx(row["seconds"]["median"], rel=0.02)
+    assert document["memory"]["optimized"]["peak_rss_mb"] > 100
+    assert {p.name for p in tmp_path.glob("*.wav")} == {"baseline_0-4.wav", "optimized_0-4.wav"}
+    assert path.with_suffix(".md").exists()
+    if importlib.util.find_spec("matplotlib"):
+        assert path.with_suffix(".png").stat().st_size > 10_000
+    assert str(work) not in path.read_text()
+
+
+def test_comparison_without_the_baseline_says_how_to_install_it(work, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
+    args = argparse.Namespace(baseline="upstream", model="tts", options=None)
+    made, notes = benchmark_comparison.make_sides(args, workload.weights("random", "tts", "tiny", work))
+    assert [side.name for side in made] == ["optimized"]
+    assert "pip install --no-deps chatterbox-tts==0.1.7" in notes[0]
+
+
+def test_a_side_that_fails_leaves_the_other_its_figures():
+    answer = {"seconds": 1.0, "tokens": 25, "warmup": False, "stages": dict.fromkeys(tables.STAGES, 0.1), "memory": {}}
+    broken, sound = sides.Remote("baseline", "baseline", []), sides.Remote("optimized", "optimized", [])
+    broken.failed = "RuntimeError: out of memory"
+    assert broken.ask("speak") == {"error": broken.failed}
+    cold = {"import_and_load": 1.0, "voice": 1.0, "first_audio": 2.0, "memory": {"empty": None, "loaded": None}}
+    cold = {"baseline": cold | {"options": None}, "optimized": cold | {"options": {}}}
+    runs = {"short": {"baseline": [], "optimized": [answer]}}
+    document = benchmark_comparison.summarise([broken, sound], cold, runs)
+    assert document["ratios"] == []
+    assert "chatterbox_opt" in tables.comparison_table(document)
+    assert "chatterbox-tts" not in tables.comparison_table(document)
+
+
+def test_inference(work, tmp_path, capsys):
+    options = ["--precision", "float32", "int8", "--batch", "1", "2", "--tokens", "6", "--repeats", "1"]
+    options += ["--prompt", "6"]
+    status, document, _ = run(benchmark_inference, work, tmp_path, capsys, *options)
+    assert status == 0
+    assert not document["skipped"]
+    seen = {(r["stage"], r["precision"], r["batch"]) for r in document["rows"]}
+    assert seen == {(f["stage"], f["precision"], f["batch"]) for f in document["ceilings"]}
+    assert seen >= {("tokens", "int8", 2), ("mel", "float32", 2), ("voice", "float32", 1), ("watermark", "float32", 2)}
+    assert all(r["floor"] > 0 and r["steady"]["median"] > 0 for r in document["rows"])
+    (logits,) = document["logits"]
+    assert logits["precision"] == "int8"
+    assert 0 < logits["rms_error"] < logits["spread"]
+
+
+def test_ladder(work, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ladder, "ALONE", ladder.ALONE[:1])
+    status, document, _ = run(ladder, work, tmp_path, capsys, "--seconds", "0.3", "--repeats", "1")
+    assert status == 0, tables.markdown(document)
+    assert document["exact_holds"]
+    checked = [r for r in document["rows"] if r["exact"]]
+    assert checked
+    assert all(r["same_tokens"] for r in checked)
+    assert document["rows"][0]["ratio"] == 1
+
+
+def test_ladder_has_a_place_for_every_option():
+    climbed = {field for _, fields, _ in ladder.CLIMB for field in fields}
+    alone = {field for _, fields, _, _ in ladder.ALONE for field in fields}
+    assert climbed | alone | set(ladder.UNMEASURED) == {f.name for f in dataclasses.fields(EngineOptions)}
+
+
+def test_quality(work, tmp_path, capsys):
+    options = ["--tokens", "12", "--modes", "defaults", "int8", "prompt5"]
+    status, document, _ = run(quality, work, tmp_path, capsys, *options)
+    assert status == 0
+    exact, defaults, int8, prompt = document["rows"]
+    assert exact["mode"] == "exact"
+    assert int8["kl"] > defaults["kl"] - 1e-9
+    assert int8["mel_snr_db"] > prompt["mel_snr_db"]
+    if EngineOptions().dtype == "float32" or document["environment"]["capability"] == "AVX2":
+        assert defaults["argmax_agreement"] == 1
+        assert defaults["mel_snr_db"] > 60
+    assert prompt["kl"] < 1e-6  # T3 hears the whole prompt
+
+
+# ---- what they are made of -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+def test_random_weights_never_end(work, family):
+    source = workload.weights("random", family, "tiny", work)
+    model = workload.load(source, "cpu", EngineOptions.exact(), enable_watermark=False)
+    voice = model.prepare_voice(workload.voice_file(work))
+    for seed in range(3):
+        (speech,) = model.speak(model.jobs(["Hello there."], voices=voice, seeds=seed, max_new_tokens=60))
+        assert speech.stops == ["limit"]
+        assert len(speech.tokens[0]) == 60 + 3 * (family == "turbo")
+        assert len(set(speech.tokens[0].tolist())) > 10
+
+
+def test_ceilings_of_the_published_sizes():
+    """Against figures counted by hand from upstream's code."""
+    tts, turbo, nano = (MODELS[f] for f in ("tts", "turbo", "nano"))
+    assert sum(ceilings.t3_weights(tts.t3)) == pytest.approx(511.7e6, rel=1e-3)
+    assert sum(ceilings.t3_weights(turbo.t3)) == pytest.approx(308.7e6, rel=1e-3)
+    assert sum(ceilings.t3_weights(nano.t3)) == pytest.approx(90.0e6, rel=1e-3)
+    step = ceilings.t3_step(tts.t3, "bfloat16", 350, 1, "bfloat16")
+    assert step[1] / 4.3e12 == pytest.approx(0.258e-3, rel=0.01)
+    assert ceilings._estimator(tts.flow, 1000) == pytest.approx((132.2e6 + 0.1147e6 * 1000) * 1000, rel=1e-3)
+    assert ceilings.flow(tts.flow, 250, 250, 10) == pytest.approx(5.0e12, rel=0.02)
+    assert ceilings.flow(turbo.flow, 250, 250, 2) == pytest.approx(0.49e12 + 0.07e12, rel=0.05)
+    assert ceilings.hift(tts.hift, 50) == pytest.approx(30.6e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("said", "heard", "errors"),
+    [
+        ("The cat sat.", "the cat sat", 0),
+        ("The cat sat.", "the cat", 1),
+        ("The cat sat.", "the big cat sat", 1),
+        ("The cat sat.", "a cat sits", 2),
+        ("The cat sat.", "", 3),
+        ("I don't know.", "I dont know", 0),
+        ("Bring 3 eggs.", "bring three eggs", 0),
+        ("one two three four", "four three two one", 4),
+    ],
+)
+def test_word_errors(said, heard, errors):
+    assert metrics.word_errors(said, heard) == (errors, len(metrics.words(said)))
+
+
+def test_word_error_rate_weighs_words_not_sentences():
+    assert metrics.word_error_rate([("a b c d e f g h i", "a b c d e f g h i"), ("x", "y")]) == pytest.approx(0.1)
+
+
+def test_logits_are_compared_without_their_offset():
+    g = torch.Generator().manual_seed(0)
+    reference = 5 * torch.randn(20, 6563, generator=g)
+    same = metrics.compare_logits(reference, reference + 3)
+    assert same["rms_error"] < 1e-5
+    assert same["kl"] < 1e-6
+    assert same["argmax_agreement"] == 1
+    other = metrics.compare_logits(reference, 5 * torch.randn(20, 6563, generator=g))
+    assert other["argmax_agreement"] < 0.2
+    assert other["kl"] > 1
+
+
+def test_mel_distance_in_decibels():
+    mel = torch.randn(80, 40, generator=torch.Generator().manual_seed(0))
+    assert metrics.mel_distance(mel, 1.1 * mel)["snr_db"] == pytest.approx(20, abs=0.01)
+    wave = torch.randn(9600, generator=torch.Generator().manual_seed(0))
+    assert metrics.spectral_distance(wave, wave) == 0
+    assert metrics.spectral_distance(wave, 0.5 * wave) == pytest.approx(6, abs=0.3)
+
+
+@pytest.fixture(scope="module")
+def heard():
+    missing = metrics.Listener.missing() or metrics.Teacher.missing()
+    if missing:
+        pytest.skip(missing)
+    return metrics.Listener(), metrics.Teacher()
+
+
+def test_the_listener_hears_what_is_said(heard):
+    listener, teacher = heard
+    texts = metrics.sentences()[:3]
+    pairs = [(t, listener.hear(teacher.say(t), teacher.rate)) for t in texts]
+    assert metrics.word_error_rate(pairs) < 0.15, pairs
+    noise = 0.1 * torch.randn(3 * 24_000, generator=torch.Generator().manual_seed(0))
+    assert metrics.word_error_rate([(texts[0], listener.hear(noise, 24_000))]) > 0.85
+
+
+def test_similarity_of_real_speech(heard, work):
+    """An untrained encoder knows no voices: what it can show is that rates are minded and recordings told apart."""
+    _, teacher = heard
+    model = workload.load(workload.weights("random", "tts", "tiny", work), "cpu", enable_watermark=False)
+    wav, other = (teacher.say(t) for t in metrics.sentences()[:2])
+    first = metrics.speaker_embedding(model, wav, teacher.rate)
+    finer = metrics.speaker_embedding(model, metrics._at(wav, teacher.rate, 48_000), 48_000)
+    assert metrics.similarity(first, first) == pytest.approx(1, abs=1e-5)
+    assert metrics.similarity(first, finer) > 0.99
+    assert metrics.similarity(first, metrics.speaker_embedding(model, wav, 2 * teacher.rate)) < 0.99
+    assert metrics.similarity(first, metrics.speaker_embedding(model, other, teacher.rate)) < 0.99
+
+
+def test_a_voice_is_written_once_and_differs_by_variant(work):
+    first, again, other = (workload.voice_file(work, 3.0, v).read_bytes() for v in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_options_are_read_by_field():
+    assert workload.engine_options([]) == EngineOptions()
+    assert workload.engine_options(["exact", "quantize=int8"]) == EngineOptions.exact(quantize="int8")
+    made = workload.engine_options(["prompt_seconds=5.0", "compile=none", "prefix_cache=false", "slots=4"])
+    assert made == EngineOptions(prompt_seconds=5.0, compile=None, prefix_cache=False, slots=4)
+    with pytest.raises(SystemExit, match="quantise"):
+        workload.engine_options(["quantise=int8"])
+
+
+def test_commands_hold_no_folders():
+    line = report.command(["--model", "turbo", "--out", "/a/b", "--work-dir", "/c", "--voice", "/d/ref.wav"])
+    assert line.endswith("--model turbo --voice ref.wav")
+
+
+# ---- documents agree with results ----------------------------------------------------------------
+
+
+def result(folder, commit="abc", date="2026-01-01 00:00 UTC", seconds=2.0):
+    stages = dict.fromkeys(tables.STAGES, 0.1)
+    row = {"length": "short", "speech_seconds": 5.0, "stages": stages, "warmup_seconds": None}
+    rows = [
+        {**row, "side": side, "seconds": report.spread([s]), "rtf": report.spread([s / 5])}
+        for side, s in (("baseline", 20.0), ("optimized", seconds))
+    ]
+    document = {
+        "benchmark": "comparison", "label": "tts", "command": "python benchmarks/benchmark_comparison.py",
+        "environment": {"device": "A GPU", "kind": "cuda", "cores": 4, "threads": 4, "torch": "2.6", "commit": commit,
+                        "date": date},
+        "settings": {"model": "tts", "size": "full", "weights": "random"},
+        "sides": {s: {"failed": None, "asked": []} for s in ("baseline", "optimized")},
+        "cold": {s: {} for s in ("baseline", "optimized")}, "memory": {s: {} for s in ("baseline", "optimized")},
+        "rows": rows, "equal_work": True, "notes": [],
+        "ratios": [{"length": "short", "side": "optimized", "ratio": 20 / seconds, "low": 9, "high": 11}],
+    }
+    (folder / f"{commit}.json").write_text(json.dumps(document))
+
+
+def test_results_are_written_and_checked(tmp_path, capsys):
+    page = tmp_path / "PAGE.md"
+    end = "<!-- /results -->"
+    lines = ["before", "<!-- results:readme -->", end, "after", "<!-- results:comparison tts -->", "old", end, ""]
+    page.write_text("\n".join(lines))
+    results = tmp_path / "results"
+    results.mkdir()
+    arguments = ["--results", str(results), "--documents", str(page)]
+    assert check_results.main(arguments) == 0
+    assert page.read_text() == "\n".join(lines).replace("old\n", "")
+    result(results)
+    assert check_results.main([*arguments, "--check"]) == 1
+    assert "its tables are not those of the results" in capsys.readouterr().err
+    assert check_results.main(arguments) == 0
+    text = page.read_text()
+    assert text.startswith("before\n<!-- results:readme -->\n")
+    assert "| A GPU | English | defaults | 5 s | 4 | 0.4 | **10.0** (9.0 to 11.0) |" in text
+    assert "\nold\n" not in text
+    assert check_results.main([*arguments, "--check"]) == 0
+    result(results, "newer", "2026-02-01 00:00 UTC", seconds=1.0)
+    assert check_results.main([*arguments, "--check"]) == 1
+    check_results.main(arguments)
+    assert "**20.0**" in page.read_text()
+    assert "**10.0**" not in page.read_text()
+    page.write_text(page.read_text().replace("**20.0**", "**25.0**"))
+    assert check_results.main([*arguments, "--check"]) == 1
+
+
+def test_results_name_no_machine(tmp_path, capsys):
+    page = tmp_path / "PAGE.md"
+    page.write_text("<!-- results:nonsense -->\n<!-- /results -->\n")
+    (tmp_path / "bad.json").write_text('{"benchmark": "ladder"}')
+    result(tmp_path, "leaks")
+    leaking = tmp_path / "leaks.json"
+    leaking.write_text(leaking.read_text().replace("benchmark_comparison.py", "x.py --voice /home/me/a.wav"))
+    assert check_results.main(["--results", str(tmp_path), "--documents", str(page)]) == 1
+    said = capsys.readouterr().err
+    assert "bad.json: lacks" in said
+    assert "leaks.json: holds a path" in said
+    assert "results:nonsense is not one of" in said
+
+
+def test_committed_documents_agree_with_committed_results():
+    assert check_results.main(["--check"]) == 0
