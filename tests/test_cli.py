@@ -1,0 +1,62 @@
+"""The command line: what it writes, what it says, and how it exits."""
+
+import subprocess
+import sys
+
+import pytest
+import soundfile
+
+from chatterbox_opt.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    where = tmp_path_factory.mktemp("tts") / "model"
+    assert main(["random-checkpoint", str(where), "--size", "tiny", "--seed", "3"]) == 0
+    return where
+
+
+def test_say(folder, tmp_path, capsys, monkeypatch):
+    from chatterbox_opt.tts import OptimizedChatterboxTTS
+
+    monkeypatch.setattr(OptimizedChatterboxTTS, "defaults", type(OptimizedChatterboxTTS.defaults)(max_new_tokens=8))
+    out = tmp_path / "hello.wav"
+    assert main(["say", "Hello.", "-o", str(out), "--dir", str(folder), "--device", "cpu", "--seed", "1"]) == 0
+    wav, rate = soundfile.read(out)
+    assert rate == 24_000
+    assert len(wav)
+    said = capsys.readouterr()
+    assert "hello.wav" in said.out
+    assert "at most" in said.err
+
+
+def test_convert(folder, tmp_path):
+    import numpy as np
+
+    source = tmp_path / "in.wav"
+    soundfile.write(source, 0.2 * np.sin(np.arange(32_000) / 20), 16_000)
+    out = tmp_path / "out.wav"
+    assert main(["convert", str(source), "-o", str(out), "--dir", str(folder), "--device", "cpu", "--seed", "1"]) == 0
+    assert soundfile.info(out).duration == pytest.approx(2.0, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["say", "Hi.", "--dir", "nowhere", "--device", "cpu"], "nowhere"),
+        (["say", "Hi.", "--device", "abacus", "--dir", "."], "abacus"),
+        (["say", "Hi.", "--lang", "fr"], "multilingual"),
+        (["convert", "missing.wav", "--dir", "nowhere", "--device", "cpu"], "nowhere"),
+    ],
+)
+def test_errors_are_one_line_and_exit_1(words, said, capsys):
+    assert main(words) == 1
+    err = capsys.readouterr().err.strip().splitlines()
+    assert len(err) == 1
+    assert said in err[0]
+
+
+def test_misuse_exits_2():
+    done = subprocess.run([sys.executable, "-m", "chatterbox_opt", "sing"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "usage" in done.stderr
