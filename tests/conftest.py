@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks lose by more, and badly beside other work
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")  # upstream draws bars unasked
 
@@ -40,15 +41,19 @@ def _has_gpu() -> bool:
 
 
 @pytest.fixture(autouse=True)
-def _same_start():
+def _same_start(request: pytest.FixtureRequest):
     """Every test begins with the same generators, in full float32; what a test sets is put back."""
     import torch
 
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    threads = torch.get_num_threads()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if request.node.get_closest_marker("slow"):
+        torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     yield
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
