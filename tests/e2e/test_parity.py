@@ -157,3 +157,20 @@ def test_a_voice_saved_by_either_side_loads_on_the_other(english, tmp_path):
         same_sound(*both(english, "Saved by ours, read by theirs."))
     finally:
         upstream.conds = kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+def test_full_size(family, tmp_path):
+    """The published sizes, a short utterance: some 4 GB of memory and a minute each."""
+    limit = 25
+    write_checkpoint(tmp_path, family, "full", seed=0)
+    upstream = upstream_tiny.load(tmp_path, family)
+    stop_after(upstream, limit)
+    torch.manual_seed(0)
+    wanted = upstream.generate("Hello there.")
+    del upstream  # one model in memory at a time
+    cls = chatterbox_opt.OptimizedChatterboxTTS if family == "tts" else chatterbox_opt.OptimizedChatterboxTurboTTS
+    mine = cls.from_local(tmp_path, "cpu", **EXACT)
+    torch.manual_seed(0)
+    same_sound(mine.generate("Hello there.", max_new_tokens=limit), wanted)
