@@ -106,8 +106,8 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(cfg.dim, cfg.heads) for _ in range(cfg.layers))
 
     def forward(self, mels: Sequence[Tensor]) -> tuple[Tensor, Tensor, nn.Linear, list[int]]:
-        """(n_mels, T) each, T at most WINDOW -> (L, dim), how many of the L belong to each, and the last MLP unfinished:
-        its inner values, (4 dim, L or more), with the layer that would add them to the rest."""
+        """(n_mels, T) each, T at most WINDOW -> (L, dim) of all of them, short of the last MLP's share; what is inside
+        that, (4 dim, L or more), with the layer that would bring it out; and how many of the L belong to each."""
         rows = [F.gelu(self.conv2(F.gelu(self.conv1(mel[None]))))[0].t() for mel in mels]
         lengths = [len(row) for row in rows]
         x = torch.cat(rows)
