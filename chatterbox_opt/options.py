@@ -46,6 +46,7 @@ class EngineOptions:
     poll_every: int = 8  # exact. tokens between two looks at who has finished (1 on the CPU)
     prefix_cache: bool = True  # exact. keep a voice's k/v and copy it into slots
     few_rows: bool = True  # exact. products of 2 to 16 rows turned round (CPU, float32)
+    short_convs: bool = True  # exact. convolutions of the vocoder with half the products (CPU, float32)
     kernels: bool = True  # exact. Triton kernels on CUDA; False = their plain-torch twins
     mel_bucket: int = 50  # exact. flow lengths are padded to multiples of this many frames (CUDA)
     cfm_schedule: str = "cosine"  # approximate unless "cosine". "cosine" | "sway": more steps early
@@ -77,8 +78,8 @@ class EngineOptions:
         """The reference every optimisation is held against: float32, eager, nothing shared or fused."""
         plain = dict(
             dtype="float32", s3gen_dtype="float32", quantize=None, attention="sdpa", compile=None,
-            poll_every=1, prefix_cache=False, few_rows=False, kernels=False, mel_bucket=1,
-            runaway_guard=False, resampler="exact",
+            poll_every=1, prefix_cache=False, few_rows=False, short_convs=False, kernels=False,
+            mel_bucket=1, runaway_guard=False, resampler="exact",
         )
         return cls(**{**plain, **changes})
 

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from ..config import MEL_BINS, S3GEN_RATE, SAMPLES_PER_FRAME
-from ..models.hift import FLOAT32, Hift, ResBlock, reach
+from ..models.hift import FLOAT32, Conv, Hift, ResBlock, reach, snake
 from ..options import EngineOptions
 from .graphs import Captured
+from .kernels import snake as kernels
+from .kernels.toom import ToomConv, Workspace, worthwhile
 from .noise import RequestNoise
 
 SIZES = (512, 256, 128, 64)  # mel frames of a captured window
@@ -47,8 +49,7 @@ class WavRunner:
         dtype = getattr(torch, "float32" if options.s3gen_dtype == "auto" else options.s3gen_dtype)
         for name, part in hift.named_children():
             part.to(torch.float32 if name in FLOAT32 else dtype)
-        if options.kernels and self.device.type == "cuda":
-            self._fuse()
+        self._choose_kernels()
 
     @torch.inference_mode()
     def render(self, mels: Sequence[Tensor], noises: Sequence[RequestNoise]) -> list[Tensor]:
@@ -133,13 +134,16 @@ class WavRunner:
                     if rows <= 2 * batch and rows * size <= max(size, self.options.wav_chunk):
                         self._capture((rows, size))
 
-    def _fuse(self) -> None:
-        from .kernels.snake import available, snake
-
-        if available():
-            for module in self.hift.modules():
-                if isinstance(module, ResBlock):
-                    module.snake = snake
+    def _choose_kernels(self) -> None:
+        on_cpu = self.device.type == "cpu" and self.hift.conv_pre.weight.dtype == torch.float32
+        workspace = Workspace()
+        fused = self.options.kernels and self.device.type == "cuda" and kernels.available()
+        for module in self.hift.modules():
+            if isinstance(module, ResBlock):
+                module.snake = kernels.snake if fused else snake
+            elif isinstance(module, Conv):
+                fewer = self.options.short_convs and on_cpu and worthwhile(module)
+                module.fast = ToomConv(module, workspace) if fewer else None
 
 
 def windows(row: int, total: int, size: int, reach: int) -> list[Window]:

@@ -7,6 +7,7 @@ the CPU, tensor cores ask for it, and the short-time frames come out of their ma
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -21,8 +22,16 @@ LAST_SLOPE = 0.01  # of the leaky ReLU before the last convolution; the others h
 MAX_MAGNITUDE = 1e2
 
 
-def conv(n_in: int, n_out: int, kernel: int, dilation: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(n_in, n_out, (1, kernel), padding=(0, (kernel - 1) * dilation // 2), dilation=(1, dilation))
+class Conv(nn.Conv2d):
+    """As long as its input."""
+
+    fast: Callable[[Tensor], Tensor] | None = None  # the engine may put another way to the same result here
+
+    def __init__(self, n_in: int, n_out: int, kernel: int, dilation: int = 1) -> None:
+        super().__init__(n_in, n_out, (1, kernel), padding=(0, (kernel - 1) * dilation // 2), dilation=(1, dilation))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.fast is None else self.fast(x)
 
 
 def snake(x: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -47,8 +56,8 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
         super().__init__()
-        self.convs1 = nn.ModuleList(conv(channels, channels, kernel, d) for d in dilations)
-        self.convs2 = nn.ModuleList(conv(channels, channels, kernel) for _ in dilations)
+        self.convs1 = nn.ModuleList(Conv(channels, channels, kernel, d) for d in dilations)
+        self.convs2 = nn.ModuleList(Conv(channels, channels, kernel) for _ in dilations)
         self.activations1 = nn.ModuleList(Alpha(channels) for _ in dilations)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,7 +75,7 @@ class Hift(nn.Module):
         bins = cfg.n_fft + 2  # real and imaginary parts, or log-magnitudes and phases
         self.f0_predictor = F0Predictor(cfg.f0_channels)
         self.m_source = HarmonicSource(cfg)
-        self.conv_pre = conv(MEL_BINS, cfg.channels, 7)
+        self.conv_pre = Conv(MEL_BINS, cfg.channels, 7)
         self.ups = nn.ModuleList(
             nn.ConvTranspose2d(2 * c, c, (1, k), (1, u), (0, (k - u) // 2))
             for c, u, k in zip(widths, cfg.up_rates, cfg.up_kernels)
@@ -80,7 +89,7 @@ class Hift(nn.Module):
         self.resblocks = nn.ModuleList(
             ResBlock(c, k, d) for c in widths for k, d in zip(cfg.res_kernels, cfg.res_dilations)
         )
-        self.conv_post = conv(widths[-1], bins, 7)
+        self.conv_post = Conv(widths[-1], bins, 7)
 
     def forward(self, mel: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
         """(B, 80, T) with the noise `m_source` takes -> (B, 480 T)."""

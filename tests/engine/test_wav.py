@@ -4,8 +4,10 @@ import pytest
 import torch
 from hift_pairs import error, our_hift, some_mel, upstream_hift
 
+from chatterbox_opt.engine.kernels import toom
 from chatterbox_opt.engine.noise import RequestNoise
 from chatterbox_opt.engine.wav import ROWS, SIZES, WavRunner, fade_in, windows
+from chatterbox_opt.models.hift import Conv
 from chatterbox_opt.options import EngineOptions
 
 CPU = torch.device("cpu")
@@ -154,6 +156,31 @@ def test_fused_snake_is_its_twin():
             assert error(out.float(), snake(x.clone(), given)) < bound
     with pytest.raises(ValueError, match="channels last"):
         kernels.snake(torch.randn(1, 4, 2, 3))
+
+
+@pytest.mark.parametrize("taps", [1, 3, 5, 7, 9, 11])
+@pytest.mark.parametrize("dilation", [1, 3, 5])
+@torch.inference_mode()
+def test_convolution_with_fewer_products(taps, dilation, monkeypatch):
+    monkeypatch.setattr(toom, "TILE", 16 * 90)  # several tiles, the last one partly filled
+    plain = Conv(16, 24, taps, dilation).to(memory_format=torch.channels_last)
+    fast = toom.ToomConv(plain, toom.Workspace())
+    for time in (1, 2, 33, 200):
+        x = torch.randn(2, 16, 1, time).contiguous(memory_format=torch.channels_last)
+        got = fast(x)
+        assert got.is_contiguous(memory_format=torch.channels_last)
+        assert error(got, plain(x)) < 1e-5
+
+
+def test_vocoder_with_fewer_products(net, monkeypatch):
+    monkeypatch.setattr(toom, "FEWEST", (8, 7))
+    mel = some_mel(60)
+    (plain,) = runner(net).render([mel], seeds(1))
+    quick = runner(net, short_convs=True)
+    assert sum(m.fast is not None for m in quick.hift.modules() if isinstance(m, Conv)) > 20
+    assert error(quick.render([mel], seeds(1))[0], plain) < 1e-5
+    half = runner(net, short_convs=True, s3gen_dtype="bfloat16")
+    assert not any(m.fast for m in half.hift.modules() if isinstance(m, Conv))
 
 
 @pytest.mark.gpu
