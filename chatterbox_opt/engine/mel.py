@@ -31,6 +31,19 @@ def in_half(module: nn.Module, dtype: torch.dtype) -> None:
             part.to(dtype)
 
 
+def check_tokens(rows: Sequence[Tensor]) -> None:
+    if not rows:
+        return
+    if any(len(row) == 0 for row in rows):
+        raise ValueError("a row has no speech tokens; at least one is needed to render sound")
+    low, high = torch.stack(torch.cat([row.view(-1) for row in rows]).aminmax()).tolist()  # one wait for all rows
+    if low < 0 or high >= SPEECH_CODES:
+        raise ValueError(
+            f"speech tokens from {low} to {high} were given and must lie in [0, {SPEECH_CODES}); "
+            "drop control ids before rendering"
+        )
+
+
 class MelRunner:
     def __init__(self, flow: Flow, options: EngineOptions) -> None:
         self.flow, self.options = flow, options
@@ -51,11 +64,9 @@ class MelRunner:
         steps: int | None = None,
     ) -> list[Tensor]:
         """(n,) speech tokens, a voice's `gen` and a noise a row -> (80, 2n) mels, each what it would be alone."""
-        for row in tokens:
-            if len(row) == 0:
-                raise ValueError("a row has no speech tokens; at least one is needed to render sound")
-            if int(row.max()) >= SPEECH_CODES or int(row.min()) < 0:
-                raise ValueError(f"speech tokens must lie in [0, {SPEECH_CODES}); drop control ids before rendering")
+        if steps is not None and (not isinstance(steps, int) or steps < 1):
+            raise ValueError(f"steps={steps!r}: a whole number of at least 1 is needed; None takes the model's own")
+        check_tokens(tokens)
         rows = [self._row(*row) for row in zip(tokens, voices, noises)]
         out: list[Tensor | None] = [None] * len(rows)
         with self.lock:

@@ -6,7 +6,6 @@ Everything is (B, T, C). `lengths` None means that every row is full.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -49,15 +48,12 @@ class Norm(nn.LayerNorm):
         return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps)
 
 
-@lru_cache(maxsize=4)
 def position_waves(dim: int, length: int, device: torch.device) -> Tensor:
     """(2 * length - 1, dim): sines and cosines of how far a key stands to the left, from length - 1 down to
-    -(length - 1)."""
-    with torch.inference_mode(False):
-        left = torch.arange(length - 1, -length, -1, dtype=torch.float32)[:, None]
-        rate = torch.exp(torch.arange(0, dim, 2, dtype=torch.float32) * -(math.log(10_000.0) / dim))
-        waves = torch.stack([(left * rate).sin(), (left * rate).cos()], -1)
-        return waves.flatten(1).to(device)
+    -(length - 1). Made anew each time: cheap, and a captured graph may only read what outlives it."""
+    left = torch.arange(length - 1, -length, -1, dtype=torch.float32, device=device)[:, None]
+    rate = torch.exp(torch.arange(0, dim, 2, dtype=torch.float32, device=device) * -(math.log(10_000.0) / dim))
+    return torch.stack([(left * rate).sin(), (left * rate).cos()], -1).flatten(1)
 
 
 class RelativeAttention(nn.Module):

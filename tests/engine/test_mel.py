@@ -108,7 +108,14 @@ def test_bad_rows_are_refused():
     runner = MelRunner(random_flow(), EXACT)
     for bad in (torch.zeros(0, dtype=torch.long), torch.tensor([6561]), torch.tensor([-1])):
         with pytest.raises(ValueError, match="speech tokens"):
-            runner.render([bad], [voice()], [noise()])
+            runner.render([tokens(3), bad], [voice()] * 2, [noise()] * 2)
+    assert runner.render([], [], []) == []
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5])
+def test_a_solve_needs_a_step(steps):
+    with pytest.raises(ValueError, match="step"):
+        MelRunner(random_flow(), EXACT).render([tokens(3)], [voice()], [noise()], steps)
 
 
 @torch.inference_mode()
@@ -123,8 +130,39 @@ def test_the_captured_solve_never_asks_the_host():
     runner = MelRunner(random_flow(), EXACT)
     row = runner._row(tokens(20), voice(), noise())
     runner._solve([row], 3)  # tables
-    inputs = [row["ids"][None], row["prompt"][None], row["noise"][None], row["xvector"], torch.tensor([45])]
-    inputs[1] = torch.nn.functional.pad(inputs[1], (0, 0, 0, 40))
+    inputs = batch_of_one(row)
+    with Watch():
+        runner._forward(*inputs, full=False, steps=3)
+
+
+def batch_of_one(row):
+    prompt = torch.nn.functional.pad(row["prompt"], (0, 0, 0, len(row["noise"]) - len(row["prompt"])))
+    return [row["ids"][None], prompt[None], row["noise"][None], row["xvector"], torch.tensor([len(row["ids"])])]
+
+
+@torch.inference_mode()
+def test_a_captured_solve_reads_only_what_the_runner_holds():
+    """A graph replays addresses: a table that somebody else may drop would be read after it was freed."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    def places(tree):
+        return {t.untyped_storage().data_ptr() for t in tree_leaves(tree) if isinstance(t, torch.Tensor)}
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            strange = places((args, kwargs)) - held
+            assert not strange, f"{func} reads what nobody holds"
+            out = func(*args, **(kwargs or {}))
+            held.update(places(out))
+            alive.append(out)  # or a later tensor could stand where this one stood
+            return out
+
+    runner = MelRunner(random_flow(), EXACT)
+    inputs = batch_of_one(runner._row(tokens(20), voice(), noise()))
+    runner._forward(*inputs, full=False, steps=3)  # as a warm-up before the capture
+    held = places([inputs, list(runner.flow.parameters()), runner.schedule(3)])
+    alive = []
     with Watch():
         runner._forward(*inputs, full=False, steps=3)
 
