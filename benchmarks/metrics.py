@@ -154,7 +154,7 @@ def compare_logits(reference: Any, other: Any) -> dict[str, float]:
     return {
         "rms_error": float((a - b).square().mean().sqrt()),
         "spread": float(a.std(1).mean()),
-        "kl": float((p.exp() * (p - q)).sum(1).mean()),
+        "kl": max(0.0, float((p.exp() * (p - q)).sum(1).mean())),
         "argmax_agreement": float((a.argmax(1) == b.argmax(1)).float().mean()),
         "steps": len(a),
     }

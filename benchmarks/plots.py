@@ -169,8 +169,8 @@ def ladder(document: dict[str, Any], path: Path) -> None:
             axes.barh(y, value, 0.68, left=left, color=STAGE_COLOURS[stage], label=name)
             left += value
         mark = "" if r["same_tokens"] is None else (", same tokens" if r["same_tokens"] else ", other tokens")
-        axes.annotate(f"{left:.3g}  ({r['ratio']:.2f}x{mark})", (left, y), (6, 0), textcoords="offset points", va="center",
-                      fontsize=9, bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
+        axes.annotate(f"{left:.3g}  ({r['ratio']:.2f}x{mark})", (left, y), (6, 0), textcoords="offset points",
+                      va="center", fontsize=9, bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
     if split < len(rows):
         axes.text(0, split - 0.1, " each alone, on top of the defaults:", va="center", fontsize=9, style="italic")
     axes.set_yticks(places, [r["name"] for r in rows])
