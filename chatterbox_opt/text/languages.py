@@ -163,7 +163,7 @@ class Cangjie:
     def _read(self) -> dict[str, str]:
         try:
             return _numbered(entry.split("\t")[:2] for entry in json.loads(self.path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, AttributeError, TypeError) as error:  # missing, or not such a table
             logger.warning("no Cangjie table (%s): Chinese characters are not spelt out, so they are not spoken", error)
             return {}
 
