@@ -45,7 +45,8 @@ def load(device: str, weights: str, **options) -> tuple[ChatterboxTTS, dict]:
 
 def report(name: str, seconds: float, audio_seconds: float, stages: dict[str, float]) -> None:
     where = ", ".join(f"{stage} {spent:.2f}" for stage, spent in stages.items())
-    print(f"{name:<12} {audio_seconds:5.1f} s of audio in {seconds:6.2f} s, RTF {seconds / audio_seconds:.2f} ({where})")
+    rtf = seconds / audio_seconds
+    print(f"{name:<12} {audio_seconds:5.1f} s of audio in {seconds:6.2f} s, RTF {rtf:.2f} ({where})")
 
 
 def main() -> None:

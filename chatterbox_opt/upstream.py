@@ -42,7 +42,8 @@ def optimize(model: Any, *, config: ModelConfig | None = None, **options: Any) -
     """Ours from a loaded upstream object, its weights taken from memory: shared where they are neither
     fused nor cast. `model` stays usable. `config` is needed only for sizes that were never published."""
     if not isinstance(model, (ChatterboxTTS, ChatterboxMultilingualTTS, ChatterboxTurboTTS, ChatterboxVC)):
-        raise ValueError(f"optimize() takes a chatterbox-tts model, not {type(model).__module__}.{type(model).__name__}")
+        kind = type(model)
+        raise ValueError(f"optimize() takes a chatterbox-tts model, not {kind.__module__}.{kind.__name__}")
     device = torch.device(model.device)
     engine = resolve(toggles(**{k: options[k] for k in TOGGLES if k in options}), device)
     if isinstance(model, ChatterboxVC):

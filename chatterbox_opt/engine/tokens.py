@@ -120,7 +120,7 @@ class TokenRunner:
         if n > most:
             raise ValueError(f"the text has {n} tokens, the position table {most}; split the text (max_chars=280)")
         if n and (int(request.text_ids.max()) >= config.text_vocab or int(request.text_ids.min()) < 0):
-            raise ValueError(f"a text token is outside the vocabulary of {config.text_vocab}: another family's tokenizer?")
+            raise ValueError(f"a text token lies outside this vocabulary of {config.text_vocab}: another tokenizer's?")
         prompt = request.cond.cond_prompt_speech_tokens
         if prompt is None:
             raise ValueError("the voice has no prompt tokens; prepare it with this model's prepare_voice()")

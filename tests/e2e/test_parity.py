@@ -1,4 +1,4 @@
-"""Whole calls against the real chatterbox-tts on the same tiny checkpoint: tokens equal, sound within 1e-3 of its peak."""
+"""Whole calls against the real chatterbox-tts on one tiny checkpoint: tokens equal, sound within 1e-3 of its peak."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ def test_english_positional_call(english):
 @pytest.mark.parametrize(
     ("language", "text"),
     [
-        ("en", "Good morning."), ("fr", "Bonjour, comment ça va ?"), ("zh", "你好，世界。"), ("ja", "こんにちは、世界。"),
-        ("ko", "안녕하세요 세계."), ("ar", "مرحبا بالعالم."), (None, "No tag at all."),
+        ("en", "Good morning."), ("fr", "Bonjour, comment ça va ?"), ("zh", "你好，世界。"),
+        ("ja", "こんにちは、世界。"), ("ko", "안녕하세요 세계."), ("ar", "مرحبا بالعالم."), (None, "No tag at all."),
     ],
 )
 def test_multilingual(multilingual, language, text):

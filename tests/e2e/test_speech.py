@@ -101,7 +101,7 @@ def test_text_must_be_text(model):
 
 
 def test_text_longer_than_the_position_table(model):
-    with pytest.raises(ValueError, match="2048|2050|position"):
+    with pytest.raises(ValueError, match=r"2048|2050|position"):
         model.generate("word " * 3000, max_chars=None, max_new_tokens=4)
 
 
@@ -198,7 +198,9 @@ def test_watermark_switch():
     assert not torch.equal(a, b)
 
 
-@pytest.mark.parametrize("field", ["attention", "slots", "poll_every", "prefix_cache", "kernels", "mel_bucket", "wav_chunk"])
+@pytest.mark.parametrize(
+    "field", ["attention", "slots", "poll_every", "prefix_cache", "kernels", "mel_bucket", "wav_chunk"]
+)
 def test_exact_options_change_nothing(field):
     exact = EngineOptions.exact()
     other = {"attention": "auto", "slots": 2, "poll_every": 4, "prefix_cache": True, "kernels": True, "mel_bucket": 50,

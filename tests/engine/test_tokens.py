@@ -19,7 +19,8 @@ N = 72
 def request(config, n=20, seed=0, voice_seed=0, emotion=0.5, text_seed=0, **sampling):
     defaults = dict(min_p=0.0, top_p=0.95, top_k=1000, cfg_weight=0.0) if config.is_gpt else {}
     options = SamplingOptions(**{"max_new_tokens": N, **defaults, **sampling})
-    return TokenRequest(text(config, n, text_seed), voice(config, voice_seed, emotion), options, RequestNoise(CPU, seed))
+    cond = voice(config, voice_seed, emotion)
+    return TokenRequest(text(config, n, text_seed), cond, options, RequestNoise(CPU, seed))
 
 
 def tokens_of(t3, requests, options=EXACT):
@@ -153,7 +154,7 @@ def test_changed_parameters_take_effect(llama):
     runner = TokenRunner(llama, EXACT)
     draws = [
         runner.generate([request(llama.config, **s)])[0].tokens.tolist()
-        for s in ({}, dict(temperature=1.5), dict(cfg_weight=1.5), dict(top_p=0.5), dict(min_p=0.0, temperature=2.0), {})
+        for s in ({}, dict(temperature=1.5), dict(cfg_weight=1.5), dict(top_p=0.5), dict(min_p=0, temperature=2), {})
     ]
     assert draws[0] == draws[-1]
     assert len({tuple(d) for d in draws}) == 5
@@ -315,7 +316,8 @@ def test_graph_is_eager(family, mode):
     gpu = torch.device("cuda")
 
     def requests():
-        return [TokenRequest(r.text_ids, r.cond, r.sampling, RequestNoise(gpu, i)) for i, r in enumerate(mixed(t3.config))]
+        made = enumerate(mixed(t3.config))
+        return [TokenRequest(r.text_ids, r.cond, r.sampling, RequestNoise(gpu, i)) for i, r in made]
 
     for options in (EXACT, EXACT.replace(poll_every=8)):
         eager = TokenRunner(t3, options).generate(requests())

@@ -44,7 +44,7 @@ def test_conditioning_alone():
 
 
 def test_unconditional_rows_keep_positions_and_lose_text():
-    upstream, ours, config = pair("tts")
+    _, ours, config = pair("tts")
     ids = text(config, 12)
     with torch.inference_mode():
         rows = ours.text_part(ids[None].expand(2, -1), torch.tensor([False, True]))
