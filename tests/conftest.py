@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 
 import pytest
@@ -46,7 +47,7 @@ def _same_start(request: pytest.FixtureRequest):
     import torch
 
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    threads = torch.get_num_threads()
+    threads, level = torch.get_num_threads(), logging.getLogger("chatterbox_opt").level
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if request.node.get_closest_marker("slow"):
         torch.set_num_threads(os.cpu_count() or 1)
@@ -54,6 +55,7 @@ def _same_start(request: pytest.FixtureRequest):
     yield
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
     torch.set_num_threads(threads)
+    logging.getLogger("chatterbox_opt").setLevel(level)  # the benchmarks' mains want quiet
 
 
 @pytest.fixture

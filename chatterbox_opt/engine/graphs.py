@@ -14,6 +14,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 
+MOST_KEYS = 256  # of one function
 WARM_UPS = 2  # runs before a capture: lazy initialisation and kernel compilation may not happen inside one
 
 
@@ -36,22 +37,29 @@ class Captured:
         if self.ready(key):
             return
         if self.mode == "reduce-overhead":
-            self._graphs[key] = torch.compile(run, mode="reduce-overhead", dynamic=False)
-            for _ in range(WARM_UPS + 1):  # the third call replays what the second recorded
-                self._graphs[key]()
+            run()  # tables that are made at first use are no part of what is compiled
+            run = compiled(run)
+        if self.device.type != "cuda":  # nothing to record there: the compiled function is all there is
+            run()
+            self._graphs[key] = run
             return
-        side = torch.cuda.Stream(self.device)
-        side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.device(self.device):
+            self._record(key, run)
+        logger.debug("captured %s", key)
+
+    def _record(self, key: Hashable, run: Callable[[], Any]) -> None:
+        here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(here)
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
                 run()
-        torch.cuda.current_stream(self.device).wait_stream(side)
+        here.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # thread_local: what another thread does on the device meanwhile does not spoil the capture
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             self._results[key] = run()
         self._pool = self._pool or graph.pool()  # prepare the largest first: the others fit into its memory
         self._graphs[key] = graph
-        logger.debug("captured %s", key)
 
     def run(self, key: Hashable, run: Callable[[], Any]) -> Any:
         """What `run` returns. A captured result is overwritten by the next replay: use it before."""
@@ -59,8 +67,7 @@ class Captured:
             return run()
         if key not in self._graphs:
             raise RuntimeError(f"{key} was not captured ahead of its use; captured are {list(self._graphs)}")
-        if self.mode == "reduce-overhead":
-            torch.compiler.cudagraph_mark_step_begin()
+        if self.device.type != "cuda":
             return self._graphs[key]()
         self._graphs[key].replay()
         return self._results[key]
@@ -70,3 +77,16 @@ class Captured:
         self._graphs.clear()
         self._results.clear()
         self._pool = None
+
+
+def compiled(run: Callable[[], Any]) -> Callable[[], Any]:
+    """torch.compile's fused kernels without its own graph trees: those belong to the thread that made them, while
+    requests come from any. "reduce-overhead" is these kernels recorded in our graph."""
+
+    def call() -> Any:
+        # Every key compiles the same code anew; the default allows eight, then runs eagerly without a word.
+        with torch._dynamo.config.patch(cache_size_limit=MOST_KEYS, accumulated_cache_size_limit=8 * MOST_KEYS):
+            return fused()
+
+    fused = torch.compile(run, dynamic=False)
+    return call

@@ -86,16 +86,18 @@ class Lanes:
         return lane
 
     def upload(self) -> None:
-        """The host's rows and positions -> the device, in three copies."""
-        owner, position = [0] * self.rows, [0] * self.rows
+        """The host's rows and positions -> the device. What lies behind them is computed too where a captured batch is
+        wider than the lanes there are: it is lane 0 again, far from the ends of all tables."""
+        owner, position = [0] * len(self.position), [0] * len(self.position)
         for lane in self.active:
             for row in lane.row_list():
                 owner[row], position[row] = lane.slot, lane.position
-        n = len(self.active)
-        self.lane_of_row[: self.rows] = torch.tensor(owner, device=self.device)
-        self.position[: self.rows] = torch.tensor(position, device=self.device)
-        rows = torch.tensor([[lane.cond, lane.uncond] for lane in self.active], device=self.device).reshape(n, 2)
-        self.cond[:n], self.uncond[:n] = rows[:, 0], rows[:, 1]
+        self.lane_of_row.copy_(torch.tensor(owner))
+        self.position.copy_(torch.tensor(position))
+        none = [(0, 0)] * (self.capacity - len(self.active))
+        rows = torch.tensor([(lane.cond, lane.uncond) for lane in self.active] + none).to(self.device)
+        self.cond[:], self.uncond[:] = rows[:, 0], rows[:, 1]
+        self.step[len(self.active) :] = 0
 
     def params_of(self, span: slice) -> RowParams:
         return RowParams(*(tensor[span] for tensor in vars(self.params).values()))

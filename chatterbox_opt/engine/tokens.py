@@ -110,7 +110,7 @@ class TokenRunner:
             rows = batch if self.config.is_gpt else 2 * batch
             self._make_room(batch, rows, LIVE[3] if self.captured.on else STEP)
             if self.captured.on:
-                self._capture(batch, not self.config.is_gpt, self.cache.length, self._usual_filters())
+                self._capture(batch, [rows // batch], self.cache.length, self._usual_filters())
 
     # ---- before a run ----------------------------------------------------------------------------
 
@@ -138,20 +138,20 @@ class TokenRunner:
 
     def _reserve(self, requests: Sequence[TokenRequest]) -> None:
         slots = min(self.options.slots, len(requests))
-        rows = slots * max(r.rows for r in requests)
+        widths = sorted({r.rows for r in requests}, reverse=True)
         length = max(self._length(r) for r in requests)
-        self._make_room(slots, rows, length)
+        self._make_room(slots, slots * widths[0], length)
         self.filters = Filters(
             min_p=not self.config.is_gpt and any(r.sampling.min_p > 0 for r in requests),
             top_p=any(r.sampling.top_p < 1 for r in requests),
             top_k=any(r.sampling.top_k > 0 for r in requests),
         )
         if self.captured.on:
-            self._capture(slots, rows > slots, length, self.filters)
+            self._capture(slots, widths, length, self.filters)
 
     def _make_room(self, slots: int, rows: int, length: int) -> None:
         if self.captured.on:  # a captured batch is padded to a power of two
-            slots, rows = bucket(slots), 2 * bucket(slots)
+            slots, rows = bucket(slots), bucket(slots) * (rows // slots)
         if self.cache is None or not self.cache.fits(rows, length):
             rows = max(rows, self.cache.rows if self.cache else 0)
             length = max(-(-length // STEP) * STEP, self.cache.length if self.cache else 0)
@@ -320,8 +320,9 @@ class TokenRunner:
 
     # ---- capture ---------------------------------------------------------------------------------
 
-    def _capture(self, slots: int, guided: bool, length: int, filters: Filters) -> None:
-        """Every batch size and length this run can pass through, largest first, before it begins."""
+    def _capture(self, slots: int, widths: list[int], length: int, filters: Filters) -> None:
+        """Every batch size and length this run can pass through, largest first, before it begins. `widths` are the
+        rows that its requests take; lanes of both kinds together run as if all took two."""
         lanes = self.lanes
         lanes.clear()
         self.cache.clear(self.cache.length)
@@ -330,9 +331,10 @@ class TokenRunner:
         longest = live_bucket(length, self.cache.length)
         lives = [b for b in live_buckets(self.cache.length) if b <= longest]
         for n in reversed(sizes):
-            for rows in (2 * n, n) if guided else (n,):
+            for width in widths:
                 for live in reversed(lives):
-                    self.captured.prepare((n, rows, live, filters), partial(self._step, n, rows, live, None))
+                    key = (n, width * n, live, filters)
+                    self.captured.prepare(key, partial(self._step, *key[:3], None))
                     lanes.clear()  # warm-up runs have advanced the positions
 
 

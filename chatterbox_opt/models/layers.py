@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,7 +10,6 @@ from torch import Tensor
 from ..config import T3Config
 
 
-@lru_cache(maxsize=8)
 def rope_table(config: T3Config, positions: int, device: torch.device) -> Tensor:
     """(positions, head_dim/2, 2): cosine and sine of each position's angle, Llama 3's frequency scaling applied."""
     with torch.inference_mode(False):

@@ -72,10 +72,17 @@ class Llama(nn.Module):
         self.config = config
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
+        self._rope: Tensor | None = None
+
+    def rope(self, device: torch.device) -> Tensor:
+        """Made once, and an attribute: a compiler that reads past a cache would make it anew in every step."""
+        if self._rope is None or self._rope.device != device:
+            self._rope = rope_table(self.config, self.config.max_positions, device)
+        return self._rope
 
     def forward(self, x: Tensor, positions: Tensor, kv: KV | None = None) -> Tensor:
         """x (B, T, D) at positions (B|1, T). Without `kv`: plain causal attention, the reference."""
-        rope = rope_table(self.config, self.config.max_positions, x.device)[positions]
+        rope = self.rope(x.device)[positions]
         for i, block in enumerate(self.layers):
             x = block(x, rope, i, kv)
         return self.norm(x)

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from replay import Replay
 from t3_pairs import pair, random_t3, text, voice
 
 from chatterbox_opt.engine.noise import RequestNoise
@@ -306,6 +307,44 @@ def test_the_captured_step_never_asks_the_host(family, llama, gpt):
     with Watch():
         rows = 4 if t3.config.is_gpt else 8
         runner._step(4, rows, 256, None)
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+def test_padded_batches_of_changing_size(family, llama, gpt):
+    """Captured batches have 1, 2, 4... lanes: what fills them up must stay inside every table and disturb nobody."""
+    t3 = gpt if family == "turbo" else llama
+    plain = dict(cfg_weight=0.0)
+    requests = [request(t3.config, seed=i, text_seed=i, max_new_tokens=n, **s) for i, (n, s) in enumerate([
+        (5, {}), (40, plain), (9, {}), (33, plain), (90, plain), (12, {}), (26, plain), (64, {}), (7, plain)
+    ])]  # fmt: skip
+    wanted = tokens_of(t3, copy.deepcopy(requests), EXACT.replace(slots=1))
+    for slots, poll in ((5, 1), (3, 8), (16, 4)):
+        runner = TokenRunner(t3, EXACT.replace(slots=slots, poll_every=poll))
+        runner.captured = Replay()
+        for _ in range(2):  # the second run begins with what the first left behind
+            got = runner.generate(copy.deepcopy(requests))
+            assert [r.tokens.tolist() for r in got] == [w.tolist() for w in wanted]
+        assert {1, 2, 4} <= {n for n, *_ in runner.captured.keys}
+
+
+def test_only_what_a_run_can_meet_is_captured(llama):
+    runner = TokenRunner(llama, EXACT)
+    runner.captured = Replay()
+    runner.generate([request(llama.config, max_new_tokens=4)])
+    assert {(n, rows) for n, rows, *_ in runner.captured.keys} == {(1, 2)}
+    runner.generate([request(llama.config, max_new_tokens=4, cfg_weight=0.0)] * 2)
+    assert {(n, rows) for n, rows, *_ in runner.captured.keys} >= {(1, 1), (2, 2)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+def test_compiled_is_eager(family, llama, gpt):
+    """torch.compile on the CPU: the same step as on a GPU, all but its recording."""
+    t3 = gpt if family == "turbo" else llama
+    requests = [request(t3.config, seed=i, max_new_tokens=12) for i in range(2)]
+    wanted = tokens_of(t3, copy.deepcopy(requests))
+    got = tokens_of(t3, requests, EXACT.replace(compile="reduce-overhead"))
+    assert [t.tolist() for t in got] == [t.tolist() for t in wanted]
 
 
 @pytest.mark.gpu

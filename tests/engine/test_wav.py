@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hift_pairs import error, our_hift, some_mel, upstream_hift
+from replay import Replay
 
 from chatterbox_opt.engine.kernels import toom
 from chatterbox_opt.engine.noise import RequestNoise
@@ -24,22 +25,6 @@ def runner(net, **changes) -> WavRunner:
 
 def seeds(*numbers: int) -> list[RequestNoise]:
     return [RequestNoise(CPU, n) for n in numbers]
-
-
-class Replay:
-    """Stands in for captured execution: runs what would be recorded, in the memory it would be recorded with."""
-
-    on = True
-
-    def __init__(self) -> None:
-        self.keys: list = []
-
-    def prepare(self, key, run) -> None:
-        self.keys.append(key)
-
-    def run(self, key, run):
-        assert key in self.keys
-        return run()
 
 
 @pytest.mark.parametrize("frames", [1, 2, 50])
