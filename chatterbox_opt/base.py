@@ -242,9 +242,9 @@ class Speaker:
             (wav,) = self.watermarker.apply([wav])
         return wav.float().cpu().unsqueeze(0)
 
-    def warmup(self, batch: int = 1) -> None:
+    def warmup(self, batch: int = 1, *, n_cfm_timesteps: int | None = None) -> None:
         """Do now what the first request would otherwise wait for: graph capture, kernel compilation, allocation."""
-        self.pipeline.tokens.warmup(batch)
+        self.pipeline.warmup(batch, n_cfm_timesteps)
 
 
 class MissingVoice(AssertionError, ValueError):

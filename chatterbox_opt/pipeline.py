@@ -74,6 +74,18 @@ class Pipeline:
         self.tokens = TokenRunner(t3, options) if t3 is not None else None
         self.mel = MelRunner(s3gen.flow, options)
         self.wav = WavRunner(s3gen.mel2wav, options)
+        self._warm: dict[int | None, int] = {}  # steps of the flow -> utterances side by side
+
+    def warmup(self, batch: int = 1, steps: int | None = None) -> None:
+        if self.tokens is not None:
+            self.tokens.warmup(batch)
+        self._warm_sound(batch, steps)
+
+    def _warm_sound(self, batch: int, steps: int | None) -> None:
+        if batch > self._warm.get(steps, 0):
+            self.mel.warmup(batch, steps)
+            self.wav.warmup(batch)
+            self._warm[steps] = batch
 
     @torch.inference_mode()
     def speak(
@@ -89,6 +101,8 @@ class Pipeline:
         seconds: dict[str, float] = {}
         with self._stage("text", seconds):
             pieces = [p for i, job in enumerate(jobs) for p in self._pieces(i, job, len(jobs), max_chars)]
+        with self._stage("warmup", seconds):  # of a batch that is larger than any before
+            self._warm_sound(len(pieces), steps)
         with self._stage("tokens", seconds):
             results = self._draw(pieces, cancel, progress)
         spoken = [(p, t) for p, r in zip(pieces, results) if len(t := self._audible(r.tokens))]
@@ -134,6 +148,7 @@ class Pipeline:
         """Speech tokens -> (N,) waves on the model's device."""
         seconds = {} if seconds is None else seconds
         prompts = [v if isinstance(v, dict) else v.gen for v in voices]
+        self._warm_sound(len(tokens), steps)
         with self._stage("mel", seconds):
             mels = self.mel.render([t.to(self.device) for t in tokens], prompts, noises, steps)
         _check(cancel)

@@ -79,6 +79,11 @@ class Captured:
         self._pool = None
 
 
+def bucket(rows: int) -> int:
+    """Captured batches have 1, 2, 4, 8... rows."""
+    return 1 << (rows - 1).bit_length()
+
+
 def compiled(run: Callable[[], Any]) -> Callable[[], Any]:
     """torch.compile's fused kernels without its own graph trees: those belong to the thread that made them, while
     requests come from any. "reduce-overhead" is these kernels recorded in our graph."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,12 +15,12 @@ from ..config import FRAMES_PER_TOKEN, MEL_BINS, SPEECH_CODES, TOKEN_RATE
 from ..models.conformer import HalfLinear, WindowConv, padding_mask
 from ..models.flow import Flow, time_span
 from ..options import EngineOptions
-from .graphs import Captured
+from .graphs import Captured, bucket
 from .noise import RequestNoise
 
 TOKENS_AT_ONCE = 6000  # of a batch, prompts included: what bounds memory, not what bounds an utterance
 ROWS_AT_ONCE = 16
-GRAPHS = 24  # captured solves kept; each holds its own inputs and shares everything else
+LONGEST = 3000  # frames of a captured solve, prompt included; longer ones run as they come
 
 
 def in_half(module: nn.Module, dtype: torch.dtype) -> None:
@@ -75,6 +75,36 @@ class MelRunner:
                     out[i] = mel
         return out
 
+    @torch.inference_mode()
+    def warmup(self, batch: int = 1, steps: int | None = None) -> None:
+        """Capture the solves of up to `batch` utterances of any ordinary length, the largest first. Nothing is captured
+        at any other time: a shape that was not foreseen runs as it comes."""
+        if not self.captured.on:
+            return
+        steps = steps or self.flow.config.default_steps
+        with self.lock:
+            self.schedule(steps)
+            for rows in (16, 8, 4, 2, 1):
+                for size in reversed(sizes(self.options.mel_bucket)):
+                    within = rows == 1 or rows * size <= FRAMES_PER_TOKEN * TOKENS_AT_ONCE
+                    if rows <= min(bucket(batch), ROWS_AT_ONCE) and within:
+                        self._capture((rows, size, steps))
+
+    def _capture(self, key: tuple[int, int, int]) -> None:
+        if key in self._held:
+            return
+        rows, size, steps = key
+        n = size // FRAMES_PER_TOKEN
+        held = [
+            torch.zeros(rows, n, dtype=torch.long, device=self.device),
+            *torch.zeros(2, rows, size, MEL_BINS, device=self.device),
+            torch.zeros(rows, self.flow.spk_embed_affine_layer.in_features, device=self.device),
+            torch.full((rows,), n, device=self.device),
+        ]
+        # always masked, so that every length in its bucket runs through the same graph
+        self.captured.prepare(key, partial(self._forward, *held, full=False, steps=steps))
+        self._held[key] = held
+
     def _row(self, tokens: Tensor, voice: dict[str, Any], noise: RequestNoise) -> dict[str, Tensor]:
         ids, prompt = voice["prompt_token"].to(self.device).long().view(-1), voice["prompt_feat"].to(self.device)[0]
         if self.options.prompt_seconds is not None:
@@ -106,38 +136,37 @@ class MelRunner:
 
     def _solve(self, rows: list[dict[str, Tensor]], steps: int | None) -> list[Tensor]:
         counts = [len(row["ids"]) for row in rows]
-        bucket = self.options.mel_bucket
-        size = -(-FRAMES_PER_TOKEN * max(counts) // bucket) * bucket  # frames
-        size += size % FRAMES_PER_TOKEN
+        steps = steps or self.flow.config.default_steps
+        key = self._key(len(rows), FRAMES_PER_TOKEN * max(counts), steps)
+        size = key[1]
         ids = torch.stack([F.pad(row["ids"], (0, size // FRAMES_PER_TOKEN - len(row["ids"]))) for row in rows])
         prompt = torch.stack([F.pad(row["prompt"], (0, 0, 0, size - len(row["prompt"]))) for row in rows])
         noise = torch.stack([F.pad(row["noise"], (0, 0, 0, size - len(row["noise"]))) for row in rows])
         xvector = torch.cat([row["xvector"].view(1, -1) for row in rows])
         lengths = torch.tensor(counts, device=self.device)
-        full = all(FRAMES_PER_TOKEN * n == size for n in counts)
-        steps = steps or self.flow.config.default_steps
-        mels = self._run([ids, prompt, noise, xvector, lengths], full, steps)
+        inputs = [ids, prompt, noise, xvector, lengths]
+        if key in self._held:
+            mels = self._replay(key, inputs)
+        else:
+            full = all(FRAMES_PER_TOKEN * n == size for n in counts)
+            mels = self._forward(*inputs, full=full, steps=steps)
         return [
             mel[len(row["prompt"]) : FRAMES_PER_TOKEN * n].mT.contiguous() for mel, row, n in zip(mels, rows, counts)
         ]
 
-    def _run(self, inputs: list[Tensor], full: bool, steps: int) -> Tensor:
-        if not self.captured.on:
-            return self._forward(*inputs, full=full, steps=steps)
-        # a captured solve is always masked, so that every length in its bucket runs through the same graph
-        key = (len(inputs[0]), inputs[2].shape[1], steps)
-        if key not in self._held:
-            if len(self._held) >= GRAPHS:
-                self.captured.forget()
-                self._held.clear()
-            self.schedule(steps)
-            self._held[key] = [t.clone() for t in inputs]
-        held = self._held[key]
+    def _key(self, rows: int, frames: int, steps: int) -> tuple[int, int, int]:
+        """(rows, frames, steps) of the captured solve that is nearest, or of one that runs as it comes."""
+        key = (bucket(rows), next((s for s in sizes(self.options.mel_bucket) if s >= frames), 0), steps)
+        if key in self._held:
+            return key
+        size = -(-frames // self.options.mel_bucket) * self.options.mel_bucket
+        return rows, size + size % FRAMES_PER_TOKEN, steps
+
+    def _replay(self, key: tuple[int, int, int], inputs: list[Tensor]) -> Tensor:
+        held, n = self._held[key], len(inputs[0])
         for mine, given in zip(held, inputs):
-            mine.copy_(given)
-        run = partial(self._forward, *held, full=False, steps=steps)
-        self.captured.prepare(key, run)
-        return self.captured.run(key, run).clone()
+            mine[:n].copy_(given)  # further rows keep what an earlier call left: something finite, heard by nobody
+        return self.captured.run(key, partial(self._forward, *held, full=False, steps=key[2]))[:n].clone()
 
     def _forward(
         self, ids: Tensor, prompt: Tensor, noise: Tensor, xvector: Tensor, lengths: Tensor, *, full: bool, steps: int
@@ -155,3 +184,13 @@ class MelRunner:
             span = time_span(steps, self.flow.config.meanflow, self.options.cfm_schedule, self.device)
             self._schedules[steps] = (span, self.flow.decoder.estimator.time_table(span))
         return self._schedules[steps]
+
+
+@cache
+def sizes(step: int) -> tuple[int, ...]:
+    """Frames of captured solves: multiples of `step`, an eighth apart where that is more: padding costs a tenth."""
+    out, size, step = [], 0, step + step % FRAMES_PER_TOKEN
+    while size < LONGEST:
+        size += max(step, size // 8 // step * step)
+        out.append(size)
+    return tuple(out)

@@ -6,6 +6,8 @@ int8 and int4 are approximate; every form gives a row the same result whatever r
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,7 +20,8 @@ FEW = 16  # rows up to which a product is bound by reading its weights
 
 def prepare_linears(t3: T3, quantize: str | None) -> None:
     """In place, one layer at a time, so that no more than one layer exists twice."""
-    kind = {"int8": int8_linear, "int4": Int4Linear, None: few_rows_linear}[quantize]
+    pinned = Pinned()
+    kind = {"int8": partial(int8_linear, pinned=pinned), "int4": Int4Linear, None: few_rows_linear}[quantize]
     for parent in t3.tfmr.modules():
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
@@ -44,8 +47,26 @@ class FewRowsLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def int8_linear(linear: nn.Linear) -> nn.Module:
-    return Int8Linear(linear) if linear.weight.is_cpu else Int8WeightLinear(linear)
+def int8_linear(linear: nn.Linear, pinned: Pinned) -> nn.Module:
+    return Int8Linear(linear, pinned) if linear.weight.is_cpu else Int8WeightLinear(linear)
+
+
+class Pinned:
+    """Room for a few rows above one of +1 and -1, shared by all linears: a decode step allocates nothing for it."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def rows(self, count: int, width: int) -> tuple[Tensor, Tensor]:
+        """(count + 1, width) that ends with the pin, and its rows above that."""
+        key = (count, width)
+        if key in self._made:
+            return self._made[key]
+        whole = torch.zeros(count + 1, width)
+        whole[-1, 0], whole[-1, 1] = 1, -1
+        if count <= FEW:
+            self._made[key] = whole, whole[:-1]
+        return whole, whole[:-1]
 
 
 class Int8Linear(nn.Module):
@@ -55,24 +76,23 @@ class Int8Linear(nn.Module):
     beside them pins the range: a row's result does not depend on its neighbours.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, pinned: Pinned | None = None) -> None:
         super().__init__()
         weight = linear.weight.detach().float()
         scale = weight.abs().amax(1).clamp(min=1e-8).double() / 127
         zero = torch.zeros(len(weight), dtype=torch.long)
         quantized = torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8)
         self.packed = torch.ops.quantized.linear_prepack(quantized, None)
-        self.bias = linear.bias
-        pin = torch.zeros(1, weight.shape[1])
-        pin[0, 0], pin[0, 1] = 1, -1
-        self.register_buffer("pin", pin, persistent=False)
+        self.bias, self.pinned = linear.bias, pinned or Pinned()
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1]).float()
         size = flat.abs().amax(-1, keepdim=True).clamp_(min=1e-8)
+        whole, rows = self.pinned.rows(*flat.shape)
+        torch.div(flat, size, out=rows)
         # 7 bits of activation: without VNNI the sum of two 8-bit products can overflow 16 bits
-        y = torch.ops.quantized.linear_dynamic(torch.cat([flat / size, self.pin]), self.packed, True)[:-1] * size
-        y = y if self.bias is None else y + self.bias
+        y = torch.ops.quantized.linear_dynamic.default(whole, self.packed, True)[:-1]
+        y = y.mul_(size) if self.bias is None else torch.addcmul(self.bias, y, size)
         return y.view(*x.shape[:-1], -1).to(x.dtype)
 
 

@@ -16,7 +16,7 @@ from ..config import STOP_SPEECH
 from ..models.t3 import T3
 from ..options import EngineOptions, SamplingOptions
 from .cache import Decode, Prefill, StaticKVCache
-from .graphs import Captured
+from .graphs import Captured, bucket
 from .guard import ran_away
 from .lanes import Lane, Lanes
 from .noise import RequestNoise
@@ -336,10 +336,6 @@ class TokenRunner:
                     key = (n, width * n, live, filters)
                     self.captured.prepare(key, partial(self._step, *key[:3], None))
                     lanes.clear()  # warm-up runs have advanced the positions
-
-
-def bucket(n: int) -> int:
-    return 1 << (n - 1).bit_length()
 
 
 def live_buckets(length: int) -> list[int]:

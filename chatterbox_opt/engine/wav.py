@@ -20,7 +20,7 @@ from torch import Tensor
 from ..config import MEL_BINS, S3GEN_RATE, SAMPLES_PER_FRAME
 from ..models.hift import FLOAT32, Conv, Hift, ResBlock, reach, snake
 from ..options import EngineOptions
-from .graphs import Captured
+from .graphs import Captured, bucket
 from .kernels import snake as kernels
 from .kernels.toom import ToomConv, Workspace, worthwhile
 from .noise import RequestNoise
@@ -103,29 +103,29 @@ class WavRunner:
             yield group[i : i + rows]
 
     def _run(self, size: int, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-        if not (self.captured.on and size in SIZES):
+        key = (bucket(len(parts)), size)
+        if key not in self._inputs:
             return self.hift.decode(torch.stack([m for m, _ in parts]), torch.stack([s for _, s in parts]))
-        key = (next(r for r in ROWS if r >= len(parts)), size)
-        mel, spectrum = self._capture(key)
+        mel, spectrum = self._inputs[key]
         for i, (m, s) in enumerate(parts):
             mel[i].copy_(m)
             spectrum[i].copy_(s)
         return self.captured.run(key, lambda: self.hift.decode(mel, spectrum))
 
-    def _capture(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        if key not in self._inputs:
-            rows, size = key
-            cfg = self.hift.cfg
-            frames = size * SAMPLES_PER_FRAME // cfg.hop + 1
-            mel = torch.zeros(rows, MEL_BINS, size, device=self.device)
-            spectrum = torch.zeros(rows, frames, cfg.n_fft + 2, device=self.device)
-            self.captured.prepare(key, lambda: self.hift.decode(mel, spectrum))
-            self._inputs[key] = mel, spectrum
-        return self._inputs[key]
+    def _capture(self, key: tuple[int, int]) -> None:
+        if key in self._inputs:
+            return
+        rows, size = key
+        cfg = self.hift.cfg
+        frames = size * SAMPLES_PER_FRAME // cfg.hop + 1
+        mel = torch.zeros(rows, MEL_BINS, size, device=self.device)
+        spectrum = torch.zeros(rows, frames, cfg.n_fft + 2, device=self.device)
+        self.captured.prepare(key, lambda: self.hift.decode(mel, spectrum))
+        self._inputs[key] = mel, spectrum
 
     @torch.inference_mode()
     def warmup(self, batch: int = 1) -> None:
-        """Capture what `batch` utterances of up to ten seconds use, the largest first."""
+        """Capture the windows of up to `batch` utterances, the largest first. Nothing is captured at any other time."""
         if not self.captured.on:
             return
         with self._lock, full_float32(self.device):

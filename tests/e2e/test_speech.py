@@ -1,7 +1,10 @@
 """The English front door at tiny size with random weights: what a caller sees."""
 
+import gc
+import inspect
 import logging
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,13 +201,21 @@ def test_watermark_switch():
     assert not torch.equal(a, b)
 
 
-@pytest.mark.parametrize(
-    "field", ["attention", "slots", "poll_every", "prefix_cache", "kernels", "mel_bucket", "wav_chunk"]
-)
+OTHER = {  # than exact mode's; a processor of its own may not need all of them, then they change nothing by themselves
+    "attention": "auto", "compile": None, "slots": 2, "poll_every": 4, "prefix_cache": True,
+    "few_rows": True, "short_convs": True, "kernels": True, "mel_bucket": 50, "wav_chunk": 120,
+}  # fmt: skip
+
+
+def test_every_exact_option_is_tested():
+    lines = Path(inspect.getsourcefile(EngineOptions)).read_text().splitlines()
+    assert set(OTHER) == {line.split(":")[0].strip() for line in lines if "  # exact. " in line}
+
+
+@pytest.mark.parametrize("field", OTHER)
 def test_exact_options_change_nothing(field):
     exact = EngineOptions.exact()
-    other = {"attention": "auto", "slots": 2, "poll_every": 4, "prefix_cache": True, "kernels": True, "mel_bucket": 50,
-             "wav_chunk": 120}[field]
+    other = OTHER[field]
     results = []
     for options in (exact, exact.replace(**{field: other})):
         model = OptimizedChatterboxTTS.from_random(size="tiny", seed=0, engine=options, enable_watermark=False)
@@ -213,3 +224,25 @@ def test_exact_options_change_nothing(field):
     for a, b in zip(*results):
         assert torch.equal(a.tokens[0], b.tokens[0])
         assert (a.wav - b.wav).abs().max() < 1e-4
+
+
+def resident() -> float:
+    """MB of memory this process holds."""
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_five_hundred_calls_leave_nothing_behind():
+    model = OptimizedChatterboxTTS.from_random(size="tiny", seed=0, enable_watermark=False)
+    texts = ["Hello.", "Hello there, you.", "A rather longer sentence, with a comma.", "No. Yes! And on it goes?"]
+
+    def speak(calls: range) -> float:
+        for i in calls:
+            wav = model.generate(texts[i % 4], seed=i, max_new_tokens=4 + i % 9, n_cfm_timesteps=2, cfg_weight=i % 2)
+            assert torch.isfinite(wav).all()
+        gc.collect()
+        return resident()
+
+    level = speak(range(50))
+    assert speak(range(50, 500)) - level < 20

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from flow_pairs import pair, random_flow, tokens, voice
+from replay import Replay
 
 from chatterbox_opt.config import MODELS
-from chatterbox_opt.engine.mel import MelRunner
+from chatterbox_opt.engine import mel as mel_engine
+from chatterbox_opt.engine.mel import LONGEST, MelRunner, sizes
 from chatterbox_opt.engine.noise import RequestNoise
 from chatterbox_opt.models.flow import Flow
 from chatterbox_opt.options import EngineOptions
@@ -47,6 +49,35 @@ def test_a_row_in_a_padded_batch_is_the_row_alone(family):
         (alone,) = runner._solve([row], 3)
         assert got.shape == alone.shape
         assert (got - alone).abs().max() < 1e-4 * alone.abs().max()
+
+
+@pytest.mark.parametrize("step", [1, 50, 64])
+def test_captured_sizes_reach_every_length_and_waste_little(step):
+    ladder = sizes(step)
+    assert ladder[-1] >= LONGEST
+    assert all(size % 2 == 0 for size in ladder)
+    gaps = [b - a for a, b in zip((0, *ladder), ladder)]
+    assert all(gap <= max(step + 1, size / 8) for gap, size in zip(gaps, ladder))
+
+
+@torch.inference_mode()
+def test_captured_batches_are_each_row_alone(monkeypatch):
+    monkeypatch.setattr(mel_engine, "sizes", lambda step: (60, 100, 160))
+    flow = random_flow()
+    runner = MelRunner(flow, EXACT.replace(mel_bucket=50))
+    runner.captured = Replay()
+    runner.warmup(4, steps=3)
+    ready = set(runner.captured.keys)
+    assert ready == {(rows, size, 3) for rows in (1, 2, 4) for size in (60, 100, 160)}
+    plain = MelRunner(flow, EXACT)
+    # three rows in a graph of four, twice, then what was not foreseen: more rows, more frames, other steps
+    for lengths, steps in (((3, 12, 1), 3), ((20, 21, 19), 3), ((5,) * 7, 3), ((90,), 3), ((8,), 2)):
+        rows = [runner._row(tokens(n, n), voice(25, n), noise(n)) for n in lengths]
+        for row, got in zip(rows, runner._solve(rows, steps)):
+            (alone,) = plain._solve([row], steps)
+            assert got.shape == alone.shape
+            assert (got - alone).abs().max() < 1e-4 * alone.abs().max()
+    assert set(runner.captured.keys) == ready, "nothing may be captured in the middle of a request"
 
 
 @pytest.mark.parametrize("bucket", [2, 50, 64])
@@ -187,6 +218,7 @@ def test_graph_is_eager(family):
     results = []
     for options in (EXACT, EXACT.replace(compile="cudagraph", mel_bucket=50)):
         runner = MelRunner(flow, options)
+        runner.warmup(4)
         noises = [RequestNoise(gpu, i) for i in range(4)]
         results.append(runner.render([tokens(n, n) for n in sizes], [voice(25, n) for n in sizes], noises))
     for eager, graph in zip(*results):

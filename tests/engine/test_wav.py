@@ -64,6 +64,7 @@ def test_a_row_of_a_batch_is_itself_alone(net, captured):
     batch = runner(net)
     if captured:
         batch.captured = Replay()
+        batch.warmup(4)
     got = batch.render(mels, seeds(*range(6)))
     for i, mel in enumerate(mels):
         (alone,) = runner(net).render([mel], seeds(i))
@@ -175,6 +176,7 @@ def test_captured_is_eager(net):
 
     def render(**changes):
         run = WavRunner(our_hift(net).cuda(), EngineOptions.exact(**changes))
+        run.warmup(2)
         return run.render(mels, [RequestNoise(device, i) for i in range(3)])
 
     plain = render()
