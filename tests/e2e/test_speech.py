@@ -234,6 +234,7 @@ def resident() -> float:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_five_hundred_calls_leave_nothing_behind():
+    torch.set_num_threads(1)
     model = OptimizedChatterboxTTS.from_random(size="tiny", seed=0, enable_watermark=False)
     texts = ["Hello.", "Hello there, you.", "A rather longer sentence, with a comma.", "No. Yes! And on it goes?"]
 
