@@ -15,10 +15,7 @@ import torch
 from chatterbox_opt import EngineOptions
 from chatterbox_opt.tts import ChatterboxTTS  # was: from chatterbox.tts import ChatterboxTTS
 
-TEXT = (
-    "Ezreal and Jinx teamed up with Ahri, Yasuo, and Teemo to take down the enemy's Nexus "
-    "in an epic late-game pentakill."
-)
+TEXT = "The last train had left an hour ago, and still the clock above the platform said half past eight."
 LONG_TEXT = (
     "A long text is cut at the ends of its sentences. The pieces are spoken side by side, as rows of one batch, "
     "and joined with a short pause. Nothing is lost after forty seconds, and nothing waits for the piece before it."

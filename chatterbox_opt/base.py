@@ -70,10 +70,18 @@ class Speaker:
     # ---- where a model comes from ----------------------------------------------------------------
 
     @classmethod
-    def _load(cls, folder: str | Path, device: Any, family: str, t3_file: str | None = None, **options: Any) -> Speaker:
+    def _load(
+        cls,
+        folder: str | Path,
+        device: Any,
+        family: str,
+        t3_file: str | None = None,
+        s3gen_file: str | None = None,
+        **options: Any,
+    ) -> Speaker:
         device = usable_device(device)
         resolved = resolve(toggles(**{k: options[k] for k in TOGGLES if k in options}), torch.device(device))
-        parts = load_folder(folder, family, torch.device(device), getattr(torch, resolved.dtype), t3_file)
+        parts = load_folder(folder, family, torch.device(device), getattr(torch, resolved.dtype), t3_file, s3gen_file)
         conds = Conditionals.load(parts.conds_file, map_location="cpu") if parts.conds_file else None
         if conds is not None:
             conds.check(parts.config, parts.conds_file)

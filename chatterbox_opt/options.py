@@ -45,7 +45,7 @@ class EngineOptions:
     cache_len: int = 4096 + 512  # positions a slot can hold at most; memory is taken as needed
     poll_every: int = 8  # exact. tokens between two looks at who has finished (1 on the CPU)
     prefix_cache: bool = True  # exact. keep a voice's k/v and copy it into slots
-    few_rows: bool = True  # exact. products of 2 to 16 rows turned round (CPU, float32)
+    few_rows: bool = True  # exact. products of up to 16 rows laid out for reading W once (CPU, float32)
     short_convs: bool = True  # exact. convolutions of the vocoder with half the products (CPU, float32)
     kernels: bool = True  # exact. Triton kernels on CUDA; False = their plain-torch twins
     mel_bucket: int = 50  # exact. flow lengths are padded to multiples of this many frames (CUDA)

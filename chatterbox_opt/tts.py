@@ -23,10 +23,17 @@ class OptimizedChatterboxTTS(Speaker):
 
     @classmethod
     def from_local(
-        cls, ckpt_dir: str | Path, device: str | torch.device, *, t3_file: str | None = None, **options: Any
+        cls,
+        ckpt_dir: str | Path,
+        device: str | torch.device,
+        *,
+        t3_file: str | None = None,
+        s3gen_file: str | None = None,
+        **options: Any,
     ) -> OptimizedChatterboxTTS:
-        """`t3_file` names a fine-tuned T3 inside the folder, or anywhere else."""
-        return cls._load(ckpt_dir, device, "tts", t3_file, **options)
+        """`t3_file` names a fine-tuned T3, `s3gen_file` another decoder, such as Turbo's of two steps: inside the
+        folder, or anywhere else."""
+        return cls._load(ckpt_dir, device, "tts", t3_file, s3gen_file, **options)
 
     def generate(
         self,

@@ -48,6 +48,10 @@ class OptimizedChatterboxVC:
         self.pipeline = Pipeline(self.config, None, s3gen, None, torch.device(device), self.options)
         self.ref_dict = ref_dict and {k: v.to(device) if torch.is_tensor(v) else v for k, v in ref_dict.items()}
 
+    def warmup(self, *, n_cfm_timesteps: int | None = None) -> None:
+        """Do now what the first request would otherwise wait for."""
+        self.pipeline.warmup(1, n_cfm_timesteps)
+
     @classmethod
     def from_pretrained(
         cls, device: str | torch.device, *, repo_id: str | None = None, revision: str | None = None, **options: Any

@@ -49,8 +49,7 @@ class TokenResult:
 class TokenRunner:
     def __init__(self, t3: T3, options: EngineOptions) -> None:
         self.t3, self.options, self.config = t3, options, t3.config
-        if options.quantize or options.few_rows:
-            prepare_linears(t3, options.quantize)
+        prepare_linears(t3, options.quantize, options.few_rows)
         weight = t3.speech_emb.weight
         self.device, self.dtype = weight.device, weight.dtype
         self.prefixes = PrefixCache(t3, options.prefix_cache)

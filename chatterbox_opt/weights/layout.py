@@ -26,6 +26,8 @@ Shape = tuple[int, ...]
 Layout = dict[str, Shape]
 
 BATCH_COUNT = ".num_batches_tracked"  # the only keys that are int64; a BatchNorm's history, unused
+MIXER = "time_embed_mixer.weight"  # what only a meanflow decoder has
+MEANFLOW_KEY = f"flow.decoder.estimator.{MIXER}"
 COMPUTED = ("tokenizer._mel_filters", "tokenizer.window")  # of s3gen: constants, so files without them are whole
 
 
@@ -155,7 +157,7 @@ def _estimator(cfg: FlowConfig) -> Layout:
     wide = 4 * MEL_BINS  # noise, text, speaker and prompt side by side
     out = _linear("time_mlp.linear_1", time, wide) | _linear("time_mlp.linear_2", time, time)
     if cfg.meanflow:
-        out |= {"time_embed_mixer.weight": (time, 2 * time)}
+        out |= {MIXER: (time, 2 * time)}
     out |= _unet_block("down_blocks.0", wide, cfg) | _linear("down_blocks.0.2", c, c, 3)
     for i in range(cfg.mid_blocks):
         out |= _unet_block(f"mid_blocks.{i}", c, cfg)

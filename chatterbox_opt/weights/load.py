@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable, Iterable
@@ -33,7 +34,12 @@ class Loaded:
 
 
 def load_folder(
-    folder: str | Path, family: str, device: torch.device, dtype: torch.dtype, t3_file: str | Path | None = None
+    folder: str | Path,
+    family: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    t3_file: str | Path | None = None,
+    s3gen_file: str | Path | None = None,
 ) -> Loaded:
     """T3 in `dtype`; the rest in float32, of which the engine casts what may be cast."""
     folder = Path(folder)
@@ -45,7 +51,11 @@ def load_folder(
     if family != "vc":
         t3 = build_t3(_Source(_find_t3(folder, names["t3"], t3_file)), config, device, dtype)
         ve = build_voice_encoder(_Source(_find(folder, names["ve"])), config, device)
-    s3gen = build_s3gen(_Source(_find(folder, names["s3gen"])), config, device)
+    sound = _Source(_find(folder, str(s3gen_file or names["s3gen"])))
+    if s3gen_file:  # any family's T3 may speak through the other's decoder: their tokens are the same
+        flow = dataclasses.replace(config.flow, meanflow=layout.MEANFLOW_KEY in sound.shapes)
+        config = dataclasses.replace(config, flow=flow)
+    s3gen = build_s3gen(sound, config, device)
     conds = folder / OPTIONAL["conds"]
     return Loaded(config, t3, s3gen, ve, conds if conds.is_file() else None)
 

@@ -18,9 +18,10 @@ KINDS = [(FewRowsLinear, 1e-5), (Int8Linear, 0.03), (Int4Linear, 0.15)]
 @pytest.mark.parametrize(("kind", "tolerance"), KINDS)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("shape", [(1, 64), (2, 1, 64), (5, 64), (3, 40, 64)])
+@pytest.mark.parametrize("width", [96, 256])
 @torch.inference_mode()
-def test_close_to_float32(kind, tolerance, bias, shape):
-    linear = nn.Linear(64, 96, bias=bias)
+def test_close_to_float32(kind, tolerance, bias, shape, width):
+    linear = nn.Linear(64, width, bias=bias)
     x = torch.randn(shape)
     wanted = linear(x)
     got = kind(copy.deepcopy(linear))(x)
@@ -48,7 +49,7 @@ def test_whole_model(family, quantize):
     x = torch.randn(2, 30, config.dim)
     positions = torch.arange(30)[None]
     wanted = t3.logits(t3(x, positions))
-    prepare_linears(t3, quantize)
+    prepare_linears(t3, quantize, few_rows=True)
     assert not any(type(m) is nn.Linear for m in t3.tfmr.modules())
     got = t3.logits(t3(x, positions))
     error = (got - wanted).std() / wanted.std()

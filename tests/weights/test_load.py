@@ -94,6 +94,25 @@ def test_fine_tunes(folder, tmp_path, absolute):
     assert torch.equal(tuned.t3.speech_head.weight, usual.t3.speech_head.weight + 1)
 
 
+def test_turbos_decoder_under_english(folders):
+    from chatterbox_opt import OptimizedChatterboxTTS, OptimizedChatterboxTurboTTS
+    from chatterbox_opt.engine.noise import RequestNoise
+
+    file = folders["turbo"] / "s3gen_meanflow.safetensors"
+    usual, mixed = (
+        OptimizedChatterboxTTS.from_local(folders["tts"], "cpu", s3gen_file=f, enable_watermark=False)
+        for f in (None, file)
+    )
+    turbo = OptimizedChatterboxTurboTTS.from_local(folders["turbo"], "cpu", enable_watermark=False)
+    assert mixed.s3gen.flow.config.meanflow
+    assert not usual.s3gen.flow.config.meanflow
+    tokens = mixed.generate_tokens("Hello there.", seed=1, max_new_tokens=12)
+    assert torch.equal(tokens, usual.generate_tokens("Hello there.", seed=1, max_new_tokens=12))
+    a, b, c = (m.pipeline.render([tokens], [usual.conds], [RequestNoise(CPU, 3)])[0] for m in (mixed, turbo, usual))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
 def test_a_pack_names_its_t3_as_it_likes(folders, tmp_path):
     folder = shutil.copytree(folders["mtl"], tmp_path / "mtl")
     (folder / "t3_mtl23ls_v2.safetensors").rename(folder / "t3_fr.safetensors")

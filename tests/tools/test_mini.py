@@ -1,0 +1,146 @@
+"""The recipe of the small model, on networks of its own sizes: what is trained is what the package then runs."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+
+from chatterbox_opt.config import SPEECH_CODES
+from chatterbox_opt.weights import keymap
+from chatterbox_opt.weights.load import load_folder
+from tools.mini import codes, common, evaluate, flow, t3, tokenizer, vocabulary, vocoder
+from tools.mini.sentences import everyday, number, split
+from tools.mini.sizes import CONFIG, LIMIT
+
+SPOKEN = ["^", "h", "ə", "l", "ˈ", "o", "ʊ", ".", "$"]  # hello
+SAMPLES = [1000, 441, 882, 882, 441, 1764, 441, 1500, 400]
+
+
+def utterance(n: int = 30) -> dict:
+    noise = torch.Generator().manual_seed(n)
+    mel = torch.randn(80, 2 * n, generator=noise).half()
+    spoken = torch.randint(0, SPEECH_CODES, (n,), generator=noise).short()
+    return {
+        "text": "Hello there, you.", "phonemes": SPOKEN, "samples": SAMPLES, "rate": 22_050,
+        "mel": mel, "codes": spoken, "heard": torch.randn(128, 4 * n, generator=noise).half(),
+        "wav": (torch.randn(960 * n, generator=noise) * 2000).short(),
+    }
+
+
+def test_codes_name_the_phones_where_they_lie() -> None:
+    frames = codes.phone_frames(SPOKEN, SAMPLES, 22_050, 18)  # 441 samples a frame
+    o = codes.INDEX["ˈo"]
+    assert frames[:2].tolist() == [codes.SILENCE] * 2  # the middle of the third lies behind 1000 samples
+    assert frames.tolist().count(o) == 5  # its stress mark's time is its own
+    assert codes.INDEX["ʊ"] in frames.tolist()
+    assert (frames[-4:] == codes.SILENCE).all()
+
+
+def test_codes_and_digits_agree_with_the_quantizer() -> None:
+    phones = torch.randint(0, codes.PHONES, (40,))
+    packed = codes.pack(phones)
+    assert torch.equal(codes.unpack(packed).flatten(), phones)
+    digits = codes.digits(packed)
+    assert digits.min() >= -1
+    assert digits.max() <= 1
+    assert torch.equal(((digits + 1) * 3 ** torch.arange(8)).sum(-1), packed)
+
+
+def test_every_phone_has_a_code_of_its_own() -> None:
+    assert len(set(codes.INDEX.values())) == len(codes.INDEX) < codes.PHONES
+
+
+def test_sentences_are_clean() -> None:
+
+    assert number(342) == "three hundred and forty two"
+    assert split("He SHOUTED it.\n\nThis is plain, and short.\n\nnot a start.") == ["This is plain, and short."]
+    made = everyday(random.Random(0), 200)
+    assert len(made) == len(set(made)) > 100
+
+
+def test_word_errors() -> None:
+    assert evaluate.edits(evaluate.words("The cat, sat."), evaluate.words("the dog sat down")) == 2
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A work folder after a few steps of everything."""
+    folder = tmp_path_factory.mktemp("mini")
+    (folder / "data").mkdir()
+    items = [utterance(52), utterance(30), utterance(34), utterance(40)]
+    torch.save(items, folder / "data" / "train-00000.pt")
+    torch.save(items[:2], folder / "data" / "test-00000.pt")
+    vocabulary.write(folder / "tokenizer.json", everyday(random.Random(0), 300), CONFIG.t3.text_vocab)
+    for stage in (t3, flow, tokenizer, vocoder):
+        stage.main(["--work", str(folder), "--device", "cpu", "--steps", "2", "--batch", "2"])
+    return folder
+
+
+def test_a_stage_goes_on_where_it_stopped(work) -> None:
+    before = torch.load(work / "flow.pt", weights_only=True)["step"]
+    flow.main(["--work", str(work), "--device", "cpu", "--steps", str(before + 1), "--batch", "2"])
+    assert torch.load(work / "flow.pt", weights_only=True)["step"] == before + 1
+
+
+def test_the_asset_loads_and_speaks(work) -> None:
+    from tools.mini import export
+
+    export.main(["--work", str(work), "--device", "cpu"])
+    folder = work / "asset"
+    assert json.loads((folder / "config.json").read_text())["family"] == "tts"
+    assert sum(f.stat().st_size for f in folder.iterdir()) <= LIMIT
+    speaker = evaluate.Speaker(folder, work, steps=2)
+    assert speaker.mel(torch.tensor([1, 2, 3, 4])).shape == (80, 8)
+    wav = speaker.model.generate("Hello.", seed=0, max_new_tokens=12, n_cfm_timesteps=2)
+    assert torch.isfinite(wav).all()
+
+
+def test_training_sees_the_logits_that_sampling_sees(work) -> None:
+    """Teacher forcing through the published names against the package's network, loaded from the exported file."""
+    from tools.mini import export
+
+    export.main(["--work", str(work), "--device", "cpu"])
+    net = load_folder(work / "asset", "tts", torch.device("cpu"), torch.float32).t3
+    model = export.parameters("t3", t3.Model(0), work)
+    items = t3.examples(work, "train", t3.prepare_vocabulary(work))
+    batch = t3.collate(items[:1], "cpu")
+    voice = t3.voice_of(work, "cpu")
+    with torch.no_grad():
+        hidden, _, head = model(batch, torch.zeros(1, dtype=torch.bool), voice)
+        text, target, _ = batch
+        said = target[:, :-1]
+        x = torch.cat([net.voice_prefix(*voice), net.text_part(text, torch.zeros(1, dtype=torch.bool)),
+                       net.embed_speech(said, torch.arange(said.shape[1]))], 1)
+        wanted = net.logits(net(x, torch.arange(x.shape[1])[None])[:, -target.shape[1] :])
+    used = torch.load(work / "used.pt", weights_only=True)
+    got = (hidden @ head.t())[..., used]
+    assert (got - wanted[..., used]).abs().max() < 2e-2 * wanted.abs().max()  # half precision lies between them
+
+
+def test_the_trainable_vocoder_is_the_vocoder() -> None:
+    torch.manual_seed(0)
+    model = vocoder.Model(0)
+    net = vocoder.Hift(CONFIG.hift)
+    own = {k.removeprefix("mel2wav."): v.detach().clone() for k, v in model.body.published().items()}
+    net.load_state_dict(keymap.remap(own, keymap.HIFT))
+    mel, h = torch.randn(1, 80, 6), CONFIG.hift.harmonics + 1
+    f0, phases, noise = torch.full((1, 6), 110.0), torch.zeros(1, h, 1), torch.randn(1, h, 6 * 480)
+    with torch.no_grad():
+        got, _ = model(mel, f0, phases, noise)
+        wanted = net.decode(mel, net.spectrum(net.m_source(f0, phases, noise)))
+    assert (got.clamp(-0.99, 0.99) - wanted).abs().max() < 1e-5
+
+
+def test_pitch_of_a_voice_like_tone() -> None:
+    time = torch.arange(24_000) / 24_000
+    tone = sum(torch.sin(2 * torch.pi * 120 * k * time) / k for k in range(1, 6)) * 0.1
+    found = vocoder.pitch(tone, 48)[4:-4]
+    assert (found - 120).abs().max() < 1.5
+
+
+def test_pausing_stops_the_clock(tmp_path) -> None:
+    args = common.arguments("x").parse_args(["--work", str(tmp_path), "--seconds", "0"])
+    assert not common.setup(args).tick()

