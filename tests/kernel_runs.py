@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+from contextlib import suppress
+
 import torch
 import triton
+import triton.language.standard
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
@@ -18,8 +22,10 @@ OPTIONS = {"num_warps", "num_stages"}
 
 
 def interpret(monkeypatch) -> None:
-    """Every kernel of the package, and every function that one calls."""
-    for module in (attention, linear, sampling, snake):
+    """Every kernel of the package, and every function that one calls, the language's own included."""
+    with suppress(ImportError):  # of newer versions; at its first import it wants the language as it was
+        importlib.import_module("triton.experimental.gluon")
+    for module in (attention, linear, sampling, snake, triton.language, triton.language.standard):
         for name, value in list(vars(module).items()):
             if isinstance(value, JITFunction):
                 monkeypatch.setattr(module, name, InterpretedFunction(value.fn))

@@ -24,6 +24,7 @@ from kernel_runs import compile_launches, interpret  # noqa: E402
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 DTYPES = list(TOLERANCE)
 CPU = torch.device("cpu")
+NO_DOT = "the interpreter multiplies tiles of bfloat16 as if they were integers; float16 takes the same path"
 ROWS = [1, 2, 3, 8, 16]
 
 
@@ -55,7 +56,12 @@ def test_norm_linear(kind, act, dim, wide, rows, dtype):
     norm = some_norm(kind, dim).to(dtype)
     product = nn.Linear(dim, wide, bias=kind == "layer").to(dtype)
     x = (3 * torch.randn(rows, 1, dim) + 1).to(dtype)
+    if rows > linear.FMA_ROWS and dtype == torch.float32:
+        assert not linear.supports(x, product, norm)
+        return
     assert linear.supports(x, product, norm)
+    if rows > linear.FMA_ROWS and dtype == torch.bfloat16:
+        pytest.skip(NO_DOT)
     got = linear.norm_linear(x, norm, product, act)
     assert difference(got, norm_linear(x, norm, product, act)) < TOLERANCE[dtype]
 
@@ -68,6 +74,11 @@ def test_norm_linear(kind, act, dim, wide, rows, dtype):
 def test_linear_add(dim, wide, bias, rows, dtype):
     product = nn.Linear(dim, wide, bias=bias).to(dtype)
     x, residual = torch.randn(rows, 1, dim).to(dtype), torch.randn(rows, 1, wide).to(dtype)
+    if not linear.supports(x, product):
+        assert (rows, dtype) in {(8, torch.float32), (16, torch.float32)}
+        return
+    if rows > linear.FMA_ROWS and dtype == torch.bfloat16:
+        pytest.skip(NO_DOT)
     got = linear.linear_add(x, product, residual)
     assert difference(got, linear_add(x, product, residual)) < TOLERANCE[dtype]
 
@@ -193,9 +204,13 @@ def full_size(dtype: torch.dtype, rows: int, device=CPU):
     for kind, act, n in shapes:
         norm = some_norm(kind, dim).to(device, dtype)
         product = nn.Linear(dim, n, bias=kind == "layer", device=device, dtype=dtype)
+        if not linear.supports(x, product, norm):
+            continue
         yield lambda n=norm, p=product, a=act: [(f(x, n, p, a),) for f in (linear.norm_linear, norm_linear)]
     for given, bias in ((x, False), (wide, True)):
         product = nn.Linear(given.shape[-1], dim, bias=bias, device=device, dtype=dtype)
+        if not linear.supports(given, product):
+            continue
         yield lambda g=given, p=product: [(f(g, p, x),) for f in (linear.linear_add, linear_add)]
     for turn in (True, False):
         for live in (40, 1000):
@@ -207,8 +222,9 @@ def full_size(dtype: torch.dtype, rows: int, device=CPU):
     yield lambda: [(f(mel, mel[0, :, 0, 0]),) for f in (snake.snake, hift.snake)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("target", [80, 90])
+@pytest.mark.parametrize(
+    ("target", "dtype"), [(80, torch.float16), (80, torch.bfloat16), (90, torch.bfloat16), (90, torch.float32)], ids=str
+)
 @torch.inference_mode()
 def test_kernels_compile(target, dtype, monkeypatch):
     """What the interpreter does not see: types, layouts, shared memory. Nothing is run."""

@@ -161,13 +161,13 @@ def test_tokens_are_the_plain_steps_tokens(family, counted):
 def test_step_of_rows_at_different_positions(family, counted):
     """Logits to a tight tolerance, each row where it stands."""
     t3 = random_t3(family)
-    made, requests = runner(t3), [request(t3.config, 5, 1), request(t3.config, 11, 2), request(t3.config, 20, 3)]
+    made, requests = runner(t3), [request(t3.config, 5, 1), request(t3.config, 20, 2)]
     made._reserve(requests)
     made._admit(list(enumerate(requests)))
     rows, live = made.lanes.rows, max(lane.position for lane in made.lanes.active) + 1
     made.cache.clear(live)
     at = made.lanes.position[:rows]
-    assert len(set(at.tolist())) == 3
+    assert len(set(at.tolist())) == 2
     x = torch.randn(rows, 1, t3.config.dim)
     mask = (torch.arange(live) <= at[:, None])[:, None, None]
     wanted = t3(x, at[:, None], Decode(copy.deepcopy(made.cache), at, live, mask))

@@ -2,8 +2,8 @@
 and models/layers.linear_add.
 
 Such a product takes as long as its weights take to read, so every weight is read once, and for all rows. Up to
-FMA_ROWS rows (float32: all) each warp makes one output of every row by multiplying and adding; it sums over nothing
-but its own 32 lanes. Beyond that, half precision goes through the tensor cores.
+FMA_ROWS rows it is multiplied and added; beyond that, half precision goes through the tensor cores, and float32 is
+left to the twin, because the sums of more rows do not fit into registers.
 Compared with the twins in Triton's interpreter and compiled for sm_80 and sm_90; not yet timed on a GPU.
 """
 
@@ -24,7 +24,7 @@ except ImportError:  # the CPU builds of torch have none
     triton = None
 
 FMA_ROWS, MOST_ROWS = 4, 16  # rows by multiply-add; rows at all, beyond which a GEMM library does as well
-WARPS = 4
+WARPS = 4  # and outputs, of a program that multiplies and adds
 TILE_N, TILE_K, STAGES = 16, 256, 4  # of the tensor-core kernel
 ACTS = {None: 0, gelu: 1, swiglu: 2}  # swiglu: W is gate over up, (2 N, K)
 
@@ -52,7 +52,7 @@ if triton is not None:
         N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr,
         BIASED: tl.constexpr, ADDED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     ):  # fmt: skip
-        # Everything is (BLOCK_N, ROWS, BLOCK_K) with a warp to each n, so that layouts never have to change.
+        # Everything is (BLOCK_N, ROWS, BLOCK_K), so that nothing has to change hands before the sums at the end.
         r = tl.arange(0, ROWS)[None, :, None]
         n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N))[:, None, None]
         span = tl.arange(0, BLOCK_K)[None, None, :]
@@ -153,12 +153,12 @@ class Plan(NamedTuple):
     constants: dict[str, int]
 
 
-def plan(rows: int, n: int, k: int, half: bool, norm: int = 0, act: int = 0, **flags: bool) -> Plan:
-    """`n` outputs a row. Half precision alone has tensor cores that lose nothing."""
+def plan(rows: int, n: int, k: int, norm: int = 0, act: int = 0, **flags: bool) -> Plan:
+    """`n` outputs a row."""
     size = triton.next_power_of_2(rows)
-    if size <= FMA_ROWS or not half:
+    if size <= FMA_ROWS:
         kernel, tile_n = _by_adding, WARPS
-        tile_k = min(max(128, min(512, 1024 // size)), triton.next_power_of_2(k))  # some 32 sums a lane
+        tile_k = min(512, 1024 // size, triton.next_power_of_2(k))  # 8 to 32 sums a thread, of each kind
         stages = 1
     else:
         kernel, tile_n, stages = _by_tensor_cores, TILE_N, STAGES
@@ -170,7 +170,9 @@ def plan(rows: int, n: int, k: int, half: bool, norm: int = 0, act: int = 0, **f
 
 def supports(x: Tensor, linear: nn.Module, norm: nn.Module | None = None) -> bool:
     """Plain linears of one dtype for few rows; `x` may have any strides."""
-    if type(linear) is not nn.Linear or x.numel() > MOST_ROWS * x.shape[-1] or x.dtype != linear.weight.dtype:
+    if type(linear) is not nn.Linear or x.dtype != linear.weight.dtype:
+        return False
+    if x.numel() > (MOST_ROWS if x.element_size() == 2 else FMA_ROWS) * x.shape[-1]:
         return False
     tensors = [linear.weight, linear.bias, *([norm.weight, getattr(norm, "bias", None)] if norm is not None else [])]
     return all(t is None or t.is_contiguous() for t in tensors)
@@ -199,7 +201,7 @@ def _run(
     x = x.contiguous()
     out = x.new_empty(*x.shape[:-1], n)
     kernel, programs, constants = plan(
-        rows, n, k, x.element_size() == 2, kind, ACTS[act], BIASED=bias is not None, ADDED=residual is not None
+        rows, n, k, kind, ACTS[act], BIASED=bias is not None, ADDED=residual is not None
     )
     given = (norm.weight if kind else None, shift, weight, bias, None if residual is None else residual.contiguous())
     tensors = [x if t is None else t for t in given]  # what the constants leave unread may be any address
