@@ -127,6 +127,7 @@ def counted(monkeypatch):
     from kernel_runs import interpret
 
     interpret(monkeypatch)
+    monkeypatch.setattr(linear, "WARPS", 64)  # so many outputs a program: a program costs the same whatever it holds
     counts = dict.fromkeys(KERNELS[:4], 0)
     places = (linear, "norm_linear"), (attention, "decode"), (linear, "linear_add"), (sampling, "draw")
     def counting(name, plain):
@@ -187,7 +188,7 @@ def test_only_what_passed_and_what_is_wanted_runs(counted):
         return name == "attention"
 
     made = runner(t3, ("norm_linear", "attention"), judge)
-    made.generate([request(t3.config)])
+    made.generate([request(t3.config, max_new_tokens=2)])
     assert {name for name, _ in tried} == {"norm_linear", "attention"}
     assert len(tried) == len(set(tried)), "once a shape"
     assert counted["attention"]
@@ -208,7 +209,7 @@ def test_every_kernel_passes_its_own_trial(counted):
 
 def test_filters_that_sort_are_left_to_the_twin(counted):
     t3 = random_t3("tts")
-    runner(t3).generate([request(t3.config, top_p=0.9)])
+    runner(t3).generate([request(t3.config, top_p=0.9, max_new_tokens=2)])
     assert counted["attention"]
     assert not counted["sampling"]
 
@@ -217,6 +218,6 @@ def test_quantised_linears_are_left_to_their_twin(counted):
     t3 = random_t3("tts")
     made = TokenRunner(copy.deepcopy(t3), EXACT.replace(few_rows=True))
     made.kernels = StepKernels(made.t3, KERNELS, judge=lambda *args, **named: True)
-    made.generate([request(t3.config)])
+    made.generate([request(t3.config, max_new_tokens=2)])
     assert counted["attention"]
     assert not counted["norm_linear"] + counted["linear_add"]

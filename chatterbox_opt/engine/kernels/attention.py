@@ -65,7 +65,8 @@ if triton is not None:
             best = tl.sum(q * k.to(tl.float32), 0) * scale
             mass = 1.0
             total = v.to(tl.float32)
-        for start in range(first, last, BLOCK):
+        start = first
+        while start < last:  # the interpreter's `range` takes no number out of memory
             s = start + tl.arange(0, BLOCK)
             at = base + s[:, None] * DIM + d[None, :]
             there = (s < last)[:, None] & inside[None, :]
@@ -78,6 +79,7 @@ if triton is not None:
             mass = mass * shrink + tl.sum(weight, 0)
             total = total * shrink + tl.sum(weight[:, None] * v, 0)
             best = top
+            start += BLOCK
         if SPLIT:
             at = parts + (head * splits + part).to(tl.int64) * (WIDTH + 2)
             tl.store(at + d, total)
