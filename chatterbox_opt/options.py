@@ -6,6 +6,8 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+KERNELS = ("norm_linear", "attention", "linear_add", "sampling", "snake")  # by what they compute
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
@@ -47,7 +49,7 @@ class EngineOptions:
     prefix_cache: bool = True  # exact. keep a voice's k/v and copy it into slots
     few_rows: bool = True  # exact. products of up to 16 rows laid out for reading W once (CPU, float32)
     short_convs: bool = True  # exact. convolutions of the vocoder with half the products (CPU, float32)
-    kernels: bool = True  # exact. Triton kernels on CUDA; False = their plain-torch twins
+    kernels: bool | tuple[str, ...] = True  # exact. Triton kernels on CUDA; a tuple = only these of KERNELS
     mel_bucket: int = 50  # exact. flow lengths are padded to multiples of this many frames (CUDA)
     cfm_schedule: str = "cosine"  # approximate unless "cosine". "cosine" | "sway": more steps early
     cfg_off_last: int = 0  # approximate. Euler steps at the end that run without guidance
@@ -64,6 +66,10 @@ class EngineOptions:
         _choice("compile", self.compile, ("auto", None, "cudagraph", "reduce-overhead"))
         _choice("cfm_schedule", self.cfm_schedule, ("cosine", "sway"))
         _choice("resampler", self.resampler, ("auto", "device", "exact"))
+        if not isinstance(self.kernels, bool):
+            known = isinstance(self.kernels, tuple) and set(self.kernels) <= set(KERNELS)
+            if not known:
+                raise ValueError(f"kernels={self.kernels!r}: True, False or a tuple of {', '.join(KERNELS)} is needed")
         _integer("slots", self.slots, low=1, high=1024)
         _integer("cache_len", self.cache_len, low=64)
         _integer("poll_every", self.poll_every, low=1)
@@ -82,6 +88,9 @@ class EngineOptions:
             mel_bucket=1, runaway_guard=False, resampler="exact",
         )
         return cls(**{**plain, **changes})
+
+    def wants(self, kernel: str) -> bool:
+        return self.kernels if isinstance(self.kernels, bool) else kernel in self.kernels
 
     def replace(self, **changes: object) -> EngineOptions:
         return dataclasses.replace(self, **changes)

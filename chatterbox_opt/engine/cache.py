@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +89,15 @@ class Decode:
     mask: Tensor | None = None  # (R, 1, 1, live), True = attend
     uniform: int | None = None  # the position, where all rows stand at the same one: a slice beats a scatter
     flash: bool = False
+    kernel: Callable | None = None  # kernels.attention.decode, which needs none of the mask, nor of `uniform`
+
+    @property
+    def fused(self) -> Callable | None:
+        return None if self.kernel is None else self._fused
+
+    def _fused(self, layer: int, qkv: Tensor, rope: Tensor | None) -> Tensor:
+        keys, values = self.cache.k[layer, : len(qkv)], self.cache.v[layer, : len(qkv)]
+        return self.kernel(qkv, rope, keys, values, self.positions, self.live)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows = len(k)

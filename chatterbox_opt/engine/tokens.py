@@ -14,10 +14,12 @@ from torch import Tensor
 
 from ..config import STOP_SPEECH
 from ..models.t3 import T3
-from ..options import EngineOptions, SamplingOptions
+from ..options import KERNELS, EngineOptions, SamplingOptions
 from .cache import Decode, Prefill, StaticKVCache
 from .graphs import Captured, bucket
 from .guard import ran_away
+from .kernels import sampling as sampling_kernel
+from .kernels.step import StepKernels, available
 from .lanes import Lane, Lanes
 from .noise import RequestNoise
 from .prefix import PrefixCache
@@ -54,9 +56,16 @@ class TokenRunner:
         self.device, self.dtype = weight.device, weight.dtype
         self.prefixes = PrefixCache(t3, options.prefix_cache)
         self.captured = Captured(options.compile, self.device)
+        self.kernels = self._choose_kernels()
         self.cache: StaticKVCache | None = None
         self.lanes: Lanes | None = None
         self.lock = threading.Lock()  # one cache: calls from several threads take turns
+
+    def _choose_kernels(self) -> StepKernels:
+        usable = self.device.type == "cuda" and available()
+        usable = usable and self.options.compile != "reduce-overhead"  # that makes its own
+        names = [name for name in KERNELS if usable and self.options.wants(name)]
+        return StepKernels(self.t3, names, self.options.attention == "flash")
 
     # ---- the call --------------------------------------------------------------------------------
 
@@ -151,6 +160,7 @@ class TokenRunner:
     def _make_room(self, slots: int, rows: int, length: int) -> None:
         if self.captured.on:  # a captured batch is padded to a power of two
             slots, rows = bucket(slots), bucket(slots) * (rows // slots)
+        self.kernels.fit(rows)
         if self.cache is None or not self.cache.fits(rows, length):
             rows = max(rows, self.cache.rows if self.cache else 0)
             length = max(-(-length // STEP) * STEP, self.cache.length if self.cache else 0)
@@ -253,11 +263,11 @@ class TokenRunner:
         x = self.t3.embed_speech(lanes.token[:n], lanes.step[:n])  # (n, D)
         x = x[lanes.lane_of_row[:rows]].unsqueeze(1)  # (rows, 1, D)
         positions = lanes.position[:rows]
-        mask = None
-        if uniform is None:
+        mask, kernel = None, self.kernels.attention(rows)
+        if uniform is None and kernel is None:
             mask = (lanes.span[:live] <= positions[:, None])[:, None, None]
         flash = self.options.attention == "flash"
-        hidden = self.t3(x, positions[:, None], Decode(self.cache, positions, live, mask, uniform, flash))
+        hidden = self.t3(x, positions[:, None], Decode(self.cache, positions, live, mask, uniform, flash, kernel))
         token = self._pick(self.t3.logits(hidden[:, 0]), lanes.cond[:n], lanes.uncond[:n], slice(0, n))
         lanes.seen[:n].scatter_(1, token[:, None], True)
         lanes.token[:n] = token
@@ -268,6 +278,9 @@ class TokenRunner:
     def _pick(self, logits: Tensor, cond: Tensor, uncond: Tensor, span: slice) -> Tensor:
         lanes = self.lanes
         params = lanes.params_of(span)
+        if self.kernels.samples(self.filters):
+            given = lanes.seen[span], lanes.noise[span], params, self.filters.min_p
+            return sampling_kernel.draw(logits, cond, uncond, *given)
         pick = next_token_turbo if self.config.is_gpt else next_token
         if not self.config.is_gpt:
             # Rows without guidance name their own row twice: the difference is 0.

@@ -22,6 +22,7 @@ from ..models.hift import FLOAT32, Conv, Hift, ResBlock, reach, snake
 from ..options import EngineOptions
 from .graphs import Captured, bucket
 from .kernels import snake as kernels
+from .kernels import trial
 from .kernels.toom import ToomConv, Workspace, worthwhile
 from .noise import RequestNoise
 
@@ -137,13 +138,23 @@ class WavRunner:
     def _choose_kernels(self) -> None:
         on_cpu = self.device.type == "cpu" and self.hift.conv_pre.weight.dtype == torch.float32
         workspace = Workspace()
-        fused = self.options.kernels and self.device.type == "cuda" and kernels.available()
+        fused = self.options.wants("snake") and self.device.type == "cuda" and kernels.available()
         for module in self.hift.modules():
             if isinstance(module, ResBlock):
-                module.snake = kernels.snake if fused else snake
+                module.snake = kernels.snake if fused and self._trusts_snake(module) else snake
             elif isinstance(module, Conv):
                 fewer = self.options.short_convs and on_cpu and worthwhile(module)
                 module.fast = ToomConv(module, workspace) if fewer else None
+
+    def _trusts_snake(self, block: ResBlock) -> bool:
+        weight = block.convs1[0].weight
+        channels, alpha = weight.shape[1], block.activations1[0].alpha
+        x = torch.linspace(-3, 3, 4096 * channels, device=self.device).view(1, 1, 4096, channels).permute(0, 3, 1, 2)
+        x, tolerance = x.to(weight.dtype), trial.TOLERANCE[weight.dtype]
+        shape = f"{channels} channels, {str(weight.dtype).removeprefix('torch.')}"
+        # with and without a scale, as a block has them; the second is done in place
+        both = [lambda i, f=f: (f(f(x, alpha)),) for f in (kernels.snake, snake)]
+        return trial.accepts("snake", shape, *both, device=self.device, tolerance=tolerance)
 
 
 def windows(row: int, total: int, size: int, reach: int) -> list[Window]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import T3Config
-from .layers import attend
+from .layers import attend, gelu, linear_add, norm_linear
 from .llama import KV
 
 
@@ -17,10 +17,12 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.dim, 3 * config.dim)
         self.c_proj = nn.Linear(config.dim, config.dim)
 
-    def forward(self, x: Tensor, layer: int, kv: KV | None) -> Tensor:
-        qkv = self.c_attn(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, Dh)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, Dh)
-        return self.c_proj(attend(q, k, v, causal=True) if kv is None else kv(layer, q, k, v))
+    def forward(self, qkv: Tensor, layer: int, kv: KV | None) -> Tensor:
+        """(B, T, 3*D) -> (B, T, D), not yet projected."""
+        if (fused := getattr(kv, "fused", None)) is not None:
+            return fused(layer, qkv, None)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, Dh)
+        return attend(q, k, v, causal=True) if kv is None else kv(layer, q, k, v)
 
 
 class MLP(nn.Module):
@@ -28,9 +30,6 @@ class MLP(nn.Module):
         super().__init__()
         self.c_fc = nn.Linear(config.dim, config.ff)
         self.c_proj = nn.Linear(config.ff, config.dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
 
 
 class LayerNorm(nn.LayerNorm):
@@ -40,6 +39,9 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Block(nn.Module):
+    norm_linear = staticmethod(norm_linear)  # the engine may put fused kernels here
+    linear_add = staticmethod(linear_add)
+
     def __init__(self, config: T3Config) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(config.dim, config.norm_eps)
@@ -48,8 +50,9 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, layer: int, kv: KV | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), layer, kv)
-        return x + self.mlp(self.ln_2(x))
+        qkv = self.norm_linear(x, self.ln_1, self.attn.c_attn)
+        x = self.linear_add(self.attn(qkv, layer, kv), self.attn.c_proj, x)
+        return self.linear_add(self.norm_linear(x, self.ln_2, self.mlp.c_fc, gelu), self.mlp.c_proj, x)
 
 
 class Gpt2(nn.Module):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..config import T3Config
 
@@ -37,5 +39,28 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """q (B, H, T, Dh), k and v (B, H, S, Dh) -> (B, T, H*Dh)."""
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     return out.transpose(1, 2).flatten(2)
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """(..., 2 F), gate then up -> (..., F)."""
+    gate, up = x.chunk(2, -1)
+    return F.silu(gate) * up
+
+
+def gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+# The two forms of product that a transformer's block is made of. Its blocks hold them as attributes, so that the
+# engine may put a fused kernel in their place.
+
+
+def norm_linear(x: Tensor, norm: nn.Module, linear: nn.Module, act: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    y = linear(norm(x))
+    return y if act is None else act(y)
+
+
+def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
+    return residual + linear(x)

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import T3Config
-from .layers import attend, rope_table, rotate
+from .layers import attend, linear_add, norm_linear, rope_table, rotate, swiglu
 
 # (layer, q, k, v) of the new positions, each (B, H, T, Dh) -> (B, T, H*Dh): remembers k and v, and attends to
-# everything remembered. The engine's cache has this shape.
+# everything remembered. The engine's cache has this shape. Where it has a `fused` that is not None, that is called
+# instead, with (layer, qkv (B, 1, 3*D), rope or None): it splits, turns, remembers and attends at once.
 KV = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -34,12 +35,15 @@ class Attention(nn.Module):
         self.qkv_proj = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, x: Tensor, rope: Tensor, layer: int, kv: KV | None) -> Tensor:
-        qkv = self.qkv_proj(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, Dh)
+    def forward(self, qkv: Tensor, rope: Tensor, layer: int, kv: KV | None) -> Tensor:
+        """(B, T, 3*D) -> (B, T, D), not yet projected."""
+        if (fused := getattr(kv, "fused", None)) is not None:
+            return fused(layer, qkv, rope)
+        qkv = qkv.unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, Dh)
         turned = rotate(qkv[:, :, :2].flatten(2, 3), rope)  # (B, T, 2H, Dh)
         q, k = turned.transpose(1, 2).split(self.heads, 1)  # (B, H, T, Dh)
         v = qkv[:, :, 2].transpose(1, 2)
-        return self.o_proj(attend(q, k, v, causal=True) if kv is None else kv(layer, q, k, v))
+        return attend(q, k, v, causal=True) if kv is None else kv(layer, q, k, v)
 
 
 class MLP(nn.Module):
@@ -48,12 +52,11 @@ class MLP(nn.Module):
         self.gate_up_proj = nn.Linear(config.dim, 2 * config.ff, bias=False)
         self.down_proj = nn.Linear(config.ff, config.dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, -1)
-        return self.down_proj(F.silu(gate) * up)
-
 
 class Block(nn.Module):
+    norm_linear = staticmethod(norm_linear)  # the engine may put fused kernels here
+    linear_add = staticmethod(linear_add)
+
     def __init__(self, config: T3Config) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
@@ -62,8 +65,11 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, rope: Tensor, layer: int, kv: KV | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, layer, kv)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        attn, mlp = self.self_attn, self.mlp
+        qkv = self.norm_linear(x, self.input_layernorm, attn.qkv_proj)
+        x = self.linear_add(attn(qkv, rope, layer, kv), attn.o_proj, x)
+        hidden = self.norm_linear(x, self.post_attention_layernorm, mlp.gate_up_proj, swiglu)
+        return self.linear_add(hidden, mlp.down_proj, x)
 
 
 class Llama(nn.Module):

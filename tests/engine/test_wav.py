@@ -122,28 +122,6 @@ def test_half_precision_keeps_fundamentals_and_transforms_whole(net):
     assert noise < 10**-2.5, f"{-10 * noise.log10():.1f} dB"
 
 
-def test_fused_snake_is_its_twin():
-    kernels = pytest.importorskip("chatterbox_opt.engine.kernels.snake")
-    if not kernels.available():
-        pytest.skip("triton is not installed")
-    from triton.runtime.interpreter import InterpretedFunction
-
-    from chatterbox_opt.models.hift import snake
-
-    kernel = InterpretedFunction(kernels._snake.fn)
-    x = (3 * torch.randn(2, 24, 1, 37)).contiguous(memory_format=torch.channels_last)
-    scale = torch.rand(24) + 0.5
-    for given in (scale, None):
-        for dtype, bound in ((torch.float32, 1e-6), (torch.bfloat16, 2e-2)):
-            out = torch.empty_like(x, dtype=dtype)
-            kernel[(-(-x.numel() // 1024),)](
-                x.to(dtype), scale.to(dtype), out, x.numel(), 24, SCALED=given is not None, BLOCK=1024
-            )
-            assert error(out.float(), snake(x.clone(), given)) < bound
-    with pytest.raises(ValueError, match="channels last"):
-        kernels.snake(torch.randn(1, 4, 2, 3))
-
-
 @pytest.mark.parametrize("taps", [1, 3, 5, 7, 9, 11])
 @pytest.mark.parametrize("dilation", [1, 3, 5])
 @torch.inference_mode()

@@ -1,0 +1,131 @@
+"""One new position a row: rope, the write into the cache and the attention to it, in one launch or two. Its twin is
+the models' Attention over engine/cache.Decode.
+
+A row reads its own positions and no more, however long the live part is; nothing waits for the host, because the grid
+follows from `live` alone. Where rows and heads are too few to fill the device, the positions are dealt out to several
+programs, and a second launch joins what they found.
+Compared with the twin in Triton's interpreter and compiled for sm_80 and sm_90; not yet timed on a GPU.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # the CPU builds of torch have none
+    triton = None
+
+BLOCK = 64  # positions a program looks at together
+PROGRAMS = 264  # that keep a device busy: two to each multiprocessor of the largest
+
+
+if triton is not None:
+
+    @triton.jit
+    def _turned(at, partner, table, d, inside, TURN: tl.constexpr):
+        """A head's channels from `at`, each pair turned by its angle; what is stored is what the twin would store."""
+        x = tl.load(at + d, mask=inside, other=0.0).to(tl.float32)
+        if TURN:
+            other = tl.load(at + partner, mask=inside, other=0.0).to(tl.float32)
+            cos = tl.load(table + d // 2 * 2, mask=inside, other=0.0)
+            sin = tl.load(table + d // 2 * 2 + 1, mask=inside, other=0.0)
+            x = x * cos + tl.where(d % 2 == 0, -other, other) * sin
+        return x.to(at.dtype.element_ty)
+
+    @triton.jit(do_not_specialize=["chunk", "splits", "rope_step"])
+    def _attend(
+        qkv, rope, keys, values, positions, out, parts, chunk, splits, rope_step, row_step, head_step, scale,
+        HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, TURN: tl.constexpr, SPLIT: tl.constexpr,
+        BLOCK: tl.constexpr,
+    ):  # fmt: skip
+        head, part = tl.program_id(0), tl.program_id(1)
+        row, h = head // HEADS, head % HEADS
+        d = tl.arange(0, WIDTH)
+        inside = d < DIM
+        partner = d + 1 - d % 2 * 2
+        position = tl.load(positions + row).to(tl.int32)
+        first = part * chunk
+        last = tl.minimum(first + chunk, position)  # the new position itself comes from registers
+        base = row.to(tl.int64) * row_step + h * head_step
+        new = qkv + row * 3 * HEADS * DIM + h * DIM
+        table = rope + row * rope_step
+        q = _turned(new, partner, table, d, inside, TURN).to(tl.float32)
+        best = -float("inf")
+        mass = 0.0
+        total = tl.zeros((WIDTH,), tl.float32)
+        if (first <= position) & (position < first + chunk):
+            k = _turned(new + HEADS * DIM, partner, table, d, inside, TURN)
+            v = tl.load(new + 2 * HEADS * DIM + d, mask=inside, other=0.0)
+            here = base + position * DIM + d
+            tl.store(keys + here, k, mask=inside)
+            tl.store(values + here, v, mask=inside)
+            best = tl.sum(q * k.to(tl.float32), 0) * scale
+            mass = 1.0
+            total = v.to(tl.float32)
+        start = first
+        while start < last:  # the interpreter's `range` takes no number out of memory
+            s = start + tl.arange(0, BLOCK)
+            at = base + s[:, None] * DIM + d[None, :]
+            there = (s < last)[:, None] & inside[None, :]
+            k = tl.load(keys + at, mask=there, other=0.0).to(tl.float32)
+            v = tl.load(values + at, mask=there, other=0.0).to(tl.float32)
+            score = tl.where(s < last, tl.sum(k * q[None, :], 1) * scale, -float("inf"))
+            top = tl.maximum(best, tl.max(score, 0))
+            weight = tl.exp(score - top)
+            shrink = tl.exp(best - top)
+            mass = mass * shrink + tl.sum(weight, 0)
+            total = total * shrink + tl.sum(weight[:, None] * v, 0)
+            best = top
+            start += BLOCK
+        if SPLIT:
+            at = parts + (head * splits + part).to(tl.int64) * (WIDTH + 2)
+            tl.store(at + d, total)
+            tl.store(at + WIDTH, best)
+            tl.store(at + WIDTH + 1, mass)
+        else:
+            tl.store(out + head * DIM + d, (total / mass).to(out.dtype.element_ty), mask=inside)
+
+    @triton.jit(do_not_specialize=["splits"])
+    def _join(parts, out, splits, DIM: tl.constexpr, WIDTH: tl.constexpr, MOST: tl.constexpr):
+        head = tl.program_id(0)
+        s, d = tl.arange(0, MOST), tl.arange(0, WIDTH)
+        at = parts + (head * splits + s).to(tl.int64) * (WIDTH + 2)
+        best = tl.load(at + WIDTH, mask=s < splits, other=-float("inf"))
+        weight = tl.exp(best - tl.max(best, 0))  # 0 for parts behind the row's position
+        mass = tl.sum(weight * tl.load(at + WIDTH + 1, mask=s < splits, other=0.0), 0)
+        total = tl.load(at[:, None] + d[None, :], mask=(s < splits)[:, None], other=0.0)
+        total = tl.sum(total * weight[:, None], 0) / mass
+        tl.store(out + head * DIM + d, total.to(out.dtype.element_ty), mask=d < DIM)
+
+
+def split(heads: int, live: int) -> tuple[int, int]:
+    """Programs a head's `live` positions are dealt out to, and how many positions each of them takes."""
+    splits = max(1, min(-(-PROGRAMS // heads), -(-live // BLOCK)))
+    chunk = -(-live // (splits * BLOCK)) * BLOCK
+    return -(-live // chunk), chunk
+
+
+def decode(qkv: Tensor, rope: Tensor | None, keys: Tensor, values: Tensor, positions: Tensor, live: int) -> Tensor:
+    """qkv (R, 1, 3 H Dh), rope (R|1, 1, Dh/2, 2) or None, keys and values (R, H, S, Dh) with Dh and S as they lie in
+    the cache, positions (R,) below `live` -> (R, 1, H Dh)."""
+    rows, heads, _, dim = keys.shape
+    if keys.stride() != values.stride() or keys.stride()[2:] != (dim, 1):
+        raise ValueError(f"strides {keys.stride()} and {values.stride()}: positions of {dim} channels must be dense")
+    qkv, width = qkv.contiguous(), triton.next_power_of_2(dim)
+    out = qkv.new_empty(rows, 1, heads * dim)
+    splits, chunk = split(rows * heads, live)
+    parts = torch.empty(rows * heads * splits * (width + 2), device=qkv.device) if splits > 1 else out
+    step = 0 if rope is None or len(rope) == 1 else dim
+    with torch.cuda.device_of(qkv):
+        _attend[(rows * heads, splits)](
+            qkv, qkv if rope is None else rope.contiguous(), keys, values, positions, out, parts, chunk, splits, step,
+            keys.stride(0), keys.stride(1), dim**-0.5,
+            HEADS=heads, DIM=dim, WIDTH=width, TURN=rope is not None, SPLIT=splits > 1, BLOCK=BLOCK, num_warps=4,
+        )  # fmt: skip
+        if splits > 1:
+            most = triton.next_power_of_2(splits)
+            _join[(rows * heads,)](parts, out, splits, DIM=dim, WIDTH=width, MOST=most, num_warps=4)
+    return out

@@ -1,0 +1,210 @@
+"""act(norm(x) @ W.T + b) + residual for the few rows of a decode step, in one launch. Twins: models/layers.norm_linear
+and models/layers.linear_add.
+
+Such a product takes as long as its weights take to read, so every weight is read once, and for all rows. Up to
+FMA_ROWS rows it is multiplied and added; beyond that, half precision goes through the tensor cores, and float32 is
+left to the twin, because the sums of more rows do not fit into registers.
+Compared with the twins in Triton's interpreter and compiled for sm_80 and sm_90; not yet timed on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...models.layers import gelu, swiglu
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # the CPU builds of torch have none
+    triton = None
+
+FMA_ROWS, MOST_ROWS = 4, 16  # rows by multiply-add; rows at all, beyond which a GEMM library does as well
+WARPS = 4  # and outputs, of a program that multiplies and adds
+TILE_N, TILE_K, STAGES = 16, 256, 4  # of the tensor-core kernel
+ACTS = {None: 0, gelu: 1, swiglu: 2}  # swiglu: W is gate over up, (2 N, K)
+
+
+if triton is not None:
+
+    @triton.jit
+    def _finish(
+        y, gate, bias, residual, out, at, n, inside, ACT: tl.constexpr, BIASED: tl.constexpr, ADDED: tl.constexpr
+    ):  # fmt: skip
+        if BIASED:
+            y += tl.load(bias + n, mask=inside, other=0.0).to(tl.float32)
+        if ACT == 1:  # GPT-2's 0.5 y (1 + tanh u), written y sigmoid(2u): no difference of nearly equal numbers
+            y = y / (1.0 + tl.exp(-1.5957691216057308 * (y + 0.044715 * y * y * y)))
+        if ACT == 2:
+            y = gate / (1.0 + tl.exp(-gate)) * y
+        if ADDED:
+            y = y.to(out.dtype.element_ty).to(tl.float32)  # the twin's product is rounded before the sum
+            y += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + at, y.to(out.dtype.element_ty), mask=inside)
+
+    @triton.jit(do_not_specialize=["rows"])
+    def _by_adding(
+        x, gain, shift, weight, bias, residual, out, rows, eps,
+        N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr,
+        BIASED: tl.constexpr, ADDED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    ):  # fmt: skip
+        # Everything is (BLOCK_N, ROWS, BLOCK_K), so that nothing has to change hands before the sums at the end.
+        r = tl.arange(0, ROWS)[None, :, None]
+        n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N))[:, None, None]
+        span = tl.arange(0, BLOCK_K)[None, None, :]
+        zero = tl.zeros((BLOCK_N, ROWS, BLOCK_K), tl.float32)
+        mean = tl.zeros((BLOCK_N, ROWS, 1), tl.float32)
+        if NORM == 2:
+            total = zero
+            for start in tl.static_range(0, K, BLOCK_K):
+                k = start + span
+                at = tl.broadcast_to(x + r * K + k, (BLOCK_N, ROWS, BLOCK_K))
+                total += tl.load(at, mask=(r < rows) & (k < K), other=0.0).to(tl.float32)
+            mean = tl.sum(total, 2)[:, :, None] / K
+        squares, main, gated = zero, zero, zero
+        constant = tl.zeros((BLOCK_N, 1, BLOCK_K), tl.float32)
+        for start in tl.static_range(0, K, BLOCK_K):
+            k = start + span
+            at_w = weight + n * K + k
+            inside = (n < N) & (k < K)
+            w = tl.load(at_w + (N * K if ACT == 2 else 0), mask=inside, other=0.0).to(tl.float32)
+            at = tl.broadcast_to(x + r * K + k, (BLOCK_N, ROWS, BLOCK_K))
+            v = tl.load(at, mask=(r < rows) & (k < K), other=0.0).to(tl.float32)
+            if NORM == 2:
+                v = tl.where(k < K, v - mean, 0.0)
+                b = tl.load(tl.broadcast_to(shift + k, (BLOCK_N, 1, BLOCK_K)), mask=k < K, other=0.0).to(tl.float32)
+                constant += w * b
+            if NORM != 0:
+                g = tl.load(tl.broadcast_to(gain + k, (BLOCK_N, 1, BLOCK_K)), mask=k < K, other=0.0).to(tl.float32)
+                squares += v * v
+                v = v * g
+            main += w * v
+            if ACT == 2:
+                gated += tl.load(at_w, mask=inside, other=0.0).to(tl.float32) * v
+        y, gate = tl.sum(main, 2), tl.sum(gated, 2)
+        if NORM != 0:
+            size = 1.0 / tl.sqrt(tl.sum(squares, 2) / K + eps)  # what is linear in it waited until here
+            y, gate = y * size, gate * size
+        if NORM == 2:
+            y += tl.sum(constant, 2)
+            # a gated LayerNorm would need its own constant; no model here has one
+        n = tl.reshape(n, (BLOCK_N, 1))
+        r = tl.reshape(r, (1, ROWS))
+        inside = (r < rows) & (n < N)
+        n, at = tl.broadcast_to(n, (BLOCK_N, ROWS)), r * N + n
+        _finish(y, gate, bias, residual, out, at, n, inside, ACT, BIASED, ADDED)
+
+    @triton.jit(do_not_specialize=["rows"])
+    def _by_tensor_cores(
+        x, gain, shift, weight, bias, residual, out, rows, eps,
+        N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr,
+        BIASED: tl.constexpr, ADDED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    ):  # fmt: skip
+        r = tl.arange(0, ROWS)
+        n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+        span = tl.arange(0, BLOCK_K)
+        mean = tl.zeros((ROWS,), tl.float32)
+        size = tl.zeros((ROWS,), tl.float32)
+        if NORM == 2:
+            for start in range(0, K, BLOCK_K):
+                k = start + span
+                here = (r < rows)[:, None] & (k < K)[None, :]
+                mean += tl.sum(tl.load(x + r[:, None] * K + k[None, :], mask=here, other=0.0).to(tl.float32), 1)
+            mean = mean / K
+        if NORM != 0:
+            for start in range(0, K, BLOCK_K):
+                k = start + span
+                here = (r < rows)[:, None] & (k < K)[None, :]
+                v = tl.load(x + r[:, None] * K + k[None, :], mask=here, other=0.0).to(tl.float32) - mean[:, None]
+                size += tl.sum(tl.where(here, v * v, 0.0), 1)
+            size = 1.0 / tl.sqrt(size / K + eps)
+        main = tl.zeros((BLOCK_N, ROWS), tl.float32)
+        gated = tl.zeros((BLOCK_N, ROWS), tl.float32)
+        for start in range(0, K, BLOCK_K):
+            k = start + span
+            at_w = weight + n[:, None] * K + k[None, :]
+            inside = (n < N)[:, None] & (k < K)[None, :]
+            w = tl.load(at_w + (N * K if ACT == 2 else 0), mask=inside, other=0.0)
+            v = tl.load(x + r[:, None] * K + k[None, :], mask=(r < rows)[:, None] & (k < K)[None, :], other=0.0)
+            if NORM != 0:
+                u = (v.to(tl.float32) - mean[:, None]) * size[:, None]
+                u = u * tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
+                if NORM == 2:
+                    u += tl.load(shift + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
+                v = u.to(x.dtype.element_ty)
+            v = tl.trans(v)
+            main = tl.dot(w, v, main)
+            if ACT == 2:
+                gated = tl.dot(tl.load(at_w, mask=inside, other=0.0), v, gated)
+        n, r = n[:, None], r[None, :]
+        at, inside = r * N + n, (r < rows) & (n < N)
+        _finish(main, gated, bias, residual, out, at, tl.broadcast_to(n, (BLOCK_N, ROWS)), inside, ACT, BIASED, ADDED)
+
+
+class Plan(NamedTuple):
+    """A kernel with its constants, and how many programs run it."""
+
+    kernel: Any
+    programs: int
+    constants: dict[str, int]
+
+
+def plan(rows: int, n: int, k: int, norm: int = 0, act: int = 0, **flags: bool) -> Plan:
+    """`n` outputs a row."""
+    size = triton.next_power_of_2(rows)
+    if size <= FMA_ROWS:
+        kernel, tile_n = _by_adding, WARPS
+        tile_k = min(512, 1024 // size, triton.next_power_of_2(k))  # 8 to 32 sums a thread, of each kind
+        stages = 1
+    else:
+        kernel, tile_n, stages = _by_tensor_cores, TILE_N, STAGES
+        size = 16  # the least that a product of two tiles takes
+        tile_k = min(TILE_K if act != 2 else TILE_K // 2, max(16, triton.next_power_of_2(k)))  # gate and up: two tiles
+    shape = dict(N=n, K=k, ROWS=size, NORM=norm, ACT=act, BLOCK_N=tile_n, BLOCK_K=tile_k)
+    return Plan(kernel, triton.cdiv(n, tile_n), dict(**shape, **flags, num_warps=WARPS, num_stages=stages))
+
+
+def supports(x: Tensor, linear: nn.Module, norm: nn.Module | None = None) -> bool:
+    """Plain linears of one dtype for few rows; `x` may have any strides."""
+    if type(linear) is not nn.Linear or x.dtype != linear.weight.dtype:
+        return False
+    if x.numel() > (MOST_ROWS if x.element_size() == 2 else FMA_ROWS) * x.shape[-1]:
+        return False
+    tensors = [linear.weight, linear.bias, *([norm.weight, getattr(norm, "bias", None)] if norm is not None else [])]
+    return all(t is None or t.is_contiguous() for t in tensors)
+
+
+def norm_linear(x: Tensor, norm: nn.Module, linear: nn.Linear, act: Callable | None = None) -> Tensor:
+    return _run(x, linear, norm=norm, act=act)
+
+
+def linear_add(x: Tensor, linear: nn.Linear, residual: Tensor) -> Tensor:
+    return _run(x, linear, residual=residual)
+
+
+def _run(
+    x: Tensor, linear: nn.Linear, norm: nn.Module | None = None, act: Callable | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    weight, bias = linear.weight, linear.bias
+    (n, k), rows = weight.shape, x.numel() // x.shape[-1]
+    if act is swiglu:
+        n //= 2
+        if bias is not None:
+            raise ValueError("gate and up with a bias: no model has them, and the kernel does not")
+    shift = getattr(norm, "bias", None)
+    kind = 0 if norm is None else 1 if shift is None else 2
+    x = x.contiguous()
+    out = x.new_empty(*x.shape[:-1], n)
+    kernel, programs, constants = plan(
+        rows, n, k, kind, ACTS[act], BIASED=bias is not None, ADDED=residual is not None
+    )
+    given = (norm.weight if kind else None, shift, weight, bias, None if residual is None else residual.contiguous())
+    tensors = [x if t is None else t for t in given]  # what the constants leave unread may be any address
+    with torch.cuda.device_of(x):
+        kernel[(programs,)](x, *tensors, out, rows, norm.eps if kind else 0.0, **constants)
+    return out

@@ -1,0 +1,172 @@
+"""Which of a decode step's operations run as kernels: T3's blocks, cache and sampling ask here, call by call."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...models import layers
+from ...models.t3 import T3
+from ..cache import Decode, StaticKVCache
+from ..graphs import bucket
+from ..sampling import Filters, RowParams, guide, next_token
+from . import attention, linear, sampling, trial
+
+MOST_ROWS = 32  # tried at all; what more rows do to attention is more of the same
+LIVE = 512  # positions of a trial, 20 s of speech
+LANES = 2  # of a trial of sampling
+
+
+def available() -> bool:
+    return linear.triton is not None
+
+
+class StepKernels:
+    """`wanted`: names of options.KERNELS. A row count is judged by the next power of two, as kernels are compiled."""
+
+    def __init__(
+        self, t3: T3, wanted: Collection[str], flash: bool = False, judge: Callable[..., bool] = trial.accepts
+    ) -> None:
+        self.t3, self.wanted, self.flash, self.judge = t3, frozenset(wanted), flash, judge
+        self.device, self.dtype = t3.speech_emb.weight.device, t3.speech_emb.weight.dtype
+        self.good: set[tuple] = set()
+        self._tried: set[int] = set()
+        self._sampling_tried = False
+        gpt = t3.config.is_gpt
+        self.blocks = list(t3.tfmr.h if gpt else t3.tfmr.layers)
+        for block in self.blocks:  # what another runner left there goes
+            block.norm_linear = self.norm_linear if "norm_linear" in self.wanted else layers.norm_linear
+            block.linear_add = self.linear_add if "linear_add" in self.wanted else layers.linear_add
+        self._attn = [b.attn if gpt else b.self_attn for b in self.blocks]
+        self._products = [gpt2_products(b) if gpt else llama_products(b) for b in self.blocks]
+
+    # ---- what the step asks ----------------------------------------------------------------------
+
+    def norm_linear(self, x: Tensor, norm: nn.Module, product: nn.Module, act: Callable | None = None) -> Tensor:
+        trusted = linear.supports(x, product, norm) and ("norm_linear", product.weight.shape, _size(x)) in self.good
+        return (linear if trusted else layers).norm_linear(x, norm, product, act)
+
+    def linear_add(self, x: Tensor, product: nn.Module, residual: Tensor) -> Tensor:
+        trusted = linear.supports(x, product) and ("linear_add", product.weight.shape, _size(x)) in self.good
+        return (linear if trusted else layers).linear_add(x, product, residual)
+
+    def attention(self, rows: int) -> Callable | None:
+        return attention.decode if ("attention", min(bucket(rows), MOST_ROWS)) in self.good else None
+
+    def samples(self, filters: Filters) -> bool:
+        return ("sampling", filters.min_p) in self.good and not (filters.top_p or filters.top_k)
+
+    # ---- what is tried ---------------------------------------------------------------------------
+
+    def fit(self, rows: int) -> None:
+        """Try what up to `rows` rows come to use. Not while a graph is being captured."""
+        sizes = [1 << i for i in range(min(bucket(rows), MOST_ROWS).bit_length())]
+        for size in sizes:
+            if size in self._tried:
+                continue
+            self._tried.add(size)
+            if size <= linear.MOST_ROWS:
+                self._try_linears(size)
+            if "attention" in self.wanted:
+                self._try_attention(size)
+        if "sampling" in self.wanted and not self._sampling_tried and not self.t3.config.is_gpt:
+            self._sampling_tried = True
+            for min_p in (True, False):
+                self._try_sampling(min_p)
+
+    def _random(self, *shape: int) -> Tensor:
+        generator = torch.Generator(self.device).manual_seed(0)  # the requests' generators stay where they are
+        return torch.randn(shape, generator=generator, device=self.device).to(self.dtype)
+
+    def _judge(self, key: tuple, shape: str, kernel: trial.Run, twin: trial.Run, tolerance: float) -> None:
+        shape = f"{shape}, {str(self.dtype).removeprefix('torch.')}"
+        if self.judge(key[0], shape, kernel, twin, device=self.device, tolerance=tolerance):
+            self.good.add(key)
+
+    def _try_linears(self, size: int) -> None:
+        for j, (name, product, *_) in enumerate(self._products[0]):
+            if name not in self.wanted or type(product) is not nn.Linear:
+                continue
+            n, k = product.weight.shape
+            x, residual = self._random(size, 1, k), self._random(size, 1, n)
+            if not linear.supports(x, product):
+                continue
+            shape = f"{n}x{k}, bias {product.bias is not None}, {size} rows"
+            both = [partial(self._run_linear, side, j, x, residual) for side in (linear, layers)]
+            self._judge((name, product.weight.shape, size), shape, *both, trial.TOLERANCE[self.dtype])
+
+    def _run_linear(self, side: Any, j: int, x: Tensor, residual: Tensor, i: int) -> tuple[Tensor]:
+        """The j-th product of a block, in all blocks by turns: one block's weights would stay in the device's cache."""
+        name, product, norm, act = self._products[i % len(self._products)][j]
+        if name == "linear_add":
+            return (side.linear_add(x, product, residual),)
+        return (side.norm_linear(x, norm, product, act),)
+
+    def _try_attention(self, size: int) -> None:
+        config = dataclasses.replace(self.t3.config, layers=1)
+        gpt = config.is_gpt
+        positions = LIVE - 1 - 5 * torch.arange(size, device=self.device)
+        rope = None if gpt else self.t3.tfmr.rope(self.device)[positions[:, None]]
+        mask = (torch.arange(LIVE, device=self.device) <= positions[:, None])[:, None, None]
+        qkv = self._random(size, 1, 3 * config.dim)
+
+        def side(kernel: Callable | None) -> trial.Run:
+            cache = StaticKVCache.allocate(config, size, LIVE, self.device, self.dtype)
+            for tensor in (cache.k, cache.v):
+                tensor.copy_(self._random(*tensor.shape))
+            kv = Decode(cache, positions, LIVE, mask, None, self.flash, kernel)
+            given = (qkv,) if gpt else (qkv, rope)
+            return lambda i: (self._attn[i % len(self._attn)](*given, 0, kv), cache.k, cache.v)
+
+        shape = f"{config.heads} heads of {config.head_dim}, {'no ' * gpt}rope, {size} rows of {LIVE} positions"
+        self._judge(("attention", size), shape, side(attention.decode), side(None), trial.TOLERANCE[self.dtype])
+
+    def _try_sampling(self, min_p: bool) -> None:
+        vocab, full = self.t3.config.speech_vocab, dict(device=self.device)
+        generator = torch.Generator(self.device).manual_seed(0)
+        logits = 4 * torch.randn(2 * LANES, vocab, generator=generator, **full)
+        seen = torch.rand(LANES, vocab, generator=generator, **full) < 0.1
+        noise = torch.empty(LANES, vocab, **full).exponential_(generator=generator)
+        heat = torch.full((LANES, 1), 0.8, **full)
+        heat[-1] = 0
+        half, one = torch.full((LANES, 1), 0.5, **full), torch.ones(LANES, 1, **full)
+        params = RowParams(half, heat, 0.1 * half, one, one.long(), 2.4 * half)
+        cond = torch.arange(0, 2 * LANES, 2, **full)
+        filters = Filters(min_p=min_p)
+
+        def twin(_: int) -> tuple[Tensor]:
+            return (next_token(guide(logits[cond], logits[cond + 1], params.cfg), seen, noise, params, filters),)
+
+        def kernel(_: int) -> tuple[Tensor]:
+            return (sampling.draw(logits, cond, cond + 1, seen, noise, params, min_p),)
+
+        self._judge(("sampling", min_p), f"{vocab} tokens, min-p {min_p}", kernel, twin, 0.0)
+
+
+def llama_products(block: nn.Module) -> list[tuple]:
+    """(kernel, linear, norm, activation) of each."""
+    attn, mlp = block.self_attn, block.mlp
+    return [
+        ("norm_linear", attn.qkv_proj, block.input_layernorm, None),
+        ("norm_linear", mlp.gate_up_proj, block.post_attention_layernorm, layers.swiglu),
+        ("linear_add", attn.o_proj, None, None),
+        ("linear_add", mlp.down_proj, None, None),
+    ]
+
+
+def gpt2_products(block: nn.Module) -> list[tuple]:
+    return [
+        ("norm_linear", block.attn.c_attn, block.ln_1, None),
+        ("norm_linear", block.mlp.c_fc, block.ln_2, layers.gelu),
+        ("linear_add", block.attn.c_proj, None, None),
+        ("linear_add", block.mlp.c_proj, None, None),
+    ]
+
+
+def _size(x: Tensor) -> int:
+    return bucket(x.numel() // x.shape[-1])

@@ -1,0 +1,245 @@
+"""Each kernel against its plain twin: in Triton's interpreter, in its compiler, and where there is one, on a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from chatterbox_opt.config import tiny
+from chatterbox_opt.engine import sampling as plain
+from chatterbox_opt.engine.cache import Decode, StaticKVCache
+from chatterbox_opt.engine.kernels import attention, linear, sampling, snake, trial
+from chatterbox_opt.models import hift
+from chatterbox_opt.models.gpt2 import Attention as GptAttention
+from chatterbox_opt.models.gpt2 import LayerNorm
+from chatterbox_opt.models.layers import gelu, linear_add, norm_linear, rope_table, swiglu
+from chatterbox_opt.models.llama import Attention, RMSNorm
+
+triton = pytest.importorskip("triton")
+from kernel_runs import compile_launches, interpret  # noqa: E402
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+DTYPES = list(TOLERANCE)
+CPU = torch.device("cpu")
+NO_DOT = "the interpreter multiplies tiles of bfloat16 as if they were integers; float16 takes the same path"
+ROWS = [1, 2, 3, 8, 16]
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    interpret(monkeypatch)
+
+
+difference = trial.difference
+
+
+def some_norm(kind: str, dim: int) -> nn.Module:
+    norm = RMSNorm(dim, 1e-5) if kind == "rms" else LayerNorm(dim, 1e-5)
+    for p in norm.parameters():
+        p.data = torch.randn(dim)
+    return norm
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(
+    ("kind", "act", "dim", "wide"),
+    [("rms", None, 64, 192), ("rms", swiglu, 70, 2 * 37), ("layer", None, 129, 40), ("layer", gelu, 64, 100)],
+    ids=["rms", "swiglu", "layer", "gelu"],
+)
+@pytest.mark.usefixtures("interpreted")
+@torch.inference_mode()
+def test_norm_linear(kind, act, dim, wide, rows, dtype):
+    norm = some_norm(kind, dim).to(dtype)
+    product = nn.Linear(dim, wide, bias=kind == "layer").to(dtype)
+    x = (3 * torch.randn(rows, 1, dim) + 1).to(dtype)
+    if rows > linear.FMA_ROWS and dtype == torch.float32:
+        assert not linear.supports(x, product, norm)
+        return
+    assert linear.supports(x, product, norm)
+    if rows > linear.FMA_ROWS and dtype == torch.bfloat16:
+        pytest.skip(NO_DOT)
+    got = linear.norm_linear(x, norm, product, act)
+    assert difference(got, norm_linear(x, norm, product, act)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(("dim", "wide", "bias"), [(64, 64, True), (300, 37, False), (600, 5, True)])
+@pytest.mark.usefixtures("interpreted")
+@torch.inference_mode()
+def test_linear_add(dim, wide, bias, rows, dtype):
+    product = nn.Linear(dim, wide, bias=bias).to(dtype)
+    x, residual = torch.randn(rows, 1, dim).to(dtype), torch.randn(rows, 1, wide).to(dtype)
+    if not linear.supports(x, product):
+        assert (rows, dtype) in {(8, torch.float32), (16, torch.float32)}
+        return
+    if rows > linear.FMA_ROWS and dtype == torch.bfloat16:
+        pytest.skip(NO_DOT)
+    got = linear.linear_add(x, product, residual)
+    assert difference(got, linear_add(x, product, residual)) < TOLERANCE[dtype]
+
+
+def sides(positions: list[int], live: int, heads: int, dim: int, turn: bool, dtype: torch.dtype, device=CPU):
+    """What kernel and twin leave of the same new position, each with its own cache: (out, k, v) twice."""
+    rows, config = len(positions), dataclasses.replace(tiny("tts").t3, dim=heads * dim, heads=heads, layers=2)
+    shape = (2, rows + 1, heads, live + 7, dim)
+    k, v = (torch.randn(shape, device=device).to(dtype) for _ in range(2))
+    qkv = torch.randn(rows, 1, 3 * heads * dim, device=device).to(dtype)
+    at = torch.tensor(positions, device=device)
+    mask = (torch.arange(live, device=device) <= at[:, None])[:, None, None]
+    attn = (Attention if turn else GptAttention)(config)
+    given = (qkv, rope_table(config, live, device)[at[:, None]]) if turn else (qkv,)
+    results = []
+    for kernel in (attention.decode, None):
+        cache = StaticKVCache(k.clone(), v.clone())
+        out = attn(*given, 1, Decode(cache, at, live, mask, kernel=kernel))
+        results.append((out, cache.k, cache.v))
+    return results
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("turn", [True, False], ids=["rope", "no rope"])
+@pytest.mark.parametrize(
+    ("positions", "live", "heads", "dim"),
+    [([0], 1, 1, 16), ([5, 0], 70, 2, 16), ([0, 63, 64], 65, 3, 12), ([199, 0, 64, 130, 63, 65, 1, 100], 200, 2, 16),
+     ([700, 20], 1000, 1, 64)],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.usefixtures("interpreted")
+@torch.inference_mode()
+def test_attention(positions, live, heads, dim, turn, dtype):
+    got, wanted = sides(positions, live, heads, dim, turn, dtype)
+    assert max(map(difference, got, wanted)) < TOLERANCE[dtype]
+    untouched = got[1][0], got[1][:, -1]
+    assert all(torch.equal(a, b) for a, b in zip(untouched, (wanted[1][0], wanted[1][:, -1])))
+
+
+@pytest.mark.usefixtures("interpreted")
+@torch.inference_mode()
+def test_attention_reads_nothing_behind_a_rows_position():
+    rows, live = 2, 300
+    cache = StaticKVCache(*(torch.full((1, rows, 2, 512, 16), torch.nan) for _ in range(2)))
+    positions = torch.tensor([0, 90])
+    cache.k[:, 1, :, :90], cache.v[:, 1, :, :90] = 1, 2
+    out = attention.decode(torch.ones(rows, 1, 96), None, cache.k[0], cache.v[0], positions, live)
+    assert out.isfinite().all()
+    assert torch.allclose(out[1], torch.tensor((2 * 90 + 1) / 91))
+
+
+def test_every_position_has_one_program():
+    for heads in (1, 2, 31, 32, 100, 264, 1000):
+        for live in (1, 63, 64, 65, 255, 256, 1000, 4608):
+            splits, chunk = attention.split(heads, live)
+            assert chunk % attention.BLOCK == 0
+            assert (splits - 1) * chunk < live <= splits * chunk
+            assert splits == 1 or heads <= attention.PROGRAMS
+
+
+def some_draw(vocab: int, device=CPU):
+    lanes = 5
+    logits = 4 * torch.randn(2 * lanes, vocab, device=device)
+    column = dict(dtype=torch.float32, device=device)
+    params = plain.RowParams(
+        cfg=torch.tensor([[0.5], [0.0], [1.0], [0.3], [0.5]], **column),
+        temperature=torch.tensor([[0.8], [0.0], [0.3], [1.5], [0.0]], **column),
+        min_p=torch.tensor([[0.05], [0.05], [0.0], [0.3], [1.0]], **column),
+        top_p=torch.ones(lanes, 1, device=device),
+        top_k=torch.zeros(lanes, 1, dtype=torch.long, device=device),
+        penalty=torch.tensor([[1.2], [1.0], [2.0], [0.8], [1.2]], **column),
+    )
+    cond = torch.tensor([1, 2, 4, 7, 8], device=device)
+    uncond = torch.tensor([0, 2, 5, 6, 9], device=device)
+    seen = torch.rand(lanes, vocab, device=device) < 0.3
+    noise = torch.empty(lanes, vocab, device=device).exponential_()
+    return logits, cond, uncond, seen, noise, params
+
+
+def drawn_plainly(logits, cond, uncond, seen, noise, params, min_p: bool):
+    guided = plain.guide(logits[cond], logits[uncond], params.cfg)
+    return plain.next_token(guided, seen, noise, params, plain.Filters(min_p=min_p))
+
+
+@pytest.mark.parametrize("min_p", [True, False])
+@pytest.mark.parametrize("vocab", [3, 1000, 8194])
+@pytest.mark.usefixtures("interpreted")
+@torch.inference_mode()
+def test_sampling(vocab, min_p):
+    for _ in range(5):
+        given = some_draw(vocab)
+        got = sampling.draw(*given, min_p)
+        assert got.dtype == torch.long
+        assert torch.equal(got, drawn_plainly(*given, min_p))
+
+
+@pytest.mark.usefixtures("interpreted")
+@torch.inference_mode()
+def test_sampling_takes_the_first_of_equals():
+    logits, cond, uncond, seen, noise, params = some_draw(100)
+    logits[:], noise[:], seen[:] = 1.0, 1.0, False
+    assert not sampling.draw(logits, cond, uncond, seen, noise, params, True).any()
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_snake():
+    x = (3 * torch.randn(2, 24, 1, 37)).contiguous(memory_format=torch.channels_last)
+    for scale in (torch.rand(24) + 0.5, None):
+        for dtype, bound in ((torch.float32, 1e-6), (torch.bfloat16, 2e-2)):
+            given = None if scale is None else scale.to(dtype)
+            got = snake.snake(x.to(dtype, copy=True), given)
+            wanted = hift.snake(x.to(dtype, copy=True).float(), None if scale is None else given.float())
+            assert difference(got.float(), wanted) < bound
+    with pytest.raises(ValueError, match="channels last"):
+        snake.snake(torch.randn(1, 4, 2, 3))
+
+
+def full_size(dtype: torch.dtype, rows: int, device=CPU):
+    """Every kernel launched and its twin computed at the published models' shapes, one pair after the other."""
+    dim, ff = 1024, 4096
+    x, wide = (torch.randn(rows, 1, n, device=device).to(dtype) for n in (dim, ff))
+    shapes = ("rms", None, 3 * dim), ("rms", swiglu, 2 * ff), ("layer", None, 3 * dim), ("layer", gelu, ff)
+    for kind, act, n in shapes:
+        norm = some_norm(kind, dim).to(device, dtype)
+        product = nn.Linear(dim, n, bias=kind == "layer", device=device, dtype=dtype)
+        if not linear.supports(x, product, norm):
+            continue
+        yield lambda n=norm, p=product, a=act: [(f(x, n, p, a),) for f in (linear.norm_linear, norm_linear)]
+    for given, bias in ((x, False), (wide, True)):
+        product = nn.Linear(given.shape[-1], dim, bias=bias, device=device, dtype=dtype)
+        if not linear.supports(given, product):
+            continue
+        yield lambda g=given, p=product: [(f(g, p, x),) for f in (linear.linear_add, linear_add)]
+    for turn in (True, False):
+        for live in (40, 1000):
+            positions = [(live - 1) * (i + 1) // rows for i in range(rows)]
+            yield lambda p=positions, v=live, t=turn: sides(p, v, 16, 64, t, dtype, device)
+    given = some_draw(8194, device)
+    yield lambda: [(f(*given, True),) for f in (sampling.draw, drawn_plainly)]
+    mel = torch.randn(1, 256, 1, 500, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+    yield lambda: [(f(mel, mel[0, :, 0, 0]),) for f in (snake.snake, hift.snake)]
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype"), [(80, torch.float16), (80, torch.bfloat16), (90, torch.bfloat16), (90, torch.float32)], ids=str
+)
+@torch.inference_mode()
+def test_kernels_compile(target, dtype, monkeypatch):
+    """What the interpreter does not see: types, layouts, shared memory. Nothing is run."""
+    problem = compile_launches(monkeypatch, target, [linear, attention, sampling, snake])
+    if problem:
+        pytest.skip(problem)
+    for rows in (2, 16):
+        for both in full_size(dtype, rows):
+            both()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 16])
+@torch.inference_mode()
+def test_kernels_on_a_device(rows, dtype):
+    for both in full_size(dtype, rows, torch.device("cuda")):
+        assert max(map(difference, *both())) < trial.TOLERANCE[dtype]

@@ -1,0 +1,223 @@
+"""Kernels in their places: who is let in and who is not, and a whole decode step with all of them."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from t3_pairs import random_t3, text, voice
+
+from chatterbox_opt.engine.cache import Decode
+from chatterbox_opt.engine.kernels import attention, linear, sampling, trial
+from chatterbox_opt.engine.kernels.step import StepKernels
+from chatterbox_opt.engine.noise import RequestNoise
+from chatterbox_opt.engine.tokens import TokenRequest, TokenRunner
+from chatterbox_opt.models import layers
+from chatterbox_opt.options import KERNELS, EngineOptions, SamplingOptions
+
+CPU = torch.device("cpu")
+EXACT = EngineOptions.exact()
+RIGHT = torch.arange(8.0)
+
+
+@pytest.fixture(autouse=True)
+def _no_verdicts(monkeypatch):
+    monkeypatch.setattr(trial, "_verdicts", {})
+
+
+def accepted(kernel, seconds=(1.0, 2.0), shape="8") -> bool:
+    """`seconds`: what kernel and twin take."""
+
+    def timer(run, device):
+        assert device == CPU
+        return seconds[0 if run is kernel else 1]
+
+    return trial.accepts("some", shape, kernel, lambda i: (RIGHT,), device=CPU, tolerance=1e-3, timer=timer)
+
+
+def test_a_quick_and_right_kernel_is_used(caplog):
+    caplog.set_level(logging.INFO)
+    assert accepted(lambda i: (RIGHT * 1.0001,))
+    assert accepted(lambda i: (RIGHT,), (1.0, 1.0), "as quick")
+    assert not caplog.records
+
+
+def raising(_):
+    raise RuntimeError("ptxas says no\nand more")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "why"),
+    [
+        (raising, "RuntimeError: ptxas says no"),
+        (lambda i: (RIGHT + 1,), "wrong by 0.14, 0.001 is allowed"),
+        (lambda i: (RIGHT * torch.nan,), "wrong by nan"),
+        (lambda i: (RIGHT[1:],), "came out, not"),
+        (lambda i: (RIGHT.double(),), "came out, not"),
+    ],
+    ids=["raises", "wrong", "nan", "shape", "dtype"],
+)
+def test_a_wrong_or_failing_kernel_is_named_once(kernel, why, caplog):
+    for _ in range(2):
+        assert not accepted(kernel)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "kernel some (8)" in record.getMessage()
+    assert why in record.getMessage()
+
+
+def test_a_slower_kernel_stays_out_quietly(caplog):
+    caplog.set_level(logging.DEBUG, "chatterbox_opt")
+    assert not accepted(lambda i: (RIGHT,), (3e-6, 2e-6))
+    (record,) = caplog.records
+    assert record.levelno == logging.DEBUG
+    assert "3.0 us, plain torch 2.0 us" in record.getMessage()
+
+
+def test_a_timer_that_fails_is_a_kernel_that_fails(caplog):
+    def broken(run, device):
+        raise RuntimeError("capture failed")
+
+    assert not trial.accepts("some", "8", lambda i: (RIGHT,), lambda i: (RIGHT,), CPU, 0.0, broken)
+    assert "capture failed" in caplog.text
+
+
+def test_each_shape_is_tried_once():
+    calls = []
+
+    def kernel(i):
+        calls.append(i)
+        return (RIGHT,)
+
+    for shape in ("1 row", "2 rows", "1 row"):
+        assert accepted(kernel, shape=shape)
+    assert len(calls) == 2
+
+
+def test_options():
+    assert all(EngineOptions().wants(name) for name in KERNELS)
+    assert not any(EngineOptions.exact().wants(name) for name in KERNELS)
+    some = EngineOptions(kernels=("attention", "snake"))
+    assert [name for name in KERNELS if some.wants(name)] == ["attention", "snake"]
+    assert not any(EngineOptions(kernels=()).wants(name) for name in KERNELS)
+    for wrong in (("atention",), ["attention"], "attention", None, 1):
+        with pytest.raises(ValueError, match=r"kernels=.*norm_linear, attention"):
+            EngineOptions(kernels=wrong)
+
+
+# ---- the decode step -----------------------------------------------------------------------------
+
+
+def request(config, n=12, seed=0, **sampling_options):
+    defaults = dict(cfg_weight=0.0) if config.is_gpt else {}
+    options = SamplingOptions(**{"max_new_tokens": 8, **defaults, **sampling_options})
+    return TokenRequest(text(config, n, seed), voice(config, seed), options, RequestNoise(CPU, seed))
+
+
+def runner(t3, wanted=KERNELS, judge=lambda *args, **named: True) -> TokenRunner:
+    made = TokenRunner(copy.deepcopy(t3), EXACT)
+    made.kernels = StepKernels(made.t3, wanted, judge=judge)
+    return made
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often each kernel was called, in the interpreter."""
+    pytest.importorskip("triton")
+    from kernel_runs import interpret
+
+    interpret(monkeypatch)
+    monkeypatch.setattr(linear, "WARPS", 64)  # so many outputs a program: a program costs the same whatever it holds
+    counts = dict.fromkeys(KERNELS[:4], 0)
+    places = (linear, "norm_linear"), (attention, "decode"), (linear, "linear_add"), (sampling, "draw")
+    def counting(name, plain):
+        def count(*args, **named):
+            counts[name] += 1
+            return plain(*args, **named)
+
+        return count
+
+    for name, (module, function) in zip(counts, places):
+        monkeypatch.setattr(module, function, counting(name, getattr(module, function)))
+    return counts
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+def test_tokens_are_the_plain_steps_tokens(family, counted):
+    t3 = random_t3(family)
+    for settings in (dict(temperature=0.0), dict(seed=3)):
+        plain = TokenRunner(t3, EXACT).generate([request(t3.config, **settings)])
+        made = runner(t3)
+        assert torch.equal(made.generate([request(t3.config, **settings)])[0].tokens, plain[0].tokens)
+        assert len(plain[0].tokens) == 8
+    steps = 2 * 8 * t3.config.layers
+    # a decode step has two products of each kind a layer; the first token comes from the prompt
+    assert counted["attention"] >= steps - 2 * t3.config.layers
+    assert counted["norm_linear"] == counted["linear_add"] == 2 * counted["attention"]
+    assert (counted["sampling"] > 0) == (family == "tts")
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+@torch.inference_mode()
+def test_step_of_rows_at_different_positions(family, counted):
+    """Logits to a tight tolerance, each row where it stands."""
+    t3 = random_t3(family)
+    made, requests = runner(t3), [request(t3.config, 5, 1), request(t3.config, 20, 2)]
+    made._reserve(requests)
+    made._admit(list(enumerate(requests)))
+    rows, live = made.lanes.rows, max(lane.position for lane in made.lanes.active) + 1
+    made.cache.clear(live)
+    at = made.lanes.position[:rows]
+    assert len(set(at.tolist())) == 2
+    x = torch.randn(rows, 1, t3.config.dim)
+    mask = (torch.arange(live) <= at[:, None])[:, None, None]
+    wanted = t3(x, at[:, None], Decode(copy.deepcopy(made.cache), at, live, mask))
+    assert not counted["norm_linear"]
+    kernel = made.kernels.attention(rows)
+    got = made.t3(x, at[:, None], Decode(made.cache, at, live, kernel=kernel))
+    assert counted["norm_linear"] == 2 * t3.config.layers
+    assert trial.difference(t3.logits(got), t3.logits(wanted)) < 1e-5
+
+
+def test_only_what_passed_and_what_is_wanted_runs(counted):
+    t3 = random_t3("tts")
+    tried = []
+
+    def judge(name, shape, *both, device, tolerance):
+        tried.append((name, shape))
+        return name == "attention"
+
+    made = runner(t3, ("norm_linear", "attention"), judge)
+    made.generate([request(t3.config, max_new_tokens=2)])
+    assert {name for name, _ in tried} == {"norm_linear", "attention"}
+    assert len(tried) == len(set(tried)), "once a shape"
+    assert counted["attention"]
+    assert not counted["norm_linear"] + counted["linear_add"] + counted["sampling"]
+    again = TokenRunner(made.t3, EXACT)
+    assert again.t3.tfmr.layers[0].norm_linear is layers.norm_linear, "what another runner left there goes"
+
+
+def test_every_kernel_passes_its_own_trial(counted):
+    """The trials as they are, only without a device to time them on."""
+    for family in ("tts", "turbo"):
+        t3 = random_t3(family)
+        made = runner(t3, judge=lambda *args, **named: trial.accepts(*args, **named, timer=lambda run, device: 0.0))
+        made.kernels.fit(2)
+        names = {key[0] for key in made.kernels.good}
+        assert names == set(KERNELS[:4]) - ({"sampling"} if family == "turbo" else set())
+
+
+def test_filters_that_sort_are_left_to_the_twin(counted):
+    t3 = random_t3("tts")
+    runner(t3).generate([request(t3.config, top_p=0.9, max_new_tokens=2)])
+    assert counted["attention"]
+    assert not counted["sampling"]
+
+
+def test_quantised_linears_are_left_to_their_twin(counted):
+    t3 = random_t3("tts")
+    made = TokenRunner(copy.deepcopy(t3), EXACT.replace(few_rows=True))
+    made.kernels = StepKernels(made.t3, KERNELS, judge=lambda *args, **named: True)
+    made.generate([request(t3.config, max_new_tokens=2)])
+    assert counted["attention"]
+    assert not counted["norm_linear"] + counted["linear_add"]

@@ -1,0 +1,80 @@
+"""Triton kernels without a GPU: run in the interpreter, or compiled for a device that is not there."""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import suppress
+
+import torch
+import triton
+import triton.language.standard
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+from chatterbox_opt.engine.kernels import attention, linear, sampling, snake
+
+SHARED = {80: 163 << 10, 90: 227 << 10}  # bytes a program may have
+TYPES = {
+    torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.uint8: "*u8",
+    int: "i32", float: "fp32",
+}  # fmt: skip
+OPTIONS = {"num_warps", "num_stages"}
+
+
+def interpret(monkeypatch) -> None:
+    """Every kernel of the package, and every function that one calls, the language's own included."""
+    with suppress(ImportError):  # of newer versions; at its first import it wants the language as it was
+        importlib.import_module("triton.experimental.gluon")
+    for module in (attention, linear, sampling, snake, triton.language, triton.language.standard):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, JITFunction):
+                monkeypatch.setattr(module, name, InterpretedFunction(value.fn))
+
+
+class Compiled:
+    """Stands where a kernel stands; a launch compiles what would have been launched."""
+
+    done: set = set()  # noqa: RUF012  one for all
+
+    def __init__(self, kernel: JITFunction, target: int) -> None:
+        self.kernel, self.target = kernel, target
+
+    def __getitem__(self, grid: tuple):
+        return self.launch
+
+    def launch(self, *args, **named) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        options = {name: named.pop(name) for name in OPTIONS & named.keys()}
+        signature, aligned = {}, {}
+        for i, (parameter, value) in enumerate(zip(self.kernel.params, args)):
+            tensor = isinstance(value, torch.Tensor)
+            signature[parameter.name] = TYPES[value.dtype if tensor else type(value)]
+            if not parameter.do_not_specialize and (tensor or (isinstance(value, int) and value % 16 == 0)):
+                aligned[i,] = [["tt.divisibility", 16]]
+        signature |= dict.fromkeys(named, "constexpr")
+        key = self.kernel.fn, self.target, str((signature, aligned, named, options))
+        if key in self.done:
+            return
+        source = triton.compiler.ASTSource(self.kernel, signature, constexprs=named, attrs=aligned)
+        made = triton.compile(source, target=GPUTarget("cuda", self.target, 32), options=options)
+        assert len(made.asm["cubin"]) > 0
+        assert made.metadata.shared <= SHARED[self.target]
+        self.done.add(key)
+
+
+def compile_launches(monkeypatch, target: int, modules: list) -> str | None:
+    """From now on launches compile. Returns why they cannot, where they cannot."""
+    try:
+        from triton.backends.compiler import GPUTarget
+        from triton.backends.nvidia.compiler import get_ptxas
+
+        get_ptxas(target)
+        assert GPUTarget
+    except Exception as problem:
+        return f"triton cannot compile for sm_{target} here: {problem}"
+    for module in modules:
+        for name, value in list(vars(module).items()):
+            if isinstance(value, JITFunction) and name not in ("_finish", "_turned"):
+                monkeypatch.setattr(module, name, Compiled(value, target))
+    return None
