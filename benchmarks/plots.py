@@ -54,7 +54,7 @@ def comparison(document: dict[str, Any], path: Path) -> None:
     figure.suptitle(_title(settings), fontsize=14, x=0.01, ha="left", weight="bold")
     figure.text(0.01, 0.012, tables.where(document["environment"]), fontsize=8, color="#555555")
     figure.tight_layout(rect=(0, 0.03, 1, 0.96))
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")  # long names at the right edge stay whole
     plt.close(figure)
 
 
@@ -184,5 +184,5 @@ def ladder(document: dict[str, Any], path: Path) -> None:
     figure.text(0.01, 0.01, tables.where(document["environment"]), fontsize=7, color="#555555")
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout(rect=(0, 0.025, 1, 1))
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")  # long names at the right edge stay whole
     plt.close(figure)
