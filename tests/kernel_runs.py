@@ -8,6 +8,7 @@ from contextlib import suppress
 import torch
 import triton
 import triton.language.standard
+from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
@@ -29,6 +30,30 @@ def interpret(monkeypatch) -> None:
         for name, value in list(vars(module).items()):
             if isinstance(value, JITFunction):
                 monkeypatch.setattr(module, name, InterpretedFunction(value.fn))
+    leave_as_found(monkeypatch)
+
+
+def leave_as_found(monkeypatch) -> None:
+    """A function called by a kernel bends the language for the interpreter and leaves it so, and nothing compiles
+    any more in that process. Here it is put back when the call is over."""
+    bend, call, scopes = getattr(interpreter, "_patch_lang", None), InterpretedFunction.__call__, []
+    if bend is None:  # another version: let it show what it does
+        return
+
+    def bend_and_remember(fn):
+        scopes.append(bend(fn))
+        return scopes[-1]
+
+    def call_and_put_back(self, *args, **named):
+        before = len(scopes)
+        try:
+            return call(self, *args, **named)
+        finally:
+            while len(scopes) > before:
+                scopes.pop().restore()
+
+    monkeypatch.setattr(interpreter, "_patch_lang", bend_and_remember)
+    monkeypatch.setattr(InterpretedFunction, "__call__", call_and_put_back)
 
 
 class Compiled:
