@@ -22,6 +22,17 @@ TYPES = {
 OPTIONS = {"num_warps", "num_stages"}
 
 
+class Interpreted(InterpretedFunction):
+    def __call__(self, *args, **named):
+        """As a function that a kernel calls. Triton's own leaves the language in the interpreter's hands for good, and
+        nothing would compile after it."""
+        scope = interpreter._patch_lang(self.fn)
+        try:
+            return self.rewrite()(*args, **named)
+        finally:
+            scope.restore()
+
+
 def interpret(monkeypatch) -> None:
     """Every kernel of the package, and every function that one calls, the language's own included."""
     with suppress(ImportError):  # of newer versions; at its first import it wants the language as it was
@@ -29,31 +40,7 @@ def interpret(monkeypatch) -> None:
     for module in (attention, linear, sampling, snake, triton.language, triton.language.standard):
         for name, value in list(vars(module).items()):
             if isinstance(value, JITFunction):
-                monkeypatch.setattr(module, name, InterpretedFunction(value.fn))
-    leave_as_found(monkeypatch)
-
-
-def leave_as_found(monkeypatch) -> None:
-    """A function called by a kernel bends the language for the interpreter and leaves it so, and nothing compiles
-    any more in that process. Here it is put back when the call is over."""
-    bend, call, scopes = getattr(interpreter, "_patch_lang", None), InterpretedFunction.__call__, []
-    if bend is None:  # another version: let it show what it does
-        return
-
-    def bend_and_remember(fn):
-        scopes.append(bend(fn))
-        return scopes[-1]
-
-    def call_and_put_back(self, *args, **named):
-        before = len(scopes)
-        try:
-            return call(self, *args, **named)
-        finally:
-            while len(scopes) > before:
-                scopes.pop().restore()
-
-    monkeypatch.setattr(interpreter, "_patch_lang", bend_and_remember)
-    monkeypatch.setattr(InterpretedFunction, "__call__", call_and_put_back)
+                monkeypatch.setattr(module, name, Interpreted(value.fn))
 
 
 class Compiled:
