@@ -114,6 +114,7 @@ class TokenRunner:
 
     def warmup(self, batch: int = 1) -> None:
         """Allocate and capture for `batch` utterances of ordinary length, ahead of the first request."""
+        batch = min(batch, self.options.slots)  # no more are ever side by side
         with self.lock, torch.inference_mode():
             rows = batch if self.config.is_gpt else 2 * batch
             self._make_room(batch, rows, LIVE[3] if self.captured.on else STEP)

@@ -336,6 +336,13 @@ def test_only_what_a_run_can_meet_is_captured(llama):
     assert {(n, rows) for n, rows, *_ in runner.captured.keys} >= {(1, 1), (2, 2)}
 
 
+def test_a_warm_up_makes_room_for_the_slots_there_are(llama):
+    runner = TokenRunner(llama, EXACT.replace(slots=2))
+    runner.warmup(64)
+    assert runner.lanes.capacity == 2
+    assert runner.cache.rows == 4
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 def test_compiled_is_eager(family, llama, gpt):
