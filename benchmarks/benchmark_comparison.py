@@ -29,7 +29,7 @@ BUDGET = {"cpu": 12.0}  # minutes; other devices need none
 def main(argv: list[str] | None = None) -> int:
     parser = report.arguments(__doc__)
     parser.add_argument("--model", choices=workload.FAMILIES, default="tts")
-    parser.add_argument("--weights", default="random", help="random, published, mini, or a checkpoint folder")
+    parser.add_argument("--weights", default="random", help="random, published, or a checkpoint folder")
     parser.add_argument("--lengths", nargs="+", help=f"{', '.join(workload.TEXTS)}, or seconds of speech")
     parser.add_argument("--repeats", type=int, help="turns for each length")
     parser.add_argument(

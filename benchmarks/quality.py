@@ -58,7 +58,7 @@ MEANFLOW = (
 def main(argv: list[str] | None = None) -> int:
     parser = report.arguments(__doc__)
     parser.add_argument("--model", choices=workload.FAMILIES, default="tts")
-    parser.add_argument("--weights", default="random", help="random, published, mini, or a checkpoint folder")
+    parser.add_argument("--weights", default="random", help="random, published, or a checkpoint folder")
     parser.add_argument("--modes", nargs="+", choices=tuple(MODES))
     parser.add_argument("--tokens", type=int, help="of history for the random weights (CPU 50, else 250)")
     parser.add_argument("--sentences", type=int, default=10, help="spoken for words and voice, where the weights speak")
@@ -70,8 +70,6 @@ def main(argv: list[str] | None = None) -> int:
     args = report.parse(parser, argv)
     on_cpu = args.device == "cpu"
     source = workload.weights(args.weights, args.model, args.size, args.work_dir)
-    if source.kind == "mini":
-        args.model = source.family
     args.tokens = args.tokens or (50 if on_cpu else 250)
     args.modes = args.modes or default_modes(args)
     until = time.perf_counter() + 60 * (args.budget or (13.0 if on_cpu else 60.0))

@@ -38,7 +38,7 @@ def prepare_linears(t3: T3, quantize: str | None, few_rows: bool) -> None:
 
 
 def give_back_memory() -> None:
-    """glibc keeps the freed weights that lie between blocks still in use: 1 GB of Turbo's."""
+    """glibc keeps the freed weights that lie between blocks still in use: 0.8 GB of Turbo's."""
     with suppress(OSError, AttributeError):  # of another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
