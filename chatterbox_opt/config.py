@@ -145,6 +145,7 @@ class ModelConfig:
     """One whole family member."""
 
     family: str  # "tts" | "mtl" | "turbo" | "nano"
+    clones: bool = True  # False: trained on one voice, and knows no other
     t3: T3Config = field(default_factory=T3Config)
     voice_encoder: VoiceEncoderConfig = field(default_factory=VoiceEncoderConfig)
     s3_tokenizer: S3TokenizerConfig = field(default_factory=S3TokenizerConfig)

@@ -219,6 +219,10 @@ class VoicePreparer:
 
     def _load(self, audio: Any, sample_rate: int | None, seconds: float) -> Tensor:
         """(N,) at 24 kHz on the device; refuses what no voice can be heard in."""
+        if not self.config.clones:
+            raise ValueError(
+                f"{label(audio)}: this model speaks in its own voice only; from_pretrained() loads one that clones"
+            )
         wav, rate = read(audio, sample_rate, seconds=seconds)
         length, peak = len(wav) / rate, float(wav.abs().max())
         if length < SHORTEST_SECONDS:

@@ -61,8 +61,23 @@ def test_sentences_are_clean() -> None:
     assert len(made) == len(set(made)) > 100
 
 
-def test_word_errors() -> None:
-    assert evaluate.edits(evaluate.words("The cat, sat."), evaluate.words("the dog sat down")) == 2
+def test_sentences_join_into_one(work) -> None:
+    """What is true of a word's place in the text and of its codes stays true behind another sentence."""
+    read = t3.prepare_vocabulary(work)
+    space = read.encode(" ")[0]
+    items = t3.examples(work, "train", read)
+    a, b = items[:2]
+    both = t3.join(a, b, space)
+    assert both["text"].tolist() == [*a["text"][:-1].tolist(), space, *b["text"][1:].tolist()]
+    assert len(both["target"]) == len(both["window"]) == len(a["target"]) + len(b["target"]) - 1
+    at, place = len(a["target"]) + 3, b["window"][4]
+    assert both["target"][at] == b["target"][4]
+    (low, high), (first, last) = both["window"][at].tolist(), place.tolist()
+    first, low = first + 1, low + 1  # the blank stands where the second text's own start stood
+    assert both["text"][low : high + 1].tolist() == b["text"][first : last + 1].tolist()
+    rows = t3.joined(t3.grouped(items, 2), 2, random.Random(0), space)
+    assert len({len(r["text"]) for r in rows}) == 1
+    assert t3.collate(rows, "cpu")[0].shape[1] == len(rows[0]["text"])
 
 
 @pytest.fixture(scope="module")

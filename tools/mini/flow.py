@@ -25,6 +25,8 @@ CFG = CONFIG.flow
 BLIND = 0.2  # share of rows that know nothing, for guidance
 PROMPTED = 0.5  # share of rows whose beginning is given
 LONGEST = 250  # frames of a training example
+JOINED = 4  # utterances in one, in the share below of the batches: distances that no single one has
+JOINS = 0.15
 SIGMA = 1e-6
 
 
@@ -85,10 +87,16 @@ def examples(work: Path, part: str) -> list[dict[str, Tensor]]:
     return [i for i in common.read(work, part, ("codes", "mel")) if len(i["codes"]) > 8]
 
 
-def collate(items: list[dict[str, Tensor]], device: str, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
+def join(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {"codes": torch.cat([i["codes"] for i in items]), "mel": torch.cat([i["mel"] for i in items], 1)}
+
+
+def collate(
+    items: list[dict[str, Tensor]], device: str, rng: random.Random, longest: int
+) -> tuple[Tensor, Tensor, Tensor]:
     tokens, mels = [], []
     for item in items:
-        n = min(len(item["codes"]), LONGEST // 2)
+        n = min(len(item["codes"]), longest // 2)
         a = rng.randrange(len(item["codes"]) - n + 1)
         tokens.append(item["codes"][a : a + n].long())
         mels.append(item["mel"][:, 2 * a : 2 * (a + n)].t().float())
@@ -97,8 +105,10 @@ def collate(items: list[dict[str, Tensor]], device: str, rng: random.Random) -> 
     return pad(tokens, batch_first=True).to(device), lengths.to(device), pad(mels, batch_first=True).to(device)
 
 
-def losses(model: Model, items: list, device: str, rng: random.Random) -> dict[str, Tensor]:
-    tokens, lengths, mel = collate(items, device, rng)
+def losses(
+    model: Model, items: list, device: str, rng: random.Random, longest: int = LONGEST
+) -> dict[str, Tensor]:
+    tokens, lengths, mel = collate(items, device, rng, longest)
     b = len(tokens)
     given = (torch.rand(b, device=device) * 0.5 * 2 * lengths * (torch.rand(b, device=device) < PROMPTED)).long()
     blind = torch.rand(b, device=device) < BLIND
@@ -135,7 +145,11 @@ def train(
     for group in common.batches(items, args.batch, rng):
         if trainer.done or not clock.tick():
             return
-        found = losses(model, group, args.device, rng)
+        longest = LONGEST
+        if rng.random() < JOINS and len(items) >= JOINED:
+            group = [join(rng.sample(items, JOINED)) for _ in range(max(1, args.batch // JOINED))]
+            longest *= JOINED
+        found = losses(model, group, args.device, rng, longest)
         trainer.update(found["loss"])
         notes.append({k: v.item() for k, v in found.items()})
         if trainer.step % 100 == 0:

@@ -23,8 +23,9 @@ from chatterbox_opt.weights.keymap import Rule, remap
 
 CONFIG = ModelConfig(
     "tts",
+    clones=False,
     t3=T3Config(
-        dim=144, layers=6, heads=4, ff=448, text_vocab=704, speech_vocab=6563, text_positions=302,
+        dim=128, layers=8, heads=4, ff=448, text_vocab=704, speech_vocab=6563, text_positions=302,
         speech_positions=1004, max_positions=2048, prompt_tokens=10, perceiver_queries=2, perceiver_heads=4,
     ),
     voice_encoder=VoiceEncoderConfig(hidden=32, layers=1),

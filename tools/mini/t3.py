@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
+from functools import reduce
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ GUIDANCE = 0.3  # weight of that loss
 BLIND = 0.1  # share of rows without text, for classifier-free guidance
 PENALTY = 1.2
 CHEAP = 0.5  # share of batches without the penalty, so that greedy decoding without it works too
+JOINED = 0.15  # share of batches of several sentences in one breath: positions that no single one reaches
+MOST = 4  # sentences in such an example
 
 
 # ---- data ----------------------------------------------------------------------------------------
@@ -91,6 +94,26 @@ def grouped(items: list[dict[str, Tensor]], size: int) -> list[list[dict[str, Te
             out.append([])
         out[-1].append(item)
     return out
+
+
+def join(first: dict[str, Tensor], second: dict[str, Tensor], space: int) -> dict[str, Tensor]:
+    """Two sentences as one, a blank between them."""
+    shift = len(first["text"]) - 1
+    return {
+        "text": torch.cat([first["text"][:-1], torch.tensor([space]), second["text"][1:]]),
+        "target": torch.cat([first["target"][:-1], second["target"]]),
+        "window": torch.cat([first["window"][:-1], second["window"] + shift]),
+    }
+
+
+def joined(groups: list[list], count: int, rng: random.Random, space: int) -> list[dict[str, Tensor]]:
+    """A batch of `count` sentences a row, with as many fewer rows. Texts of a group are of one length, so their sums
+    are too."""
+    chosen = [rng.sample(g, len(g)) for g in rng.choices(groups, k=count)]
+    rows = max(2, max(len(g) for g in chosen) // count)
+    items = [reduce(lambda a, b: join(a, b, space), row) for row in list(zip(*chosen))[:rows]]
+    fits = [i for i in items if len(i["text"]) <= CFG.text_positions and len(i["target"]) < CFG.speech_positions]
+    return fits or chosen[0]
 
 
 def collate(items: list[dict[str, Tensor]], device: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,6 +230,9 @@ def seen_before(index: Tensor, width: int) -> Tensor:
 def losses(model: Model, batch: tuple, used: Tensor, voice: Any, penalty: float, blind_share: float) -> dict:
     _, target, _ = batch
     blind = torch.rand(len(target), device=target.device) < blind_share
+    if blind_share:  # in training; the teacher has one mood, so any exaggeration is to sound like it
+        speaker, prompt, emotion = voice
+        voice = speaker, prompt, torch.rand(len(target), 1, 1, device=emotion.device)
     hidden, found, head = model(batch, blind, voice)
     columns = torch.cat([head[used], model.never[None]])
     logits = F.linear(hidden, columns)
@@ -253,7 +279,7 @@ def main(argv: list[str]) -> None:
         items = examples(args.work, "train", tokenizer)
         used = used_codes(args.work, items + [i for group in held for i in group]).to(args.device)
         common.log("t3", args, sentences=len(items), codes=len(used), step=trainer.step)
-        train(args, clock, trainer, model, items, used, voice, rng, held)
+        train(args, clock, trainer, model, items, used, voice, rng, held, tokenizer.encode(" ")[0])
     trainer.save(clock.spent)
 
 
@@ -268,15 +294,18 @@ def prepare_vocabulary(work: Path) -> EnTokenizer:
 
 def train(
     args: argparse.Namespace, clock: common.Clock, trainer: common.Trainer, model: Model, items: list, used: Tensor,
-    voice: Any, rng: random.Random, held: list,
+    voice: Any, rng: random.Random, held: list, space: int,
 ) -> None:
     """Until the time is up, the steps are done, or the corpus is worth reading again."""
     began, notes = clock.spent, []
-    for group in common.batches([g for g in grouped(items, args.batch) if len(g) > 1], 1, rng):
+    groups = [g for g in grouped(items, args.batch) if len(g) > 1]
+    for (group,) in common.batches(groups, 1, rng):
         if trainer.done or not clock.tick() or (args.stop_on_growth and clock.spent - began > args.stop_on_growth):
             return
         penalty = 1.0 if rng.random() < CHEAP else PENALTY
-        found = losses(model, collate(group[0], args.device), used, voice, penalty, BLIND)
+        if rng.random() < JOINED:
+            group = joined(groups, rng.randint(2, MOST), rng, space)
+        found = losses(model, collate(group, args.device), used, voice, penalty, BLIND)
         trainer.update(found["loss"])
         notes.append({k: v.item() for k, v in found.items()})
         if trainer.step % 100 == 0:
