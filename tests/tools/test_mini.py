@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from chatterbox_opt.config import SPEECH_CODES
+from chatterbox_opt.text.tokenizer import EnTokenizer
 from chatterbox_opt.weights import keymap
 from chatterbox_opt.weights.load import load_folder
-from tools.mini import codes, common, evaluate, flow, t3, tokenizer, vocabulary, vocoder
+from tools.mini import codes, common, evaluate, flow, lexicon, t3, tokenizer, vocabulary, vocoder
 from tools.mini.sentences import everyday, number, split
 from tools.mini.sizes import CONFIG, LIMIT
 
@@ -70,9 +71,9 @@ def test_sentences_join_into_one(work) -> None:
     both = t3.join(a, b, space)
     assert both["text"].tolist() == [*a["text"][:-1].tolist(), space, *b["text"][1:].tolist()]
     assert len(both["target"]) == len(both["window"]) == len(a["target"]) + len(b["target"]) - 1
-    at, place = len(a["target"]) + 3, b["window"][4]
+    at, place = len(a["target"]) + 3, b["window"][4, t3.NARROW]
     assert both["target"][at] == b["target"][4]
-    (low, high), (first, last) = both["window"][at].tolist(), place.tolist()
+    (low, high), (first, last) = both["window"][at, t3.NARROW].tolist(), place.tolist()
     first, low = first + 1, low + 1  # the blank stands where the second text's own start stood
     assert both["text"][low : high + 1].tolist() == b["text"][first : last + 1].tolist()
     rows = t3.joined(t3.grouped(items, 2), 2, random.Random(0), space)
@@ -88,7 +89,7 @@ def work(tmp_path_factory):
     items = [utterance(52), utterance(30), utterance(34), utterance(40)]
     torch.save(items, folder / "data" / "train-00000.pt")
     torch.save(items[:2], folder / "data" / "test-00000.pt")
-    vocabulary.write(folder / "tokenizer.json", everyday(random.Random(0), 300), CONFIG.t3.text_vocab)
+    vocabulary.write(folder / "tokenizer.json", everyday(random.Random(0), 300), CONFIG.t3.text_vocab, {"there": "ĖĶġ"})
     for stage in (t3, flow, tokenizer, vocoder):
         stage.main(["--work", str(folder), "--device", "cpu", "--steps", "2", "--batch", "2"])
     return folder
@@ -133,6 +134,34 @@ def test_training_sees_the_logits_that_sampling_sees(work) -> None:
     used = torch.load(work / "used.pt", weights_only=True)
     got = (hidden @ head.t())[..., used]
     assert (got - wanted[..., used]).abs().max() < 2e-2 * wanted.abs().max()  # half precision lies between them
+
+
+def test_known_words_reach_t3_as_phones(tmp_path) -> None:
+    said = lexicon.spelled(["d", "ˈ", "o", "ʊ", "n", "t"])
+    assert said == "".join(lexicon.character(codes.INDEX[p]) for p in ("d", "ˈo", "ʊ", "n", "t"))
+    file = tmp_path / "tokenizer.json"
+    vocabulary.write(file, everyday(random.Random(0), 300), CONFIG.t3.text_vocab, {"don't": said, "don": "Č"})
+    read = EnTokenizer(file)
+    pieces = {i: piece for piece, i in read.tokenizer.get_vocab().items()}
+    assert "".join(pieces[i] for i in read.encode("Don't.")) == said + "."
+    assert "".join(pieces[i] for i in read.encode("donkey")) == "donkey"  # a whole word or none
+
+
+def test_the_flow_begins_as_a_denoiser() -> None:
+    """Before any step it takes the noise away: its velocity is about GAIN (mu - x)."""
+    torch.manual_seed(0)
+    model, n = flow.Model(0), 20
+    tokens = torch.randint(0, SPEECH_CODES, (2, n))
+    mel, noise = torch.randn(2, 2 * n, 80), torch.randn(2, 2 * n, 80)
+    with torch.no_grad():
+        for t in (0.0, 0.5):
+            batch = tokens, torch.tensor([n, n]), mel, torch.zeros(2).long(), torch.zeros(2).bool()
+            mu, velocity, wanted = model(*batch, flow.xvector_of("cpu"), torch.full((2,), t), noise)
+            x = (1 - t) * noise + t * (wanted + noise)
+            right = flow.GAIN * (mu - x)
+            left = velocity - right
+            assert left.square().mean() < 0.2 * right.square().mean()
+            assert (left * noise).mean().abs() < 0.1
 
 
 def test_the_trainable_vocoder_is_the_vocoder() -> None:

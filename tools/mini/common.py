@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -67,11 +68,15 @@ def shards(work: Path, part: str = "train") -> list[Path]:
     return sorted((work / "data").glob(f"{part}-*.pt"))
 
 
-def read(work: Path, part: str = "train", keys: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+def read(
+    work: Path, part: str = "train", keys: tuple[str, ...] = (), limit: float = math.inf
+) -> list[dict[str, Any]]:
     """Utterances with the named fields (all without). Files are mapped and the fields copied out of them: the sound of
     ten hours need not be in memory, nor read, for a stage that wants the codes."""
     out = []
     for file in shards(work, part):
+        if len(out) >= limit:
+            break
         for item in torch.load(file, weights_only=True, mmap=True):
             out.append({k: own(item[k]) for k in keys or item})  # noqa: PERF401
     return out

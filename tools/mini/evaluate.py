@@ -2,6 +2,7 @@
 
 teacher: its recording. griffin: its mel through Griffin-Lim. vocoder: its mel through the vocoder. flow: its codes
 through the flow and Griffin-Lim. t3: codes from text through the flow and Griffin-Lim. whole: what a user hears.
+All of them together write the model card as well.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from chatterbox_opt.audio.io import write_wav
 from chatterbox_opt.models.mel import slaney_filters
 from chatterbox_opt.tts import OptimizedChatterboxTTS
 
-from . import common
+from . import card, common
 from .export import conditionals
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
@@ -49,6 +50,7 @@ class Speaker:
             folder, "cpu", enable_compilation=False, use_mixed_precision=False, enable_watermark=False
         )
         self.gen, self.steps = conditionals(work)["gen"], steps
+        self.ended: list[bool] = []  # by itself, within twice the teacher's time: one for each whole call
 
     def tokens(self, text: str, seed: int) -> Tensor:
         (job,) = self.model.jobs([text], seeds=[seed])
@@ -90,7 +92,10 @@ def sound(mode: str, item: dict[str, Any], speaker: Speaker | None, seed: int) -
         return griffin_lim(speaker.mel(item["codes"]))
     if mode == "t3":
         return griffin_lim(speaker.mel(speaker.tokens(item["text"], seed)))
-    return speaker.model.generate(item["text"], seed=seed)[0]
+    (speech,) = speaker.model.speak(speaker.model.jobs([item["text"]], seeds=seed))
+    in_time = speech.wav.shape[1] <= 2 * len(item["wav"])
+    speaker.ended.append(speech.stops == ["eos"] and in_time)
+    return speech.wav[0]
 
 
 def main(argv: list[str]) -> None:
@@ -105,7 +110,8 @@ def main(argv: list[str]) -> None:
     items = common.read(args.work, "test")[: args.count]
     listener = Listener()
     ours = set(args.modes) - {"teacher", "griffin"}
-    speaker = Speaker(args.folder or args.work / "asset", args.work, args.cfm_steps) if ours else None
+    folder = args.folder or args.work / "asset"
+    speaker = Speaker(folder, args.work, args.cfm_steps) if ours else None
     for mode in args.modes:
         pairs = []
         for i, item in enumerate(items):
@@ -116,4 +122,7 @@ def main(argv: list[str]) -> None:
             if args.keep:
                 args.keep.mkdir(parents=True, exist_ok=True)
                 write_wav(args.keep / f"{mode}-{i:02d}.wav", wav, 24_000)
-        common.log("eval", args, mode=mode, sentences=len(items), wer=word_error_rate(pairs))
+        more = {"ended": common.average(speaker.ended)} if mode == "whole" else {}
+        common.log("eval", args, mode=mode, sentences=len(items), wer=word_error_rate(pairs), **more)
+    if set(MODES) <= set(args.modes):
+        card.write(folder, args.work, args.seed)

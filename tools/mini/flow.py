@@ -1,12 +1,13 @@
 """Stage `flow`: codes and a voice to mels, by flow matching with the prompt masked in.
 
-Beside the published model's loss, the encoder's output is drawn to the mel itself: what one velocity net of a million
-weights need not find, it can refine.
+Beside the published model's loss, the encoder's output is drawn to the mel itself, and the flow's own goal lies most of
+the way towards that output: a velocity net of a million weights makes noise of the rest, and words are lost in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 from pathlib import Path
 
@@ -28,6 +29,11 @@ LONGEST = 250  # frames of a training example
 JOINED = 4  # utterances in one, in the share below of the batches: distances that no single one has
 JOINS = 0.15
 SIGMA = 1e-6
+PULL = 0.7  # of the way from the mel to the encoder's output
+MEL_MEAN = -4.0
+GAIN = 1.5  # between the 1 that is right at the start and what the last steps need
+LEVEL = 150.0  # of the two constant channels
+LINEAR = 5.0  # where Mish is a straight line
 
 
 class Teach(nn.Module):
@@ -36,8 +42,8 @@ class Teach(nn.Module):
         self.flow = Flow(CFG)
 
     def forward(self, embedding: Tensor, tokens: Tensor, lengths: Tensor, mel: Tensor, given: Tensor, blind: Tensor,
-                xvector: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """mel (B, 2n, 80); `given` (B,) frames of it are the prompt; t (B,) -> mu and velocities."""
+                xvector: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """mel (B, 2n, 80); `given` (B,) frames of it are the prompt; t (B,) -> mu, velocities, and the right ones."""
         flow = self.flow
         mu = flow.encoder_proj(flow.encoder(F.embedding(tokens, embedding), lengths))
         frames = torch.arange(mel.shape[1], device=mel.device)
@@ -46,13 +52,52 @@ class Teach(nn.Module):
         keep = (~blind).float()[:, None]
         known = (mu * keep[..., None], speaker * keep, prompt * keep[..., None])
         at = t[:, None, None]
-        x = (1 - (1 - SIGMA) * at) * noise + at * mel
+        goal = torch.lerp(mel, mu.detach(), PULL)
+        x = (1 - (1 - SIGMA) * at) * noise + at * goal
         estimator = flow.decoder.estimator
         mask = frames < 2 * lengths[:, None]
         # One time a row: resnets take (B, C) as they take (C,), with an axis for the frames.
         times = F.mish(estimator.time_mlp(t))
         table = [stage.resnet.mlp(times)[:, None] for stage in (estimator.down, *estimator.mid, estimator.up)]
-        return mu, estimator(x, table, estimator.constant(*known), mask[:, None, None])
+        velocity = estimator(x, table, estimator.constant(*known), mask[:, None, None])
+        return mu, velocity, goal - (1 - SIGMA) * noise
+
+
+@torch.no_grad()
+def begin_as_denoiser(state: dict[str, Tensor]) -> None:
+    """Start the estimator as velocity = GAIN (mu - x), which any goal near mu asks for anyway. Left to find it, a
+    network this narrow never does: its norms and activations lie between the noise and what should take it away, and
+    it learns to say what the mel is like and leaves the noise in. The difference takes the first 80 channels of the
+    shortcut around everything; two constant channels keep the last norm from rescaling frames by their loudness."""
+    net = {k.removeprefix("flow.decoder.estimator."): v for k, v in state.items() if ".estimator." in k}
+    for name, value in net.items():  # what goes on beside the shortcut begins quietly
+        if name.endswith(("block2.block.2.weight", "attn1.to_out.0.weight", "ff.net.2.weight")):
+            value.mul_(0.1)
+    mels = torch.arange(MEL_BINS)
+    first, last = net["down_blocks.0.0.res_conv.weight"], net["up_blocks.0.0.res_conv.weight"]
+    first[:MEL_BINS] = 0
+    first[mels, mels], first[mels, MEL_BINS + mels] = -1, 1  # x, mu
+    net["down_blocks.0.0.res_conv.bias"][:MEL_BINS] = -MEL_MEAN  # the middle of speech is at zero
+    last *= 0.1
+    last[:, CFG.channels :] = torch.eye(CFG.channels)[..., None]  # the skip
+    for name in ("up_blocks.0.2", "final_block.block.0"):
+        net[f"{name}.weight"].mul_(0.1)
+        net[f"{name}.weight"][:MEL_BINS] = 0
+        net[f"{name}.weight"][mels, mels, 2] = 1  # the newest of its three frames
+    high, low = CFG.channels - 1, CFG.channels - 2
+    net["final_block.block.0.weight"][[high, low]] = 0
+    net["final_block.block.0.bias"][high], net["final_block.block.0.bias"][low] = LEVEL, -LEVEL
+    spread, narrow, wide = LEVEL * math.sqrt(2 / CFG.channels), 0.3, 8.0
+    net["final_block.block.2.weight"][:] = wide
+    net["final_block.block.2.weight"][[high, low]] = narrow
+    net["final_block.block.2.bias"][:] = LINEAR
+    out = net["final_proj.weight"]
+    out.zero_()
+    out[mels, mels, 0] = GAIN * spread / wide
+    out[:, [high, low], 0] = -0.5 * GAIN * spread / narrow  # together they tell the mean that the norm took away
+    settled = F.mish(torch.tensor([LINEAR, LINEAR + narrow * LEVEL / spread, LINEAR - narrow * LEVEL / spread]))
+    middle = settled[0] / wide - (settled[1] + settled[2]) / (2 * narrow)
+    net["final_proj.bias"][:] = GAIN * (MEL_MEAN - spread * middle)
 
 
 class Model(nn.Module):
@@ -63,6 +108,7 @@ class Model(nn.Module):
         with torch.device("meta"):
             net = Teach()
         self.body = Published(net, shapes, rules, seed)
+        begin_as_denoiser(self.body.published())
         noise = torch.Generator().manual_seed(seed + 1)
         self.shared = nn.Parameter(torch.randn(2, codes.PHONES, CFG.dim, generator=noise) * 0.5)
 
@@ -71,11 +117,24 @@ class Model(nn.Module):
         both = self.shared[0, every % codes.PHONES] + self.shared[1, every // codes.PHONES]
         return both + self.body.published()["flow.input_embedding.weight"]
 
-    def forward(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, *batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.body.run(self.table(), *batch)
 
     def export(self) -> dict[str, Tensor]:
         return self.body.published() | {"flow.input_embedding.weight": self.table()}
+
+
+def encoder_of(work: Path) -> Flow | None:
+    """The package's network as trained so far, for what its encoder says; None before the first checkpoint."""
+    file = work / "flow.pt"
+    if not file.exists():
+        return None
+    model, net = Model(0), Flow(CFG)
+    model.load_state_dict(torch.load(file, weights_only=True, map_location="cpu")["net"])
+    with torch.no_grad():
+        own = {k.removeprefix("flow."): v.detach().clone() for k, v in model.export().items()}
+    net.load_state_dict(keymap.remap(own, keymap.FLOW))
+    return net.eval()
 
 
 def xvector_of(device: str) -> Tensor:
@@ -114,10 +173,10 @@ def losses(
     blind = torch.rand(b, device=device) < BLIND
     t = 1 - torch.cos(torch.rand(b, device=device) * 0.5 * torch.pi)  # as densely as sampling steps
     noise = torch.randn_like(mel)
-    mu, velocity = model(tokens, lengths, mel, given, blind, xvector_of(device), t, noise)
+    mu, velocity, wanted = model(tokens, lengths, mel, given, blind, xvector_of(device), t, noise)
     real = (torch.arange(mel.shape[1], device=device) < 2 * lengths[:, None])[..., None]
     count = real.sum() * MEL_BINS
-    flow = ((velocity - (mel - (1 - SIGMA) * noise)).square() * real).sum() / count
+    flow = ((velocity - wanted).square() * real).sum() / count
     prior = ((mu - mel).abs() * real).sum() / count
     return {"loss": flow + prior, "flow": flow, "prior": prior}
 

@@ -25,14 +25,14 @@ CONFIG = ModelConfig(
     "tts",
     clones=False,
     t3=T3Config(
-        dim=128, layers=8, heads=4, ff=448, text_vocab=704, speech_vocab=6563, text_positions=302,
+        dim=128, layers=7, heads=4, ff=448, text_vocab=704, speech_vocab=6563, text_positions=302,
         speech_positions=1004, max_positions=2048, prompt_tokens=10, perceiver_queries=2, perceiver_heads=4,
     ),
     voice_encoder=VoiceEncoderConfig(hidden=32, layers=1),
-    s3_tokenizer=S3TokenizerConfig(dim=128, heads=2, layers=2),
+    s3_tokenizer=S3TokenizerConfig(dim=64, heads=2, layers=2),
     campplus=CampplusConfig(head_channels=4, init_channels=16, growth=4, block_layers=(2, 2, 2)),
     flow=FlowConfig(
-        dim=128, heads=4, ff=256, layers=2, up_layers=2, channels=96, est_heads=2, est_head_dim=48, mid_blocks=2,
+        dim=128, heads=4, ff=256, layers=2, up_layers=2, channels=112, est_heads=2, est_head_dim=48, mid_blocks=2,
         block_layers=1,
     ),
     hift=HiftConfig(channels=96, f0_channels=64),

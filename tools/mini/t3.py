@@ -9,6 +9,8 @@ and the network learns logits that come out right behind it.
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import math
 import random
 from functools import reduce
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import normalizers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,13 +34,17 @@ from . import codes, common, vocabulary
 from .sizes import CONFIG, Published
 
 CFG = CONFIG.t3
-GUIDED = {1: 2, 2: 2, 3: 1}  # layer -> its first heads that are told where to look
+WIDE, NARROW = 0, 1
+GUIDED = {1: (2, WIDE), 2: (2, NARROW), 3: (2, NARROW)}  # layer -> its first heads that are told where to look
 GUIDANCE = 0.3  # weight of that loss
 BLIND = 0.1  # share of rows without text, for classifier-free guidance
 PENALTY = 1.2
 CHEAP = 0.5  # share of batches without the penalty, so that greedy decoding without it works too
 JOINED = 0.15  # share of batches of several sentences in one breath: positions that no single one reaches
 MOST = 4  # sentences in such an example
+SPELLINGS = 2  # of each sentence
+UNKNOWN = 0.25  # share of the words of a further spelling that come as letters
+APART = 0.3  # share of the merges of letters that are left out there
 
 
 # ---- data ----------------------------------------------------------------------------------------
@@ -53,35 +60,58 @@ def words(ids: list[int], space: int) -> list[tuple[int, int]]:
     return [*spans, (start, len(ids) - 1)]
 
 
-def windows(ids: list[int], item: dict[str, Any], steps: int, space: int) -> Tensor:
-    """(steps, 2): the text positions that a step may look at, the word being spoken and its neighbours. Where the
-    teacher runs words together, position by proportion, with more room."""
-    places = words(ids, space)
+def windows(ids: list[int], item: dict[str, Any], steps: int, space: int, letters: list[int]) -> Tensor:
+    """(steps, 2, 2): the first and last text position that a step may look at, widely and narrowly. Widely it is the
+    word being spoken and its neighbours, narrowly the letter group being spoken and its neighbours, as far through its
+    word as the time is. Where the teacher runs words together, position by proportion, with more room. `letters` of
+    each id."""
+    places, end = words(ids, space), len(ids) - 1
     ends = list(accumulate(item["samples"]))
     blanks = [ends[i] for i, phoneme in enumerate(item["phonemes"]) if phoneme == " "]
-    out = torch.empty(steps, 2, dtype=torch.long)
-    if len(blanks) + 1 == len(places):
-        times = torch.tensor([*blanks, math.inf]) / item["rate"] * TOKEN_RATE
-        at = torch.searchsorted(times, torch.arange(steps).float() + 0.5).clamp(max=len(places) - 1).tolist()
-        for i, w in enumerate(at):
-            out[i, 0], out[i, 1] = places[max(0, w - 1)][0], places[min(len(places) - 1, w + 1)][1]
-    else:
-        centre = torch.arange(steps) * len(ids) / steps
-        out[:, 0] = (centre - 8).clamp(min=0).long()
-        out[:, 1] = (centre + 8).clamp(max=len(ids)).long()
-    return out
+    if len(blanks) + 1 != len(places):
+        centres = [int(step * len(ids) / steps) for step in range(steps)]
+        return torch.tensor([[[max(0, c - 8), min(end, c + 8)], [max(0, c - 4), min(end, c + 4)]] for c in centres])
+    times = [t / item["rate"] * TOKEN_RATE for t in (0, *blanks, ends[-1])]
+    out, w = [], 0
+    for step in range(steps):
+        now = step + 0.5
+        while w < len(places) - 1 and now > times[w + 1]:
+            w += 1
+        first, last = places[w]
+        said = (now - times[w]) / max(1.0, times[w + 1] - times[w]) * sum(letters[first : last + 1])
+        while first < last and said > letters[first]:
+            said -= letters[first]
+            first += 1
+        wide = [places[max(0, w - 1)][0], places[min(len(places) - 1, w + 1)][1]]
+        out.append([wide, [max(1, first - 1), min(end, first + 1)]])
+    return torch.tensor(out)
 
 
-def examples(work: Path, part: str, tokenizer: EnTokenizer) -> list[dict[str, Tensor]]:
+def examples(work: Path, part: str, tokenizer: EnTokenizer, spellings: int = 1) -> list[dict[str, Tensor]]:
+    """`spellings` of each sentence: beyond the first, some of its words are taken for unknown, and some of their letter
+    groups are left apart, so that T3 learns to read the words that the lexicon lacks."""
+    items = common.read(work, part, ("text", "phonemes", "samples", "rate", "codes"))
+    rng = random.Random(0)
+    plain = copy.copy(tokenizer)
+    plain.tokenizer = copy.deepcopy(tokenizer.tokenizer)
+    plain.tokenizer.normalizer = normalizers.Lowercase()
+    plain.tokenizer.model.dropout = APART
+    known = functools.cache(tokenizer.encode)
     space = tokenizer.encode(" ")[0]
+    letters = {i: 1 if piece.startswith("[") else len(piece) for piece, i in tokenizer.tokenizer.get_vocab().items()}
     out = []
-    for item in common.read(work, part, ("text", "phonemes", "samples", "rate", "codes")):
-        ids = [START_TEXT, *tokenizer.encode(punc_norm(item["text"])), STOP_TEXT]
-        spoken = item["codes"].long()
-        if len(ids) <= CFG.text_positions and len(spoken) < CFG.speech_positions - 2:
-            target = torch.cat([spoken, torch.tensor([STOP_SPEECH])])
-            out.append({"text": torch.tensor(ids), "target": target,
-                        "window": windows(ids, item, len(target), space)})
+    for spelling in range(spellings):
+        for item in items:
+            ids = [START_TEXT]
+            for word in punc_norm(item["text"]).split(" "):
+                unknown = spelling and rng.random() < UNKNOWN
+                ids += [*(plain.encode(word) if unknown else known(word)), space]
+            ids[-1] = STOP_TEXT
+            spoken = item["codes"].long()
+            if len(ids) <= CFG.text_positions and len(spoken) < CFG.speech_positions - 2:
+                target = torch.cat([spoken, torch.tensor([STOP_SPEECH])])
+                window = windows(ids, item, len(target), space, [letters[i] for i in ids])
+                out.append({"text": torch.tensor(ids), "target": target, "window": window})
     return out
 
 
@@ -117,7 +147,7 @@ def joined(groups: list[list], count: int, rng: random.Random, space: int) -> li
 
 
 def collate(items: list[dict[str, Tensor]], device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, n) text, (B, s) targets with -1 behind their ends, (B, s, 2) windows."""
+    """(B, n) text, (B, s) targets with -1 behind their ends, (B, s, 2, 2) windows."""
     pad = nn.utils.rnn.pad_sequence
     text = torch.stack([i["text"] for i in items])
     target = pad([i["target"] for i in items], batch_first=True, padding_value=-1)
@@ -133,17 +163,18 @@ class Guided:
     def __init__(self, window: Tensor, text_at: int, speech_at: int) -> None:
         self.text_at, self.speech_at = text_at, speech_at
         place = torch.arange(speech_at - 1, device=window.device) - text_at
-        self.inside = (place >= window[..., :1]) & (place <= window[..., 1:])  # (B, s, keys before speech)
+        self.inside = (place >= window[..., :1]) & (place <= window[..., 1:])  # (B, s, 2, keys before speech)
         self.found: list[Tensor] = []
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if heads := GUIDED.get(layer):
+        if layer in GUIDED:
+            heads, width = GUIDED[layer]
             a = self.speech_at  # the first step that predicts a code
             scores = q[:, :heads, a:] @ k[:, :heads].transpose(-1, -2) / math.sqrt(q.shape[-1])
             n, t = scores.shape[-2:]
             later = torch.ones(n, t, dtype=torch.bool, device=q.device).triu(a + 1)
             share = scores.masked_fill(later, -torch.inf).softmax(-1)[..., : self.inside.shape[-1]]
-            self.found.append((share * self.inside[:, None]).sum(-1))  # (B, heads, s)
+            self.found.append((share * self.inside[:, None, :, width]).sum(-1))  # (B, heads, s)
         return attend(q, k, v, causal=True)
 
 
@@ -276,19 +307,21 @@ def main(argv: list[str]) -> None:
     held = grouped(examples(args.work, "test", tokenizer), args.batch)
     rng = random.Random(args.seed + trainer.step)
     while clock.tick() and not trainer.done:
-        items = examples(args.work, "train", tokenizer)
+        items = examples(args.work, "train", tokenizer, SPELLINGS)
         used = used_codes(args.work, items + [i for group in held for i in group]).to(args.device)
-        common.log("t3", args, sentences=len(items), codes=len(used), step=trainer.step)
+        common.log("t3", args, examples=len(items), codes=len(used), step=trainer.step)
         train(args, clock, trainer, model, items, used, voice, rng, held, tokenizer.encode(" ")[0])
     trainer.save(clock.spent)
 
 
 def prepare_vocabulary(work: Path) -> EnTokenizer:
+    from .lexicon import lexicon
     from .sentences import corpus
 
     file = work / "tokenizer.json"
     if not file.exists():
-        vocabulary.write(file, corpus()[0], CFG.text_vocab)
+        texts = corpus()[0]
+        vocabulary.write(file, texts, CFG.text_vocab, lexicon(texts))
     return EnTokenizer(file)
 
 

@@ -1,7 +1,8 @@
 """Stage `vocoder`: mel to wav by spectral losses, with the fundamental from a pitch tracker.
 
 The pitch is tracked once an utterance, by autocorrelation: the teacher's voice is clean enough for it. The F0 net
-learns it as a regression; the rest trains on the tracked pitch, so that neither waits for the other.
+learns it as a regression; the rest trains on the tracked pitch, so that neither waits for the other. Mels are blended
+with what the flow's encoder makes of their codes, as far as the flow itself goes that way.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from chatterbox_opt.models.mel import slaney_filters
 from chatterbox_opt.weights import keymap, layout
 
 from . import common
+from .flow import PULL, encoder_of
 from .sizes import CONFIG, Published, settle
 
 CFG = CONFIG.hift
 SEGMENT = 24  # frames of a training example, 0.48 s
 LOW, HIGH = 60.0, 320.0  # Hz, where a man's voice is looked for
 VOICED = 0.45  # normalised autocorrelation from which a frame has a pitch
+HEADROOM = 0.7  # the teacher speaks at full scale, and what is predicted overshoots
 SCALES = ((2048, 512), (1024, 256), (512, 128), (256, 64))  # window, hop
 
 
@@ -141,11 +144,16 @@ def losses(model: Model, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tens
 # ---- stage ---------------------------------------------------------------------------------------
 
 
+@torch.no_grad()
 def examples(work: Path, part: str, limit: int) -> list[dict[str, Any]]:
-    items = [i for i in common.read(work, part, ("wav", "mel")) if i["mel"].shape[1] > SEGMENT][:limit]
+    items = common.read(work, part, ("wav", "mel", "codes"), limit)
+    items = [i for i in items if i["mel"].shape[1] > SEGMENT]
+    flow = encoder_of(work)
     for item in items:
-        item["wav"] = item["wav"].float() / 32767
+        item["wav"] = item["wav"].float() / 32767 * HEADROOM
         item["f0"] = pitch(item["wav"], item["mel"].shape[1])
+        item["mel"] = item["mel"].float()
+        item["mean"] = flow.encode(item["codes"].long()[None])[0].t() if flow else item["mel"]
     return items
 
 
@@ -154,7 +162,8 @@ def collate(items: list[dict[str, Any]], device: str, rng: random.Random) -> tup
     for item in items:
         a = rng.randrange(item["mel"].shape[1] - SEGMENT + 1)
         b = a + SEGMENT
-        parts.append((item["mel"][:, a:b].float(), item["wav"][a * SAMPLES_PER_FRAME : b * SAMPLES_PER_FRAME],
+        mel = torch.lerp(item["mel"][:, a:b], item["mean"][:, a:b], PULL * rng.random())
+        parts.append((mel, item["wav"][a * SAMPLES_PER_FRAME : b * SAMPLES_PER_FRAME],
                       item["f0"][a:b]))
     mel, wav, f0 = (torch.stack(p).to(device) for p in zip(*parts))
     return mel, wav, f0

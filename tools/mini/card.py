@@ -1,0 +1,90 @@
+"""The model card beside the exported files, its figures taken from the logs of the stages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from chatterbox_opt.config import TOKEN_RATE
+
+from . import common
+
+TRAINED = ("t3", "flow", "vocoder", "tokenizer")
+WHAT = {
+    "teacher": "the teacher's recording",
+    "griffin": "its mel, through Griffin-Lim",
+    "vocoder": "its mel, through the vocoder",
+    "flow": "its codes, through flow and Griffin-Lim",
+    "t3": "codes from text, through flow and Griffin-Lim",
+    "whole": "what a user hears",
+}
+CARD = """# Chatterbox mini
+
+The networks and the file layout of the published English Chatterbox with {millions:.1f} million weights instead of
+hundreds of times as many, in half precision: {megabytes:.1f} MB.
+
+    from chatterbox_opt.tts import ChatterboxTTS
+    wav = ChatterboxTTS.from_mini().generate("The quick brown fox jumps over the lazy dog.")
+
+**What it is for**: speech on a machine that cannot reach the model hub, demonstrations, and tests that listen to what
+an optimisation does to words.
+
+**What it is not**: a substitute for the published model. It has one voice, one language and one mood, cannot clone
+(giving it a recording is an error), does not know digits or abbreviations, and mispronounces words unlike those it
+was trained on or that its list of 5,400 frequent words lacks. `exaggeration` changes nothing that is meant.
+
+## How it was made
+
+By `python -m tools.mini` in this repository: {sentences:,} sentences ({hours:.1f} h) read by a text-to-speech voice,
+from which everything was trained anew with seed {seed}; no weight comes from another model.
+
+{training}
+
+## How well it is understood
+
+Words that Whisper tiny.en got wrong in {heard} sentences that no stage was trained on, at the default settings:
+
+{errors}
+
+Of what a user hears, {ended:.0%} ended by itself within twice the teacher's length. Word error rates of each mode of
+the engine are in OPTIMIZATION.md.
+
+## Licences
+
+The files: MIT, as the package. Pronunciations in `tokenizer.json`: as espeak-ng writes them. Teacher: Piper's "Joe"
+(en_US-joe-medium, recordings CC0). Text: Debian's `fortunes`, used only to be read aloud; none of it is part of the
+files. Judge: Whisper tiny.en (MIT).
+"""
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def write(folder: Path, work: Path, seed: int) -> None:
+    """README.md of an exported folder, once `eval` has run."""
+    latest = {line["mode"]: line for line in lines(work / "eval.log")}  # the last of each
+    training = ["| stage | steps | hours on one core |", "|---|---:|---:|"]
+    for stage in TRAINED:
+        if (work / f"{stage}.pt").exists():
+            state = torch.load(work / f"{stage}.pt", weights_only=True, map_location="cpu")
+            training.append(f"| {stage} | {state['step']:,} | {state['spent'] / 3600:.1f} |")
+    errors = ["| | word error rate |", "|---|---:|"]
+    errors += [f"| {what} | {latest[mode]['wer']:.3f} |" for mode, what in WHAT.items() if mode in latest]
+    spoken = [len(item["codes"]) for item in common.read(work, "train", ("codes",))]
+    sizes = [f.stat().st_size for f in folder.iterdir() if f.name != "README.md"]
+    weights = sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 2
+    text = CARD.format(
+        millions=weights / 1e6,
+        megabytes=sum(sizes) / 1e6,
+        sentences=len(spoken),
+        hours=sum(spoken) / TOKEN_RATE / 3600,
+        seed=seed,
+        training="\n".join(training),
+        heard=latest["whole"]["sentences"],
+        errors="\n".join(errors),
+        ended=latest["whole"]["ended"],
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")
