@@ -32,12 +32,17 @@ def words(text: str) -> list[str]:
 def word_errors(said: str, heard: str) -> tuple[int, int]:
     """(fewest words to change, drop or insert, words said)"""
     a, b = words(said), words(heard)
+    return edits(a, b), len(a)
+
+
+def edits(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """Fewest items of `a` to change, drop or insert until it is `b`."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         previous, row[0] = row[0], i
         for j, y in enumerate(b, 1):
             previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
-    return row[-1], len(a)
+    return row[-1]
 
 
 def word_error_rate(pairs: Sequence[tuple[str, str]]) -> float:
@@ -222,4 +227,29 @@ SENTENCES = [
     "She speaks three languages and is learning a fourth.",
     "Most of the shops in the village close at noon.",
     "He opened the window to let in some fresh air.",
+    "The farmer sold his apples at the market on Saturday.",
+    "We had to wait for an hour because the road was closed.",
+    "Her grandmother told the best stories in the whole family.",
+    "Turn left at the church and follow the street to the end.",
+    "The film starts at eight, so we should leave at seven.",
+    "Nothing is more pleasant than a quiet evening at home.",
+    "The new library has a large room for children.",
+    "I forgot my umbrella, and now my shoes are wet.",
+    "They lived on a small island far from the coast.",
+    "The teacher asked a question that nobody could answer.",
+    "Please put the milk back into the fridge.",
+    "It was the coldest winter in more than thirty years.",
+    "My sister plays the piano and sings in a choir.",
+    "The sailors saw a light on the other side of the bay.",
+    "He wrote a long letter, but never sent it.",
+    "Many people here go to work by bicycle.",
+    "The cat slept on the warm stones in front of the house.",
+    "You can see the mountains from the kitchen window.",
+    "A tall man in a grey coat was standing at the gate.",
+    "The bread is still warm, so be careful with the knife.",
+    "We saved some money and travelled to the south.",
+    "Her voice was calm, although she was very angry.",
+    "The bus was full, and we had to stand all the way.",
+    "In the evening the birds come back to the old tree.",
+    "The quick brown fox jumps over the lazy dog.",
 ]

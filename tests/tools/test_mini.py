@@ -8,11 +8,11 @@ import random
 import pytest
 import torch
 
-from chatterbox_opt.config import SPEECH_CODES
+from chatterbox_opt.config import SPEECH_CODES, START_TEXT
 from chatterbox_opt.text.tokenizer import EnTokenizer
 from chatterbox_opt.weights import keymap
 from chatterbox_opt.weights.load import load_folder
-from tools.mini import codes, common, evaluate, flow, lexicon, t3, tokenizer, vocabulary, vocoder
+from tools.mini import book, codes, common, evaluate, flow, lexicon, t3, tokenizer, vocabulary, vocoder
 from tools.mini.sentences import everyday, number, split
 from tools.mini.sizes import CONFIG, LIMIT
 
@@ -62,23 +62,62 @@ def test_sentences_are_clean() -> None:
     assert len(made) == len(set(made)) > 100
 
 
+def test_codes_carry_two_phones_and_a_place() -> None:
+    noise = torch.Generator().manual_seed(0)
+    phones = torch.randint(0, 40, (4000,), generator=noise)
+    pairs = codes.pack(phones.repeat_interleave(3)[: 2 * len(phones)])  # both halves alike, two of three times
+    kept = book.Book.of(pairs)
+    places = torch.randint(0, 300, (len(pairs),), generator=noise)
+    said = kept.write(pairs, places)
+    assert 0 <= said.min() <= said.max() < SPEECH_CODES
+    exact = kept.pair[said] == pairs
+    first, second = codes.unpack(pairs).unbind(-1)
+    assert exact[first == second].all()
+    assert torch.equal(codes.unpack(kept.pair[said])[~exact], second[~exact, None].expand(-1, 2))  # its second phone
+    a, b, ones, sevens = kept.parts[said].unbind(-1)
+    assert torch.equal(codes.pack(torch.stack([a, b], -1).flatten()), kept.pair[said])
+    assert torch.equal(ones, places % book.BASE)
+    assert torch.equal(sevens[a == b], (places // book.BASE % book.BASE)[a == b])
+    assert (sevens[a != b] == book.BASE).all()
+
+
+def test_words_said_in_one_are_found() -> None:
+    assert t3.matched([3, 2, 5], [3, 2, 5]) == [(1, 1)] * 3
+    assert t3.matched([2, 3, 4], [5, 4]) == [(2, 1), (1, 1)]
+    assert t3.matched([6, 4], [3, 3, 4]) == [(1, 2), (1, 1)]
+    assert t3.matched([1], [1, 2, 3, 4, 5]) == [(1, 5)]  # nothing fits: all is one
+
+
 def test_sentences_join_into_one(work) -> None:
-    """What is true of a word's place in the text and of its codes stays true behind another sentence."""
+    """What is true of a code's place in the text stays true behind another sentence."""
     read = t3.prepare_vocabulary(work)
     space = read.encode(" ")[0]
     items = t3.examples(work, "train", read)
     a, b = items[:2]
     both = t3.join(a, b, space)
     assert both["text"].tolist() == [*a["text"][:-1].tolist(), space, *b["text"][1:].tolist()]
-    assert len(both["target"]) == len(both["window"]) == len(a["target"]) + len(b["target"]) - 1
-    at, place = len(a["target"]) + 3, b["window"][4, t3.NARROW]
-    assert both["target"][at] == b["target"][4]
-    (low, high), (first, last) = both["window"][at, t3.NARROW].tolist(), place.tolist()
-    first, low = first + 1, low + 1  # the blank stands where the second text's own start stood
-    assert both["text"][low : high + 1].tolist() == b["text"][first : last + 1].tolist()
+    assert len(both["window"]) == len(both["pairs"]) + 1 == len(a["pairs"]) + len(b["pairs"]) + 1
+    at = len(a["pairs"]) + torch.arange(len(b["pairs"]))
+    begun = b["place"] > 0  # before that it is at the start, where now the blank stands
+    assert begun.any()
+    assert torch.equal(both["text"][both["place"][at]][begun], b["text"][b["place"]][begun])
+    for end in (0, 1):
+        old, new = b["window"][:-1, 1, end], both["window"][at, 1, end]
+        assert torch.equal(both["text"][new], b["text"][old])
     rows = t3.joined(t3.grouped(items, 2), 2, random.Random(0), space)
     assert len({len(r["text"]) for r in rows}) == 1
-    assert t3.collate(rows, "cpu")[0].shape[1] == len(rows[0]["text"])
+    assert t3.collate(rows, book.Book.at(work), "cpu")[0].shape[1] == len(rows[0]["text"])
+
+
+def test_the_penalty_is_the_one_of_sampling() -> None:
+    torch.manual_seed(0)
+    logits, index = torch.randn(2, 9, 12), torch.randint(0, 12, (2, 9))
+    got = t3.penalised(logits, index, 1.2)
+    for row in range(2):
+        for step in range(9):
+            wanted, seen = logits[row, step].clone(), index[row, :step].unique()
+            wanted[seen] = torch.where(wanted[seen] < 0, wanted[seen] * 1.2, wanted[seen] / 1.2)
+            assert torch.equal(got[row, step], wanted)
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +159,9 @@ def test_training_sees_the_logits_that_sampling_sees(work) -> None:
 
     export.main(["--work", str(work), "--device", "cpu"])
     net = load_folder(work / "asset", "tts", torch.device("cpu"), torch.float32).t3
-    model = export.parameters("t3", t3.Model(0), work)
+    model = export.parameters("t3", t3.Model(0, book.Book.at(work)), work)
     items = t3.examples(work, "train", t3.prepare_vocabulary(work))
-    batch = t3.collate(items[:1], "cpu")
+    batch = t3.collate(items[:1], book.Book.at(work), "cpu")
     voice = t3.voice_of(work, "cpu")
     with torch.no_grad():
         hidden, _, head = model(batch, torch.zeros(1, dtype=torch.bool), voice)
@@ -134,6 +173,24 @@ def test_training_sees_the_logits_that_sampling_sees(work) -> None:
     used = torch.load(work / "used.pt", weights_only=True)
     got = (hidden @ head.t())[..., used]
     assert (got - wanted[..., used]).abs().max() < 2e-2 * wanted.abs().max()  # half precision lies between them
+
+
+def test_heads_are_told_where_the_voice_is() -> None:
+    phones = [codes.INDEX[p] for p in ("h", "ə", "l", "ˈo", "ʊ")]
+    ids, letters = [START_TEXT, *(1000 + p for p in phones), 9, 0], [0, 1, 1, 1, 1, 1, 0, 0]
+    heard = codes.pack(codes.phone_frames(SPOKEN, SAMPLES, 22_050, 18))
+    item = {"phonemes": SPOKEN, "samples": SAMPLES, "rate": 22_050, "codes": heard}
+    reached = t3.places(ids, item, 2, letters)
+    said = codes.unpack(heard)[:, 1]
+    assert torch.equal(torch.tensor(ids)[reached][said > 0] - 1000, said[said > 0])
+    assert reached[0] == 0
+    assert reached[-1] == len(ids) - 1  # the pause behind it
+    here, ahead = t3.windows(reached, letters).unbind(1)
+    assert torch.equal(here[1:, 0], reached)
+    assert torch.equal(here[:, 0], here[:, 1])
+    inside = here[:, 0] < 5
+    assert torch.equal(ahead[inside, 1], here[inside, 1] + 1)  # the next letter
+    assert (ahead[here[:, 0] == 5] == torch.tensor([6, 7])).all()  # the mark, and the end: no letter comes
 
 
 def test_known_words_reach_t3_as_phones(tmp_path) -> None:

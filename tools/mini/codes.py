@@ -65,6 +65,12 @@ def unpack(codes: Tensor) -> Tensor:
     return torch.stack([codes % PHONES, codes // PHONES], -1)
 
 
+def sounds(codes: Tensor) -> list[int]:
+    """(n,) codes -> the phones said, without their lengths and pauses."""
+    found = unpack(codes.long()).flatten().unique_consecutive().tolist()
+    return [phone for phone in found if phone != SILENCE]
+
+
 def digits(codes: Tensor) -> Tensor:
     """(...,) -> (..., 8) of -1, 0, 1: what the quantizer's eight numbers are to be."""
     return codes[..., None] // 3 ** torch.arange(8, device=codes.device) % 3 - 1

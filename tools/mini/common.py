@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 
+WARM_UP = 300  # steps to the full rate
+
+
 def arguments(doc: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path(".mini"), help="folder of data and checkpoints")
@@ -122,7 +125,7 @@ class Trainer:
     def update(self, loss: Tensor) -> None:
         share = self.step / max(1, self.total)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * min(1.0, (self.step + 1) / 100) * max(0.02, 1 - share)
+            group["lr"] = self.rate * min(1.0, (self.step + 1) / WARM_UP) * max(0.02, 1 - share)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)

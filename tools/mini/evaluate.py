@@ -18,11 +18,12 @@ from chatterbox_opt.audio.io import write_wav
 from chatterbox_opt.models.mel import slaney_filters
 from chatterbox_opt.tts import OptimizedChatterboxTTS
 
-from . import card, common
+from . import card, codes, common
+from .book import Book
 from .export import conditionals
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
-from metrics import Listener, word_error_rate
+from metrics import Listener, edits, word_error_rate
 
 MODES = ("teacher", "griffin", "vocoder", "flow", "t3", "whole")
 ROUNDS = 40  # of Griffin-Lim
@@ -49,7 +50,7 @@ class Speaker:
         self.model = OptimizedChatterboxTTS.from_local(
             folder, "cpu", enable_compilation=False, use_mixed_precision=False, enable_watermark=False
         )
-        self.gen, self.steps = conditionals(work)["gen"], steps
+        self.gen, self.steps, self.book = conditionals(work)["gen"], steps, Book.at(work)
         self.ended: list[bool] = []  # by itself, within twice the teacher's time: one for each whole call
 
     def tokens(self, text: str, seed: int) -> Tensor:
@@ -81,6 +82,14 @@ class Speaker:
             return net(mel[None].float(), phases, torch.randn(1, h, 480 * mel.shape[1], generator=noise))[0]
 
 
+def phone_error_rate(items: list[dict[str, Any]], speaker: Speaker, seed: int) -> float:
+    """Of T3 alone, against what the teacher said: no listener's guesses, and no time."""
+    said = [codes.sounds(item["codes"]) for item in items]
+    tokens = [speaker.tokens(item["text"], seed + i).long() for i, item in enumerate(items)]
+    got = [codes.sounds(speaker.book.pair[t]) for t in tokens]
+    return sum(edits(a, b) for a, b in zip(said, got)) / sum(map(len, said))
+
+
 def sound(mode: str, item: dict[str, Any], speaker: Speaker | None, seed: int) -> Tensor:
     if mode == "teacher":
         return item["wav"].float() / 32767
@@ -89,7 +98,8 @@ def sound(mode: str, item: dict[str, Any], speaker: Speaker | None, seed: int) -
     if mode == "vocoder":
         return speaker.wav(item["mel"])
     if mode == "flow":
-        return griffin_lim(speaker.mel(item["codes"]))
+        pairs = item["codes"].long()
+        return griffin_lim(speaker.mel(speaker.book.write(pairs, torch.zeros_like(pairs))))
     if mode == "t3":
         return griffin_lim(speaker.mel(speaker.tokens(item["text"], seed)))
     (speech,) = speaker.model.speak(speaker.model.jobs([item["text"]], seeds=seed))
@@ -123,6 +133,8 @@ def main(argv: list[str]) -> None:
                 args.keep.mkdir(parents=True, exist_ok=True)
                 write_wav(args.keep / f"{mode}-{i:02d}.wav", wav, 24_000)
         more = {"ended": common.average(speaker.ended)} if mode == "whole" else {}
+        if mode == "t3":
+            more["phones"] = phone_error_rate(items, speaker, args.seed)
         common.log("eval", args, mode=mode, sentences=len(items), wer=word_error_rate(pairs), **more)
     if set(MODES) <= set(args.modes):
         card.write(folder, args.work, args.seed)

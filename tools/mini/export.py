@@ -11,10 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from chatterbox_opt.config import S3_RATE
+from chatterbox_opt.models.mel import slaney_filters
 from chatterbox_opt.weights import layout
 from chatterbox_opt.weights.load import load_folder
 
-from . import codes, common, flow, t3, tokenizer, vocoder
+from . import common, flow, t3, tokenizer, vocoder
+from .book import Book
 from .sizes import CONFIG, LIMIT
 
 PROMPT = 50  # codes of the built-in voice that the flow continues, 2 s
@@ -54,7 +57,8 @@ def save(state: dict[str, Tensor], shapes: layout.Layout, file: Path) -> None:
 def conditionals(work: Path) -> dict[str, Any]:
     speaker, prompt, emotion = t3.voice_of(work, "cpu")
     long = next(i for i in common.read(work, "train", ("codes", "mel")) if len(i["codes"]) >= PROMPT)
-    spoken = long["codes"][None, :PROMPT].long()
+    spoken = long["codes"][:PROMPT].long()
+    spoken = Book.at(work).write(spoken, torch.zeros_like(spoken))[None]
     gen = {
         "prompt_token": spoken, "prompt_token_len": torch.tensor([PROMPT]), "prompt_feat_len": None,
         "prompt_feat": long["mel"].t()[None, : 2 * PROMPT].float().contiguous(), "embedding": flow.xvector_of("cpu"),
@@ -73,7 +77,11 @@ def stages(work: Path) -> dict[str, Tensor]:
             parameters(name, model, work)
         out |= model.export()
     shapes = {k: v for k, v in layout.s3gen(CONFIG).items() if k.startswith("speaker_encoder.")}
-    return out | untrained(shapes, seed=5)
+    filters = torch.from_numpy(slaney_filters(S3_RATE, 400, CONFIG.s3_tokenizer.n_mels, S3_RATE / 2))
+    constants = dict(zip(layout.COMPUTED, (filters, torch.hann_window(400))))  # upstream asks for them
+    table = "flow.input_embedding.weight"
+    out[table] = out[table][Book.at(work).pair]
+    return out | untrained(shapes, seed=5) | constants
 
 
 def main(argv: list[str]) -> None:
@@ -84,7 +92,7 @@ def main(argv: list[str]) -> None:
     out = args.out or args.work / "asset"
     out.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
-        model = parameters("t3", t3.Model(0), args.work)
+        model = parameters("t3", t3.Model(0, Book.at(args.work)), args.work)
         used = torch.load(args.work / "used.pt", weights_only=True)
         save(model.export(used), layout.t3(CONFIG.t3), out / "t3_cfg.safetensors")
         save(stages(args.work), layout.s3gen(CONFIG), out / "s3gen.safetensors")
@@ -97,4 +105,4 @@ def main(argv: list[str]) -> None:
     if size > LIMIT:
         raise ValueError(f"{out} is {size} bytes; {LIMIT} are allowed")
     load_folder(out, "tts", torch.device("cpu"), torch.float32)  # as anyone will
-    common.log("export", args, folder=str(out), bytes=size, codes=codes.PHONES**2)
+    common.log("export", args, folder=str(out), bytes=size)

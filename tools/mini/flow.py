@@ -87,17 +87,17 @@ def begin_as_denoiser(state: dict[str, Tensor]) -> None:
     high, low = CFG.channels - 1, CFG.channels - 2
     net["final_block.block.0.weight"][[high, low]] = 0
     net["final_block.block.0.bias"][high], net["final_block.block.0.bias"][low] = LEVEL, -LEVEL
-    spread, narrow, wide = LEVEL * math.sqrt(2 / CFG.channels), 0.3, 8.0
-    net["final_block.block.2.weight"][:] = wide
-    net["final_block.block.2.weight"][[high, low]] = narrow
-    net["final_block.block.2.bias"][:] = LINEAR
+    spread, gain = LEVEL * math.sqrt(2 / CFG.channels), 8.0
+    net["final_block.block.2.weight"][:] = gain
+    bias = net["final_block.block.2.bias"]
+    bias[:] = LINEAR  # where every channel lies, the constant ones too: bf16 rounds what is far from zero
+    bias[high] -= gain * LEVEL / spread
+    bias[low] += gain * LEVEL / spread
     out = net["final_proj.weight"]
     out.zero_()
-    out[mels, mels, 0] = GAIN * spread / wide
-    out[:, [high, low], 0] = -0.5 * GAIN * spread / narrow  # together they tell the mean that the norm took away
-    settled = F.mish(torch.tensor([LINEAR, LINEAR + narrow * LEVEL / spread, LINEAR - narrow * LEVEL / spread]))
-    middle = settled[0] / wide - (settled[1] + settled[2]) / (2 * narrow)
-    net["final_proj.bias"][:] = GAIN * (MEL_MEAN - spread * middle)
+    out[mels, mels, 0] = GAIN * spread / gain
+    out[:, [high, low], 0] = -0.5 * GAIN * spread / gain  # together they tell the mean that the norm took away
+    net["final_proj.bias"][:] = GAIN * MEL_MEAN  # Mish(LINEAR) of the first and of the other two cancel
 
 
 class Model(nn.Module):

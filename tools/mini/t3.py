@@ -1,9 +1,10 @@
 """Stage `t3`: text to codes, by next-code prediction with three helps.
 
-Guidance: the teacher says when each word was spoken, so a few heads are told where in the text to look.
-Shared tables: a code is two phones, so its embedding is a sum of theirs, plus a part of its own; rare pairs learn too.
-The repetition penalty that sampling applies by default is applied in training as well: these codes repeat by nature,
-and the network learns logits that come out right behind it.
+Guidance: the teacher says when each phone was spoken, so a few heads are told where in the text to look.
+Shared tables: a code is two phones and a place, so its embedding is a sum of theirs, plus a part of its own; rare codes
+learn too, and a place looks the same in the text as in what is said.
+The repetition penalty that sampling applies by default is applied in training as well, as these codes repeat by nature;
+and logits are held where it does least: it multiplies them, so the likely ones are to lie just below zero.
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ from chatterbox_opt.text.tokenizer import EnTokenizer
 from chatterbox_opt.weights import keymap, layout
 
 from . import codes, common, vocabulary
+from .book import BASE, PARTS, Book
 from .sizes import CONFIG, Published
 
 CFG = CONFIG.t3
-WIDE, NARROW = 0, 1
-GUIDED = {1: (2, WIDE), 2: (2, NARROW), 3: (2, NARROW)}  # layer -> its first heads that are told where to look
-GUIDANCE = 0.3  # weight of that loss
+GUIDED = (1, 2, 3)  # layers whose first two heads are told where to look: where the voice is, and what comes next
+GUIDANCE = 1.0  # weight of that loss
+SHARE = 0.2  # a step of a shared table moves thousands of codes at once, and each code by four of them
 BLIND = 0.1  # share of rows without text, for classifier-free guidance
 PENALTY = 1.2
+NEAR_ZERO = 2e-3  # weight of the squared log of what all codes sum to: logits are to be logs of probabilities
 CHEAP = 0.5  # share of batches without the penalty, so that greedy decoding without it works too
 JOINED = 0.15  # share of batches of several sentences in one breath: positions that no single one reaches
 MOST = 4  # sentences in such an example
@@ -60,31 +63,75 @@ def words(ids: list[int], space: int) -> list[tuple[int, int]]:
     return [*spans, (start, len(ids) - 1)]
 
 
-def windows(ids: list[int], item: dict[str, Any], steps: int, space: int, letters: list[int]) -> Tensor:
-    """(steps, 2, 2): the first and last text position that a step may look at, widely and narrowly. Widely it is the
-    word being spoken and its neighbours, narrowly the letter group being spoken and its neighbours, as far through its
-    word as the time is. Where the teacher runs words together, position by proportion, with more room. `letters` of
-    each id."""
-    places, end = words(ids, space), len(ids) - 1
-    ends = list(accumulate(item["samples"]))
-    blanks = [ends[i] for i, phoneme in enumerate(item["phonemes"]) if phoneme == " "]
-    if len(blanks) + 1 != len(places):
-        centres = [int(step * len(ids) / steps) for step in range(steps)]
-        return torch.tensor([[[max(0, c - 8), min(end, c + 8)], [max(0, c - 4), min(end, c + 4)]] for c in centres])
-    times = [t / item["rate"] * TOKEN_RATE for t in (0, *blanks, ends[-1])]
-    out, w = [], 0
-    for step in range(steps):
-        now = step + 0.5
-        while w < len(places) - 1 and now > times[w + 1]:
-            w += 1
-        first, last = places[w]
-        said = (now - times[w]) / max(1.0, times[w + 1] - times[w]) * sum(letters[first : last + 1])
-        while first < last and said > letters[first]:
-            said -= letters[first]
-            first += 1
-        wide = [places[max(0, w - 1)][0], places[min(len(places) - 1, w + 1)][1]]
-        out.append([wide, [max(1, first - 1), min(end, first + 1)]])
+def spoken_words(item: dict[str, Any]) -> list[list[float]]:
+    """For each stretch between two blanks the times, in codes, at which its phones end. A stress mark's time belongs to
+    the phone behind it, a length mark's to the one before."""
+    out: list[list[float]] = [[]]
+    for phoneme, end in zip(item["phonemes"], accumulate(item["samples"])):
+        now = end / item["rate"] * TOKEN_RATE
+        if phoneme == " ":
+            out.append([])
+        elif phoneme in codes.PLAIN:
+            out[-1].append(now)
+        elif phoneme == "ː" and out[-1]:
+            out[-1][-1] = now
+    return out
+
+
+def matched(written: list[int], said: list[int]) -> list[tuple[int, int]]:
+    """Lengths of words as written and as said -> how many of each belong together: the teacher runs some together."""
+
+    @functools.cache
+    def best(i: int, j: int) -> tuple[float, tuple]:
+        if i == len(written) and j == len(said):
+            return 0, ()
+        found: tuple[float, tuple] = (math.inf, ())
+        for m, n in ((1, 1), (2, 1), (3, 1), (1, 2), (1, 3)):
+            if i + m <= len(written) and j + n <= len(said):
+                rest, path = best(i + m, j + n)
+                cost = rest + abs(sum(written[i : i + m]) - sum(said[j : j + n])) + 0.5 * (m + n - 2)
+                found = min(found, (cost, ((m, n), *path)))
+        return found
+
+    return list(best(0, 0)[1]) or [(len(written), len(said))]
+
+
+def places(ids: list[int], item: dict[str, Any], space: int, letters: list[int]) -> Tensor:
+    """(n,): the text position that each code has reached. It is as many letters into a word as phones of it have been
+    said; a pause lies behind the word. `letters` of each id, none for marks."""
+    spans, spoken = words(ids, space), spoken_words(item)
+    groups, i, j = [], 0, 0
+    for m, n in matched([sum(letters[a : b + 1]) for a, b in spans], [len(times) for times in spoken]):
+        groups.append((spans[i][0], spans[i + m - 1][1], [t for times in spoken[j : j + n] for t in times]))
+        i, j = i + m, j + n
+    out, at = [], 0
+    heard = codes.unpack(item["codes"].long())[:, 1].tolist()
+    for step, phone in enumerate(heard):
+        now = step + 0.75
+        while at < len(groups) - 1 and (not groups[at][2] or now > groups[at][2][-1]):
+            at += 1
+        place, last, times = groups[at]
+        through = sum(t < now for t in times) / max(1, len(times))
+        said = through * sum(letters[place : last + 1]) + 1e-6
+        if phone == codes.SILENCE and not through:
+            place -= 1
+        else:
+            while place < last and said >= letters[place]:
+                said -= letters[place]
+                place += 1
+        out.append(max(place, out[-1] if out else 0))
     return torch.tensor(out)
+
+
+def windows(reached: Tensor, letters: list[int]) -> Tensor:
+    """(n,) places -> (n + 1, 2, 2): for each step the first and last text position that its guided heads may look at:
+    the place where the code before has ended, and from there to the next letter."""
+    ahead = list(range(1, len(letters) + 1))
+    for i in reversed(range(len(letters) - 1)):
+        ahead[i] = i + 1 if letters[i + 1] or i + 2 == len(letters) else ahead[i + 1]
+    here = F.pad(reached, (1, 0))
+    after = torch.tensor(ahead).clamp(max=len(letters) - 1)[here]
+    return torch.stack([torch.stack([here, here], -1), torch.stack([(here + 1).minimum(after), after], -1)], 1)
 
 
 def examples(work: Path, part: str, tokenizer: EnTokenizer, spellings: int = 1) -> list[dict[str, Tensor]]:
@@ -98,7 +145,8 @@ def examples(work: Path, part: str, tokenizer: EnTokenizer, spellings: int = 1) 
     plain.tokenizer.model.dropout = APART
     known = functools.cache(tokenizer.encode)
     space = tokenizer.encode(" ")[0]
-    letters = {i: 1 if piece.startswith("[") else len(piece) for piece, i in tokenizer.tokenizer.get_vocab().items()}
+    vocab = tokenizer.tokenizer.get_vocab()
+    letters = {i: len(piece) if piece.replace("'", "").isalpha() else 0 for piece, i in vocab.items()}
     out = []
     for spelling in range(spellings):
         for item in items:
@@ -107,17 +155,17 @@ def examples(work: Path, part: str, tokenizer: EnTokenizer, spellings: int = 1) 
                 unknown = spelling and rng.random() < UNKNOWN
                 ids += [*(plain.encode(word) if unknown else known(word)), space]
             ids[-1] = STOP_TEXT
-            spoken = item["codes"].long()
+            spoken, length = item["codes"].long(), [letters[i] for i in ids]
             if len(ids) <= CFG.text_positions and len(spoken) < CFG.speech_positions - 2:
-                target = torch.cat([spoken, torch.tensor([STOP_SPEECH])])
-                window = windows(ids, item, len(target), space, [letters[i] for i in ids])
-                out.append({"text": torch.tensor(ids), "target": target, "window": window})
+                place = places(ids, item, space, length)
+                out.append({"text": torch.tensor(ids), "pairs": spoken, "place": place,
+                            "window": windows(place, length)})
     return out
 
 
 def grouped(items: list[dict[str, Tensor]], size: int) -> list[list[dict[str, Tensor]]]:
     """Batches of equal text length, since the text stands in front of the speech without a gap."""
-    items = sorted(items, key=lambda d: (len(d["text"]), len(d["target"])))
+    items = sorted(items, key=lambda d: (len(d["text"]), len(d["pairs"])))
     out: list[list[dict[str, Tensor]]] = []
     for item in items:
         if not out or len(out[-1]) == size or len(out[-1][0]["text"]) != len(item["text"]):
@@ -131,7 +179,8 @@ def join(first: dict[str, Tensor], second: dict[str, Tensor], space: int) -> dic
     shift = len(first["text"]) - 1
     return {
         "text": torch.cat([first["text"][:-1], torch.tensor([space]), second["text"][1:]]),
-        "target": torch.cat([first["target"][:-1], second["target"]]),
+        "pairs": torch.cat([first["pairs"], second["pairs"]]),
+        "place": torch.cat([first["place"], second["place"] + shift]),
         "window": torch.cat([first["window"][:-1], second["window"] + shift]),
     }
 
@@ -142,15 +191,16 @@ def joined(groups: list[list], count: int, rng: random.Random, space: int) -> li
     chosen = [rng.sample(g, len(g)) for g in rng.choices(groups, k=count)]
     rows = max(2, max(len(g) for g in chosen) // count)
     items = [reduce(lambda a, b: join(a, b, space), row) for row in list(zip(*chosen))[:rows]]
-    fits = [i for i in items if len(i["text"]) <= CFG.text_positions and len(i["target"]) < CFG.speech_positions]
+    fits = [i for i in items if len(i["text"]) <= CFG.text_positions and len(i["pairs"]) < CFG.speech_positions - 1]
     return fits or chosen[0]
 
 
-def collate(items: list[dict[str, Tensor]], device: str) -> tuple[Tensor, Tensor, Tensor]:
+def collate(items: list[dict[str, Tensor]], book: Book, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """(B, n) text, (B, s) targets with -1 behind their ends, (B, s, 2, 2) windows."""
     pad = nn.utils.rnn.pad_sequence
     text = torch.stack([i["text"] for i in items])
-    target = pad([i["target"] for i in items], batch_first=True, padding_value=-1)
+    said = [F.pad(book.write(i["pairs"], i["place"]), (0, 1), value=STOP_SPEECH) for i in items]
+    target = pad(said, batch_first=True, padding_value=-1)
     return text.to(device), target.to(device), pad([i["window"] for i in items], batch_first=True).to(device)
 
 
@@ -163,18 +213,18 @@ class Guided:
     def __init__(self, window: Tensor, text_at: int, speech_at: int) -> None:
         self.text_at, self.speech_at = text_at, speech_at
         place = torch.arange(speech_at - 1, device=window.device) - text_at
-        self.inside = (place >= window[..., :1]) & (place <= window[..., 1:])  # (B, s, 2, keys before speech)
+        inside = (place >= window[..., :1]) & (place <= window[..., 1:])
+        self.inside = inside.transpose(1, 2)  # (B, 2, s, keys before speech)
         self.found: list[Tensor] = []
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         if layer in GUIDED:
-            heads, width = GUIDED[layer]
             a = self.speech_at  # the first step that predicts a code
-            scores = q[:, :heads, a:] @ k[:, :heads].transpose(-1, -2) / math.sqrt(q.shape[-1])
+            scores = q[:, :2, a:] @ k[:, :2].transpose(-1, -2) / math.sqrt(q.shape[-1])
             n, t = scores.shape[-2:]
             later = torch.ones(n, t, dtype=torch.bool, device=q.device).triu(a + 1)
             share = scores.masked_fill(later, -torch.inf).softmax(-1)[..., : self.inside.shape[-1]]
-            self.found.append((share * self.inside[:, None, :, width]).sum(-1))  # (B, heads, s)
+            self.found.append((share * self.inside).sum(-1))  # (B, 2, s)
         return attend(q, k, v, causal=True)
 
 
@@ -198,10 +248,13 @@ class Teach(nn.Module):
 
 
 class Model(nn.Module):
-    """T3 under its published names, with what its two code tables share between codes."""
+    """T3 under its published names, with what its tables share between codes, and between codes and places."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, book: Book) -> None:
         super().__init__()
+        made_of = F.one_hot(book.parts + torch.tensor([0, *accumulate(PARTS)][:-1]), sum(PARTS)).sum(1)
+        made_of = F.pad(made_of, (0, 0, 0, CFG.speech_vocab - len(made_of)))
+        self.register_buffer("made_of", made_of.float(), persistent=False)  # (codes, parts)
         rules = [r._replace(sources=tuple(f"t3.{s}" for s in r.sources), target=r.target and f"t3.{r.target}")
                  for r in keymap.t3_llama(CFG.head_dim)]
         shapes = {f"t3.{k}": v for k, v in layout.t3(CFG).items() if k not in ("tfmr.embed_tokens.weight",
@@ -210,37 +263,41 @@ class Model(nn.Module):
             net = Teach()
         self.body = Published(net, shapes, rules, seed)
         noise = torch.Generator().manual_seed(seed + 1)
-        # [embedding | head, first half | second half]
-        self.shared = nn.Parameter(torch.randn(2, 2, codes.PHONES, CFG.dim, generator=noise) * 0.08)
+        self.shared = nn.Parameter(torch.randn(2, sum(PARTS), CFG.dim, generator=noise) * 0.08 / SHARE)
         self.never = nn.Parameter(torch.zeros(CFG.dim))  # head of every code that never occurs
 
-    def tables(self) -> tuple[Tensor, Tensor]:
-        """Embedding and head, (6563, D) each."""
-        every = torch.arange(codes.PHONES**2, device=self.shared.device)
-        both = self.shared[:, 0, every % codes.PHONES] + self.shared[:, 1, every // codes.PHONES]
-        both = F.pad(both, (0, 0, 0, CFG.speech_vocab - len(every)))
+    def tables(self) -> dict[str, Tensor]:
+        """What is trained in two parts, under the published names."""
         own = self.body.published()
-        return both[0] + own["t3.speech_emb.weight"], both[1] + own["t3.speech_head.weight"]
+        shared = self.shared * SHARE
+        both = self.made_of @ shared
+        ones, sevens = shared[0, sum(PARTS[:2]) :].split(PARTS[2:])
+        count = torch.arange(CFG.text_positions, device=ones.device)
+        digits = ones[count % BASE] + sevens[count // BASE % BASE]
+        names = "speech_emb.weight", "speech_head.weight", "text_pos_emb.emb.weight"
+        return {name: own[f"t3.{name}"] + more for name, more in zip(names, (*both, digits))}
 
     def forward(self, batch: tuple, blind: Tensor, voice: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states, how well the told heads look, and the head's table."""
-        embedding, head = self.tables()
-        hidden, found = self.body.run(*batch, blind, voice, change={"t3.speech_emb.weight": embedding})
+        tables = self.tables()
+        head = tables.pop("speech_head.weight")
+        hidden, found = self.body.run(*batch, blind, voice, change={f"t3.{k}": v for k, v in tables.items()})
         return hidden, found, head
 
     def export(self, used: Tensor) -> dict[str, Tensor]:
-        embedding, head = self.tables()
+        tables = self.tables()
         state = {k.removeprefix("t3."): v for k, v in self.body.published().items()}
         unused = torch.ones(CFG.speech_vocab, dtype=torch.bool)
         unused[used.cpu()] = False
-        head = torch.where(unused[:, None].to(head.device), self.never, head)
-        return state | {"speech_emb.weight": embedding, "speech_head.weight": head}
+        tables["speech_head.weight"][unused] = self.never
+        return state | tables
 
 
 def voice_of(work: Path, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """What T3 is told about its only voice: the same in training and in conds.pt."""
     item = common.read(work, "train", ("codes",))[-1]
-    prompt = item["codes"].long()[: CFG.prompt_tokens][None]
+    prompt = item["codes"].long()[: CFG.prompt_tokens]
+    prompt = Book.at(work).write(prompt, torch.zeros_like(prompt))[None]
     speaker = torch.randn(1, SPEAKER_DIM, generator=torch.Generator().manual_seed(7))
     file = work / "voice.pt"  # the corpus may grow between two calls
     if not file.exists():
@@ -252,10 +309,15 @@ def voice_of(work: Path, device: str) -> tuple[Tensor, Tensor, Tensor]:
 # ---- loss ----------------------------------------------------------------------------------------
 
 
-def seen_before(index: Tensor, width: int) -> Tensor:
-    """(B, s) columns -> (B, s, width): what was said before each step."""
-    said = F.one_hot(index, width).cumsum(1) > 0
-    return F.pad(said[:, :-1], (0, 0, 1, 0))
+def penalised(logits: Tensor, index: Tensor, penalty: float) -> Tensor:
+    """(B, s, columns), each step behind the repetition penalty for the (B, s) columns of the steps before it."""
+    n = index.shape[1]
+    same = index[:, None] == index[..., None]
+    since = same.int().argmax(-1)  # (B, s): the step that said each first
+    said = since[:, None] < torch.arange(n, device=index.device)[:, None]
+    at = index[:, None].expand(-1, n, -1)
+    found = logits.gather(2, at)
+    return logits.scatter(2, at, torch.where(said, torch.where(found < 0, found * penalty, found / penalty), found))
 
 
 def losses(model: Model, batch: tuple, used: Tensor, voice: Any, penalty: float, blind_share: float) -> dict:
@@ -267,27 +329,29 @@ def losses(model: Model, batch: tuple, used: Tensor, voice: Any, penalty: float,
     hidden, found, head = model(batch, blind, voice)
     columns = torch.cat([head[used], model.never[None]])
     logits = F.linear(hidden, columns)
+    sums = logits.logsumexp(-1)
     real = target >= 0
     index = torch.searchsorted(used, target.clamp(min=0))
-    seen = seen_before(index, len(columns))
     if penalty != 1:
-        logits = torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+        logits = penalised(logits, index, penalty)
     rest = math.log(CFG.speech_vocab - len(used))  # the last column stands for as many codes
     logits = torch.cat([logits[..., :-1], logits[..., -1:] + rest], -1)
     ce = F.cross_entropy(logits[real], index[real])
     told = (real & ~blind[:, None])[:, None]  # found is (B, heads, s)
-    guide = -(found.clamp(min=1e-4).log() * told).sum() / told.sum().clamp(min=1) / found.shape[1]
+    guide = -(found.clamp(min=1e-4).log() * told).sum() / (told.sum().clamp(min=1) * found.shape[1])
+    sums = sums[real].square().mean()
     hit = (logits.argmax(-1) == index)[real].float().mean()
-    return {"loss": ce + GUIDANCE * guide, "ce": ce, "guide": guide, "hit": hit}
+    return {"loss": ce + GUIDANCE * guide + NEAR_ZERO * sums, "ce": ce, "guide": guide, "sums": sums, "hit": hit}
 
 
 # ---- stage ---------------------------------------------------------------------------------------
 
 
-def used_codes(work: Path, items: list[dict[str, Tensor]]) -> Tensor:
-    """Ids that occur, the end included. The set only grows, as the corpus does."""
+def used_codes(work: Path, items: list[dict[str, Tensor]], book: Book) -> Tensor:
+    """Codes that occur, the end included. The set only grows, as the corpus does."""
     file = work / "used.pt"
-    found = torch.cat([i["target"] for i in items] + ([torch.load(file)] if file.exists() else [])).unique()
+    said = [torch.tensor([STOP_SPEECH]), *(book.write(i["pairs"], i["place"]) for i in items)]
+    found = torch.cat([*said, torch.load(file)] if file.exists() else said).unique()
     torch.save(found, file)
     return found
 
@@ -301,16 +365,17 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     clock = common.setup(args)
     tokenizer = prepare_vocabulary(args.work)
-    model = Model(args.seed).to(args.device)
+    book = Book.at(args.work, common.read(args.work, "train", ("codes",)))
+    model = Model(args.seed, book).to(args.device)
     trainer = common.Trainer("t3", args, model, args.rate, args.steps)
     voice = voice_of(args.work, args.device)
     held = grouped(examples(args.work, "test", tokenizer), args.batch)
     rng = random.Random(args.seed + trainer.step)
     while clock.tick() and not trainer.done:
         items = examples(args.work, "train", tokenizer, SPELLINGS)
-        used = used_codes(args.work, items + [i for group in held for i in group]).to(args.device)
+        used = used_codes(args.work, items + [i for group in held for i in group], book).to(args.device)
         common.log("t3", args, examples=len(items), codes=len(used), step=trainer.step)
-        train(args, clock, trainer, model, items, used, voice, rng, held, tokenizer.encode(" ")[0])
+        train(args, clock, trainer, model, items, book, used, voice, rng, held, tokenizer.encode(" ")[0])
     trainer.save(clock.spent)
 
 
@@ -326,8 +391,8 @@ def prepare_vocabulary(work: Path) -> EnTokenizer:
 
 
 def train(
-    args: argparse.Namespace, clock: common.Clock, trainer: common.Trainer, model: Model, items: list, used: Tensor,
-    voice: Any, rng: random.Random, held: list, space: int,
+    args: argparse.Namespace, clock: common.Clock, trainer: common.Trainer, model: Model, items: list, book: Book,
+    used: Tensor, voice: Any, rng: random.Random, held: list, space: int,
 ) -> None:
     """Until the time is up, the steps are done, or the corpus is worth reading again."""
     began, notes = clock.spent, []
@@ -338,18 +403,18 @@ def train(
         penalty = 1.0 if rng.random() < CHEAP else PENALTY
         if rng.random() < JOINED:
             group = joined(groups, rng.randint(2, MOST), rng, space)
-        found = losses(model, collate(group, args.device), used, voice, penalty, BLIND)
+        found = losses(model, collate(group, book, args.device), used, voice, penalty, BLIND)
         trainer.update(found["loss"])
         notes.append({k: v.item() for k, v in found.items()})
         if trainer.step % 100 == 0:
             mean = {k: common.average([n[k] for n in notes]) for k in notes[0]}
             notes.clear()
-            mean |= check(args, model, used, voice, held)
+            mean |= check(args, model, book, used, voice, held)
             common.log("t3", args, step=trainer.step, seconds=clock.spent, **mean)
             trainer.save(clock.spent)
 
 
 @torch.no_grad()
-def check(args: argparse.Namespace, model: Model, used: Tensor, voice: Any, held: list) -> dict[str, float]:
-    got = [losses(model, collate(g, args.device), used, voice, PENALTY, 0.0) for g in held]
-    return {f"held_{k}": common.average([g[k].item() for g in got]) for k in ("ce", "guide", "hit")}
+def check(args: argparse.Namespace, model: Model, book: Book, used: Tensor, voice: Any, held: list) -> dict[str, float]:
+    got = [losses(model, collate(g, book, args.device), used, voice, PENALTY, 0.0) for g in held]
+    return {f"held_{k}": common.average([g[k].item() for g in got]) for k in ("ce", "guide", "sums", "hit")}

@@ -1,0 +1,68 @@
+"""T3's codes: what is being said, and how far in the text.
+
+A reader keeps a finger on the page. A small transformer that has to find its place anew at every step, from what it
+said last, loses it; so each code also carries the place it has reached, counted in text tokens, in base 7: two digits
+where both halves are one phone, one digit in the change between two. To the flow all codes of one pair are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from chatterbox_opt.config import SPEECH_CODES
+
+from .codes import PHONES, pack, unpack
+
+BASE = 7
+PARTS = (PHONES, PHONES, BASE, BASE + 1)  # the first and second half's phone, ones, sevens (none where it moves)
+
+
+class Book:
+    """Codes of pairs of phones and places. `steady` (n,) phones, and `moving` (m,) pairs of unequal phones that have
+    codes of their own; any other pair is written as its second phone."""
+
+    def __init__(self, steady: Tensor, moving: Tensor) -> None:
+        self.steady, self.moving = steady, moving
+        places = torch.arange(BASE**2)
+        held = pack(steady.repeat_interleave(2))
+        pairs = torch.cat([held.repeat_interleave(len(places)), moving.repeat_interleave(BASE)])
+        self.used = len(pairs)
+        rows = len(places) * len(steady)
+        ones = torch.cat([places.repeat(len(steady)) % BASE, places[:BASE].repeat(len(moving))])
+        sevens = torch.cat([places.repeat(len(steady)) // BASE, torch.full((self.used - rows,), BASE)])
+        self.pair = torch.cat([pairs, pairs.new_zeros(SPEECH_CODES - self.used)])  # (6561,) of each code
+        self.parts = torch.stack([*unpack(pairs).unbind(-1), ones, sevens], -1)  # (used, 4)
+        self.first = torch.full((SPEECH_CODES,), -1)  # code of each pair at place 0
+        self.first[held] = torch.arange(len(steady)) * len(places)
+        self.first[moving] = rows + torch.arange(len(moving)) * BASE
+
+    @classmethod
+    def of(cls, pairs: Tensor) -> Book:
+        """For what occurs in (n,) pairs: all phones, and the most frequent changes that there is room for."""
+        counts = pairs.bincount(minlength=SPEECH_CODES)
+        both = unpack(torch.arange(SPEECH_CODES))
+        same = both[:, 0] == both[:, 1]
+        steady = both[counts > 0].unique()
+        room = (SPEECH_CODES - len(steady) * BASE**2) // BASE
+        counts[same] = 0
+        moving = counts.sort(descending=True, stable=True).indices[: min(room, int((counts > 0).sum()))]
+        return cls(steady, moving)
+
+    @classmethod
+    def at(cls, work: Path, items: Iterable[dict[str, Tensor]] = ()) -> Book:
+        """The one a work folder has, or the first one for `items`."""
+        file = work / "book.pt"
+        if not file.exists():
+            book = cls.of(torch.cat([i["codes"].long() for i in items]))
+            torch.save((book.steady, book.moving), file)
+        return cls(*torch.load(file, weights_only=True))
+
+    def write(self, pairs: Tensor, places: Tensor) -> Tensor:
+        """(n,) pairs that have reached (n,) places in the text -> (n,) codes."""
+        pairs = torch.where(self.first[pairs] < 0, unpack(pairs)[:, 1] * (1 + PHONES), pairs)
+        moving = unpack(pairs)[:, 0] != unpack(pairs)[:, 1]
+        return self.first[pairs] + torch.where(moving, places % BASE, places % BASE**2)
