@@ -1,6 +1,6 @@
 """Upstream's example with one import line changed, then what upstream has no call for.
 
-    python example_optimized_tts.py                      # published weights; speaks noise where the hub is out of reach
+    python example_optimized_tts.py                      # published weights, or a small voice without the hub
     python example_optimized_tts.py --voice my_voice.wav
 """
 
@@ -29,14 +29,17 @@ def best_device() -> str:
 
 
 def load(device: str, weights: str, **options) -> tuple[ChatterboxTTS, dict]:
-    """The published model, or random weights of the same size where it cannot be had."""
+    """The published model, or the small one inside the package where it cannot be had."""
     if weights == "published":
         try:
             return ChatterboxTTS.from_pretrained(device=device, **options), {}
         except OSError as error:
             print(f"The published weights are out of reach ({error.__class__.__name__}); "
-                  "going on with random weights of the same size: what is written is noise.")
-    # Random weights never end a sentence, so these take a fixed two seconds.
+                  "going on with the small voice that comes with this package.")
+            weights = "mini"
+    if weights == "mini":
+        return ChatterboxTTS.from_mini(device=device, **options), {}
+    # Random weights make noise and never end a sentence, so these take a fixed two seconds.
     return ChatterboxTTS.from_random(device=device, size="full", **options), {"max_new_tokens": 50}
 
 
@@ -49,7 +52,7 @@ def report(name: str, seconds: float, audio_seconds: float, stages: dict[str, fl
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--device", default=best_device())
-    arguments.add_argument("--weights", choices=("published", "random"), default="published")
+    arguments.add_argument("--weights", choices=("published", "mini", "random"), default="published")
     arguments.add_argument("--voice", type=Path, help="a recording of the voice to clone")
     arguments.add_argument("--output", type=Path, default=Path("."), help="where the wav files go")
     args = arguments.parse_args()
@@ -82,7 +85,9 @@ def main() -> None:
     report("generate", time.perf_counter() - start, wav.shape[1] / model.sr, {})
 
     # 2. A cloned voice, prepared once and used often.
-    if args.voice is not None:
+    if args.voice is not None and not model.config.clones:
+        print(f"{args.voice} is left aside: the small voice cannot clone.")
+    elif args.voice is not None:
         voice = model.prepare_voice(args.voice)
         speak("cloned", [TEXT], voices=voice, seeds=0)
 

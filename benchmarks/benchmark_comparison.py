@@ -29,7 +29,7 @@ BUDGET = {"cpu": 12.0}  # minutes; other devices need none
 def main(argv: list[str] | None = None) -> int:
     parser = report.arguments(__doc__)
     parser.add_argument("--model", choices=workload.FAMILIES, default="tts")
-    parser.add_argument("--weights", default="random", help="random, published, or a checkpoint folder")
+    parser.add_argument("--weights", default="random", help="random, published, mini, or a checkpoint folder")
     parser.add_argument("--lengths", nargs="+", help=f"{', '.join(workload.TEXTS)}, or seconds of speech")
     parser.add_argument("--repeats", type=int, help="turns for each length")
     parser.add_argument(
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
             "size": args.size,
             "fixed_lengths": source.fixed,
             "seed": workload.SEED,
-            "voice_seconds": 12,
+            "voice_seconds": None if source.kind == "mini" else 12,
             "minutes": (time.perf_counter() - started) / 60,
         },
         "notes": notes,
@@ -128,7 +128,8 @@ def start_cold(side: Remote, args: Any, source: workload.Weights) -> dict[str, A
         threads=args.threads,
     )
     loaded = side.age
-    voice = side.ask("voice", path=str(workload.voice_file(args.work_dir)))
+    clones = source.kind != "mini"  # which speaks in its own voice
+    voice = side.ask("voice", path=str(workload.voice_file(args.work_dir))) if clones else {}
     spoken = side.ask("speak", text=first.text, seed=workload.SEED, tokens=first.tokens if source.fixed else None)
     record = {
         "import_and_load": loaded,
@@ -138,7 +139,7 @@ def start_cold(side: Remote, args: Any, source: workload.Weights) -> dict[str, A
         "memory": {k: load.get(k) for k in ("empty", "loaded")},
         "options": load.get("options"),
     }
-    again = side.ask("voice", path=str(workload.voice_file(args.work_dir, variant=1)))
+    again = side.ask("voice", path=str(workload.voice_file(args.work_dir, variant=1))) if clones else {}
     record["another_voice"] = again.get("seconds")
     return record
 

@@ -1,6 +1,7 @@
 """What the approximate modes cost: tokens, mels, sound and, where the weights speak, words and voice, against exact.
 
     python benchmarks/quality.py                                   # random weights: numbers, no words
+    python benchmarks/quality.py --weights mini                    # the model inside the package: words as well
     python benchmarks/quality.py --weights published --sentences 25
     python benchmarks/quality.py --modes bf16 int8 steps6 --out benchmarks/results
 
@@ -58,7 +59,7 @@ MEANFLOW = (
 def main(argv: list[str] | None = None) -> int:
     parser = report.arguments(__doc__)
     parser.add_argument("--model", choices=workload.FAMILIES, default="tts")
-    parser.add_argument("--weights", default="random", help="random, published, or a checkpoint folder")
+    parser.add_argument("--weights", default="random", help="random, published, mini, or a checkpoint folder")
     parser.add_argument("--modes", nargs="+", choices=tuple(MODES))
     parser.add_argument("--tokens", type=int, help="of history for the random weights (CPU 50, else 250)")
     parser.add_argument("--sentences", type=int, default=10, help="spoken for words and voice, where the weights speak")
@@ -237,13 +238,14 @@ class Gate:
             "speech_seconds": sum(s.wav.shape[1] for s in speech) / model.sr,
             "ended_by_itself": sum(s.stops == ["eos"] for s in speech) / len(speech),
         }
-        own = voice.t3.speaker_emb[0].float().cpu()
-        alike = [
-            metrics.similarity(own, metrics.speaker_embedding(model, s.wav[0], model.sr))
-            for s in speech
-            if s.wav.shape[1] > model.sr // 2
-        ]
-        out["similarity"] = statistics.mean(alike) if alike else None
+        if model.config.clones:  # else the voice encoder has heard nobody
+            own = voice.t3.speaker_emb[0].float().cpu()
+            alike = [
+                metrics.similarity(own, metrics.speaker_embedding(model, s.wav[0], model.sr))
+                for s in speech
+                if s.wav.shape[1] > model.sr // 2
+            ]
+            out["similarity"] = statistics.mean(alike) if alike else None
         if self.listener is not None:
             out["wer"] = metrics.word_error_rate(
                 [(t, self.listener.hear(s.wav[0], model.sr)) for t, s in zip(self.texts, speech)]

@@ -72,7 +72,9 @@ def comparison_table(document: dict[str, Any]) -> str:
         ("of it: first voice, 12 s recording", "voice"),
         ("another voice", "another_voice"),
     ):
-        rows.append(_fixed(what, [document["cold"][n].get(key) for n in names], names, "{:.2f} s"))
+        values = [document["cold"][n].get(key) for n in names]
+        if any(values):
+            rows.append(_fixed(what, values, names, "{:.2f} s"))
     for what, key in (
         ("peak resident memory, speaking", "peak_rss_mb"),
         ("peak resident memory, loading", "peak_loading_rss_mb"),

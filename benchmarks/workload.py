@@ -86,7 +86,7 @@ def utterance(name: str) -> Utterance:
 class Weights:
     """Where a model comes from. `fixed`: it never ends by itself, so both sides of a comparison do equal work."""
 
-    kind: str  # "random" | "published" | "folder"
+    kind: str  # "random" | "published" | "mini" | "folder"
     family: str
     folder: Path | None
     fixed: bool
@@ -97,8 +97,16 @@ def weights(choice: str, family: str, size: str, work: Path) -> Weights:
         return Weights("random", family, random_checkpoint(family, size, work), True)
     if choice == "published":
         return Weights("published", family, None, False)
+    if choice == "mini":
+        from chatterbox_opt.weights.files import MINI
+
+        if family != "tts":
+            raise SystemExit(f"--weights mini speaks English only; --model {family} has no such weights")
+        return Weights("mini", family, MINI, False)
     if not Path(choice).is_dir():
-        raise SystemExit(f"--weights {choice}: random, published, or a checkpoint folder; there is no such folder")
+        raise SystemExit(
+            f"--weights {choice}: random, published, mini, or a checkpoint folder; there is no such folder"
+        )
     return Weights("folder", family, Path(choice), False)
 
 

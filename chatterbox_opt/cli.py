@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-MODELS = ("english", "multilingual", "turbo", "nano")
+MODELS = ("english", "multilingual", "turbo", "nano", "mini")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     say = commands.add_parser("say", help="speak a text into a wav file")
     say.add_argument("text", help="the text; - reads standard input")
     say.add_argument("-o", "--output", default="out.wav", type=Path)
-    say.add_argument("--model", choices=MODELS, default="english")
+    say.add_argument("--model", choices=MODELS, default="english", help="mini: the small voice that needs no download")
     say.add_argument("--lang", help="language of --model multilingual, such as fr")
     say.add_argument("--voice", type=Path, help="a recording of the voice to speak in")
     say.add_argument("--exaggeration", type=float)
@@ -67,6 +67,8 @@ def run_say(args: argparse.Namespace) -> None:
     text = sys.stdin.read() if args.text == "-" else args.text
     if args.lang and args.model != "multilingual":
         raise ValueError(f"--lang {args.lang} needs --model multilingual; {args.model} speaks English")
+    if args.dir and args.model == "mini":
+        raise ValueError(f"--dir {args.dir}: mini comes with the package; leave out one of the two")
     model = load(args)
     chosen = {k: getattr(args, k) for k in ("exaggeration", "cfg_weight", "temperature")}
     options = {k: v for k, v in chosen.items() if v is not None}
@@ -91,7 +93,7 @@ def run_random(args: argparse.Namespace) -> None:
 
 
 def load(args: argparse.Namespace) -> Any:
-    if args.model == "english":
+    if args.model in ("english", "mini"):
         from .tts import OptimizedChatterboxTTS
 
         return source(OptimizedChatterboxTTS, args, quantize=args.quantize)
@@ -108,7 +110,11 @@ def source(cls: Any, args: argparse.Namespace, **options: Any) -> Any:
     options = {k: v for k, v in options.items() if v is not None}
     device = best_device() if args.device == "auto" else args.device
     options["enable_watermark"] = not args.no_watermark
-    return cls.from_local(args.dir, device, **options) if args.dir else cls.from_pretrained(device, **options)
+    if args.dir:
+        return cls.from_local(args.dir, device, **options)
+    if getattr(args, "model", None) == "mini":
+        return cls.from_mini(device, **options)
+    return cls.from_pretrained(device, **options)
 
 
 def best_device() -> str:

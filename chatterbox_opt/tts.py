@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .base import MAX_CHARS, Speaker, pretrained_folder
 from .voice import Conditionals
+from .weights.files import MINI
 
 
 class OptimizedChatterboxTTS(Speaker):
@@ -34,6 +35,11 @@ class OptimizedChatterboxTTS(Speaker):
         """`t3_file` names a fine-tuned T3, `s3gen_file` another decoder, such as Turbo's of two steps: inside the
         folder, or anywhere else."""
         return cls._load(ckpt_dir, device, "tts", t3_file, s3gen_file, **options)
+
+    @classmethod
+    def from_mini(cls, device: str | torch.device = "cpu", **options: Any) -> OptimizedChatterboxTTS:
+        """The small model inside this package, see assets/mini: one English voice, no download, no cloning."""
+        return cls._load(MINI, device, "tts", **options)
 
     def generate(
         self,

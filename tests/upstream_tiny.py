@@ -32,6 +32,7 @@ from chatterbox_opt.config import (
     VoiceEncoderConfig,
 )
 
+UNREAD = ("tfmr.embed_tokens.weight", "text_head.weight")  # Mini leaves them out
 T3_FILES = {"tts": "t3_cfg", "mtl": "t3_mtl23ls_v2", "turbo": "t3_turbo_v1", "nano": "t3_nano_v1"}
 
 
@@ -131,6 +132,7 @@ def _hyper(cfg: T3Config) -> Any:
 
     hp = Sized(text_tokens_dict_size=cfg.text_vocab)
     hp.speech_tokens_dict_size, hp.speech_cond_prompt_len = cfg.speech_vocab, cfg.prompt_tokens
+    hp.max_text_tokens, hp.max_speech_tokens = cfg.text_positions - 2, cfg.speech_positions - 4  # upstream adds those
     if cfg.is_gpt:
         hp.llama_config_name = "GPT2_medium"
         hp.input_pos_emb, hp.use_perceiver_resampler, hp.emotion_adv = None, False, False
@@ -265,7 +267,8 @@ def _state(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def _load(model: nn.Module, state: dict[str, torch.Tensor]) -> nn.Module:
-    model.load_state_dict(state, strict=True)
+    nothing_reads = {k: v for k, v in model.state_dict().items() if k in UNREAD and k not in state}
+    model.load_state_dict(state | nothing_reads, strict=True)
     if "tfmr.wte.weight" in state:
         del model.tfmr.wte
     return model.eval()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+MINI = Path(__file__).parents[1] / "assets" / "mini"  # small enough to come with the package
 REPOS = {
     "tts": "ResembleAI/chatterbox",
     "vc": "ResembleAI/chatterbox",

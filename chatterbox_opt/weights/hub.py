@@ -134,7 +134,8 @@ def _advice(repo: str, error: Exception) -> str:
     hint = "If it is private or gated, set HF_TOKEN. " if refused else ""
     return (
         f"{repo} could not be downloaded ({type(error).__name__}: {_first_line(error)}). {hint}"
-        "Use from_local(folder, device) with a folder you have, from_random(device) for weights that only make noise, "
+        "Use from_local(folder, device) with a folder you have, the English class's from_mini() for the small voice "
+        "inside this package, from_random(device) for weights that only make noise, "
         "or fill the cache (HF_HOME) on a machine with a network and copy it: once there, no request is made"
     )
 

@@ -10,6 +10,7 @@ from conftest import NEEDS_UPSTREAM
 import chatterbox_opt
 from chatterbox_opt import EngineOptions
 from chatterbox_opt.config import tiny
+from chatterbox_opt.weights.files import MINI
 from chatterbox_opt.weights.random_init import write_checkpoint
 
 pytest.importorskip("chatterbox", reason=NEEDS_UPSTREAM)
@@ -89,6 +90,16 @@ def test_english(english, settings):
 
 def test_english_positional_call(english):
     same_sound(*both(english, "Read me aloud", 1.5, 0.1, 0.9, None, 0.4, 0.7, 0.9, seed=3))
+
+
+@pytest.mark.parametrize("text", ["The quick brown fox jumps over the lazy dog.", "Yes, of course."])
+def test_trained_weights_to_the_end(text):
+    """Speech that ends by itself: nothing bounds either side."""
+    upstream, mine = upstream_tiny.load(MINI, "tts"), chatterbox_opt.OptimizedChatterboxTTS.from_mini(**EXACT)
+    torch.manual_seed(0)
+    wanted = upstream.generate(text)
+    torch.manual_seed(0)
+    same_sound(mine.generate(text), wanted)
 
 
 @pytest.mark.parametrize(

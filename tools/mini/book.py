@@ -18,7 +18,9 @@ from chatterbox_opt.config import SPEECH_CODES
 from .codes import PHONES, pack, unpack
 
 BASE = 7
-PARTS = (PHONES, PHONES, BASE, BASE + 1)  # the first and second half's phone, ones, sevens (none where it moves)
+# Tables that a code's embedding is the sum of: the first phone; the second with the ones, since what is said and where
+# go on together; the ones; both digits (none where it moves).
+PARTS = (PHONES, PHONES * BASE, BASE, BASE**2 + 1)
 
 
 class Book:
@@ -32,10 +34,12 @@ class Book:
         pairs = torch.cat([held.repeat_interleave(len(places)), moving.repeat_interleave(BASE)])
         self.used = len(pairs)
         rows = len(places) * len(steady)
-        ones = torch.cat([places.repeat(len(steady)) % BASE, places[:BASE].repeat(len(moving))])
-        sevens = torch.cat([places.repeat(len(steady)) // BASE, torch.full((self.used - rows,), BASE)])
+        count = torch.cat([places.repeat(len(steady)), places[:BASE].repeat(len(moving))])
+        both = torch.cat([count[:rows], torch.full((self.used - rows,), BASE**2)])
+        first, second = unpack(pairs).unbind(-1)
         self.pair = torch.cat([pairs, pairs.new_zeros(SPEECH_CODES - self.used)])  # (6561,) of each code
-        self.parts = torch.stack([*unpack(pairs).unbind(-1), ones, sevens], -1)  # (used, 4)
+        ones = count % BASE
+        self.parts = torch.stack([first, second * BASE + ones, ones, both], -1)  # (used, 4) rows of PARTS
         self.first = torch.full((SPEECH_CODES,), -1)  # code of each pair at place 0
         self.first[held] = torch.arange(len(steady)) * len(places)
         self.first[moving] = rows + torch.arange(len(moving)) * BASE

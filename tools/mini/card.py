@@ -10,6 +10,7 @@ import torch
 from chatterbox_opt.config import TOKEN_RATE
 
 from . import common
+from .lexicon import WORDS
 
 TRAINED = ("t3", "flow", "vocoder", "tokenizer")
 WHAT = {
@@ -32,8 +33,8 @@ hundreds of times as many, in half precision: {megabytes:.1f} MB.
 an optimisation does to words.
 
 **What it is not**: a substitute for the published model. It has one voice, one language and one mood, cannot clone
-(giving it a recording is an error), does not know digits or abbreviations, and mispronounces words unlike those it
-was trained on or that its list of 4,700 frequent words lacks. `exaggeration` changes nothing that is meant.
+(giving it a recording is an error), does not know digits or abbreviations, and has to guess how a word is said that its
+list of {words:,} frequent ones lacks. `exaggeration` changes nothing that is meant.
 
 ## How it was made
 
@@ -49,7 +50,8 @@ Words that Whisper tiny.en got wrong in {heard} sentences that no stage was trai
 {errors}
 
 Of T3's phones, {phones:.0%} differ from the teacher's. Of what a user hears, {ended:.0%} ended by itself within twice
-the teacher's length. Word error rates of each mode of the engine are in OPTIMIZATION.md.
+the teacher's length. What a mode of the engine adds:
+`python benchmarks/quality.py --weights mini`.
 
 ## Licences
 
@@ -66,7 +68,7 @@ def lines(file: Path) -> list[dict]:
 def write(folder: Path, work: Path, seed: int) -> None:
     """README.md of an exported folder, once `eval` has run."""
     latest = {line["mode"]: line for line in lines(work / "eval.log")}  # the last of each
-    training = ["| stage | steps | hours on one core |", "|---|---:|---:|"]
+    training = ["| stage | steps | hours on one or two cores |", "|---|---:|---:|"]
     for stage in TRAINED:
         if (work / f"{stage}.pt").exists():
             state = torch.load(work / f"{stage}.pt", weights_only=True, map_location="cpu")
@@ -80,6 +82,7 @@ def write(folder: Path, work: Path, seed: int) -> None:
         millions=weights / 1e6,
         megabytes=sum(sizes) / 1e6,
         sentences=len(spoken),
+        words=WORDS,
         hours=sum(spoken) / TOKEN_RATE / 3600,
         seed=seed,
         training="\n".join(training),

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-
 WARM_UP = 300  # steps to the full rate
 
 

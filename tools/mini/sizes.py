@@ -25,7 +25,7 @@ CONFIG = ModelConfig(
     "tts",
     clones=False,
     t3=T3Config(
-        dim=128, layers=7, heads=4, ff=448, text_vocab=704, speech_vocab=6563, text_positions=302,
+        dim=128, layers=7, heads=4, ff=448, text_vocab=256, speech_vocab=6563, text_positions=302,
         speech_positions=1004, max_positions=2048, prompt_tokens=10, perceiver_queries=2, perceiver_heads=4,
     ),
     voice_encoder=VoiceEncoderConfig(hidden=32, layers=1),

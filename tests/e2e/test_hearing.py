@@ -1,0 +1,113 @@
+"""The small trained model of this package speaks, and an approximation is judged by what is heard of it: sentences that
+no stage of its training has seen, transcribed by Whisper tiny.en."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from chatterbox_opt import EngineOptions, OptimizedChatterboxTTS
+from chatterbox_opt.weights.files import MINI
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+
+import metrics  # noqa: E402
+
+FOX = "The quick brown fox jumps over the lazy dog."
+TEXTS = [*metrics.SENTENCES[-8:-1], FOX]
+FULL = dict(dtype="float32", s3gen_dtype="float32")
+MODES = {
+    "exact": EngineOptions.exact(),
+    "bf16": EngineOptions(dtype="bfloat16", s3gen_dtype="bfloat16"),
+    "int8": EngineOptions(quantize="int8", **FULL),
+    "batched": EngineOptions(),
+}
+WORDS = 0.35  # word error rate allowed; what each mode has over 50 sentences is in OPTIMIZATION.md
+LIMIT_BYTES = 16 << 20
+
+
+@pytest.fixture(scope="module")
+def listener():
+    if missing := metrics.Listener.missing():
+        pytest.skip(missing)
+    return metrics.Listener()
+
+
+def spoken(mode: str, **how) -> list:
+    model = OptimizedChatterboxTTS.from_mini(engine=MODES[mode])
+    seeds = list(range(len(TEXTS)))
+    groups = [seeds] if mode == "batched" else [[i] for i in seeds]
+    return [s for g in groups for s in model.speak(model.jobs([TEXTS[i] for i in g], seeds=g), **how)]
+
+
+def errors(speech: list, listener: metrics.Listener) -> float:
+    return metrics.word_error_rate([(t, listener.hear(s.wav[0], 24_000)) for t, s in zip(TEXTS, speech)])
+
+
+@pytest.mark.parametrize(("mode", "steps"), [("exact", None), ("bf16", None), ("int8", None), ("batched", None),
+                                             ("exact", 6)])
+def test_words_are_heard(mode, steps, listener):
+    speech = spoken(mode, n_cfm_timesteps=steps)
+    for text, said in zip(TEXTS, speech):
+        assert torch.isfinite(said.wav).all()
+        assert said.wav.abs().max() < 0.99  # no clipping
+        assert said.stops == ["eos"]
+        assert len(text.split()) * 0.15 < said.wav.shape[1] / 24_000 < len(text.split()) * 0.8
+    assert errors(speech, listener) <= WORDS
+
+
+def test_the_gate_can_close(listener):
+    """What has lost a part of its training is not understood."""
+    model = OptimizedChatterboxTTS.from_mini(enable_watermark=False)
+    with torch.no_grad():
+        for parameter in model.s3gen.flow.encoder_proj.parameters():
+            parameter.mul_(0.2)
+    assert errors(model.speak(model.jobs(TEXTS, seeds=0)), listener) > 2 * WORDS
+
+
+def test_a_seed_repeats():
+    model = OptimizedChatterboxTTS.from_mini()
+    first = model.generate(TEXTS[0], seed=3)
+    assert torch.equal(first, model.generate(TEXTS[0], seed=3))
+    assert not torch.equal(first, model.generate(TEXTS[0], seed=4))
+
+
+def test_it_clones_nobody():
+    model = OptimizedChatterboxTTS.from_mini()
+    with pytest.raises(ValueError, match="own voice only"):
+        model.prepare_voice(torch.zeros(48_000).numpy(), sample_rate=24_000)
+
+
+def test_the_files_are_small_and_documented():
+    names = {f.name for f in MINI.iterdir()}
+    assert names == {
+        "README.md", "conds.pt", "config.json", "s3gen.safetensors", "t3_cfg.safetensors", "tokenizer.json",
+        "ve.safetensors",
+    }
+    assert sum(f.stat().st_size for f in MINI.iterdir()) <= LIMIT_BYTES
+
+
+@pytest.mark.slow
+def test_a_built_wheel_speaks(tmp_path):
+    """From the wheel, not from the tree, and without a hub."""
+    import soundfile
+
+    pytest.importorskip("hatchling", reason="the build backend is not installed: pip install hatchling")
+    pip = [sys.executable, "-m", "pip", "-q"]
+    wheel = ["wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path / "dist", ROOT]
+    subprocess.run([*pip, *wheel], check=True)
+    (built,) = (tmp_path / "dist").glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", tmp_path / "site", built], check=True)
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "HF_HUB_OFFLINE": "1"}
+    where = [sys.executable, "-c", "import chatterbox_opt; print(chatterbox_opt.__file__)"]
+    found = subprocess.run(where, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
+    assert found.startswith(str(tmp_path / "site"))
+    say = ["-m", "chatterbox_opt", "say", "--model", "mini", FOX, "-o", "fox.wav", "--seed", "1"]
+    subprocess.run([sys.executable, *say], cwd=tmp_path, env=env, check=True)
+    assert 1 < soundfile.info(tmp_path / "fox.wav").duration < 6
