@@ -12,7 +12,7 @@ from chatterbox_opt.config import SPEECH_CODES, START_TEXT
 from chatterbox_opt.text.tokenizer import EnTokenizer
 from chatterbox_opt.weights import keymap
 from chatterbox_opt.weights.load import load_folder
-from tools.mini import book, codes, common, evaluate, flow, lexicon, t3, tokenizer, vocabulary, vocoder
+from tools.mini import book, codes, common, evaluate, flow, lexicon, reading, t3, tokenizer, vocabulary, vocoder
 from tools.mini.sentences import everyday, number, split
 from tools.mini.sizes import CONFIG, LIMIT
 
@@ -84,19 +84,19 @@ def test_codes_carry_two_phones_and_a_place() -> None:
 
 
 def test_words_said_in_one_are_found() -> None:
-    assert t3.matched([3, 2, 5], [3, 2, 5]) == [(1, 1)] * 3
-    assert t3.matched([2, 3, 4], [5, 4]) == [(2, 1), (1, 1)]
-    assert t3.matched([6, 4], [3, 3, 4]) == [(1, 2), (1, 1)]
-    assert t3.matched([1], [1, 2, 3, 4, 5]) == [(1, 5)]  # nothing fits: all is one
+    assert reading.matched([3, 2, 5], [3, 2, 5]) == [(1, 1)] * 3
+    assert reading.matched([2, 3, 4], [5, 4]) == [(2, 1), (1, 1)]
+    assert reading.matched([6, 4], [3, 3, 4]) == [(1, 2), (1, 1)]
+    assert reading.matched([1], [1, 2, 3, 4, 5]) == [(1, 5)]  # nothing fits: all is one
 
 
 def test_sentences_join_into_one(work) -> None:
     """What is true of a code's place in the text stays true behind another sentence."""
     read = t3.prepare_vocabulary(work)
     space = read.encode(" ")[0]
-    items = t3.examples(work, "train", read)
+    items = reading.examples(work, "train", read)
     a, b = items[:2]
-    both = t3.join(a, b, space)
+    both = reading.join(a, b, space)
     assert both["text"].tolist() == [*a["text"][:-1].tolist(), space, *b["text"][1:].tolist()]
     assert len(both["window"]) == len(both["pairs"]) + 1 == len(a["pairs"]) + len(b["pairs"]) + 1
     at = len(a["pairs"]) + torch.arange(len(b["pairs"]))
@@ -106,9 +106,9 @@ def test_sentences_join_into_one(work) -> None:
     for end in (0, 1):
         old, new = b["window"][:-1, 1, end], both["window"][at, 1, end]
         assert torch.equal(both["text"][new], b["text"][old])
-    rows = t3.joined(t3.grouped(items, 2), 2, random.Random(0), space)
+    rows = reading.joined(reading.grouped(items, 2), 2, random.Random(0), space)
     assert len({len(r["text"]) for r in rows}) == 1
-    assert t3.collate(rows, book.Book.at(work), "cpu")[0].shape[1] == len(rows[0]["text"])
+    assert reading.collate(rows, book.Book.at(work), "cpu")[0].shape[1] == len(rows[0]["text"])
 
 
 def test_the_penalty_is_the_one_of_sampling() -> None:
@@ -162,8 +162,8 @@ def test_training_sees_the_logits_that_sampling_sees(work) -> None:
     export.main(["--work", str(work), "--device", "cpu"])
     net = load_folder(work / "asset", "tts", torch.device("cpu"), torch.float32).t3
     model = export.parameters("t3", t3.Model(0, book.Book.at(work)), work)
-    items = t3.examples(work, "train", t3.prepare_vocabulary(work))
-    batch = t3.collate(items[:1], book.Book.at(work), "cpu")
+    items = reading.examples(work, "train", t3.prepare_vocabulary(work))
+    batch = reading.collate(items[:1], book.Book.at(work), "cpu")
     voice = t3.voice_of(work, "cpu")
     with torch.no_grad():
         hidden, _, head = model(batch, torch.zeros(1, dtype=torch.bool), voice)
@@ -182,12 +182,12 @@ def test_heads_are_told_where_the_voice_is() -> None:
     ids, letters = [START_TEXT, *(1000 + p for p in phones), 9, 0], [0, 1, 1, 1, 1, 1, 0, 0]
     heard = codes.pack(codes.phone_frames(SPOKEN, SAMPLES, 22_050, 18))
     item = {"phonemes": SPOKEN, "samples": SAMPLES, "rate": 22_050, "codes": heard}
-    reached = t3.places(ids, item, 2, letters)
+    reached = reading.places(ids, item, 2, letters)
     said = codes.unpack(heard)[:, 1]
     assert torch.equal(torch.tensor(ids)[reached][said > 0] - 1000, said[said > 0])
     assert reached[0] == 0
     assert reached[-1] == len(ids) - 1  # the pause behind it
-    here, ahead = t3.windows(reached, letters).unbind(1)
+    here, ahead = reading.windows(reached, letters).unbind(1)
     assert torch.equal(here[1:, 0], reached)
     assert torch.equal(here[:, 0], here[:, 1])
     inside = here[:, 0] < 5
