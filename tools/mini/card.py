@@ -56,8 +56,8 @@ the teacher's length. What a mode of the engine adds:
 ## Licences
 
 The files: MIT, as the package. Pronunciations in `tokenizer.json`: as espeak-ng writes them. Teacher: Piper's "Joe"
-(en_US-joe-medium, recordings CC0). Text: Debian's `fortunes`, used only to be read aloud; none of it is part of the
-files. Judge: Whisper tiny.en (MIT).
+(en_US-joe-medium, recordings CC0). Text: Debian's `fortunes`, read aloud; the files have of it only a
+list of frequent words. Judge: Whisper tiny.en (MIT).
 """
 
 

@@ -35,7 +35,7 @@ CFG = CONFIG.t3
 GUIDED = (1, 2, 3)  # layers whose first two heads are told where to look: where the voice is, and what comes next
 GUIDANCE = 1.0  # weight of that loss
 SHARE = 0.2  # a step of a shared table moves thousands of codes at once, and each code by four of them
-SHARPER = 1.6  # the file's logits: unlikely codes become rarer at the usual temperature; twice that gets stuck at times
+SHARPER = 1.6  # the file's logits: unlikely codes become rarer at the usual temperature; 2.5 gets stuck at times
 BLIND = 0.1  # share of rows without text, for classifier-free guidance
 PENALTY = 1.2
 NEAR_ZERO = 1e-2  # weight of the squared log of what all codes sum to: logits are to be logs of probabilities
@@ -202,7 +202,7 @@ def main(argv: list[str]) -> None:
     parser = common.arguments(__doc__)
     parser.add_argument("--steps", type=int, default=12_000)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--rate", type=float, default=1.4e-3)
     parser.add_argument("--stop-on-growth", type=float, default=0, help="seconds after which newly made data is read")
     args = parser.parse_args(argv)
     clock = common.setup(args)
