@@ -146,6 +146,7 @@ class ModelConfig:
 
     family: str  # "tts" | "mtl" | "turbo" | "nano"
     clones: bool = True  # False: trained on one voice, and knows no other
+    max_chars: int | None = None  # of one utterance, where it was trained on shorter ones than generate() allows
     t3: T3Config = field(default_factory=T3Config)
     voice_encoder: VoiceEncoderConfig = field(default_factory=VoiceEncoderConfig)
     s3_tokenizer: S3TokenizerConfig = field(default_factory=S3TokenizerConfig)

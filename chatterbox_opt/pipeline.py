@@ -180,7 +180,7 @@ class Pipeline:
         return tokens
 
     def _pieces(self, index: int, job: Job, n_jobs: int, max_chars: int | None) -> list[_Piece]:
-        texts = split(job.text, max_chars) if max_chars else [job.text]
+        texts = split(job.text, min(max_chars, self.config.max_chars or max_chars)) if max_chars else [job.text]
         alone = n_jobs == len(texts) == 1
         # Rows of one batch may not share a generator: what one draws would shift the other's draws.
         seed = job.seed if job.seed is not None or alone else int(torch.randint(2**62, ()).item())

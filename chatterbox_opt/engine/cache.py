@@ -104,14 +104,14 @@ class Decode:
         keys, values = self.cache.k[layer, :rows], self.cache.v[layer, :rows]
         if self.flash:
             return self._flash(q, k, v, keys, values)
-        if self.uniform is not None:
-            keys[:, :, self.uniform] = k[:, :, 0]
-            values[:, :, self.uniform] = v[:, :, 0]
+        if self.uniform is not None:  # select, narrow: a host that does little else feels what indexing costs it
+            keys.select(2, self.uniform).copy_(k.select(2, 0))
+            values.select(2, self.uniform).copy_(v.select(2, 0))
         else:
             index = self.positions.view(rows, 1, 1, 1).expand(-1, k.shape[1], 1, k.shape[3])
             keys.scatter_(2, index, k)
             values.scatter_(2, index, v)
-        return attend(q, keys[:, :, : self.live], values[:, :, : self.live], self.mask)
+        return attend(q, keys.narrow(2, 0, self.live), values.narrow(2, 0, self.live), self.mask)
 
     def _flash(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """flash-attn writes the new position itself and reads each row to its own length, in (B, S, H, Dh) order."""

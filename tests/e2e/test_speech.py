@@ -1,5 +1,6 @@
 """The English front door at tiny size with random weights: what a caller sees."""
 
+import dataclasses
 import gc
 import inspect
 import logging
@@ -68,6 +69,15 @@ def test_long_text_is_spoken_in_pieces(model):
     assert speech.wav.shape[1] > sum(len(t) for t in speech.tokens) * 960  # the pauses
     (whole,) = model.speak(model.jobs([text], seeds=1, max_new_tokens=6), max_chars=None)
     assert len(whole.tokens) == 1
+
+
+def test_a_model_of_short_breath_gets_shorter_pieces():
+    model = OptimizedChatterboxTTS.from_random(size="tiny", seed=0)
+    model.pipeline.config = dataclasses.replace(model.pipeline.config, max_chars=60)
+    text = "This sentence would fit well into a single piece of speech. So would this one behind it, as a rule."
+    for asked, pieces in ((280, 2), (40, 3), (None, 1)):
+        (speech,) = model.speak(model.jobs([text], seeds=1, max_new_tokens=6), max_chars=asked)
+        assert len(speech.stops) == pieces
 
 
 def test_cutting_is_said_aloud(model, caplog):

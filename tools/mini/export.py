@@ -20,7 +20,7 @@ from . import common, flow, t3, tokenizer, vocoder
 from .book import Book
 from .sizes import CONFIG, LIMIT
 
-PROMPT = 50  # codes of the built-in voice that the flow continues, 2 s
+PROMPT = 15  # codes of the built-in voice that the flow continues, 0.6 s: every piece of a text pays for it
 
 
 def parameters(stage: str, model: Any, work: Path) -> Any:

@@ -21,9 +21,12 @@ from chatterbox_opt.config import (
 )
 from chatterbox_opt.weights.keymap import Rule, remap
 
+from .sentences import LONGEST
+
 CONFIG = ModelConfig(
     "tts",
     clones=False,
+    max_chars=LONGEST,
     t3=T3Config(
         dim=128, layers=7, heads=4, ff=448, text_vocab=256, speech_vocab=6563, text_positions=302,
         speech_positions=1004, max_positions=2048, prompt_tokens=10, perceiver_queries=2, perceiver_heads=4,
