@@ -7,6 +7,7 @@ With mode None it just calls the function, so the eager and the captured path ar
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -14,6 +15,8 @@ import torch
 
 logger = logging.getLogger(__name__)
 
+# A process records one graph at a time: a recording ends with any wait for the whole device, and each begins with one.
+_recording = threading.RLock()
 MOST_KEYS = 256  # of one function
 WARM_UPS = 2  # runs before a capture: lazy initialisation and kernel compilation may not happen inside one
 
@@ -24,6 +27,7 @@ class Captured:
         self._graphs: dict[Hashable, Any] = {}
         self._results: dict[Hashable, Any] = {}
         self._pool: Any = None
+        self._stream: Any = None
 
     @property
     def on(self) -> bool:
@@ -43,20 +47,23 @@ class Captured:
             run()
             self._graphs[key] = run
             return
-        with torch.cuda.device(self.device):
+        with torch.cuda.device(self.device), _recording:
             self._record(key, run)
         logger.debug("captured %s", key)
 
     def _record(self, key: Hashable, run: Callable[[], Any]) -> None:
-        here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        # One side stream of this device for all: cuBLAS keeps a workspace for every stream it ever saw, and torch's own
+        # choice for captures belongs to the first device that captured.
+        self._stream = self._stream or torch.cuda.Stream()
+        here, side = torch.cuda.current_stream(), self._stream
         side.wait_stream(here)
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
                 run()
         here.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: what another thread does on the device meanwhile does not spoil the capture
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        # thread_local: what another thread allocates or launches meanwhile does not spoil the capture
+        with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
             self._results[key] = run()
         self._pool = self._pool or graph.pool()  # prepare the largest first: the others fit into its memory
         self._graphs[key] = graph
@@ -74,9 +81,10 @@ class Captured:
 
     def forget(self) -> None:
         """Drop every capture, as when the memory it reads has moved."""
-        self._graphs.clear()
-        self._results.clear()
-        self._pool = None
+        with _recording:
+            self._graphs.clear()
+            self._results.clear()
+            self._pool = None
 
 
 def bucket(rows: int) -> int:

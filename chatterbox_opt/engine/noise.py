@@ -45,4 +45,4 @@ class RequestNoise:
             return self.local
         if self.device.type == "cuda":
             return torch.cuda.default_generators[self.device.index or 0]
-        return torch.mps.default_generator if self.device.type == "mps" else torch.default_generator
+        return torch.mps._get_default_mps_generator() if self.device.type == "mps" else torch.default_generator

@@ -12,7 +12,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -31,6 +32,10 @@ ROWS = (1, 2, 4, 8)  # windows side by side in a captured run
 FADE = S3GEN_RATE // 50  # samples, 20 ms, of silence and then of fade: the voice prompt spills into the start
 
 
+_flags = threading.RLock()
+_locks: WeakKeyDictionary[Hift, threading.Lock] = WeakKeyDictionary()
+
+
 class Window(NamedTuple):
     row: int  # of the batch
     start: int  # frames, like all here
@@ -46,7 +51,8 @@ class WavRunner:
         self.reach = reach(hift.cfg)
         self.captured = Captured(options.compile if self.device.type == "cuda" else None, self.device)
         self._inputs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        self._lock = threading.Lock()  # captured runs share their memory
+        with _flags:  # captured runs share their memory, and runners of one network its workspace
+            self._lock = _locks.setdefault(hift, threading.Lock())
         dtype = getattr(torch, "float32" if options.s3gen_dtype == "auto" else options.s3gen_dtype)
         for name, part in hift.named_children():
             part.to(torch.float32 if name in FLOAT32 else dtype)
@@ -100,6 +106,8 @@ class WavRunner:
     def _batches(self, size: int, group: list[Window]) -> Iterator[list[Window]]:
         rows = max(1, self.options.wav_chunk // size) if self.device.type != "cpu" else 1  # one row fills a CPU
         rows = min(rows, ROWS[-1])
+        if self.captured.on:  # no more than a captured run takes, where there is one
+            rows = max((r for r in ROWS if r <= rows and (r, size) in self._inputs), default=rows)
         for i in range(0, len(group), rows):
             yield group[i : i + rows]
 
@@ -183,9 +191,6 @@ def fade_in(wave: Tensor) -> Tensor:
     return wave
 
 
-_flags = threading.RLock()
-
-
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
     """No TF32 within: the F0 net, the phases and the inverse transform need all 24 bits."""
@@ -193,9 +198,23 @@ def full_float32(device: torch.device) -> Iterator[None]:
         yield
         return
     with _flags:  # the switches belong to the process: a thread must not put them back while another computes
-        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        switches, name, off = _tf32_switches()
+        before = [getattr(s, name) for s in switches]
+        for switch in switches:
+            setattr(switch, name, off)
         try:
             yield
         finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+            for switch, value in zip(switches, before):
+                setattr(switch, name, value)
+
+
+def _tf32_switches() -> tuple[tuple, str, Any]:
+    """(where, name, off): of the generation that the program itself uses. Torch 2.9 brought a second one, and reading
+    the first raises where that has been set."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    try:
+        _ = matmul.allow_tf32, cudnn.allow_tf32
+    except RuntimeError:
+        return (matmul, cudnn.conv), "fp32_precision", "ieee"
+    return (matmul, cudnn), "allow_tf32", False

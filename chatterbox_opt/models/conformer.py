@@ -81,6 +81,8 @@ class RelativeAttention(nn.Module):
             scores = distance_scores(place[:, :, a:b], p[:, :, n - b : 2 * n - 1 - a], n)
             if mask is not None:
                 scores = scores.masked_fill(~mask, -torch.inf)
+            elif scores.is_cuda:  # whose kernels read a bias sixteen bytes at a time, from where a row of it starts
+                scores = scores.contiguous()
             out.append(F.scaled_dot_product_attention(content[:, :, a:b], k, v, attn_mask=scores, scale=scale))
         return self.linear_out(torch.cat(out, 2).transpose(1, 2).flatten(2))
 

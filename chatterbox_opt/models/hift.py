@@ -139,9 +139,9 @@ class Hift(nn.Module):
         half = n_fft // 2
         length = hop * (x.shape[1] - 1)
         wave = overlap_add(frames, hop)[:, half : half + length]
-        weight = overlap_add((window(n_fft) ** 2).float().expand(1, x.shape[1], -1), hop)[:, half : half + length]
+        weight = overlap_add(window_squared(n_fft, x.device).expand(1, x.shape[1], -1), hop)[:, half : half + length]
         limit = self.cfg.audio_limit
-        return (wave / weight.to(wave)).clamp_(-limit, limit)
+        return (wave / weight).clamp_(-limit, limit)
 
 
 def down_rates(cfg: HiftConfig) -> list[int]:
@@ -162,6 +162,13 @@ def overlap_add(frames: Tensor, hop: int) -> Tensor:
 def window(n_fft: int) -> Tensor:
     """Periodic Hann."""
     return torch.hann_window(n_fft, dtype=torch.float64, device="cpu")
+
+
+@cache
+def window_squared(n_fft: int, device: torch.device) -> Tensor:
+    """On the device: a copy from the host has no place in a captured run."""
+    with torch.inference_mode(False):
+        return (window(n_fft) ** 2).float().to(device)
 
 
 @cache

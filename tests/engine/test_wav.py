@@ -1,14 +1,21 @@
 """Windows, batches and noise of the vocoder: whatever is shared, each wave is what its mel gives alone and whole."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hift_pairs import error, our_hift, some_mel, upstream_hift
 from replay import Replay
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from chatterbox_opt.engine.kernels import toom
 from chatterbox_opt.engine.noise import RequestNoise
 from chatterbox_opt.engine.wav import ROWS, SIZES, WavRunner, fade_in, windows
-from chatterbox_opt.models.hift import Conv
+from chatterbox_opt.models import hift
+from chatterbox_opt.models.hift import Conv, Hift
 from chatterbox_opt.options import EngineOptions
 
 CPU = torch.device("cpu")
@@ -55,6 +62,63 @@ def test_chunked_is_whole(net):
     other = runner(net, wav_chunk=100)
     other.reach = 6  # too little: the seams must show
     assert error(other.render([mel], seeds(1))[0], whole) > 1e-4
+
+
+def test_a_captured_window_takes_nothing_from_the_host(net):
+    """Which would end the capture; seen on tensors that claim to be on a GPU. Tables are made at the first run."""
+    tables, cfg = (hift.analysis, hift.synthesis, hift.window_squared), our_hift(net).cfg
+    with FakeTensorMode(), torch.no_grad():
+        with torch.device("cuda"):
+            fake = Hift(cfg)
+        mel, spectrum = torch.zeros(1, 80, 9, device="cuda"), torch.zeros(1, 9 * 120 + 1, 18, device="cuda")
+        fake.decode(mel, spectrum)
+        with Crossings() as seen:
+            fake.decode(mel, spectrum)
+        for table in tables:
+            table.cache_clear()
+    assert seen.ops == []
+
+
+class Crossings(TorchDispatchMode):
+    """Notes operations between two devices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor) and t.dim()]
+        if len({t.device.type for t in tensors}) > 1:
+            self.ops.append(str(func))
+        return out
+
+
+def test_a_batch_of_windows_is_no_larger_than_what_is_captured(net):
+    made = runner(net, wav_chunk=2000)
+    made.captured, made._inputs = Replay(), {(2, 512): None, (1, 512): None, (4, 256): None}
+    for size, most in ((512, 2), (256, 4), (128, 8)):
+        batches = list(made._batches(size, [None] * 9))
+        made.device = torch.device("cuda")
+        assert max(len(b) for b in made._batches(size, [None] * 9)) == most
+        made.device = CPU
+        assert all(len(b) == 1 for b in batches)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9 has one kind of switch")
+def test_tf32_is_put_back_whichever_switch_the_program_uses():
+    code = """
+import torch
+from chatterbox_opt.engine.wav import full_float32
+torch.backends.cuda.matmul.{name} = {value}
+with full_float32(torch.device("cuda")):
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+assert torch.backends.cuda.matmul.{name} == {value}
+"""
+    for name, value in (("fp32_precision", "'tf32'"), ("allow_tf32", "True")):
+        run = [sys.executable, "-c", code.format(name=name, value=value)]
+        done = subprocess.run(run, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("captured", [False, True])

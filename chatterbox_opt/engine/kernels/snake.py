@@ -38,5 +38,6 @@ def snake(x: Tensor, scale: Tensor | None = None) -> Tensor:
     out = torch.empty_like(x) if scale is not None else x
     n = x.numel()
     grid = (triton.cdiv(n, BLOCK),)
-    _snake[grid](x, x if scale is None else scale, out, n, x.shape[1], SCALED=scale is not None, BLOCK=BLOCK)
+    with torch.cuda.device_of(x):  # Triton launches on the thread's current device
+        _snake[grid](x, x if scale is None else scale, out, n, x.shape[1], SCALED=scale is not None, BLOCK=BLOCK)
     return out
