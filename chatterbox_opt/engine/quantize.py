@@ -7,14 +7,17 @@ int8 and int4 are approximate; every form gives a row the same result whatever r
 from __future__ import annotations
 
 import ctypes
+import logging
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models.t3 import T3
+
+logger = logging.getLogger(__name__)
 
 GROUP = 32  # int4: weights that share one scale
 FEW = 16  # rows up to which a product is bound by reading its weights
@@ -103,6 +106,8 @@ class Int8Linear(nn.Module):
         scale = weight.abs().amax(1).clamp(min=1e-8).double() / 127
         zero = torch.zeros(len(weight), dtype=torch.long)
         quantized = torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8)
+        if torch.backends.quantized.engine == "none":  # as torch is built for macOS
+            torch.backends.quantized.engine = "qnnpack"
         self.packed = torch.ops.quantized.linear_prepack(quantized, None)
         self.bias, self.pinned = linear.bias, pinned or Pinned()
 
@@ -127,11 +132,25 @@ class Int8WeightLinear(nn.Module):
         self.register_buffer("weight", (weight / scale[:, None]).round_().to(torch.int8), persistent=False)
         self.register_buffer("scale", scale.to(torch.bfloat16), persistent=False)
         self.bias = linear.bias
+        self.product = torch._weight_int8pack_mm if has_int8_product(weight.device) else unpacked_product
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)
-        y = torch._weight_int8pack_mm(flat, self.weight, self.scale).view(*x.shape[:-1], -1).to(x.dtype)
+        y = self.product(flat, self.weight, self.scale).view(*x.shape[:-1], -1).to(x.dtype)
         return y if self.bias is None else y + self.bias
+
+
+@cache
+def has_int8_product(device: torch.device) -> bool:
+    """On CUDA from torch 2.9 on."""
+    there = torch._C._dispatch_has_kernel_for_dispatch_key("aten::_weight_int8pack_mm", device.type.upper())
+    if not there:
+        logger.warning("torch %s has no int8 product on %s: it saves memory there, not time", torch.__version__, device)
+    return there
+
+
+def unpacked_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    return F.linear(x, weight.to(x.dtype)) * scale
 
 
 class Int4Linear(nn.Module):

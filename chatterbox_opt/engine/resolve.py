@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+from functools import cache
 
 import torch
 
 from ..options import EngineOptions
+
+logger = logging.getLogger(__name__)
 
 
 def resolve(options: EngineOptions, device: torch.device) -> EngineOptions:
@@ -17,14 +21,17 @@ def resolve(options: EngineOptions, device: torch.device) -> EngineOptions:
         changes["dtype"] = half
     if options.s3gen_dtype == "auto":
         changes["s3gen_dtype"] = half
+    in_half = changes.get("dtype", options.dtype) != "float32"
     if options.attention == "auto":
-        usable = device.type == "cuda" and changes.get("dtype", options.dtype) != "float32"
-        changes["attention"] = "flash" if usable and has_flash() else "sdpa"
-    elif options.attention == "flash" and not (device.type == "cuda" and has_flash()):
+        changes["attention"] = "flash" if in_half and runs_flash(device) and has_flash() else "sdpa"
+    elif options.attention == "flash" and not (in_half and runs_flash(device) and has_flash()):
         raise ValueError(
-            "attention='flash' needs a CUDA device and flash-attn (pip install 'chatterbox-opt[flash]'); "
-            f"device is {device}, flash-attn is {'there' if has_flash() else 'missing'}; 'auto' takes what there is"
+            "attention='flash' needs half precision, a CUDA device from Ampere on, and flash-attn "
+            f"(pip install 'chatterbox-opt[flash]'); this is {changes.get('dtype', options.dtype)} on {device}, "
+            f"flash-attn {'is there' if has_flash() else 'does not import'}; 'auto' takes what there is"
         )
+    if options.quantize == "int4" and device.type == "cuda" and not from_ampere(device):
+        raise ValueError(f"quantize='int4' needs an Ampere GPU or a newer one, which {device} is not; 'int8' works")
     if options.compile == "auto":
         changes["compile"] = "cudagraph" if device.type == "cuda" else None
     elif options.compile == "cudagraph" and device.type != "cuda":
@@ -54,5 +61,22 @@ def cpu_has_bf16() -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in probes)
 
 
+def from_ampere(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def runs_flash(device: torch.device) -> bool:
+    return device.type == "cuda" and from_ampere(device)
+
+
+@cache
 def has_flash() -> bool:
-    return importlib.util.find_spec("flash_attn") is not None
+    """Imports it: a build for another torch is found, and fails only then."""
+    if importlib.util.find_spec("flash_attn") is None:
+        return False
+    try:
+        from flash_attn import flash_attn_with_kvcache  # noqa: F401
+    except Exception as error:  # whatever a foreign binary raises
+        logger.warning("flash-attn is installed and does not import (%s); using SDPA", error)
+        return False
+    return True

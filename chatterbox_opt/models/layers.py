@@ -39,6 +39,8 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """q (B, H, T, Dh), k and v (B, H, S, Dh) -> (B, T, H*Dh)."""
+    if q.device.type == "mps":  # up to torch 2.11 the kernel for few queries takes q's rows to lie next to each other
+        q = q.contiguous()
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     return out.transpose(1, 2).flatten(2)
 

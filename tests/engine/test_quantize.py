@@ -1,6 +1,7 @@
 """Packed linears against the float32 ones they stand for."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,14 @@ from t3_pairs import random_t3, text, voice
 from torch import nn
 
 from chatterbox_opt.engine.noise import RequestNoise
-from chatterbox_opt.engine.quantize import FewRowsLinear, Int4Linear, Int8Linear, prepare_linears
+from chatterbox_opt.engine.quantize import (
+    FewRowsLinear,
+    Int4Linear,
+    Int8Linear,
+    Int8WeightLinear,
+    prepare_linears,
+    unpacked_product,
+)
 from chatterbox_opt.engine.tokens import TokenRequest, TokenRunner
 from chatterbox_opt.options import EngineOptions, SamplingOptions
 
@@ -28,6 +36,33 @@ def test_close_to_float32(kind, tolerance, bias, shape, width):
     assert got.shape == wanted.shape
     assert got.dtype == wanted.dtype
     assert (got - wanted).abs().max() < tolerance * wanted.abs().max()
+
+
+@torch.inference_mode()
+def test_int8_as_torch_is_built_for_macos(monkeypatch):
+    """With qnnpack, and with nothing chosen."""
+    real = torch.backends.quantized
+    if "qnnpack" not in real.supported_engines:
+        pytest.skip("this build of torch has no qnnpack")
+    before, linear, x = real.engine, nn.Linear(64, 96), torch.randn(3, 64)
+    unset = SimpleNamespace(engine="none")
+    monkeypatch.setattr(torch.backends, "quantized", unset)
+    Int8Linear(copy.deepcopy(linear))
+    assert unset.engine == "qnnpack"
+    try:
+        real.engine = unset.engine
+        got = Int8Linear(copy.deepcopy(linear))(x)
+    finally:
+        real.engine = before
+    assert (got - linear(x)).abs().max() < 0.03 * linear(x).abs().max()
+
+
+@torch.inference_mode()
+def test_int8_without_a_product_of_its_own():
+    made, x = Int8WeightLinear(nn.Linear(64, 96)), torch.randn(3, 64)
+    packed = made(x)
+    made.product = unpacked_product
+    assert (made(x) - packed).abs().max() < 0.02 * packed.abs().max()
 
 
 @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
