@@ -77,12 +77,12 @@ class Lanes:
         self.step[slot] = 0
         self.seen[slot] = False
         self.seen[slot, START_SPEECH] = True
-        self.params.cfg[slot] = sampling.cfg_weight
-        self.params.temperature[slot] = sampling.temperature
-        self.params.min_p[slot] = sampling.min_p
-        self.params.top_p[slot] = sampling.top_p
-        self.params.top_k[slot] = sampling.top_k
-        self.params.penalty[slot] = sampling.repetition_penalty
+        self.params.cfg[slot] = float(sampling.cfg_weight)
+        self.params.temperature[slot] = float(sampling.temperature)
+        self.params.min_p[slot] = float(sampling.min_p)
+        self.params.top_p[slot] = float(sampling.top_p)
+        self.params.top_k[slot] = int(sampling.top_k)
+        self.params.penalty[slot] = float(sampling.repetition_penalty)
         return lane
 
     def upload(self) -> None:

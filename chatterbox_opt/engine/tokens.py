@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,8 @@ from .sampling import Filters, guide, next_token, next_token_turbo
 
 LIVE = (256, 512, 1024, 1536, 2560, 4608)  # captured lengths of the part of the cache that attention reads
 STEP = 256  # cache lengths are multiples of this
+MOST_STEPS = 4000  # that max_new_tokens can be
+WAIT = 0.1  # s between two looks at `cancel` while another thread speaks
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class TokenRunner:
         self.kernels = self._choose_kernels()
         self.cache: StaticKVCache | None = None
         self.lanes: Lanes | None = None
+        # What is drawn past a limit before anybody looks has no position of its own in a small table.
+        self.short_table = not self.config.is_gpt and self.config.speech_positions < MOST_STEPS + options.poll_every + 2
         self.lock = threading.Lock()  # one cache: calls from several threads take turns
 
     def _choose_kernels(self) -> StepKernels:
@@ -80,9 +84,15 @@ class TokenRunner:
             return []
         for request in requests:
             self._check(request)
-        with self.lock:
+        while not self.lock.acquire(timeout=-1 if cancel is None else WAIT):
+            if cancel.is_set():
+                none = torch.zeros(0, dtype=torch.long, device=self.device)
+                return [TokenResult(none, "cancelled") for _ in requests]
+        try:
             self._reserve(requests)
             return self._run(requests, cancel, progress)
+        finally:
+            self.lock.release()
 
     def _run(self, requests: Sequence[TokenRequest], cancel: Any, progress: Callable | None) -> list[TokenResult]:
         results: list[TokenResult | None] = [None] * len(requests)
@@ -133,6 +143,9 @@ class TokenRunner:
         prompt = request.cond.cond_prompt_speech_tokens
         if prompt is None:
             raise ValueError("the voice has no prompt tokens; prepare it with this model's prepare_voice()")
+        most, steps = config.speech_positions, request.sampling.max_new_tokens
+        if not config.is_gpt and steps > most - 2:
+            raise ValueError(f"max_new_tokens={steps}: this model counts up to {most - 2}; split the text (max_chars)")
         needed = self._length(request)
         if needed > self.options.cache_len:
             raise ValueError(
@@ -163,8 +176,7 @@ class TokenRunner:
             slots, rows = bucket(slots), bucket(slots) * (rows // slots)
         self.kernels.fit(rows)
         if self.cache is None or not self.cache.fits(rows, length):
-            rows = max(rows, self.cache.rows if self.cache else 0)
-            length = max(-(-length // STEP) * STEP, self.cache.length if self.cache else 0)
+            rows, length = self._grown(rows, -(-length // STEP) * STEP)
             self.cache = None  # the old one goes before the new one comes
             self.captured.forget()
             self.cache = StaticKVCache.allocate(self.config, rows, length, self.device, self.dtype)
@@ -173,21 +185,34 @@ class TokenRunner:
             self.lanes = Lanes(slots, self.config, self.device)
         self.lanes.fit_rows(self.cache.rows)
 
+    def _grown(self, rows: int, length: int) -> tuple[int, int]:
+        """What the next cache is to hold: what this one does as well, unless many rows and long rows never met and
+        would take several times what either needs."""
+        if self.cache is None:
+            return rows, length
+        both = max(rows, self.cache.rows), max(length, self.cache.length)
+        needed = max(rows * length, self.cache.rows * self.cache.length)
+        return both if both[0] * both[1] <= 2 * needed else (rows, length)
+
     def _usual_filters(self) -> Filters:
         return Filters(False, True, True) if self.config.is_gpt else Filters()
 
     # ---- a new utterance -------------------------------------------------------------------------
 
     def _admit(self, new: list[tuple[int, TokenRequest]]) -> None:
-        """Prefill the new requests' rows in one pass, right-padded, and draw their first tokens."""
+        """Voices of one prefix length share a pass: all of Llama's, and GPT-2's from recordings of one length."""
+        by_length: dict[int, list[tuple[int, TokenRequest]]] = defaultdict(list)
+        for index, request in new:
+            by_length[self.prefixes.get(request.cond).length].append((index, request))
+        for size, group in by_length.items():
+            self._prefill(size, group)
+
+    def _prefill(self, size: int, new: list[tuple[int, TokenRequest]]) -> None:
+        """The rows of new requests behind prefixes of `size`, right-padded, and their first tokens."""
         lanes = self.lanes
         first = lanes.rows
         added = [lanes.add(index, request) for index, request in new]
         prefixes = [self.prefixes.get(request.cond) for _, request in new]
-        # Voices of one prefix length share a pass; in practice all do.
-        size = prefixes[0].length
-        if any(p.length != size for p in prefixes):
-            raise ValueError("voices of different prompt lengths cannot share a batch; prepare them with one model")
         texts = [request.text_ids for _, request in new for _ in range(request.rows)]
         longest = max(len(t) for t in texts)
         padded = torch.stack([torch.nn.functional.pad(t, (0, longest - len(t))) for t in texts]).to(self.device)
@@ -273,6 +298,8 @@ class TokenRunner:
         lanes.seen[:n].scatter_(1, token[:, None], True)
         lanes.token[:n] = token
         lanes.step[:n] += 1
+        if self.short_table:
+            lanes.step[:n].clamp_(max=self.config.speech_positions - 2)
         lanes.position[:rows] += 1
         return lanes.token[:n]
 

@@ -1,6 +1,7 @@
 """The token engine: upstream's tokens at the same seed, and a row that does not know its batch."""
 
 import copy
+import dataclasses
 import threading
 
 import pytest
@@ -131,6 +132,47 @@ def test_a_row_is_what_it_is_alone(family, options, llama, gpt):
 
 
 @torch.inference_mode()
+def test_voices_of_several_lengths_share_a_batch(gpt):
+    """A GPT-2 voice is as long as its recording."""
+    requests = [request(gpt.config, seed=i, max_new_tokens=12) for i in range(4)]
+    for i in (0, 2, 3):
+        short = copy.copy(requests[i].cond)
+        short.cond_prompt_speech_tokens = short.cond_prompt_speech_tokens[:, : 9 + i // 3]
+        requests[i] = dataclasses.replace(requests[i], cond=short)
+
+    def fresh(some):
+        return [dataclasses.replace(r, noise=RequestNoise(CPU, i)) for i, r in some]
+
+    together = tokens_of(gpt, fresh(enumerate(requests)), EXACT.replace(slots=3))
+    for i, r in enumerate(requests):
+        assert torch.equal(together[i], tokens_of(gpt, fresh([(i, r)]))[0])
+
+
+def test_rows_and_length_do_not_multiply(llama):
+    """One long request, then many short ones: the cache holds either, not every row at that length."""
+    runner = TokenRunner(llama, EXACT)
+    runner._make_room(1, 2, 4000)
+    runner._make_room(16, 32, 500)
+    assert (runner.cache.rows, runner.cache.length) == (32, 512)
+    runner._make_room(16, 32, 900)
+    runner._make_room(20, 40, 600)
+    assert (runner.cache.rows, runner.cache.length) == (40, 1024)
+
+
+def test_a_small_position_table_is_never_left(llama):
+    """What is drawn past a limit has no position; what is asked for beyond it is refused."""
+    positions = llama.config.prompt_tokens + 6
+    config = dataclasses.replace(llama.config, speech_positions=positions)
+    small, most = copy.deepcopy(llama), positions - 2
+    small.config = config
+    small.speech_pos_emb.emb.weight.data = small.speech_pos_emb.emb.weight.data[:positions]
+    runner = TokenRunner(small, EXACT.replace(poll_every=8))
+    (result,) = runner.generate([request(config, max_new_tokens=most)])
+    assert torch.equal(result.tokens, tokens_of(llama, [request(config, max_new_tokens=most)])[0])
+    with pytest.raises(ValueError, match=f"max_new_tokens={most + 1}"):
+        runner.generate([request(config, max_new_tokens=most + 1)])
+
+
 def test_slots_leave_nothing_behind(llama):
     runner = TokenRunner(llama, EXACT)
     first = runner.generate([request(llama.config)])[0].tokens
