@@ -284,7 +284,7 @@ class Bench:
         from chatterbox_opt.engine.tokens import TokenRequest
 
         (job, *_) = model.jobs(
-            [TEXT], voices=voice, languages="en" if self.args.family == "mtl" else None, max_new_tokens=tokens
+            [TEXT], voices=voice, language_ids="en" if self.args.family == "mtl" else None, max_new_tokens=tokens
         )
         ids, device = model.pipeline.text_ids(TEXT, job.language), torch.device(self.device)
         return [TokenRequest(ids, job.voice.t3, job.sampling, RequestNoise(device, i)) for i in range(batch)]

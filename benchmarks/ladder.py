@@ -164,7 +164,7 @@ def measure(
         voices=voice,
         seeds=workload.SEED,
         max_new_tokens=spoken.tokens,
-        languages="en" if args.model == "mtl" else None,
+        language_ids="en" if args.model == "mtl" else None,
     )
 
     def speak() -> Any:

@@ -144,7 +144,7 @@ class Gate:
         texts = self.texts[:3] or [workload.TEXTS["medium"][1]]
         for text in texts:
             how = {"max_new_tokens": self.args.tokens} if self.source.fixed else {}
-            (job,) = model.jobs([text], voices=voice, seeds=workload.SEED, languages=self.language, **how)
+            (job,) = model.jobs([text], voices=voice, seeds=workload.SEED, language_ids=self.language, **how)
             with_noise = model.pipeline.draw(job)
             history = with_noise[: -3 or None] if self.args.model in ("turbo", "nano") else with_noise
             self.histories.append((text, history, metrics.forced_logits(model, text, voice, history, self.language)))
@@ -231,7 +231,8 @@ class Gate:
         speech = []
         for group in groups:
             jobs = model.jobs(
-                [self.texts[i] for i in group], voices=voice, seeds=[seeds[i] for i in group], languages=self.language
+                [self.texts[i] for i in group], voices=voice, seeds=[seeds[i] for i in group],
+                language_ids=self.language,
             )
             speech += model.speak(jobs, n_cfm_timesteps=steps)
         out: dict[str, Any] = {

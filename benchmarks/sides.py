@@ -135,7 +135,7 @@ class Optimized:
         if tokens is not None:  # a long text is spoken in pieces: together they come to the same work
             how["max_new_tokens"] = -(-tokens // len(split(text, MAX_CHARS)))
         jobs = self.model.jobs(
-            [text], voices=self.spoken_in, seeds=seed, languages="en" if self.family == "mtl" else None, **how
+            [text], voices=self.spoken_in, seeds=seed, language_ids="en" if self.family == "mtl" else None, **how
         )
         (speech,) = self.model.speak(jobs)
         silent = 3 * len(speech.tokens) if self.family in ("turbo", "nano") else 0

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .audio.watermark import Watermarker
+from .audio.watermark import Watermarker, mark
 from .config import MODELS, S3_RATE, S3GEN_RATE, SPEECH_CODES, ModelConfig
 from .engine.noise import RequestNoise
 from .engine.resolve import resolve
 from .options import EngineOptions, SamplingOptions
 from .pipeline import Job, NoSpeech, Pipeline, Speech
 from .text.tokenizer import load_tokenizer
-from .voice import Conditionals, VoicePreparer, with_exaggeration
+from .voice import Conditionals, VoicePreparer, settled, with_exaggeration
 from .weights import hub
 from .weights.load import load_folder
 from .weights.random_init import random_folder
 
 logger = logging.getLogger(__name__)
 
+PLURALS = {"seed": "seeds", "voice": "voices", "audio_prompt_path": "voices", "language_id": "language_ids"}
 MAX_CHARS = 280  # a longer text is spoken in pieces: the models drift past some 25 s
 
 
@@ -129,15 +132,16 @@ class Speaker:
         max_chars: int | None = MAX_CHARS,
         verbose: bool = False,
         cancel: Any = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> list[Speech]:
-        """The common way under `generate` and `generate_batch`: sound together with how it came about."""
+        """The common way under `generate` and `generate_batch`: sound together with how it came about. `progress` hears
+        (speech tokens drawn, how many there can be at most) where `verbose` draws a bar."""
         if n_cfm_timesteps is not None and (not isinstance(n_cfm_timesteps, int) or not 1 <= n_cfm_timesteps <= 100):
             raise ValueError(f"n_cfm_timesteps={n_cfm_timesteps!r}: a whole number from 1 to 100 is needed")
-        ceiling = sum(job.sampling.max_new_tokens for job in jobs)
-        with progress_bar(verbose, ceiling) as progress:
+        with progress_bar(verbose, progress) as report:
             return self.pipeline.speak(
-                jobs, max_chars=max_chars, steps=n_cfm_timesteps, cancel=cancel, progress=progress,
-                watermark=self.watermarker.apply if self.enable_watermark else None,
+                jobs, max_chars=max_chars, steps=n_cfm_timesteps, cancel=cancel, progress=report,
+                watermark=partial(mark, self.watermarker) if self.enable_watermark else None,
             )
 
     def _one(self, job: Job, **how: Any) -> Tensor:
@@ -155,17 +159,21 @@ class Speaker:
         *,
         voices: Any = None,
         seeds: Any = None,
-        languages: Any = None,
+        language_ids: Any = None,
         exaggeration: Any = None,
         **sampling: Any,
     ) -> list[Job]:
-        """Jobs for `speak`: a scalar, or one value a text, for each argument."""
+        """Jobs for `speak`: a scalar, or one value a text, for each argument. `voices` are what prepare_voice() made,
+        or paths."""
         if isinstance(texts, str):
             raise ValueError("a list of texts is needed; for one text there is generate()")
+        if singular := sorted(set(sampling) & set(PLURALS)):
+            raise TypeError(f"{singular[0]}: for several texts there is {PLURALS[singular[0]]}=, one value or a list")
+        texts = list(texts)
         n = len(texts)
         rows = {name: _per_text(name, value, n) for name, value in sampling.items()}
         voices, seeds = _per_text("voices", voices, n), _per_text("seeds", seeds, n)
-        languages = _per_text("languages", languages, n)
+        languages = _per_text("language_ids", language_ids, n)
         exaggeration = _per_text("exaggeration", exaggeration, n)
         return [
             self._job(text, voices[i], exaggeration[i], seeds[i], languages[i], **{k: v[i] for k, v in rows.items()})
@@ -182,8 +190,8 @@ class Speaker:
         **sampling: Any,
     ) -> Job:
         if not isinstance(text, str):
-            raise ValueError(f"text is {type(text).__name__}: a string is needed")
-        if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
+            raise ValueError(f"text is {type(text).__name__}: a string is needed; generate_batch() takes a list")
+        if seed is not None and (not isinstance(seed, Integral) or isinstance(seed, bool)):
             raise ValueError(f"seed={seed!r}: a whole number is needed, or None for torch's global generators")
         unknown = sorted(set(sampling) - set(SamplingOptions.__dataclass_fields__))
         if unknown:
@@ -193,7 +201,7 @@ class Speaker:
         if isinstance(voice, (str, Path)):
             voice = self.prepare_voice(voice)
         chosen = self._voice(voice, None, 0.5 if exaggeration is None else check_exaggeration(exaggeration))
-        return Job(text, chosen, options, seed, language)
+        return Job(text, chosen, options, None if seed is None else int(seed), language)
 
     def generate_batch(
         self,
@@ -205,13 +213,15 @@ class Speaker:
         max_chars: int | None = MAX_CHARS,
         verbose: bool = False,
         cancel: Any = None,
+        progress: Callable[[int, int], None] | None = None,
         **per_text: Any,
     ) -> list[Tensor]:
         """One (1, N) wave a text. Each argument is a scalar or a list; a row is what it would be alone."""
         jobs = self.jobs(texts, voices=voices, seeds=seeds, **per_text)
         if not jobs:
             return []
-        how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
+        how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel,
+                   progress=progress)
         return [speech.wav for speech in self.speak(jobs, **how)]
 
     # ---- the stages by themselves ----------------------------------------------------------------
@@ -226,12 +236,13 @@ class Speaker:
         seed: int | None = None,
         verbose: bool = False,
         cancel: Any = None,
+        progress: Callable[[int, int], None] | None = None,
         **sampling: Any,
     ) -> Tensor:
         """Text -> (n,) speech tokens of one utterance."""
         job = self._job(text, voice, exaggeration, seed, language_id, **sampling)
-        with progress_bar(verbose, job.sampling.max_new_tokens) as progress:
-            return self.pipeline.draw(job, cancel, progress)
+        with progress_bar(verbose, progress) as report:
+            return self.pipeline.draw(job, cancel, report)
 
     def tokens_to_wav(
         self,
@@ -247,8 +258,8 @@ class Speaker:
         noise = RequestNoise(torch.device(self.device), seed)
         (wav,) = self.pipeline.render([tokens], [voice], [noise], n_cfm_timesteps)
         if self.enable_watermark:
-            (wav,) = self.watermarker.apply([wav])
-        return wav.float().cpu().unsqueeze(0)
+            (wav,) = mark(self.watermarker, [wav])
+        return settled(wav.float(), "cpu").unsqueeze(0)
 
     def warmup(self, batch: int = 1, *, n_cfm_timesteps: int | None = None) -> None:
         """Do now what the first request would otherwise wait for: graph capture, kernel compilation, allocation."""
@@ -305,7 +316,7 @@ def pretrained_folder(family: str, **where: Any) -> Path:
 
 
 def check_exaggeration(value: float) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 10:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 10:
         raise ValueError(f"exaggeration={value!r}: a number from 0 to 10 is needed; 0.5 is neutral")
     return float(value)
 
@@ -331,17 +342,20 @@ def _per_text(name: str, value: Any, n: int) -> list:
 
 
 @contextmanager
-def progress_bar(verbose: bool, ceiling: int):
+def progress_bar(verbose: bool, further: Callable[[int, int], None] | None = None):
     """A tqdm bar on stderr. Its total is the limit, not a forecast: most texts end long before."""
     if not verbose:
-        yield None
+        yield further
         return
     from tqdm import tqdm
 
-    with tqdm(total=ceiling, desc="speech tokens (of at most)", unit="tok", dynamic_ncols=True, disable=False) as bar:
+    with tqdm(desc="speech tokens (of at most)", unit="tok", dynamic_ncols=True, disable=False) as bar:
 
-        def report(done: int) -> None:
+        def report(done: int, ceiling: int) -> None:
+            bar.total = ceiling
             bar.update(done - bar.n)
+            if further is not None:
+                further(done, ceiling)
 
         yield report
 

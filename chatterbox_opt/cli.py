@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,11 +65,12 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_say(args: argparse.Namespace) -> None:
-    text = sys.stdin.read() if args.text == "-" else args.text
+    text = sys.stdin.buffer.read().decode("utf-8-sig") if args.text == "-" else args.text
     if args.lang and args.model != "multilingual":
         raise ValueError(f"--lang {args.lang} needs --model multilingual; {args.model} speaks English")
     if args.dir and args.model == "mini":
         raise ValueError(f"--dir {args.dir}: mini comes with the package; leave out one of the two")
+    check_output(args.output)
     model = load(args)
     chosen = {k: getattr(args, k) for k in ("exaggeration", "cfg_weight", "temperature")}
     options = {k: v for k, v in chosen.items() if v is not None}
@@ -81,6 +83,7 @@ def run_say(args: argparse.Namespace) -> None:
 def run_convert(args: argparse.Namespace) -> None:
     from .vc import OptimizedChatterboxVC
 
+    check_output(args.output)
     model = source(OptimizedChatterboxVC, args)
     save(args.output, model.generate(args.input, args.target, seed=args.seed), model.sr)
 
@@ -123,6 +126,18 @@ def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def check_output(path: Path) -> None:
+    """Ahead of the work, not behind it."""
+    from .audio.io import writable_kinds
+
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}")
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{path}: cannot be written")
+    if path.suffix and path.suffix[1:].upper() not in writable_kinds():
+        raise ValueError(f"{path}: sound cannot be written as {path.suffix}; .wav, .flac and .ogg are known")
 
 
 def save(path: Path, wav: Any, rate: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,16 @@ from torch import Tensor
 
 from .base import MAX_CHARS, Speaker, pretrained_folder
 from .text.languages import SUPPORTED_LANGUAGES
-from .voice import Conditionals
-from .weights.files import multilingual_t3
+from .text.normalize import punc_norm as any_punc_norm
+from .voice import Conditionals, T3Cond
+from .weights.files import REPOS, multilingual_t3
+
+__all__ = [
+    "REPO_ID", "SUPPORTED_LANGUAGES", "ChatterboxMultilingualTTS", "Conditionals",
+    "OptimizedChatterboxMultilingualTTS", "T3Cond", "punc_norm",
+]
+REPO_ID = REPOS["mtl"]
+punc_norm = partial(any_punc_norm, family="mtl")
 
 
 class OptimizedChatterboxMultilingualTTS(Speaker):
@@ -60,6 +70,7 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
         max_chars: int | None = MAX_CHARS,
         verbose: bool = False,
         cancel: Any = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """(1, N) float32 on the CPU at `self.sr`. Without a `language_id` the text carries no language tag."""
         if voice is None and audio_prompt_path:
@@ -68,10 +79,11 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
             text, voice, exaggeration, seed, language_id, repetition_penalty=repetition_penalty, min_p=min_p,
             top_p=top_p, cfg_weight=cfg_weight, temperature=temperature, max_new_tokens=max_new_tokens,
         )
-        return self._one(job, n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
+        how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
+        return self._one(job, progress=progress, **how)
 
     def generate_batch(self, texts: Any, language_ids: Any = None, **per_text: Any) -> list[Tensor]:
-        return super().generate_batch(texts, languages=language_ids, **per_text)
+        return super().generate_batch(texts, language_ids=language_ids, **per_text)
 
     def _job(self, text: str, voice: Any, exaggeration: Any, seed: Any, language: str | None = None, **sampling: Any):
         if language and language.lower() not in SUPPORTED_LANGUAGES:

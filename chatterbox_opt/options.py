@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 KERNELS = ("norm_linear", "attention", "linear_add", "sampling", "snake")  # by what they compute
 
@@ -15,7 +16,7 @@ class SamplingOptions:
 
     repetition_penalty: float = 1.2  # 1 = none
     min_p: float = 0.05  # drop tokens less likely than min_p times the likeliest; 0 = off
-    top_p: float = 1.0  # keep the likeliest tokens up to this mass; 1 = off
+    top_p: float = 1.0  # keep the likeliest tokens up to this mass; 1 = off, 0 = only the likeliest
     top_k: int = 0  # keep this many; 0 = off
     temperature: float = 0.8  # 0 = greedy
     cfg_weight: float = 0.5  # 0 = no guidance, one row instead of two
@@ -24,7 +25,7 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         _number("repetition_penalty", self.repetition_penalty, above=0.0)
         _number("min_p", self.min_p, low=0.0, high=1.0)
-        _number("top_p", self.top_p, above=0.0, high=1.0)
+        _number("top_p", self.top_p, low=0.0, high=1.0)
         _number("temperature", self.temperature, low=0.0)
         _number("cfg_weight", self.cfg_weight, low=0.0)
         _integer("top_k", self.top_k, low=0)
@@ -40,7 +41,7 @@ class EngineOptions:
 
     dtype: str = "auto"  # approximate. T3 weights and cache: "float32" | "bfloat16" | "float16"
     s3gen_dtype: str = "auto"  # approximate. GEMM, convolution and attention of flow and HiFT
-    quantize: str | None = None  # approximate. T3 linears: None | "int8" | "int4", weight-only
+    quantize: str | None = None  # approximate. T3 linears: None | "int8" | "int4"
     attention: str = "auto"  # exact. "sdpa" | "flash"
     compile: str | None = "auto"  # exact. None = eager | "cudagraph" | "reduce-overhead"
     slots: int = 16  # exact. utterances decoded side by side
@@ -85,7 +86,7 @@ class EngineOptions:
         plain = dict(
             dtype="float32", s3gen_dtype="float32", quantize=None, attention="sdpa", compile=None,
             poll_every=1, prefix_cache=False, few_rows=False, short_convs=False, kernels=False,
-            mel_bucket=1, runaway_guard=False, resampler="exact",
+            mel_bucket=1, wav_chunk=1_000_000, runaway_guard=False, resampler="exact",
         )
         return cls(**{**plain, **changes})
 
@@ -99,7 +100,7 @@ class EngineOptions:
 def _number(
     name: str, value: object, low: float | None = None, high: float | None = None, above: float | None = None
 ) -> None:
-    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    ok = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     ok = ok and (above is None or value > above) and (low is None or value >= low) and (high is None or value <= high)
     if not ok:
         bounds = [f"above {above}"] * (above is not None) + [f"at least {low}"] * (low is not None)
@@ -108,7 +109,8 @@ def _number(
 
 
 def _integer(name: str, value: object, low: int, high: int | None = None) -> None:
-    ok = isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
+    ok = isinstance(value, Integral) and not isinstance(value, bool)
+    ok = ok and value >= low and (high is None or value <= high)
     if not ok:
         span = f"from {low} to {high}" if high is not None else f"of at least {low}"
         raise ValueError(f"{name}={value!r}: a whole number {span} is needed")

@@ -7,20 +7,21 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .config import S3GEN_RATE, SAMPLES_PER_TOKEN, SILENCE_TOKEN, SPEECH_CODES, START_TEXT, STOP_TEXT, ModelConfig
-from .engine.mel import MelRunner
+from .engine.mel import ROWS_AT_ONCE, MelRunner
 from .engine.noise import RequestNoise
 from .engine.tokens import TokenRequest, TokenResult, TokenRunner
 from .engine.wav import WavRunner
 from .options import EngineOptions, SamplingOptions
 from .text.normalize import punc_norm
 from .text.split import split
-from .voice import Conditionals
+from .voice import Conditionals, settled
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +80,17 @@ class Pipeline:
     def warmup(self, batch: int = 1, steps: int | None = None) -> None:
         if self.tokens is not None:
             self.tokens.warmup(batch)
+        self._warm.setdefault(self._usual(steps), 0)
         self._warm_sound(batch, steps)
 
+    def _usual(self, steps: int | None) -> int | None:
+        return None if steps == self.config.flow.default_steps else steps
+
     def _warm_sound(self, batch: int, steps: int | None) -> None:
+        """Of the usual number of steps, and of others that a warm-up has asked for: each takes a hundred captures."""
+        steps = self._usual(steps)
+        if steps is not None and steps not in self._warm:
+            return
         if batch > self._warm.get(steps, 0):
             self.mel.warmup(batch, steps)
             self.wav.warmup(batch)
@@ -96,8 +105,9 @@ class Pipeline:
         steps: int | None = None,
         watermark: Callable[[list[Tensor]], list[Tensor]] | None = None,
         cancel: Any = None,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> list[Speech]:
+        """`progress` hears of tokens drawn, and of how many there can be at most."""
         seconds: dict[str, float] = {}
         with self._stage("text", seconds):
             pieces = [p for i, job in enumerate(jobs) for p in self._pieces(i, job, len(jobs), max_chars)]
@@ -121,8 +131,8 @@ class Pipeline:
                     joined[i] = marked
         return [
             Speech(
-                wav=wav.float().cpu().unsqueeze(0),
-                tokens=[t.cpu() for p, t in spoken if p.job == i],
+                wav=settled(wav.float(), "cpu").unsqueeze(0),
+                tokens=[settled(t, "cpu") for p, t in spoken if p.job == i],
                 stops=[r.stopped for p, r in zip(pieces, results) if p.job == i],
                 seconds=dict(seconds),
             )
@@ -130,10 +140,10 @@ class Pipeline:
         ]
 
     @torch.inference_mode()
-    def draw(self, job: Job, cancel: Any = None, progress: Callable[[int], None] | None = None) -> Tensor:
+    def draw(self, job: Job, cancel: Any = None, progress: Callable[[int, int], None] | None = None) -> Tensor:
         """Speech tokens of one utterance, as they would be rendered."""
         (piece,) = self._pieces(0, job, 1, None)
-        return self._audible(self._draw([piece], cancel, progress)[0].tokens).cpu()
+        return settled(self._audible(self._draw([piece], cancel, progress)[0].tokens), "cpu")
 
     @torch.inference_mode()
     def render(
@@ -149,15 +159,32 @@ class Pipeline:
         seconds = {} if seconds is None else seconds
         prompts = [v if isinstance(v, dict) else v.gen for v in voices]
         self._warm_sound(len(tokens), steps)
-        with self._stage("mel", seconds):
-            mels = self.mel.render([t.to(self.device) for t in tokens], prompts, noises, steps)
-        _check(cancel)
-        with self._stage("wav", seconds):
-            return self.wav.render(mels, noises)
+        waves: list[Any] = [None] * len(tokens)
+        for group in self._groups([len(t) for t in tokens]):
+            given = [tokens[i].to(self.device) for i in group]
+            rest = [noises[i] for i in group]
+            with self._stage("mel", seconds):
+                mels = self.mel.render(given, [prompts[i] for i in group], rest, steps, partial(_check, cancel))
+            _check(cancel)
+            with self._stage("wav", seconds):
+                for i, wave in zip(group, self.wav.render(mels, rest)):
+                    waves[i] = wave
+        return waves
 
-    def _draw(self, pieces: list[_Piece], cancel: Any, progress: Callable | None) -> list[TokenResult]:
+    def _groups(self, lengths: list[int]) -> list[list[int]]:
+        """Utterances of like length, as many as are rendered side by side: noise, mels and spectra of no more than
+        these are in memory at once. A CPU renders one by one anyway."""
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        size = 1 if self.device.type == "cpu" else ROWS_AT_ONCE
+        return [order[i : i + size] for i in range(0, len(order), size)]
+
+    def _draw(
+        self, pieces: list[_Piece], cancel: Any, progress: Callable[[int, int], None] | None
+    ) -> list[TokenResult]:
         _check(cancel)
-        results = self.tokens.generate([p.request for p in pieces], cancel=cancel, progress=progress)
+        ceiling = sum(p.request.sampling.max_new_tokens for p in pieces)
+        report = None if progress is None else lambda done: progress(done, ceiling)
+        results = self.tokens.generate([p.request for p in pieces], cancel=cancel, progress=report)
         _check(cancel)
         for piece, result in zip(pieces, results):
             start = piece.text[:40]
@@ -190,7 +217,7 @@ class Pipeline:
                 text_ids=self.text_ids(text, job.language),
                 cond=job.voice.t3,
                 sampling=job.sampling,
-                noise=RequestNoise(self.device, seed if k == 0 or seed is None else seed + k),
+                noise=RequestNoise(self.device, None if seed is None else (seed + k) % 2**64),
             )
             pieces.append(_Piece(index, request, text))
         return pieces
@@ -209,7 +236,9 @@ class Pipeline:
         start = time.perf_counter()
         yield
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # three a call: nothing beside what it makes visible
+            # a few a call: nothing beside what they make visible. This stream's alone: another thread's graph may be
+            # in the middle of being captured, and does not survive a wait for the whole device
+            torch.cuda.current_stream(self.device).synchronize()
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
 
 

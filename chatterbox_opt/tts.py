@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ import torch
 from torch import Tensor
 
 from .base import MAX_CHARS, Speaker, pretrained_folder
-from .voice import Conditionals
-from .weights.files import MINI
+from .text.normalize import punc_norm
+from .voice import Conditionals, T3Cond
+from .weights.files import MINI, REPOS
+
+__all__ = ["REPO_ID", "ChatterboxTTS", "Conditionals", "OptimizedChatterboxTTS", "T3Cond", "punc_norm"]
+REPO_ID = REPOS["tts"]
 
 
 class OptimizedChatterboxTTS(Speaker):
@@ -59,6 +64,7 @@ class OptimizedChatterboxTTS(Speaker):
         max_chars: int | None = MAX_CHARS,
         verbose: bool = False,
         cancel: Any = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """(1, N) float32 on the CPU at `self.sr`. `max_chars=None` speaks a long text in one go, as upstream does."""
         if voice is None and audio_prompt_path:
@@ -67,7 +73,8 @@ class OptimizedChatterboxTTS(Speaker):
             text, voice, exaggeration, seed, repetition_penalty=repetition_penalty, min_p=min_p, top_p=top_p,
             cfg_weight=cfg_weight, temperature=temperature, max_new_tokens=max_new_tokens,
         )
-        return self._one(job, n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
+        how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
+        return self._one(job, progress=progress, **how)
 
 
 ChatterboxTTS = OptimizedChatterboxTTS

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,13 @@ from .audio.loudness import normalize_loudness
 from .base import MAX_CHARS, Speaker, pretrained_folder
 from .config import S3_RATE
 from .options import SamplingOptions
-from .voice import Conditionals
+from .text.normalize import punc_norm as any_punc_norm
+from .voice import Conditionals, T3Cond
+from .weights.files import REPOS
 
+__all__ = ["REPO_ID", "ChatterboxTurboTTS", "Conditionals", "OptimizedChatterboxTurboTTS", "T3Cond", "punc_norm"]
+REPO_ID = REPOS["turbo"]
+punc_norm = partial(any_punc_norm, family="turbo")
 logger = logging.getLogger(__name__)
 
 
@@ -93,6 +100,7 @@ class OptimizedChatterboxTurboTTS(Speaker):
         max_chars: int | None = MAX_CHARS,
         verbose: bool = False,
         cancel: Any = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """(1, N) float32 on the CPU at `self.sr`. `cfg_weight`, `exaggeration` and `min_p` have no effect here."""
         if voice is None and audio_prompt_path:
@@ -101,7 +109,8 @@ class OptimizedChatterboxTurboTTS(Speaker):
             text, voice, exaggeration, seed, repetition_penalty=repetition_penalty, min_p=min_p, top_p=top_p,
             cfg_weight=cfg_weight, temperature=temperature, top_k=top_k, max_new_tokens=max_new_tokens,
         )
-        return self._one(job, n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
+        how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
+        return self._one(job, progress=progress, **how)
 
     def _job(self, text: str, voice: Any, exaggeration: Any, seed: Any, language: None = None, **sampling: Any):
         job = super()._job(text, voice, exaggeration, seed, language, **sampling)

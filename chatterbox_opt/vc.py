@@ -9,17 +9,19 @@ import torch
 from torch import Tensor
 
 from .audio.io import read, resample
-from .audio.watermark import Watermarker
+from .audio.watermark import Watermarker, mark
 from .base import MissingVoice, pretrained_folder, toggles, usable_device
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
 from .engine.noise import RequestNoise
 from .engine.resolve import resolve
 from .options import EngineOptions
 from .pipeline import Pipeline
-from .voice import Conditionals, VoicePreparer
+from .voice import Conditionals, VoicePreparer, settled
+from .weights.files import REPOS
 from .weights.load import load_folder
 from .weights.random_init import random_folder
 
+REPO_ID = REPOS["vc"]
 PIECE = 20.0  # s of input converted at a time: the flow's attention is quadratic in length
 OVERLAP = 0.2  # s of audio rendered twice and cross-faded where two pieces meet
 
@@ -84,18 +86,18 @@ class OptimizedChatterboxVC:
         sample_rate: int | None = None,
         seed: int | None = None,
         n_cfm_timesteps: int | None = None,
+        cancel: Any = None,
     ) -> Tensor:
         """A path, or samples with their `sample_rate`, in the target voice: (1, N) float32 on the CPU."""
-        if target_voice_path is not None:
-            self.set_target_voice(target_voice_path)
         voice = self.ref_dict
+        if target_voice_path is not None and target_voice_path != "":
+            voice = self.ref_dict = self.voices.prompt(target_voice_path)  # not read back: threads take turns there
         if voice is None:
             raise MissingVoice("Please `set_target_voice` first or specify `target_voice_path`")
-        tokens = self.tokens(audio, sample_rate)
-        wav = self._render(tokens, voice, RequestNoise(torch.device(self.device), seed), n_cfm_timesteps)
-        if self.watermarker is not None:
-            (wav,) = self.watermarker.apply([wav])
-        return wav.float().cpu().unsqueeze(0)
+        noise = RequestNoise(torch.device(self.device), seed)
+        wav = self._render(self.tokens(audio, sample_rate), voice, noise, n_cfm_timesteps, cancel)
+        (wav,) = mark(self.watermarker, [wav])
+        return settled(wav.float(), "cpu").unsqueeze(0)
 
     def tokens(self, audio: Any, sample_rate: int | None = None) -> Tensor:
         """(n,) speech tokens of a recording of any length."""
@@ -103,14 +105,14 @@ class OptimizedChatterboxVC:
         wav = resample(wav.to(self.device), rate, S3_RATE, exact=self.options.resampler == "exact")
         return self.voices.speech_tokens(wav)
 
-    def _render(self, tokens: Tensor, voice: dict, noise: RequestNoise, steps: int | None) -> Tensor:
+    def _render(self, tokens: Tensor, voice: dict, noise: RequestNoise, steps: int | None, cancel: Any) -> Tensor:
         """Up to PIECE in one go, as upstream does; longer input in overlapping pieces, cross-faded."""
         size, lap = int(PIECE * 25), int(OVERLAP * 25)
         if len(tokens) <= size:
-            return self.pipeline.render([tokens], [voice], [noise], steps)[0]
+            return self.pipeline.render([tokens], [voice], [noise], steps, cancel=cancel)[0]
         out = None
         for start in range(0, len(tokens) - lap, size - lap):
-            (wav,) = self.pipeline.render([tokens[start : start + size]], [voice], [noise], steps)
+            (wav,) = self.pipeline.render([tokens[start : start + size]], [voice], [noise], steps, cancel=cancel)
             out = wav if out is None else cross_fade(out, wav, int(OVERLAP * self.sr))
         return out
 

@@ -33,9 +33,9 @@ CACHED = 32  # voices kept, about 0.2 MB each
 MISSING = object()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class T3Cond:
-    """What conditions T3. Frozen, as copies of a voice share its tensors."""
+    """What conditions T3. Copies of a voice share its tensors: assign new ones, write into none."""
 
     speaker_emb: Tensor  # (1, 256)
     clap_emb: Tensor | None = None  # never used by a published model
@@ -68,8 +68,8 @@ class Conditionals:
 
     def save(self, fpath: str | os.PathLike) -> None:
         """A conds.pt that upstream loads too."""
-        torch.save({"t3": {k: _settled(v, "cpu") for k, v in _fields(self.t3).items()},
-                    "gen": {k: _settled(v, "cpu") for k, v in self.gen.items()}}, fpath)
+        torch.save({"t3": {k: settled(v, "cpu") for k, v in _fields(self.t3).items()},
+                    "gen": {k: settled(v, "cpu") for k, v in self.gen.items()}}, fpath)
 
     @classmethod
     def load(cls, fpath: str | os.PathLike, map_location: Any = "cpu") -> Conditionals:
@@ -137,7 +137,7 @@ def _emotion(value: Any, device: Any) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float32, device=device).reshape(1, 1, 1)
 
 
-def _settled(value: Any, device: Any = None) -> Any:
+def settled(value: Any, device: Any = None) -> Any:
     """A plain tensor with its own storage: no inference tensor, no graph, no view into something larger."""
     if not torch.is_tensor(value):
         return value
@@ -184,7 +184,11 @@ class VoicePreparer:
         sample_rate: int | None = None,
         norm_loudness: bool | None = None,
     ) -> Conditionals:
-        """A voice from a path, an open file, or samples with their rate. Only Turbo and Nano level the loudness."""
+        """A voice from a path, an open file, or samples with their rate. Only Turbo and Nano level the loudness.
+        The path may also be that of a voice that was saved: `*.pt`."""
+        if isinstance(audio, (str, os.PathLike)) and Path(audio).suffix == ".pt":
+            voice = Conditionals.load(audio).check(self.config, audio).to(self.device)
+            return with_exaggeration(voice, exaggeration)
         loud = self.config.t3.is_gpt and norm_loudness is not False
         key = ("voice", loud, fingerprint(audio, sample_rate))
         voice = self._cached(key, lambda: self._measure(audio, sample_rate, loud))
@@ -202,7 +206,7 @@ class VoicePreparer:
             raise ValueError(
                 f"{len(wav) / S3_RATE:.3f} s of audio is too short; at least {SHORTEST / S3_RATE:.3f} s is needed"
             )
-        return _settled(self.tokenizer([s3_mel(wav)])[0])
+        return settled(self.tokenizer([s3_mel(wav)])[0])
 
     def _cached(self, key: tuple, make: Callable[[], Any]) -> Any:
         with self._lock:
@@ -255,7 +259,7 @@ class VoicePreparer:
         cond = T3Cond(
             speaker_emb=speaker, cond_prompt_speech_tokens=tokens[None], emotion_adv=_emotion(0.5, self.device)
         )
-        return _finite(Conditionals(T3Cond(**{k: _settled(v) for k, v in _fields(cond).items()}), gen), audio)
+        return _finite(Conditionals(T3Cond(**{k: settled(v) for k, v in _fields(cond).items()}), gen), audio)
 
     @torch.inference_mode()
     def _measure_prompt(self, audio: Any, sample_rate: int | None) -> dict[str, Any]:
@@ -280,7 +284,7 @@ class VoicePreparer:
             "prompt_feat_len": None,
             "embedding": self.speaker_encoder(kaldi_fbank(low)[None]),
         }
-        return {k: _settled(v) for k, v in gen.items()}, ids[-1][:limit] if first is not None else None
+        return {k: settled(v) for k, v in gen.items()}, ids[-1][:limit] if first is not None else None
 
 
 def _finite(voice: Conditionals, audio: Any) -> Conditionals:

@@ -1,10 +1,12 @@
 """The command line: what it writes, what it says, and how it exits."""
 
+import io
 import subprocess
 import sys
 
 import pytest
 import soundfile
+import torch
 
 from chatterbox_opt.cli import main
 
@@ -30,6 +32,21 @@ def test_say(folder, tmp_path, capsys, monkeypatch):
     assert "at most" in said.err
 
 
+def test_the_text_may_come_by_pipe(folder, tmp_path, monkeypatch):
+    from chatterbox_opt.tts import OptimizedChatterboxTTS
+
+    heard = []
+
+    def generate(self, text, **_):
+        heard.append(text)
+        return torch.zeros(1, 9)
+
+    monkeypatch.setattr(OptimizedChatterboxTTS, "generate", generate)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeff“Hello.”".encode()), encoding="cp1252"))
+    assert main(["say", "-", "-o", str(tmp_path / "a.wav"), "--dir", str(folder), "--device", "cpu"]) == 0
+    assert heard == ["“Hello.”"]
+
+
 def test_convert(folder, tmp_path):
     import numpy as np
 
@@ -47,6 +64,9 @@ def test_convert(folder, tmp_path):
         (["say", "Hi.", "--device", "abacus", "--dir", "."], "abacus"),
         (["say", "Hi.", "--lang", "fr"], "multilingual"),
         (["convert", "missing.wav", "--dir", "nowhere", "--device", "cpu"], "nowhere"),
+        (["say", "Hi.", "--dir", "nowhere", "-o", "no/folder.wav"], "no/folder.wav"),
+        (["say", "Hi.", "--dir", "nowhere", "-o", "speech.m4a"], ".m4a"),
+        (["convert", "missing.wav", "--dir", "nowhere", "-o", "."], "cannot be written"),
     ],
 )
 def test_errors_are_one_line_and_exit_1(words, said, capsys):

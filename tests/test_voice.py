@@ -290,8 +290,8 @@ def test_exaggeration_makes_a_new_voice(clip: Path):
     assert other.t3.speaker_emb is voice.t3.speaker_emb
     assert other.gen == voice.gen
     assert other.gen is not voice.gen
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        voice.t3.emotion_adv = None
+    other.t3.emotion_adv = None  # upstream's programs assign to it
+    assert float(voice.t3.emotion_adv) == 0.5
 
 
 # ---- files ---------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ MAX_CHANNELS = 8
 DENSE_KERNEL = 1 << 20  # weights; above it the kernel of an awkward pair of rates is kept phase by phase
 PHASES_AT_ONCE = 1 << 14  # output samples computed at a time in that case
 BLOCKS_AT_ONCE = 1 << 13  # rows of input copied at a time otherwise, some 30 MB
+WRITTEN_AT_ONCE = 1 << 16  # samples: libsndfile's Vorbis overruns its stack on a minute and a half in one go
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -256,15 +258,24 @@ def _soxr(wav: Tensor, orig: int, new: int) -> Tensor:
 # ---- writing -------------------------------------------------------------------------------------
 
 
+def writable_kinds() -> Collection[str]:
+    """Endings in capitals, as this build of libsndfile has them."""
+    import soundfile
+
+    return soundfile.available_formats()
+
+
 def write_wav(path: str | os.PathLike, wav: Tensor | np.ndarray, rate: int) -> None:
     """(N,) or (channels, N) -> a 16-bit file; its kind follows the name's ending, wav without one."""
     import soundfile
 
     data = np.asarray(wav.detach().float().cpu() if isinstance(wav, Tensor) else wav, dtype=np.float32)
     data = data.T if data.ndim == 2 else data
-    kind = None if Path(path).suffix else "WAV"
+    kind, channels = None if Path(path).suffix else "WAV", data.shape[1] if data.ndim == 2 else 1
     try:
-        soundfile.write(os.fspath(path), data.clip(-1.0, 1.0), rate, format=kind)
+        with soundfile.SoundFile(os.fspath(path), "w", rate, channels, format=kind) as file:
+            for start in range(0, len(data), WRITTEN_AT_ONCE):
+                file.write(data[start : start + WRITTEN_AT_ONCE].clip(-1.0, 1.0))
     except (soundfile.SoundFileError, TypeError) as error:
         raise ValueError(
             f"{path}: cannot be written ({error}); a name in an existing folder, ending in .wav, is needed"

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 MEND = "`pip install resemble-perth`, or load the model with enable_watermark=False for sound without a watermark"
 LOWEST_RATE = 8000  # Hz
+AT_ONCE = 16 * 60 * S3GEN_RATE  # samples of a batch: its widest layer takes 100 MB then
 
 
 class Watermarker:
@@ -75,19 +76,40 @@ class Watermarker:
         return (sure.round() if round else sure).cpu().numpy()
 
     def _mark(self, wavs: list[Tensor], rate: int) -> list[Tensor]:
-        out = []
-        # On the CPU one wave after the other: a batch gains nothing there and would hold all their spectra at once.
-        for group in [wavs] if self.device.type != "cpu" else [[w] for w in wavs]:
-            there = [self._rate(w, rate, self.facts.sample_rate) for w in group]
+        out: list[Any] = [None] * len(wavs)
+        for group in self._groups([len(w) for w in wavs]):
+            there = [self._rate(wavs[i], rate, self.facts.sample_rate) for i in group]
             added = added_by(self._encoder, [analyse(w, self.facts) for w in there], self.facts)
             marked = [w + synthesise(a, len(w), self.facts) for w, a in zip(there, added)]
-            out += [self._rate(m, self.facts.sample_rate, rate)[: len(w)] for m, w in zip(marked, group)]
+            for i, m in zip(group, marked):
+                out[i] = self._rate(m, self.facts.sample_rate, rate)[: len(wavs[i])]
         return out
+
+    def _groups(self, lengths: list[int]) -> list[list[int]]:
+        """Waves of like length side by side, as a batch is padded to its longest. On the CPU one after the other: a
+        batch gains nothing there and would hold all their spectra at once."""
+        groups: list[list[int]] = []
+        for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+            full = not groups or (len(groups[-1]) + 1) * lengths[i] > AT_ONCE
+            if full or self.device.type == "cpu":
+                groups.append([])
+            groups[-1].append(i)
+        return groups
 
     def _rate(self, wav: Tensor, orig: int, new: int) -> Tensor:
         if orig == new:
             return wav
         return change_rate(wav, orig, new) if can_change(orig, new) else resample(wav, orig, new)
+
+
+def mark(watermarker: Any, wavs: Sequence[Tensor], rate: int = S3GEN_RATE) -> list[Tensor]:
+    """By whatever a program has put at `model.watermarker`: ours, another with Perth's call, or nothing."""
+    if watermarker is None:
+        return list(wavs)
+    if isinstance(watermarker, Watermarker):
+        return watermarker.apply(wavs, rate)
+    marked = [watermarker.apply_watermark(w.float().cpu().numpy(), sample_rate=rate) for w in wavs]
+    return [torch.as_tensor(np.asarray(m), dtype=torch.float32).to(w.device) for m, w in zip(marked, wavs)]
 
 
 def _tensor(wav: Any) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -62,8 +62,10 @@ class MelRunner:
         voices: Sequence[dict[str, Any]],
         noises: Sequence[RequestNoise],
         steps: int | None = None,
+        check: Callable[[], None] | None = None,
     ) -> list[Tensor]:
-        """(n,) speech tokens, a voice's `gen` and a noise a row -> (80, 2n) mels, each what it would be alone."""
+        """(n,) speech tokens, a voice's `gen` and a noise a row -> (80, 2n) mels, each what it would be alone.
+        `check` is called ahead of every solve, and of every step where steps are not captured: it may raise."""
         if steps is not None and (not isinstance(steps, int) or steps < 1):
             raise ValueError(f"steps={steps!r}: a whole number of at least 1 is needed; None takes the model's own")
         check_tokens(tokens)
@@ -71,7 +73,9 @@ class MelRunner:
         out: list[Tensor | None] = [None] * len(rows)
         with self.lock:
             for group in self._groups(rows):
-                for i, mel in zip(group, self._solve([rows[i] for i in group], steps)):
+                if check is not None:
+                    check()
+                for i, mel in zip(group, self._solve([rows[i] for i in group], steps, check)):
                     out[i] = mel
         return out
 
@@ -134,7 +138,7 @@ class MelRunner:
                 groups.append([i])
         return groups
 
-    def _solve(self, rows: list[dict[str, Tensor]], steps: int | None) -> list[Tensor]:
+    def _solve(self, rows: list[dict[str, Tensor]], steps: int | None, check: Callable | None = None) -> list[Tensor]:
         counts = [len(row["ids"]) for row in rows]
         steps = steps or self.flow.config.default_steps
         key = self._key(len(rows), FRAMES_PER_TOKEN * max(counts), steps)
@@ -149,7 +153,7 @@ class MelRunner:
             mels = self._replay(key, inputs)
         else:
             full = all(FRAMES_PER_TOKEN * n == size for n in counts)
-            mels = self._forward(*inputs, full=full, steps=steps)
+            mels = self._forward(*inputs, full=full, steps=steps, check=check)
         return [
             mel[len(row["prompt"]) : FRAMES_PER_TOKEN * n].mT.contiguous() for mel, row, n in zip(mels, rows, counts)
         ]
@@ -169,14 +173,15 @@ class MelRunner:
         return self.captured.run(key, partial(self._forward, *held, full=False, steps=key[2]))[:n].clone()
 
     def _forward(
-        self, ids: Tensor, prompt: Tensor, noise: Tensor, xvector: Tensor, lengths: Tensor, *, full: bool, steps: int
+        self, ids: Tensor, prompt: Tensor, noise: Tensor, xvector: Tensor, lengths: Tensor, *, full: bool, steps: int,
+        check: Callable | None = None,
     ) -> Tensor:
         """The whole flow of one batch: what is captured. (B, T, 80)"""
         flow, span_times = self.flow, self.schedule(steps)
         mu = flow.encode(ids, None if full else lengths)
         mask = None if full else padding_mask(FRAMES_PER_TOKEN * lengths, noise.shape[1])[:, None, None]
         off = self.options.cfg_off_last
-        return flow.solve(noise, mu, flow.speaker(xvector), prompt, *span_times, mask=mask, unguided=off)
+        return flow.solve(noise, mu, flow.speaker(xvector), prompt, *span_times, mask=mask, unguided=off, check=check)
 
     def schedule(self, steps: int) -> tuple[Tensor, Tensor]:
         """(times, what every resnet is told at them): the same for every utterance."""

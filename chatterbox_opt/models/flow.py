@@ -49,12 +49,12 @@ class Flow(nn.Module):
         times: Tensor,
         mask: Tensor | None = None,
         unguided: int = 0,
-        step: Callable | None = None,
+        check: Callable[[], None] | None = None,
     ) -> Tensor:
         """Euler steps from noise (B, T, 80) along `span` (S + 1,) with `times` from Estimator.time_table; float32.
-        Without meanflow each velocity is led away from one that knows nothing, except in the last `unguided` steps."""
+        Without meanflow each velocity is led away from one that knows nothing, except in the last `unguided` steps.
+        `check` is called ahead of every step, and may raise."""
         estimator = self.decoder.estimator
-        step = step or estimator
         known = estimator.constant(mu, speaker, prompt)
         guided = not self.config.meanflow and self.config.cfg_rate > 0
         both, both_mask = known, mask
@@ -64,11 +64,13 @@ class Flow(nn.Module):
             both_mask = None if mask is None else mask.repeat(2, 1, 1, 1)
         x, rate = noise.float(), self.config.cfg_rate
         for i in range(len(times)):
+            if check is not None:
+                check()
             if guided and i < len(times) - unguided:
-                lead, blind = step(x, times[i], both, both_mask).chunk(2)
+                lead, blind = estimator(x, times[i], both, both_mask).chunk(2)
                 velocity = (1 + rate) * lead - rate * blind
             else:
-                velocity = step(x, times[i], known, mask)
+                velocity = estimator(x, times[i], known, mask)
             x = x + (span[i + 1] - span[i]) * velocity
         return x
 

@@ -172,6 +172,12 @@ def test_missing_soxr_says_how_to_mend_it(monkeypatch: pytest.MonkeyPatch):
 # ---- writing -------------------------------------------------------------------------------------
 
 
+def test_minutes_of_vorbis(tmp_path: Path):
+    """In blocks: libsndfile ends the process where it gets them in one."""
+    write_wav(tmp_path / "long.ogg", torch.zeros(24_000 * 100), 24_000)
+    assert read(tmp_path / "long.ogg")[0].shape == (24_000 * 100,)
+
+
 def test_what_is_written_can_be_read(tmp_path: Path):
     wav = torch.from_numpy(sound().T)
     for name in ("a.wav", "a.flac", "a"):

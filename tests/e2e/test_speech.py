@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from chatterbox_opt import Cancelled, Conditionals, EngineOptions, OptimizedChatterboxTTS
+from chatterbox_opt import Cancelled, Conditionals, EngineOptions, OptimizedChatterboxTTS, OptimizedChatterboxVC
 from chatterbox_opt.base import MissingVoice
 
 
@@ -96,7 +96,7 @@ def test_odd_texts_speak(model, text):
 @pytest.mark.parametrize(
     "bad",
     [
-        dict(temperature=-1), dict(temperature=float("nan")), dict(top_p=0.0), dict(top_p=1.5), dict(min_p=-0.1),
+        dict(temperature=-1), dict(temperature=float("nan")), dict(top_p=-0.1), dict(top_p=1.5), dict(min_p=-0.1),
         dict(min_p=2), dict(cfg_weight=-0.5), dict(repetition_penalty=0), dict(exaggeration=float("nan")),
         dict(max_new_tokens=0), dict(n_cfm_timesteps=0), dict(seed="x"), dict(temperature="hot"),
     ],
@@ -108,9 +108,47 @@ def test_bad_arguments_name_what_was_given(model, bad):
     assert model.generate("Hello.", seed=1, max_new_tokens=4).shape[1] > 0
 
 
+def test_numbers_may_be_numpys(model):
+    how = dict(seed=np.int64(1), temperature=np.float32(0.5), exaggeration=np.float32(0.5), max_new_tokens=np.int32(4))
+    assert torch.equal(model.generate("Hello.", **how), model.generate("Hello.", seed=1, temperature=0.5,
+                                                                       max_new_tokens=4))
+
+
+def test_the_largest_seed_has_room_for_pieces(model):
+    text = "One sentence that goes on for a while. And a second one of the same kind."
+    (speech,) = model.speak(model.jobs([text], seeds=2**64 - 1, max_new_tokens=4), max_chars=40)
+    assert len(speech.stops) == 2
+
+
+def test_top_p_of_nothing_is_greedy(model):
+    a, b = (model.generate_tokens("Hello.", seed=s, top_p=0, max_new_tokens=8) for s in (1, 2))
+    assert torch.equal(a, b)
+
+
 def test_text_must_be_text(model):
     with pytest.raises(ValueError, match="a string is needed"):
         model.generate(None)
+    with pytest.raises(ValueError, match="generate_batch"):
+        model.generate(["Hello."])
+
+
+@pytest.mark.parametrize(("given", "said"), [("seed", "seeds"), ("audio_prompt_path", "voices"), ("voice", "voices")])
+def test_a_batch_says_what_its_arguments_are_called(model, given, said):
+    with pytest.raises(TypeError, match=f"{given}: .*{said}="):
+        model.generate_batch(["Hello."], **{given: 1})
+
+
+def test_what_comes_out_is_the_callers(model):
+    """Not tensors of an inference mode that has ended: they could be neither written into nor trained on."""
+    wav = model.generate("Hello.", seed=1, max_new_tokens=4)
+    wav *= 0.5
+    tokens = model.generate_tokens("Hello.", seed=1, max_new_tokens=4)
+    tokens += 0
+    speech = model.speak(model.jobs(["Hello."], seeds=1, max_new_tokens=4))[0]
+    converter = OptimizedChatterboxVC.from_random(size="tiny")
+    converted = converter.generate(np.zeros(16_000, dtype=np.float32), sample_rate=16_000, seed=1)
+    for out in (wav, tokens, speech.wav, *speech.tokens, model.tokens_to_wav(tokens, seed=1), converted):
+        assert not out.is_inference()
 
 
 def test_text_longer_than_the_position_table(model):
@@ -155,6 +193,40 @@ def test_cancel(model):
     assert model.generate("Hello.", seed=1, max_new_tokens=4).shape[1] > 0
 
 
+def test_cancel_ends_the_rendering(model):
+    """Between the steps of a solve: on a CPU one takes half a minute."""
+    stop, heard = threading.Event(), []
+
+    def step(done: int, ceiling: int) -> None:
+        heard.append((done, ceiling))
+
+    solve, flow = model.s3gen.flow.decoder.estimator, []
+
+    def second(*_) -> None:
+        flow.append(0)
+        if len(flow) == 2:
+            stop.set()
+
+    hook = solve.register_forward_pre_hook(second)
+    with pytest.raises(Cancelled):
+        model.generate("Hello there.", seed=1, max_new_tokens=6, cancel=stop, progress=step)
+    hook.remove()
+    assert len(flow) == 2
+    assert heard[-1][0] <= heard[-1][1] == 6
+
+
+def test_cancel_while_another_thread_speaks(model):
+    stop = threading.Event()
+    stop.set()
+    with model.pipeline.tokens.lock:
+        model.pipeline.tokens.generate([], cancel=stop)
+        (job,) = model.jobs(["Hello."], seeds=1)
+        (result,) = model.pipeline.tokens.generate(
+            [p.request for p in model.pipeline._pieces(0, job, 1, None)], cancel=stop
+        )
+    assert result.stopped == "cancelled"
+
+
 def test_progress_bar_is_on_stderr_only(model, capsys):
     model.generate("Hello there.", seed=1, max_new_tokens=6, verbose=True)
     out = capsys.readouterr()
@@ -189,8 +261,10 @@ def test_voices_are_never_changed(model, tmp_path):
     assert all(torch.equal(before[k], after[k]) for k in before)
     voice.save(tmp_path / "v.pt")
     loaded = Conditionals.load(tmp_path / "v.pt")
-    mine, other = (model.generate_tokens("Hello.", voice=v, seed=1, max_new_tokens=8) for v in (voice, loaded))
-    assert torch.equal(mine, other)
+    mine, *others = (
+        model.generate_tokens("Hello.", voice=v, seed=1, max_new_tokens=8) for v in (voice, loaded, tmp_path / "v.pt")
+    )
+    assert all(torch.equal(mine, other) for other in others)
 
 
 def test_no_voice_says_so():
@@ -200,6 +274,21 @@ def test_no_voice_says_so():
         model.generate("Hello.")
     with pytest.raises(AssertionError):
         model.generate("Hello.")
+
+
+def test_another_watermarker_or_none():
+    class Louder:
+        def apply_watermark(self, wav, sample_rate):
+            assert sample_rate == 24_000
+            return 0.5 * wav
+
+    model = OptimizedChatterboxTTS.from_random(size="tiny", seed=0)
+    model.watermarker = None
+    plain = model.generate("Hello.", seed=1, max_new_tokens=8)
+    model.watermarker = Louder()
+    torch.testing.assert_close(model.generate("Hello.", seed=1, max_new_tokens=8), 0.5 * plain)
+    tokens = model.generate_tokens("Hello.", seed=1, max_new_tokens=8)
+    assert torch.isfinite(model.tokens_to_wav(tokens, seed=1)).all()
 
 
 def test_watermark_switch():
