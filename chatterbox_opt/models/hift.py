@@ -183,7 +183,7 @@ def analysis(n_fft: int, device: torch.device) -> Tensor:
 def synthesis(n_fft: int, device: torch.device) -> Tensor:
     """(n_fft + 2, n_fft): the inverse, windowed again."""
     angle = _angles(n_fft).t()
-    twice = torch.full((n_fft // 2 + 1, 1), 2.0, dtype=torch.float64)
+    twice = torch.full((n_fft // 2 + 1, 1), 2.0, dtype=torch.float64, device="cpu")
     twice[0] = twice[-1] = 1.0  # all but these two have a mirror image
     with torch.inference_mode(False):
         return (torch.cat([angle.cos() * twice, -angle.sin() * twice]) / n_fft * window(n_fft)).float().to(device)

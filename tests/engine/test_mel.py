@@ -3,12 +3,13 @@
 import pytest
 import torch
 from flow_pairs import pair, random_flow, tokens, voice
-from replay import Replay
+from replay import Replay, cast, crossings, no_gpu
 
-from chatterbox_opt.config import MODELS
+from chatterbox_opt.config import MODELS, tiny
 from chatterbox_opt.engine import mel as mel_engine
 from chatterbox_opt.engine.mel import LONGEST, MelRunner, sizes
 from chatterbox_opt.engine.noise import RequestNoise
+from chatterbox_opt.models.conformer import HalfLinear, WindowConv
 from chatterbox_opt.models.flow import Flow
 from chatterbox_opt.options import EngineOptions
 
@@ -49,6 +50,19 @@ def test_a_row_in_a_padded_batch_is_the_row_alone(family):
         (alone,) = runner._solve([row], 3)
         assert got.shape == alone.shape
         assert (got - alone).abs().max() < 1e-4 * alone.abs().max()
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_captured_solve_takes_nothing_from_the_host(family, dtype, monkeypatch):
+    """Which would end the capture."""
+    monkeypatch.setattr(HalfLinear, "to", cast)
+    monkeypatch.setattr(WindowConv, "to", cast)
+    with no_gpu():
+        runner = MelRunner(Flow(tiny(family).flow), EngineOptions.exact(s3gen_dtype=dtype))
+        ids, xvector = torch.zeros(2, 30, dtype=torch.long), torch.zeros(2, 192)
+        inputs = ids, torch.zeros(2, 60, 80), torch.zeros(2, 60, 80), xvector, torch.full((2,), 30)
+        assert crossings(lambda: runner._forward(*inputs, full=False, steps=2)) == []
 
 
 @pytest.mark.parametrize("step", [1, 50, 64])

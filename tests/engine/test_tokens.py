@@ -6,11 +6,13 @@ import threading
 
 import pytest
 import torch
-from replay import Replay
+from replay import Replay, cast, crossings, no_gpu
 from t3_pairs import pair, random_t3, text, voice
 
+from chatterbox_opt.config import tiny
 from chatterbox_opt.engine.noise import RequestNoise
 from chatterbox_opt.engine.tokens import TokenRequest, TokenRunner
+from chatterbox_opt.models.t3 import T3
 from chatterbox_opt.options import EngineOptions, SamplingOptions
 
 CPU = torch.device("cpu")
@@ -349,6 +351,19 @@ def test_the_captured_step_never_asks_the_host(family, llama, gpt):
     with Watch():
         rows = 4 if t3.config.is_gpt else 8
         runner._step(4, rows, 256, None)
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_captured_step_takes_nothing_from_the_host(family, dtype):
+    """Which would end the capture."""
+    config = tiny(family).t3
+    with no_gpu():
+        runner = TokenRunner(cast(T3(config), dtype), EXACT)
+        runner._make_room(2, 4, 256)
+        runner.filters = runner._usual_filters()
+        rows = 2 if config.is_gpt else 4
+        assert crossings(lambda: runner._step(2, rows, 256, None)) == []
 
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])

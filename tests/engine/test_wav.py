@@ -6,15 +6,11 @@ import sys
 import pytest
 import torch
 from hift_pairs import error, our_hift, some_mel, upstream_hift
-from replay import Replay
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from replay import Replay, crossings, no_gpu
 
 from chatterbox_opt.engine.kernels import toom
 from chatterbox_opt.engine.noise import RequestNoise
 from chatterbox_opt.engine.wav import ROWS, SIZES, WavRunner, fade_in, windows
-from chatterbox_opt.models import hift
 from chatterbox_opt.models.hift import Conv, Hift
 from chatterbox_opt.options import EngineOptions
 
@@ -65,33 +61,12 @@ def test_chunked_is_whole(net):
 
 
 def test_a_captured_window_takes_nothing_from_the_host(net):
-    """Which would end the capture; seen on tensors that claim to be on a GPU. Tables are made at the first run."""
-    tables, cfg = (hift.analysis, hift.synthesis, hift.window_squared), our_hift(net).cfg
-    with FakeTensorMode(), torch.no_grad():
-        with torch.device("cuda"):
-            fake = Hift(cfg)
-        mel, spectrum = torch.zeros(1, 80, 9, device="cuda"), torch.zeros(1, 9 * 120 + 1, 18, device="cuda")
-        fake.decode(mel, spectrum)
-        with Crossings() as seen:
-            fake.decode(mel, spectrum)
-        for table in tables:
-            table.cache_clear()
-    assert seen.ops == []
-
-
-class Crossings(TorchDispatchMode):
-    """Notes operations between two devices."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ops: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor) and t.dim()]
-        if len({t.device.type for t in tensors}) > 1:
-            self.ops.append(str(func))
-        return out
+    """Which would end the capture."""
+    cfg = our_hift(net).cfg
+    with no_gpu():
+        fake, mel, spectrum = Hift(cfg), torch.zeros(1, 80, 9), torch.zeros(1, 9 * 120 + 1, 18)
+        assert crossings(lambda: fake.decode(mel, spectrum)) == []
+        assert crossings(lambda: fake.decode(mel, spectrum) * torch.zeros(9 * 480, device="cpu").to("cuda"))
 
 
 def test_a_batch_of_windows_is_no_larger_than_what_is_captured(net):
