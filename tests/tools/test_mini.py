@@ -199,11 +199,12 @@ def test_known_words_reach_t3_as_phones(tmp_path) -> None:
     said = lexicon.spelled(["d", "ˈ", "o", "ʊ", "n", "t"])
     assert said == "".join(lexicon.character(codes.INDEX[p]) for p in ("d", "ˈo", "ʊ", "n", "t"))
     file = tmp_path / "tokenizer.json"
-    vocabulary.write(file, {"don't": said, "don": "Č"})
+    vocabulary.write(file, {"don't": said, "don": "Č", "three": "Ċē"})
     read = EnTokenizer(file)
     pieces = {i: piece for piece, i in read.tokenizer.get_vocab().items()}
     assert "".join(pieces[i] for i in read.encode("Don't.")) == said + "."
     assert "".join(pieces[i] for i in read.encode("donkey")) == "donkey"  # a whole word or none
+    assert read.encode("3") == read.encode("three")
 
 
 def test_the_flow_begins_as_a_denoiser() -> None:

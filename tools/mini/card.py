@@ -11,6 +11,7 @@ from chatterbox_opt.config import TOKEN_RATE
 
 from . import common
 from .lexicon import WORDS
+from .sentences import LONGEST
 
 TRAINED = ("t3", "flow", "vocoder", "tokenizer")
 WHAT = {
@@ -33,8 +34,9 @@ hundreds of times as many, in half precision: {megabytes:.1f} MB.
 an optimisation does to words.
 
 **What it is not**: a substitute for the published model. It has one voice, one language and one mood, cannot clone
-(giving it a recording is an error), does not know digits or abbreviations, and has to guess how a word is said that its
-list of {words:,} frequent ones lacks. `exaggeration` changes nothing that is meant.
+(giving it a recording is an error), reads numbers digit by digit, knows no abbreviations, and has to guess how a word
+is said that its list of {words:,} frequent ones lacks. Texts of more than {longest} letters are spoken in pieces.
+`exaggeration` changes nothing that is meant.
 
 ## How it was made
 
@@ -83,6 +85,7 @@ def write(folder: Path, work: Path, seed: int) -> None:
         megabytes=sum(sizes) / 1e6,
         sentences=len(spoken),
         words=WORDS,
+        longest=LONGEST,
         hours=sum(spoken) / TOKEN_RATE / 3600,
         seed=seed,
         training="\n".join(training),

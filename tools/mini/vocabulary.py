@@ -14,9 +14,11 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from chatterbox_opt.config import START_TEXT, STOP_TEXT
 
 from .lexicon import ALPHABET
+from .sentences import ONES
 
 SPECIAL = {"[STOP]": STOP_TEXT, "[UNK]": 1, "[SPACE]": 2, "[START]": START_TEXT}
 LETTERS = "abcdefghijklmnopqrstuvwxyz'.,!?;:-\""
+DIGITS = ("zero", *ONES[:9])  # each is read by itself
 MARKS = r"[^A-Za-z']"
 
 
@@ -26,7 +28,8 @@ def write(file: Path, lexicon: dict[str, str]) -> None:
     made = Tokenizer(models.BPE(vocab, [], unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Split(Regex(MARKS), "isolated")
     known = [normalizers.Replace(Regex(rf"\b{word}\b"), said) for word, said in lexicon.items()]
-    made.normalizer = normalizers.Sequence([normalizers.Lowercase(), *known])
+    digits = [normalizers.Replace(str(i), lexicon[name]) for i, name in enumerate(DIGITS) if name in lexicon]
+    made.normalizer = normalizers.Sequence([normalizers.Lowercase(), *known, *digits])
     data = json.loads(made.to_str())
     data["added_tokens"] = [
         {"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
