@@ -183,7 +183,7 @@ def losses(
 
 def main(argv: list[str]) -> None:
     parser = common.arguments(__doc__)
-    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=12)
     parser.add_argument("--rate", type=float, default=1e-3)
     args = parser.parse_args(argv)

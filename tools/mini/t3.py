@@ -200,7 +200,7 @@ def used_codes(work: Path, items: list[dict[str, Tensor]], book: Book) -> Tensor
 
 def main(argv: list[str]) -> None:
     parser = common.arguments(__doc__)
-    parser.add_argument("--steps", type=int, default=12_000)
+    parser.add_argument("--steps", type=int, default=15_000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=1.4e-3)
     parser.add_argument("--stop-on-growth", type=float, default=0, help="seconds after which newly made data is read")

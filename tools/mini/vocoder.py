@@ -171,7 +171,7 @@ def collate(items: list[dict[str, Any]], device: str, rng: random.Random) -> tup
 
 def main(argv: list[str]) -> None:
     parser = common.arguments(__doc__)
-    parser.add_argument("--steps", type=int, default=60_000)
+    parser.add_argument("--steps", type=int, default=8_000)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--sentences", type=int, default=2000)
