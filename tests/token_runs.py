@@ -1,0 +1,35 @@
+"""Requests to the token engine, and what they draw."""
+
+from __future__ import annotations
+
+import torch
+from t3_pairs import text, voice
+
+from chatterbox_opt.engine.noise import RequestNoise
+from chatterbox_opt.engine.tokens import TokenRequest, TokenRunner
+from chatterbox_opt.options import EngineOptions, SamplingOptions
+
+CPU = torch.device("cpu")
+EXACT = EngineOptions.exact()
+N = 72
+
+
+def request(config, n=20, seed=0, voice_seed=0, emotion=0.5, text_seed=0, **sampling):
+    defaults = dict(min_p=0.0, top_p=0.95, top_k=1000, cfg_weight=0.0) if config.is_gpt else {}
+    options = SamplingOptions(**{"max_new_tokens": N, **defaults, **sampling})
+    cond = voice(config, voice_seed, emotion)
+    return TokenRequest(text(config, n, text_seed), cond, options, RequestNoise(CPU, seed))
+
+
+def tokens_of(t3, requests, options=EXACT):
+    return [r.tokens for r in TokenRunner(t3, options).generate(requests)]
+
+
+def mixed(config, count=6):
+    settings = [
+        dict(n=20), dict(n=5, cfg_weight=0.0), dict(n=40, top_p=0.7, cfg_weight=0.3), dict(n=11, temperature=0.0),
+        dict(n=3, max_new_tokens=9), dict(n=17, repetition_penalty=1.7, emotion=0.9),
+    ]
+    if config.is_gpt:
+        settings = [{k: v for k, v in s.items() if k != "cfg_weight"} for s in settings]
+    return [request(config, seed=i, voice_seed=i, text_seed=i, **settings[i % 6]) for i in range(count)]
