@@ -14,16 +14,6 @@ from chatterbox_opt.engine.tokens import TokenRequest, TokenRunner
 from chatterbox_opt.models.t3 import T3
 
 
-@pytest.fixture(scope="module")
-def llama():
-    return random_t3("tts")
-
-
-@pytest.fixture(scope="module")
-def gpt():
-    return random_t3("turbo")
-
-
 @torch.inference_mode()
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 def test_the_captured_step_never_asks_the_host(family, llama, gpt):

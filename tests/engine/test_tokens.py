@@ -12,17 +12,6 @@ from token_runs import CPU, EXACT, N, mixed, request, tokens_of
 from chatterbox_opt.engine.noise import RequestNoise
 from chatterbox_opt.engine.tokens import TokenRunner
 
-
-@pytest.fixture(scope="module")
-def llama():
-    return random_t3("tts")
-
-
-@pytest.fixture(scope="module")
-def gpt():
-    return random_t3("turbo")
-
-
 # ---- against upstream ----------------------------------------------------------------------------
 
 
