@@ -22,7 +22,7 @@ from .kernels import sampling as sampling_kernel
 from .kernels.step import StepKernels, available
 from .lanes import Lane, Lanes
 from .noise import RequestNoise
-from .prefix import PrefixCache
+from .prefix import Prefix, PrefixCache
 from .quantize import prepare_linears
 from .sampling import Filters, guide, next_token, next_token_turbo
 
@@ -201,32 +201,32 @@ class TokenRunner:
 
     def _admit(self, new: list[tuple[int, TokenRequest]]) -> None:
         """Voices of one prefix length share a pass: all of Llama's, and GPT-2's from recordings of one length."""
-        by_length: dict[int, list[tuple[int, TokenRequest]]] = defaultdict(list)
+        by_length: dict[int, list[tuple[int, TokenRequest, Prefix]]] = defaultdict(list)
         for index, request in new:
-            by_length[self.prefixes.get(request.cond).length].append((index, request))
+            prefix = self.prefixes.get(request.cond)
+            by_length[prefix.length].append((index, request, prefix))
         for size, group in by_length.items():
             self._prefill(size, group)
 
-    def _prefill(self, size: int, new: list[tuple[int, TokenRequest]]) -> None:
+    def _prefill(self, size: int, new: list[tuple[int, TokenRequest, Prefix]]) -> None:
         """The rows of new requests behind prefixes of `size`, right-padded, and their first tokens."""
         lanes = self.lanes
         first = lanes.rows
-        added = [lanes.add(index, request) for index, request in new]
-        prefixes = [self.prefixes.get(request.cond) for _, request in new]
-        texts = [request.text_ids for _, request in new for _ in range(request.rows)]
+        added = [lanes.add(index, request) for index, request, _ in new]
+        texts = [request.text_ids for _, request, _ in new for _ in range(request.rows)]
         longest = max(len(t) for t in texts)
         padded = torch.stack([torch.nn.functional.pad(t, (0, longest - len(t))) for t in texts]).to(self.device)
-        uncond = torch.tensor([k == 1 for _, r in new for k in range(r.rows)], device=self.device)
+        uncond = torch.tensor([k == 1 for _, r, _ in new for k in range(r.rows)], device=self.device)
         # The start tokens follow each text at once, so they are laid into the padded row, not behind it.
         x = self._text_rows(padded, [len(t) for t in texts], uncond)
         self.cache.clear(size + x.shape[1])
-        for lane, prefix in zip(added, prefixes):
+        for lane, (_, _, prefix) in zip(added, new):
             self.cache.paste(lane.row_list(), prefix.k, prefix.v)
         span = torch.arange(size, size + x.shape[1], device=self.device)
         hidden = self.t3(x, span[None], Prefill(self.cache, first, size))
         ends = torch.tensor([len(t) + self._starts - 1 for t in texts], device=self.device)
         logits = self.t3.logits(hidden[torch.arange(len(texts), device=self.device), ends])
-        for lane, (_, request) in zip(added, new):
+        for lane, (_, request, _) in zip(added, new):
             lane.position = size + len(request.text_ids) + self._starts
         lanes.upload()
         self._first_tokens(added, logits, first)
