@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--stage", nargs="+", choices=(*STAGES, "all"), default=["all"])
     parser.add_argument("--family", choices=workload.FAMILIES, default="tts")
     parser.add_argument(
-        "--precision", nargs="+", choices=PRECISIONS, help="CPU: float32 int8 int4, bfloat16 where it computes in it"
+        "--precision", nargs="+", choices=PRECISIONS, help="CPU: float32, its half precision, int8, int4"
     )
     parser.add_argument("--batch", nargs="+", type=int, help="CPU: 1 2 8, sound 1; else 1 2 8 32 64")
     parser.add_argument(
@@ -79,14 +79,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def default_precisions(device: str) -> list[str]:
-    from chatterbox_opt.engine.resolve import half_dtype
-
     if device != "cpu":
         return ["float32", "bfloat16", "int8"]
     import torch
 
-    half = half_dtype(torch.device("cpu"))
-    return ["float32", *([half] if half != "float32" else []), "int8", "int4"]
+    from chatterbox_opt.engine.resolve import resolve
+    from chatterbox_opt.options import EngineOptions
+
+    usual = resolve(EngineOptions(), torch.device("cpu")).dtype
+    return ["float32", *([usual] if usual != "float32" else []), "int8", "int4"]
 
 
 class Bench:
@@ -126,12 +127,12 @@ class Bench:
         workload.say(tables.ceiling_table(self.floors) + "\n")
 
     def _precisions_of(self, stage: str) -> list[str]:
-        """S3Gen knows no int8; voices and watermarks run in float32 whatever the rest does."""
+        """S3Gen knows no int8, nor packed weights; voices and watermarks run in float32 whatever the rest does."""
         asked = self.args.precision
         if stage == "tokens":
             return list(asked)
         if stage in ("mel", "wav"):
-            return [p for p in asked if not p.startswith("int")] or ["float32"]
+            return [p for p in asked if p == self._compute(p)] or ["float32"]
         return ["float32"]
 
     def _batches_of(self, stage: str) -> list[int]:
@@ -157,14 +158,19 @@ class Bench:
         return floor, by, flops, size
 
     def _compute(self, precision: str) -> str:
-        """The type activations and cache have under a precision: int8 and int4 only change T3's linears."""
-        if not precision.startswith("int"):
-            return precision
+        """What activations, cache and S3Gen are under a precision: int8 and int4 change T3's linears only, and so does
+        float16 on a CPU that packs it."""
         import torch
 
-        from chatterbox_opt.engine.resolve import half_dtype
+        from chatterbox_opt.engine.resolve import resolve, stored_dtype
+        from chatterbox_opt.options import EngineOptions
 
-        return half_dtype(torch.device(self.device))
+        device = torch.device(self.device)
+        options = resolve(EngineOptions(dtype=self._asked(precision)), device)
+        return str(stored_dtype(options, device)).removeprefix("torch.")
+
+    def _asked(self, precision: str) -> str:
+        return "auto" if precision.startswith("int") else precision
 
     def _text_ids(self) -> int:
         return len(TEXT) // (4 if self.config.t3.is_gpt else 1) // (2 if self.args.family == "tts" else 1)
@@ -214,10 +220,9 @@ class Bench:
     def _load(self, precision: str) -> Any:
         from chatterbox_opt.options import EngineOptions
 
-        compute = self._compute(precision)
         options = EngineOptions(
-            dtype=compute,
-            s3gen_dtype=compute,
+            dtype=self._asked(precision),
+            s3gen_dtype=self._compute(precision),
             quantize=precision if precision.startswith("int") else None,
             runaway_guard=False,
             slots=max(self.args.batch),

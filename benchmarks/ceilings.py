@@ -46,7 +46,8 @@ def measure(device: str, quick: bool = False) -> Machine:
     gflops = {"float32": _product(device, size, torch.float32)}
     # Where bf16 is emulated its rate is a thousandth: a small product shows that as well.
     gflops["bfloat16"] = _product(device, 256 if emulates_bfloat16(device) else size, torch.bfloat16)
-    gflops["float16"] = gflops["bfloat16"]
+    # A CPU without half-precision units keeps its weights in float16 and multiplies in float32.
+    gflops["float16"] = gflops["float32" if emulates_bfloat16(device) else "bfloat16"]
     gflops["int8"] = max(_int8_product(device, size), gflops["float32"], gflops["bfloat16"])
     gflops["int4"] = gflops["bfloat16"] if not emulates_bfloat16(device) else gflops["float32"]
     return Machine(read, gflops)

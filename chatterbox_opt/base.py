@@ -17,7 +17,7 @@ from torch import Tensor
 from .audio.watermark import Watermarker, mark
 from .config import MODELS, S3_RATE, S3GEN_RATE, SPEECH_CODES, ModelConfig
 from .engine.noise import RequestNoise
-from .engine.resolve import resolve
+from .engine.resolve import resolve, stored_dtype
 from .options import EngineOptions, SamplingOptions
 from .pipeline import Job, NoSpeech, Pipeline, Speech
 from .text.tokenizer import load_tokenizer
@@ -84,7 +84,8 @@ class Speaker:
     ) -> Speaker:
         device = usable_device(device)
         resolved = resolve(toggles(**{k: options[k] for k in TOGGLES if k in options}), torch.device(device))
-        parts = load_folder(folder, family, torch.device(device), getattr(torch, resolved.dtype), t3_file, s3gen_file)
+        dtype = stored_dtype(resolved, torch.device(device))
+        parts = load_folder(folder, family, torch.device(device), dtype, t3_file, s3gen_file)
         conds = Conditionals.load(parts.conds_file, map_location="cpu") if parts.conds_file else None
         if conds is not None:
             conds.check(parts.config, parts.conds_file)

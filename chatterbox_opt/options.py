@@ -39,7 +39,7 @@ class EngineOptions:
     "auto" is resolved once, against the device, in engine/resolve.py.
     """
 
-    dtype: str = "auto"  # approximate. T3 weights and cache: "float32" | "bfloat16" | "float16"
+    dtype: str = "auto"  # approximate. T3: "float32" | "bfloat16" | "float16", on x86 only the products' weights
     s3gen_dtype: str = "auto"  # approximate. GEMM, convolution and attention of flow and HiFT
     quantize: str | None = None  # approximate. T3 linears: None | "int8" | "int4"
     attention: str = "auto"  # exact. "sdpa" | "flash"

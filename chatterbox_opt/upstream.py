@@ -17,7 +17,7 @@ from chatterbox.vc import ChatterboxVC
 from . import mtl_tts, tts, tts_turbo, vc
 from .base import TOGGLES, toggles
 from .config import MODELS, ModelConfig
-from .engine.resolve import resolve
+from .engine.resolve import resolve, stored_dtype
 from .voice import Conditionals, T3Cond
 from .weights.load import build_s3gen, build_t3, build_voice_encoder
 
@@ -54,7 +54,7 @@ def optimize(model: Any, *, config: ModelConfig | None = None, **options: Any) -
     config = config or MODELS[family]
     extra = {"model_label": family.capitalize()} if cls is OptimizedChatterboxTurboTTS else {}
     return cls(
-        build_t3(model.t3.state_dict(), config, device, getattr(torch, engine.dtype)),
+        build_t3(model.t3.state_dict(), config, device, stored_dtype(engine, device)),
         build_s3gen(model.s3gen.state_dict(), config, device),
         build_voice_encoder(model.ve.state_dict(), config, device),
         model.tokenizer,

@@ -129,8 +129,9 @@ def test_quality(work, tmp_path, capsys):
     assert exact["mode"] == "exact"
     assert int8["kl"] > defaults["kl"] - 1e-9
     assert int8["mel_snr_db"] > prompt["mel_snr_db"]
-    if EngineOptions().dtype == "float32" or document["environment"]["capability"] == "AVX2":
+    if document["environment"]["capability"] == "AVX2":  # T3's weights in float16, the rest in float32
         assert defaults["argmax_agreement"] == 1
+        assert defaults["kl"] < 1e-4
         assert defaults["mel_snr_db"] > 60
     assert prompt["kl"] < 1e-6  # T3 hears the whole prompt
 

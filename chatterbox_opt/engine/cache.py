@@ -9,34 +9,41 @@ import torch
 from torch import Tensor
 
 from ..config import T3Config
-from ..models.layers import attend
+from ..models.layers import attend, rotate_
 
 GRAIN = 64  # positions: the step in which the live part grows
 
 
 @dataclass
 class StaticKVCache:
-    """k and v are (layers, rows, heads, positions, head_dim). A request owns one row, or two with guidance."""
+    """One tensor: a step writes keys and values at once. A request owns one row, or two with guidance."""
 
-    k: Tensor
-    v: Tensor
+    kv: Tensor  # (layers, 2, rows, heads, positions, head_dim)
     clean: int = 0  # positions below this hold numbers, not what memory happened to hold
 
     @classmethod
     def allocate(
         cls, config: T3Config, rows: int, length: int, device: torch.device, dtype: torch.dtype
     ) -> StaticKVCache:
-        shape = (config.layers, rows, config.heads, length, config.head_dim)
         # empty: a page of a long row costs memory only once it is written
-        return cls(*(torch.empty(shape, device=device, dtype=dtype) for _ in range(2)))
+        shape = (config.layers, 2, rows, config.heads, length, config.head_dim)
+        return cls(torch.empty(shape, device=device, dtype=dtype))
+
+    @property
+    def k(self) -> Tensor:
+        return self.kv[:, 0]
+
+    @property
+    def v(self) -> Tensor:
+        return self.kv[:, 1]
 
     @property
     def rows(self) -> int:
-        return self.k.shape[1]
+        return self.kv.shape[2]
 
     @property
     def length(self) -> int:
-        return self.k.shape[3]
+        return self.kv.shape[4]
 
     def fits(self, rows: int, length: int) -> bool:
         return rows <= self.rows and length <= self.length
@@ -45,14 +52,12 @@ class StaticKVCache:
         """Make [clean, upto) finite in every row: a masked position's weight is 0, but 0 times NaN is NaN."""
         upto = min(self.length, -(-upto // GRAIN) * GRAIN)
         if upto > self.clean:
-            self.k[:, :, :, self.clean : upto].zero_()
-            self.v[:, :, :, self.clean : upto].zero_()
+            self.kv[..., self.clean : upto, :].zero_()
             self.clean = upto
 
     def move(self, source: int, target: int, length: int) -> None:
         """Row `source` takes the place of row `target`."""
-        for tensor in (self.k, self.v):
-            tensor[:, target, :, :length] = tensor[:, source, :, :length]
+        self.kv[:, :, target, :, :length] = self.kv[:, :, source, :, :length]
 
     def paste(self, rows: list[int], k: Tensor, v: Tensor) -> None:
         """The same prefix, k and v (layers, heads, P, head_dim), at the start of each of these rows."""
@@ -87,9 +92,8 @@ class Decode:
     positions: Tensor
     live: int
     mask: Tensor | None = None  # (R, 1, 1, live), True = attend
-    uniform: int | None = None  # the position, where all rows stand at the same one: a slice beats a scatter
     flash: bool = False
-    kernel: Callable | None = None  # kernels.attention.decode, which needs none of the mask, nor of `uniform`
+    kernel: Callable | None = None  # kernels.attention.decode, which needs no mask
 
     @property
     def fused(self) -> Callable | None:
@@ -104,13 +108,9 @@ class Decode:
         keys, values = self.cache.k[layer, :rows], self.cache.v[layer, :rows]
         if self.flash:
             return self._flash(q, k, v, keys, values)
-        if self.uniform is not None:  # select, narrow: a host that does little else feels what indexing costs it
-            keys.select(2, self.uniform).copy_(k.select(2, 0))
-            values.select(2, self.uniform).copy_(v.select(2, 0))
-        else:
-            index = self.positions.view(rows, 1, 1, 1).expand(-1, k.shape[1], 1, k.shape[3])
-            keys.scatter_(2, index, k)
-            values.scatter_(2, index, v)
+        index = self.positions.view(rows, 1, 1, 1).expand(-1, k.shape[1], 1, k.shape[3])
+        keys.scatter_(2, index, k)
+        values.scatter_(2, index, v)
         return attend(q, keys.narrow(2, 0, self.live), values.narrow(2, 0, self.live), self.mask)
 
     def _flash(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -121,6 +121,26 @@ class Decode:
         new = (t.transpose(1, 2) for t in (q, keys, values, k, v))
         q, keys, values, k, v = new
         return flash_attn_with_kvcache(q, keys, values, k=k, v=v, cache_seqlens=lengths, causal=True).flatten(2)
+
+
+class DecodeLevel:
+    """As Decode, where all rows stand at one position: no mask, no scatter, and every layer's views made at once. On a
+    CPU an operation costs more than what it computes here, so what counts is how few there are."""
+
+    def __init__(self, cache: StaticKVCache, rows: int, position: int) -> None:
+        mine = cache.kv[:, :, :rows]
+        live = mine[..., : position + 1, :]
+        self.rows = rows
+        self.keys, self.values = live[:, 0].unbind(), live[:, 1].unbind()
+        self.new = mine[..., position, :].transpose(1, 2).unbind()  # each (R, 2, H, Dh)
+
+    def fused(self, layer: int, qkv: Tensor, rope: Tensor | None) -> Tensor:
+        heads = qkv.view(self.rows, 3, -1, self.new[0].shape[-1])
+        if rope is not None:
+            rotate_(heads.narrow(1, 0, 2), rope)
+        self.new[layer].copy_(heads.narrow(1, 1, 2))
+        q = heads.select(1, 0).unsqueeze(2)
+        return attend(q, self.keys[layer], self.values[layer])
 
 
 def causal_mask(start: int, end: int, device: torch.device) -> Tensor:

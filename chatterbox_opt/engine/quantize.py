@@ -1,13 +1,14 @@
-"""T3's linears in the form its device multiplies fastest: int8, int4, or float32 laid out for a few rows.
+"""T3's linears in the form its device multiplies fastest: int8, int4, float16, or float32 laid out for a few rows.
 
-Only the backbone's products are replaced; embeddings, norms and the head keep their precision.
-int8 and int4 are approximate; every form gives a row the same result whatever rows stand beside it.
+Only products are replaced, and the head's by none below 16 bits; embeddings and norms keep their precision.
+All but float32 are approximate; in every form a row's result does not depend on what the rows beside it hold.
 """
 
 from __future__ import annotations
 
 import ctypes
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
 
@@ -24,20 +25,23 @@ FEW = 16  # rows up to which a product is bound by reading its weights
 BLOCK = 128  # rows of a weight that one thread multiplies at a time, where x is a single row
 
 
-def prepare_linears(t3: T3, quantize: str | None, few_rows: bool) -> None:
-    """In place, one layer at a time, so that no more than one layer exists twice."""
-    if few_rows and type(t3.speech_head) is nn.Linear:
-        t3.speech_head = few_rows_linear(t3.speech_head)
-    if not (quantize or few_rows):
+def prepare_linears(t3: T3, quantize: str | None, few_rows: bool, half: bool = False) -> None:
+    """In place, one layer at a time, so that no more than one layer exists twice. `half`: as 16 bits on the CPU."""
+    plain = HalfLinear if half else few_rows_linear if few_rows else None
+    kinds = {"int8": partial(int8_linear, pinned=Pinned()), "int4": Int4Linear, None: plain}
+    replace_linears(t3, plain, recurse=False)
+    replace_linears(t3.tfmr, kinds[quantize])
+    if quantize or half:
+        give_back_memory()
+
+
+def replace_linears(module: nn.Module, kind: Callable[[nn.Linear], nn.Module] | None, recurse: bool = True) -> None:
+    if kind is None:
         return
-    pinned = Pinned()
-    kind = {"int8": partial(int8_linear, pinned=pinned), "int4": Int4Linear, None: few_rows_linear}[quantize]
-    for parent in t3.tfmr.modules():
+    for parent in module.modules() if recurse else [module]:
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
                 setattr(parent, name, kind(child))
-    if quantize:
-        give_back_memory()
 
 
 def give_back_memory() -> None:
@@ -69,6 +73,30 @@ class FewRowsLinear(nn.Module):
             y = torch.mm(self.weight, x.reshape(rows, k).t()).t().contiguous()
         y = y.view(*x.shape[:-1], n)
         return y if self.bias is None else y + self.bias
+
+
+class HalfLinear(nn.Module):
+    """The CPU without bf16 units: the weight in 16 bits, which is half of what a few rows wait for; x, sums and result
+    in float32. Half a bit in 2**11 is lost, where bfloat16 loses half a bit in 2**8."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight, bias = (None if p is None else p.detach().float() for p in (linear.weight, linear.bias))
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.quantized.linear_dynamic_fp16.default(x, self.packed)
+
+
+@cache
+def packs_float16(device: torch.device) -> bool:
+    """On x86 processors: torch's builds for others have no such product."""
+    if device.type != "cpu":
+        return False
+    try:
+        return bool(HalfLinear(nn.Linear(8, 8, device=device))(torch.ones(1, 8)).isfinite().all())
+    except RuntimeError:
+        return False
 
 
 def int8_linear(linear: nn.Linear, pinned: Pinned) -> nn.Module:
@@ -113,7 +141,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1]).float()
-        size = flat.abs().amax(-1, keepdim=True).clamp_(min=1e-8)
+        size = flat.abs().amax(-1, keepdim=True).clamp_min_(1e-8)
         whole, rows = self.pinned.rows(*flat.shape)
         torch.div(flat, size, out=rows)
         # 7 bits of activation: without VNNI the sum of two 8-bit products can overflow 16 bits

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import STOP_SPEECH
 from ..models.t3 import T3
 from ..options import KERNELS, EngineOptions, SamplingOptions
-from .cache import Decode, Prefill, StaticKVCache
+from .cache import Decode, DecodeLevel, Prefill, StaticKVCache
 from .graphs import Captured, bucket
 from .guard import ran_away
 from .kernels import sampling as sampling_kernel
@@ -23,7 +23,7 @@ from .kernels.step import StepKernels, available
 from .lanes import Lane, Lanes
 from .noise import RequestNoise
 from .prefix import Prefix, PrefixCache
-from .quantize import prepare_linears
+from .quantize import packs_float16, prepare_linears
 from .sampling import Filters, guide, next_token, next_token_turbo
 
 LIVE = (256, 512, 1024, 1536, 2560, 4608)  # captured lengths of the part of the cache that attention reads
@@ -53,9 +53,9 @@ class TokenResult:
 class TokenRunner:
     def __init__(self, t3: T3, options: EngineOptions) -> None:
         self.t3, self.options, self.config = t3, options, t3.config
-        prepare_linears(t3, options.quantize, options.few_rows)
-        weight = t3.speech_emb.weight
-        self.device, self.dtype = weight.device, weight.dtype
+        self.device, self.dtype = t3.speech_emb.weight.device, t3.speech_emb.weight.dtype
+        half = options.dtype == "float16" and packs_float16(self.device)
+        prepare_linears(t3, options.quantize, options.few_rows, half)
         self.prefixes = PrefixCache(t3, options.prefix_cache)
         self.captured = Captured(options.compile, self.device)
         self.kernels = self._choose_kernels()
@@ -278,22 +278,18 @@ class TokenRunner:
             n, rows = bucket(n), bucket(n) * (2 if guided else 1)
             live = live_bucket(most + 1, self.cache.length)
             self.cache.clear(self.cache.length)
-            return self.captured.run((n, rows, live, self.filters), partial(self._step, n, rows, live, None))
-        uniform = most if all(lane.position == most for lane in lanes.active) else None
+            return self.captured.run((n, rows, live, self.filters), partial(self._step, n, rows, live))
         self.cache.clear(most + 1)
-        return self._step(n, rows, most + 1, uniform)
+        level = all(lane.position == most for lane in lanes.active)
+        return self._step(n, rows, most + 1, level)
 
-    def _step(self, n: int, rows: int, live: int, uniform: int | None) -> Tensor:
+    def _step(self, n: int, rows: int, live: int, level: bool = False) -> Tensor:
         """One token for n lanes over `rows` rows: what is captured. Reads and writes `lanes` and `cache` only."""
         lanes = self.lanes
         x = self.t3.embed_speech(lanes.token[:n], lanes.step[:n])  # (n, D)
         x = x[lanes.lane_of_row[:rows]].unsqueeze(1)  # (rows, 1, D)
         positions = lanes.position[:rows]
-        mask, kernel = None, self.kernels.attention(rows)
-        if uniform is None and kernel is None:
-            mask = (lanes.span[:live] <= positions[:, None])[:, None, None]
-        flash = self.options.attention == "flash"
-        hidden = self.t3(x, positions[:, None], Decode(self.cache, positions, live, mask, uniform, flash, kernel))
+        hidden = self.t3(x, positions[:, None], self._decode_kv(positions, live, level))
         token = self._pick(self.t3.logits(hidden[:, 0]), lanes.cond[:n], lanes.uncond[:n], slice(0, n))
         lanes.seen[:n].scatter_(1, token[:, None], True)
         lanes.token[:n] = token
@@ -302,6 +298,14 @@ class TokenRunner:
             lanes.step[:n].clamp_(max=self.config.speech_positions - 2)
         lanes.position[:rows] += 1
         return lanes.token[:n]
+
+    def _decode_kv(self, positions: Tensor, live: int, level: bool) -> Decode | DecodeLevel:
+        rows, flash = len(positions), self.options.attention == "flash"
+        kernel = self.kernels.attention(rows)
+        if level and kernel is None and not flash:
+            return DecodeLevel(self.cache, rows, live - 1)
+        mask = None if kernel else (self.lanes.span[:live] <= positions[:, None])[:, None, None]
+        return Decode(self.cache, positions, live, mask, flash, kernel)
 
     def _pick(self, logits: Tensor, cond: Tensor, uncond: Tensor, span: slice) -> Tensor:
         lanes = self.lanes
@@ -374,7 +378,7 @@ class TokenRunner:
             for width in widths:
                 for live in reversed(lives):
                     key = (n, width * n, live, filters)
-                    self.captured.prepare(key, partial(self._step, *key[:3], None))
+                    self.captured.prepare(key, partial(self._step, *key[:3]))
                     lanes.clear()  # warm-up runs have advanced the positions
 
 

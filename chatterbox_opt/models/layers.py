@@ -37,6 +37,14 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
     return turned.flatten(-2).to(x.dtype)
 
 
+def rotate_(x: Tensor, rope: Tensor) -> None:
+    """`rotate` of a single position, in place: x (B, n, H, Dh) by rope (B|1, 1, Dh/2, 2)."""
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(torch.view_as_complex(rope).unsqueeze(2))
+    else:
+        x.copy_(rotate(x, rope))
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """q (B, H, T, Dh), k and v (B, H, S, Dh) -> (B, T, H*Dh)."""
     if q.device.type == "mps":  # up to torch 2.11 the kernel for few queries takes q's rows to lie next to each other

@@ -86,8 +86,7 @@ def test_linear_add(dim, wide, bias, rows, dtype):
 def sides(positions: list[int], live: int, heads: int, dim: int, turn: bool, dtype: torch.dtype, device=CPU):
     """What kernel and twin leave of the same new position, each with its own cache: (out, k, v) twice."""
     rows, config = len(positions), dataclasses.replace(tiny("tts").t3, dim=heads * dim, heads=heads, layers=2)
-    shape = (2, rows + 1, heads, live + 7, dim)
-    k, v = (torch.randn(shape, device=device).to(dtype) for _ in range(2))
+    kv = torch.randn(2, 2, rows + 1, heads, live + 7, dim, device=device).to(dtype)
     qkv = torch.randn(rows, 1, 3 * heads * dim, device=device).to(dtype)
     at = torch.tensor(positions, device=device)
     mask = (torch.arange(live, device=device) <= at[:, None])[:, None, None]
@@ -95,7 +94,7 @@ def sides(positions: list[int], live: int, heads: int, dim: int, turn: bool, dty
     given = (qkv, rope_table(config, live, device)[at[:, None]]) if turn else (qkv,)
     results = []
     for kernel in (attention.decode, None):
-        cache = StaticKVCache(k.clone(), v.clone())
+        cache = StaticKVCache(kv.clone())
         out = attn(*given, 1, Decode(cache, at, live, mask, kernel=kernel))
         results.append((out, cache.k, cache.v))
     return results
@@ -122,7 +121,7 @@ def test_attention(positions, live, heads, dim, turn, dtype):
 @torch.inference_mode()
 def test_attention_reads_nothing_behind_a_rows_position():
     rows, live = 2, 300
-    cache = StaticKVCache(*(torch.full((1, rows, 2, 512, 16), torch.nan) for _ in range(2)))
+    cache = StaticKVCache(torch.full((1, 2, rows, 2, 512, 16), torch.nan))
     positions = torch.tensor([0, 90])
     cache.k[:, 1, :, :90], cache.v[:, 1, :, :90] = 1, 2
     out = attention.decode(torch.ones(rows, 1, 96), None, cache.k[0], cache.v[0], positions, live)

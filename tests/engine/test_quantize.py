@@ -11,16 +11,20 @@ from torch import nn
 from chatterbox_opt.engine.noise import RequestNoise
 from chatterbox_opt.engine.quantize import (
     FewRowsLinear,
+    HalfLinear,
     Int4Linear,
     Int8Linear,
     Int8WeightLinear,
+    packs_float16,
     prepare_linears,
     unpacked_product,
 )
 from chatterbox_opt.engine.tokens import TokenRequest, TokenRunner
 from chatterbox_opt.options import EngineOptions, SamplingOptions
 
-KINDS = [(FewRowsLinear, 1e-5), (Int8Linear, 0.03), (Int4Linear, 0.15)]
+X86 = pytest.mark.skipif(not packs_float16(torch.device("cpu")), reason="torch packs float16 on x86 only")
+HALF = pytest.param(HalfLinear, 1e-3, marks=X86)
+KINDS = [(FewRowsLinear, 1e-5), (Int8Linear, 0.03), (Int4Linear, 0.15), HALF]
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), KINDS)
@@ -75,7 +79,20 @@ def test_a_row_does_not_see_its_neighbours(kind):
         assert torch.equal(beside, linear(x))
 
 
-@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+@X86
+@pytest.mark.parametrize("rows", [1, 2, 5, 40])
+@torch.inference_mode()
+def test_a_float16_row_sees_only_how_many_neighbours_it_has(rows):
+    """Their number changes the order of its sums, as in float32."""
+    linear, x = HalfLinear(nn.Linear(64, 96)), torch.randn(1, 64)
+    alone = linear(x)
+    beside = [linear(torch.cat([x, scale * torch.randn(rows, 64)]))[:1] for scale in (100.0, 1e-3, -7.0)]
+    assert torch.equal(beside[0], beside[1])
+    assert torch.equal(beside[0], beside[2])
+    assert (beside[0] - alone).abs().max() < 1e-5 * alone.abs().max()
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "int4", pytest.param("float16", marks=X86)])
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @torch.inference_mode()
 def test_whole_model(family, quantize):
@@ -84,11 +101,12 @@ def test_whole_model(family, quantize):
     x = torch.randn(2, 30, config.dim)
     positions = torch.arange(30)[None]
     wanted = t3.logits(t3(x, positions))
-    prepare_linears(t3, quantize, few_rows=True)
-    assert not any(type(m) is nn.Linear for m in t3.tfmr.modules())
+    half = quantize == "float16"
+    prepare_linears(t3, None if half else quantize, few_rows=True, half=half)
+    assert not any(type(m) is nn.Linear for m in [*t3.tfmr.modules(), t3.speech_head])
     got = t3.logits(t3(x, positions))
     error = (got - wanted).std() / wanted.std()
-    assert error < {None: 1e-4, "int8": 0.2, "int4": 0.6}[quantize]
+    assert error < {None: 1e-4, "int8": 0.2, "int4": 0.6, "float16": 5e-3}[quantize]
     assert quantize is None or error > 0
 
     def requests():

@@ -140,8 +140,7 @@ def test_slots_leave_nothing_behind(llama):
     runner = TokenRunner(llama, EXACT)
     first = runner.generate([request(llama.config)])[0].tokens
     runner.generate(mixed(llama.config))
-    runner.cache.k.fill_(1e3)
-    runner.cache.v.fill_(1e3)
+    runner.cache.kv.fill_(1e3)
     assert torch.equal(runner.generate([request(llama.config)])[0].tokens, first)
 
 
@@ -149,8 +148,7 @@ def test_slots_leave_nothing_behind(llama):
 def test_uninitialised_memory_is_never_read(llama):
     runner = TokenRunner(llama, EXACT)
     wanted = [r.tokens for r in runner.generate(mixed(llama.config))]
-    runner.cache.k.fill_(float("nan"))
-    runner.cache.v.fill_(float("nan"))
+    runner.cache.kv.fill_(float("nan"))
     runner.cache.clean = 0
     got = [r.tokens for r in runner.generate(mixed(llama.config))]
     assert all(torch.equal(a, b) for a, b in zip(got, wanted))

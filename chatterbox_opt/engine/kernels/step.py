@@ -117,11 +117,10 @@ class StepKernels:
 
         def side(kernel: Callable | None) -> trial.Run:
             cache = StaticKVCache.allocate(config, size, LIVE, self.device, self.dtype)
-            for tensor in (cache.k, cache.v):
-                tensor.copy_(self._random(*tensor.shape))
-            kv = Decode(cache, positions, LIVE, mask, None, self.flash, kernel)
+            cache.kv.copy_(self._random(*cache.kv.shape))
+            kv = Decode(cache, positions, LIVE, mask, self.flash, kernel)
             given = (qkv,) if gpt else (qkv, rope)
-            return lambda i: (self._attn[i % len(self._attn)](*given, 0, kv), cache.k, cache.v)
+            return lambda i: (self._attn[i % len(self._attn)](*given, 0, kv), cache.kv)
 
         shape = f"{config.heads} heads of {config.head_dim}, {'no ' * gpt}rope, {size} rows of {LIVE} positions"
         self._judge(("attention", size), shape, side(attention.decode), side(None), trial.TOLERANCE[self.dtype])

@@ -1,0 +1,61 @@
+"""What "auto" becomes, by what the device computes in."""
+
+import pytest
+import torch
+
+from chatterbox_opt.engine import resolve as module
+from chatterbox_opt.engine.resolve import resolve, stored_dtype
+from chatterbox_opt.options import EngineOptions
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("computes_bf16", "packs", "wanted"),
+    [(True, True, "bfloat16"), (True, False, "bfloat16"), (False, True, "float16"), (False, False, "float32")],
+)
+def test_a_processors_precision(monkeypatch, computes_bf16, packs, wanted):
+    monkeypatch.setattr(module, "cpu_has_bf16", lambda: computes_bf16)
+    monkeypatch.setattr(module, "packs_float16", lambda device: packs)
+    options = resolve(EngineOptions(), CPU)
+    assert options.dtype == wanted
+    assert options.s3gen_dtype == ("bfloat16" if computes_bf16 else "float32"), "nothing of it only reads weights"
+    assert (options.compile, options.poll_every, options.kernels) == (None, 1, False)
+    assert stored_dtype(options, CPU) == (torch.bfloat16 if computes_bf16 else torch.float32)
+    assert resolve(options, CPU) == options
+
+
+@pytest.mark.parametrize(
+    ("capability", "wanted"), [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16"), ((6, 1), "float32")]
+)
+def test_a_gpus_precision(monkeypatch, capability, wanted):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    options = resolve(EngineOptions(attention="sdpa"), GPU)
+    assert (options.dtype, options.s3gen_dtype, options.compile) == (wanted, wanted, "cudagraph")
+    assert stored_dtype(options, GPU) == getattr(torch, wanted)
+    assert resolve(options, GPU) == options
+
+
+def test_what_was_asked_for_stays(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    asked = EngineOptions(dtype="float32", s3gen_dtype="float16", compile=None, attention="sdpa")
+    for device in (CPU, GPU):
+        options = resolve(asked, device)
+        assert (options.dtype, options.s3gen_dtype, options.compile) == ("float32", "float16", None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "capability", "message"),
+    [
+        (dict(attention="flash"), CPU, (9, 0), "half precision, a CUDA device"),
+        (dict(attention="flash"), GPU, (7, 5), "from Ampere on"),
+        (dict(attention="flash", dtype="float32"), GPU, (9, 0), "this is float32"),
+        (dict(quantize="int4"), GPU, (7, 5), "'int8' works"),
+        (dict(compile="cudagraph"), CPU, (9, 0), "needs a CUDA device"),
+    ],
+)
+def test_what_a_device_cannot_do_is_said(monkeypatch, asked, device, capability, message):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(module, "has_flash", lambda: True)
+    with pytest.raises(ValueError, match=message):
+        resolve(EngineOptions(**asked), device)
