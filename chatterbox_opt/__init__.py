@@ -22,6 +22,7 @@ _HOMES = {
     "SamplingOptions": "options",
     "Conditionals": "voice",
     "Cancelled": "pipeline",
+    "NoSpeech": "pipeline",
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from .audio.watermark import Watermarker, mark
-from .config import MODELS, S3_RATE, S3GEN_RATE, SPEECH_CODES, ModelConfig
+from .checks import check_exaggeration, check_first_chunk, check_steps, check_tokens, one_per_text, usable_device
+from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
 from .engine.noise import RequestNoise
 from .engine.resolve import resolve, stored_dtype
 from .options import EngineOptions, SamplingOptions
 from .pipeline import Job, NoSpeech, Pipeline, Speech
+from .streaming import in_background
 from .text.tokenizer import load_tokenizer
 from .voice import Conditionals, VoicePreparer, settled, with_exaggeration
 from .weights import hub
@@ -137,21 +139,19 @@ class Speaker:
     ) -> list[Speech]:
         """The common way under `generate` and `generate_batch`: sound together with how it came about. `progress` hears
         (speech tokens drawn, how many there can be at most) where `verbose` draws a bar."""
-        if n_cfm_timesteps is not None and (not isinstance(n_cfm_timesteps, int) or not 1 <= n_cfm_timesteps <= 100):
-            raise ValueError(f"n_cfm_timesteps={n_cfm_timesteps!r}: a whole number from 1 to 100 is needed")
+        check_steps(n_cfm_timesteps)
         with progress_bar(verbose, progress) as report:
             return self.pipeline.speak(
-                jobs, max_chars=max_chars, steps=n_cfm_timesteps, cancel=cancel, progress=report,
-                watermark=partial(mark, self.watermarker) if self.enable_watermark else None,
+                jobs, max_chars=max_chars, steps=n_cfm_timesteps, cancel=cancel, progress=report, watermark=self._mark()
             )
+
+    def _mark(self) -> Callable[[Sequence[Tensor]], list[Tensor]] | None:
+        return partial(mark, self.watermarker) if self.enable_watermark else None
 
     def _one(self, job: Job, **how: Any) -> Tensor:
         (speech,) = self.speak([job], **how)
         if not speech.tokens:
-            raise NoSpeech(
-                f"the model ended {job.text[:40]!r} before its first sound; "
-                "try another seed, a longer text or a lower temperature"
-            )
+            raise NoSpeech(job.text)
         return speech.wav
 
     def jobs(
@@ -172,10 +172,10 @@ class Speaker:
             raise TypeError(f"{singular[0]}: for several texts there is {PLURALS[singular[0]]}=, one value or a list")
         texts = list(texts)
         n = len(texts)
-        rows = {name: _per_text(name, value, n) for name, value in sampling.items()}
-        voices, seeds = _per_text("voices", voices, n), _per_text("seeds", seeds, n)
-        languages = _per_text("language_ids", language_ids, n)
-        exaggeration = _per_text("exaggeration", exaggeration, n)
+        rows = {name: one_per_text(name, value, n) for name, value in sampling.items()}
+        voices, seeds = one_per_text("voices", voices, n), one_per_text("seeds", seeds, n)
+        languages = one_per_text("language_ids", language_ids, n)
+        exaggeration = one_per_text("exaggeration", exaggeration, n)
         return [
             self._job(text, voices[i], exaggeration[i], seeds[i], languages[i], **{k: v[i] for k, v in rows.items()})
             for i, text in enumerate(texts)
@@ -224,6 +224,32 @@ class Speaker:
         how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel,
                    progress=progress)
         return [speech.wav for speech in self.speak(jobs, **how)]
+
+    def generate_stream(
+        self,
+        text: str,
+        *,
+        language_id: str | None = None,
+        audio_prompt_path: str | Path | None = None,
+        voice: Conditionals | None = None,
+        exaggeration: float | None = None,
+        seed: int | None = None,
+        first_chunk: float = 1.0,
+        n_cfm_timesteps: int | None = None,
+        max_chars: int | None = MAX_CHARS,
+        cancel: Any = None,
+        **sampling: Any,
+    ) -> Iterator[Tensor]:
+        """(1, n) waves while the rest is being made; together they are the speech. The first one comes after about
+        `first_chunk` seconds of speech have been drawn, the others are longer and longer. Approximate: the words are
+        those of generate() at the same seed, the sound is made with less to look ahead to."""
+        check_steps(n_cfm_timesteps)
+        check_first_chunk(first_chunk)
+        job = self._job(text, voice or audio_prompt_path, exaggeration, seed, language_id, **sampling)
+        how = dict(
+            first=round(first_chunk * TOKEN_RATE), max_chars=max_chars, steps=n_cfm_timesteps, watermark=self._mark()
+        )
+        return in_background(lambda emit, stop: self.pipeline.stream(job, emit, cancel=stop, **how), cancel)
 
     # ---- the stages by themselves ----------------------------------------------------------------
 
@@ -294,52 +320,8 @@ def toggles(
     return (engine or EngineOptions()).replace(**changes)
 
 
-def usable_device(device: Any) -> Any:
-    """The device as given, or cpu where MPS is asked for and missing, as upstream does; others must exist."""
-    try:
-        kind = torch.device(device).type
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={device!r}: give 'cuda', 'cuda:N', 'mps', 'cpu' or a torch.device") from error
-    if kind == "mps" and not torch.backends.mps.is_available():
-        logger.warning("MPS is not available here (torch %s); using the CPU", torch.__version__)
-        return "cpu"
-    if kind == "cuda":
-        count, index = torch.cuda.device_count(), torch.device(device).index or 0
-        if index >= count:
-            raise ValueError(f"device={device!r}: torch {torch.__version__} sees {count} CUDA devices; try 'cpu'")
-    elif kind not in ("cpu", "mps"):
-        raise ValueError(f"device={device!r}: give 'cuda', 'cuda:N', 'mps', 'cpu' or a torch.device")
-    return device
-
-
 def pretrained_folder(family: str, **where: Any) -> Path:
     return hub.download(family, **where)
-
-
-def check_exaggeration(value: float) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 10:
-        raise ValueError(f"exaggeration={value!r}: a number from 0 to 10 is needed; 0.5 is neutral")
-    return float(value)
-
-
-def check_tokens(tokens: Any) -> Tensor:
-    tokens = torch.as_tensor(tokens).long().reshape(-1)
-    if not len(tokens):
-        raise ValueError("no speech tokens were given; at least one is needed")
-    if int(tokens.min()) < 0 or int(tokens.max()) >= SPEECH_CODES:
-        raise ValueError(
-            f"speech tokens reach from {int(tokens.min())} to {int(tokens.max())}; "
-            f"ids from 0 to {SPEECH_CODES - 1} are sound, drop the others"
-        )
-    return tokens
-
-
-def _per_text(name: str, value: Any, n: int) -> list:
-    if isinstance(value, (list, tuple)):
-        if len(value) != n:
-            raise ValueError(f"{name} has {len(value)} values for {n} texts; give one for all or one for each")
-        return list(value)
-    return [value] * n
 
 
 @contextmanager

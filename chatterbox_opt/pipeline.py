@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import S3GEN_RATE, SAMPLES_PER_TOKEN, SILENCE_TOKEN, SPEECH_CODES, START_TEXT, STOP_TEXT, ModelConfig
+from .audio.joins import join
+from .config import SAMPLES_PER_TOKEN, SILENCE_TOKEN, SPEECH_CODES, START_TEXT, STOP_TEXT, ModelConfig
 from .engine.mel import ROWS_AT_ONCE, MelRunner
 from .engine.noise import RequestNoise
+from .engine.stream import MelStream, Stream, WavStream
 from .engine.tokens import TokenRequest, TokenResult, TokenRunner
 from .engine.wav import WavRunner
 from .options import EngineOptions, SamplingOptions
+from .streaming import AHEAD, Narrator, Outlet, chunk_sizes
 from .text.normalize import punc_norm
 from .text.split import split
 from .voice import Conditionals, settled
 
 logger = logging.getLogger(__name__)
-
-PAUSE = 0.15  # s of silence between the pieces of a long text
-FADE = 0.01  # s, equal-power, on both sides of each pause
 
 
 class Cancelled(RuntimeError):
@@ -35,6 +35,12 @@ class Cancelled(RuntimeError):
 
 class NoSpeech(ValueError):
     """The model ended an utterance before its first sound."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(
+            f"the model ended {text[:40]!r} before its first sound; "
+            "try another seed, a longer text or a lower temperature"
+        )
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,11 @@ class Pipeline:
         self._warm.setdefault(self._usual(steps), 0)
         self._warm_sound(batch, steps)
 
+    @property
+    def _clicks(self) -> bool:
+        """The last token before the end decodes to a click, and is left out of the sound."""
+        return self.config.family == "mtl"
+
     def _usual(self, steps: int | None) -> int | None:
         return None if steps == self.config.flow.default_steps else steps
 
@@ -118,7 +129,7 @@ class Pipeline:
         spoken = [(p, t) for p, r in zip(pieces, results) if len(t := self._audible(r.tokens))]
         wavs = self.render([t for _, t in spoken], [jobs[p.job].voice for p, _ in spoken],
                            [p.request.noise for p, _ in spoken], steps, seconds, cancel) if spoken else []
-        if self.config.family == "mtl":  # the last token before the end decodes to a click
+        if self._clicks:
             wavs = [w[: max(1, len(t) - 1) * SAMPLES_PER_TOKEN] for w, (_, t) in zip(wavs, spoken)]
         by_job: list[list[Tensor]] = [[] for _ in jobs]
         for (piece, _), wav in zip(spoken, wavs):
@@ -138,6 +149,35 @@ class Pipeline:
             )
             for i, wav in enumerate(joined)
         ]
+
+    @torch.inference_mode()
+    def stream(
+        self,
+        job: Job,
+        emit: Callable[[Tensor], None],
+        *,
+        first: int,
+        max_chars: int | None,
+        steps: int | None = None,
+        watermark: Callable[[list[Tensor]], list[Tensor]] | None = None,
+        cancel: Any = None,
+    ) -> None:
+        """Hands (1, N) waves to `emit` while the rest is being made, the first of them after about `first` tokens. The
+        tokens are those that speak() draws; the sound is made with less to look ahead to."""
+        self._warm_sound(1, steps)
+        pieces, sizes = self._pieces(0, job, 1, max_chars), chunk_sizes(first)
+        outlet = Outlet(watermark, lambda wave: emit(settled(wave.float(), "cpu").unsqueeze(0)), len(pieces))
+        for i in range(0, len(pieces), AHEAD):
+            group = pieces[i : i + AHEAD]
+            live = [self._live(piece, job.voice.gen, steps, cancel) for piece in group]
+            narrator = Narrator(live, sizes, outlet, self._audible, SAMPLES_PER_TOKEN if self._clicks else 0)
+            self._draw(group, cancel, look=narrator.look)
+        if not outlet.sounding:
+            raise NoSpeech(job.text)
+
+    def _live(self, piece: _Piece, voice: dict, steps: int | None, cancel: Any) -> Stream:
+        noise = piece.request.noise.apart()  # the tokens' own draws stay what they are without a stream
+        return Stream(MelStream(self.mel, voice, noise, steps, partial(_check, cancel)), WavStream(self.wav, noise))
 
     @torch.inference_mode()
     def draw(self, job: Job, cancel: Any = None, progress: Callable[[int, int], None] | None = None) -> Tensor:
@@ -179,12 +219,22 @@ class Pipeline:
         return [order[i : i + size] for i in range(0, len(order), size)]
 
     def _draw(
-        self, pieces: list[_Piece], cancel: Any, progress: Callable[[int, int], None] | None
+        self,
+        pieces: list[_Piece],
+        cancel: Any,
+        progress: Callable[[int, int], None] | None = None,
+        look: Callable[[list[list[int]], list[TokenResult | None]], None] | None = None,
     ) -> list[TokenResult]:
         _check(cancel)
         ceiling = sum(p.request.sampling.max_new_tokens for p in pieces)
-        report = None if progress is None else lambda done: progress(done, ceiling)
-        results = self.tokens.generate([p.request for p in pieces], cancel=cancel, progress=report)
+
+        def watch(drawn: list[list[int]], results: list[TokenResult | None]) -> None:
+            if progress is not None:
+                progress(sum(map(len, drawn)), ceiling)
+            if look is not None:
+                look(drawn, results)
+
+        results = self.tokens.generate([p.request for p in pieces], cancel=cancel, watch=watch)
         _check(cancel)
         for piece, result in zip(pieces, results):
             start = piece.text[:40]
@@ -240,26 +290,6 @@ class Pipeline:
             # in the middle of being captured, and does not survive a wait for the whole device
             torch.cuda.current_stream(self.device).synchronize()
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def join(parts: Sequence[Tensor]) -> Tensor:
-    """Pieces of one text, faded at the seams, with a short pause between them."""
-    if not parts:
-        return torch.zeros(0)
-    if len(parts) == 1:
-        return parts[0]
-    out: list[Tensor] = []
-    pause = parts[0].new_zeros(int(PAUSE * S3GEN_RATE))
-    for i, part in enumerate(parts):
-        n = min(int(FADE * S3GEN_RATE), len(part) // 2)
-        ramp = torch.sin(torch.linspace(0, torch.pi / 2, n, device=part.device, dtype=part.dtype))
-        part = part.clone()
-        if i > 0:
-            part[:n] *= ramp
-        if i < len(parts) - 1 and n:
-            part[-n:] *= ramp.flip(0)
-        out += [part, pause] if i < len(parts) - 1 else [part]
-    return torch.cat(out)
 
 
 def _check(cancel: Any) -> None:

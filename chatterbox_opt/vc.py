@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .audio.io import read, resample
 from .audio.watermark import Watermarker, mark
-from .base import MissingVoice, pretrained_folder, toggles, usable_device
+from .base import MissingVoice, pretrained_folder, toggles
+from .checks import usable_device
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
 from .engine.noise import RequestNoise
 from .engine.resolve import resolve

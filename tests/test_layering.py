@@ -18,9 +18,11 @@ LAYERS = {
     "engine": {"config", "options", "models"},
     "audio": {"config"},
     "voice": {"config", "models", "audio"},
-    "pipeline": {"config", "options", "text", "voice", "engine", "audio", "models"},
-    "base": {"config", "options", "text", "voice", "engine", "audio", "weights", "models", "pipeline"},
+    "checks": {"config"},
+    "streaming": {"config", "audio", "engine"},
+    "pipeline": {"config", "options", "text", "voice", "engine", "audio", "models", "streaming"},
 }
+LAYERS["base"] = LAYERS["pipeline"] | {"weights", "checks", "pipeline"}
 DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 
 import torch
 from torch import Tensor
@@ -32,6 +33,10 @@ class RequestNoise:
     def phases(self, n: int) -> Tensor:
         """(1, n, 1) in [-pi, pi), always drawn on the host, as upstream does."""
         return torch.rand(1, n, 1, generator=self.cpu).mul_(2 * math.pi).sub_(math.pi).to(self.device)
+
+    def apart(self) -> RequestNoise:
+        """Another request's randomness that follows from where this one stands, and leaves it there."""
+        return RequestNoise(self.device, zlib.crc32(self.state().cpu().numpy().tobytes()))
 
     def state(self) -> Tensor:
         return self._generator().get_state()

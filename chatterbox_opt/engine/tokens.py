@@ -78,8 +78,9 @@ class TokenRunner:
         self,
         requests: Sequence[TokenRequest],
         cancel: Any = None,
-        progress: Callable[[int], None] | None = None,
+        watch: Callable[[list[list[int]], list[TokenResult | None]], None] | None = None,
     ) -> list[TokenResult]:
+        """`watch` sees each request's tokens so far, and what results there are, after every block."""
         if not requests:
             return []
         for request in requests:
@@ -90,31 +91,31 @@ class TokenRunner:
                 return [TokenResult(none, "cancelled") for _ in requests]
         try:
             self._reserve(requests)
-            return self._run(requests, cancel, progress)
+            return self._run(requests, cancel, watch)
         finally:
             self.lock.release()
 
-    def _run(self, requests: Sequence[TokenRequest], cancel: Any, progress: Callable | None) -> list[TokenResult]:
+    def _run(self, requests: Sequence[TokenRequest], cancel: Any, watch: Callable | None) -> list[TokenResult]:
         results: list[TokenResult | None] = [None] * len(requests)
+        drawn: list[list[int]] = [[] for _ in requests]
         waiting = deque(range(len(requests)))
         lanes = self.lanes
         lanes.clear()
-        done = 0
         while waiting or lanes.active:
             if cancel is not None and cancel.is_set():
                 break
             room = min(len(waiting), lanes.capacity - len(lanes.active))
             if room:
                 self._admit([(waiting[0], requests[waiting.popleft()]) for _ in range(room)])
+                for lane in lanes.active:
+                    drawn[lane.index] = lane.tokens  # a list that grows, and is cut, where it is
             else:
                 self._decode_block()
             for lane in self._finished():
                 results[lane.index] = self._result(lane)
             lanes.compact(self.cache)
-            if progress is not None:
-                live = sum(len(lane.tokens) for lane in lanes.active)
-                done = sum(len(r.tokens) for r in results if r is not None)
-                progress(done + live)
+            if watch is not None:
+                watch(drawn, results)
         for lane in lanes.active:
             lane.stopped = "cancelled"
             results[lane.index] = self._result(lane)

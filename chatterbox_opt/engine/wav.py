@@ -52,7 +52,7 @@ class WavRunner:
         self.captured = Captured(options.compile if self.device.type == "cuda" else None, self.device)
         self._inputs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         with _flags:  # captured runs share their memory, and runners of one network its workspace
-            self._lock = _locks.setdefault(hift, threading.Lock())
+            self.lock = _locks.setdefault(hift, threading.Lock())
         dtype = getattr(torch, "float32" if options.s3gen_dtype == "auto" else options.s3gen_dtype)
         for name, part in hift.named_children():
             part.to(torch.float32 if name in FLOAT32 else dtype)
@@ -67,9 +67,9 @@ class WavRunner:
                     f"mel {i} has shape {tuple(mel.shape)}: ({MEL_BINS}, frames) with at least one frame is needed; "
                     "no frames means that no speech tokens came before"
                 )
-        with self._lock, full_float32(self.device):
+        with self.lock, full_float32(self.device):
             spectra = [self._spectrum(mel, noise) for mel, noise in zip(mels, noises)]
-            return [fade_in(wave) for wave in self._decode(mels, spectra)]
+            return [fade_in(wave) for wave in self.decode(mels, spectra)]
 
     def _spectrum(self, mel: Tensor, noise: RequestNoise) -> Tensor:
         harmonics, samples = self.hift.cfg.harmonics + 1, SAMPLES_PER_FRAME * mel.shape[1]
@@ -77,7 +77,8 @@ class WavRunner:
         noise.normal((1, samples, 1))  # upstream draws this too, to no use
         return self.hift.spectrum(self.hift.source(mel[None], phases, normal))
 
-    def _decode(self, mels: Sequence[Tensor], spectra: Sequence[Tensor]) -> list[Tensor]:
+    def decode(self, mels: Sequence[Tensor], spectra: Sequence[Tensor]) -> list[Tensor]:
+        """(80, T) mels and (1, 120 T + 1, 18) spectra of their sources -> (480 T,) waves. Under the lock."""
         out = [torch.empty(SAMPLES_PER_FRAME * m.shape[1], device=self.device) for m in mels]
         by_size: dict[int, list[Window]] = defaultdict(list)
         for row, mel in enumerate(mels):
@@ -137,7 +138,7 @@ class WavRunner:
         """Capture the windows of up to `batch` utterances, the largest first. Nothing is captured at any other time."""
         if not self.captured.on:
             return
-        with self._lock, full_float32(self.device):
+        with self.lock, full_float32(self.device):
             for size in SIZES:
                 for rows in reversed(ROWS):
                     if rows <= 2 * batch and rows * size <= max(size, self.options.wav_chunk):

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import threading
+from itertools import pairwise
 
 import pytest
 import torch
@@ -249,11 +250,26 @@ def test_cancel_within_eight_tokens(llama):
         assert len(results[0].tokens) <= 1 + 3 * 8
 
 
-def test_progress_counts_up(llama):
+def test_tokens_are_seen_while_they_are_drawn(llama):
+    """Each look shows what the one before did and more, nothing past the end, and the last one everything."""
     seen = []
-    TokenRunner(llama, EXACT).generate([request(llama.config, max_new_tokens=6)] * 2, progress=seen.append)
-    assert seen == sorted(seen)
-    assert seen[-1] == 12
+    requests = [request(llama.config, max_new_tokens=n) for n in (6, 1, 11)]
+    runner = TokenRunner(llama, EXACT.replace(poll_every=4, slots=2))
+    ended = []
+
+    def watch(drawn, results):
+        seen.append([list(d) for d in drawn])
+        ended.append([r is not None for r in results])
+        assert all(r is None or r.tokens.tolist() == d for d, r in zip(drawn, results))
+
+    results = runner.generate(requests, watch=watch)
+    for before, after in pairwise(seen):
+        assert all(b[: len(a)] == a for a, b in zip(before, after))
+    assert [len(d) for d in seen[-1]] == [6, 1, 11]
+    assert [r.tokens.tolist() for r in results] == seen[-1]
+    assert all(ended[-1])
+    assert any(1 <= sum(look) < 3 for look in ended)
+    assert len({sum(map(len, look)) for look in seen}) > 3
 
 
 def test_threads_take_turns(llama):

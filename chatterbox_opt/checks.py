@@ -1,0 +1,68 @@
+"""What callers may give, and what they are told when it is something else."""
+
+from __future__ import annotations
+
+import logging
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import SPEECH_CODES
+
+logger = logging.getLogger(__name__)
+
+
+def usable_device(device: Any) -> Any:
+    """The device as given, or cpu where MPS is asked for and missing, as upstream does; others must exist."""
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r}: give 'cuda', 'cuda:N', 'mps', 'cpu' or a torch.device") from error
+    if kind == "mps" and not torch.backends.mps.is_available():
+        logger.warning("MPS is not available here (torch %s); using the CPU", torch.__version__)
+        return "cpu"
+    if kind == "cuda":
+        count, index = torch.cuda.device_count(), torch.device(device).index or 0
+        if index >= count:
+            raise ValueError(f"device={device!r}: torch {torch.__version__} sees {count} CUDA devices; try 'cpu'")
+    elif kind not in ("cpu", "mps"):
+        raise ValueError(f"device={device!r}: give 'cuda', 'cuda:N', 'mps', 'cpu' or a torch.device")
+    return device
+
+
+def check_steps(value: int | None) -> None:
+    if value is not None and (not isinstance(value, int) or not 1 <= value <= 100):
+        raise ValueError(f"n_cfm_timesteps={value!r}: a whole number from 1 to 100 is needed")
+
+
+def check_exaggeration(value: float) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 10:
+        raise ValueError(f"exaggeration={value!r}: a number from 0 to 10 is needed; 0.5 is neutral")
+    return float(value)
+
+
+def check_first_chunk(value: float) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0.2 <= value <= 60:
+        raise ValueError(f"first_chunk={value!r}: seconds from 0.2 to 60 are needed")
+
+
+def check_tokens(tokens: Any) -> Tensor:
+    tokens = torch.as_tensor(tokens).long().reshape(-1)
+    if not len(tokens):
+        raise ValueError("no speech tokens were given; at least one is needed")
+    if int(tokens.min()) < 0 or int(tokens.max()) >= SPEECH_CODES:
+        raise ValueError(
+            f"speech tokens reach from {int(tokens.min())} to {int(tokens.max())}; "
+            f"ids from 0 to {SPEECH_CODES - 1} are sound, drop the others"
+        )
+    return tokens
+
+
+def one_per_text(name: str, value: Any, n: int) -> list:
+    if isinstance(value, (list, tuple)):
+        if len(value) != n:
+            raise ValueError(f"{name} has {len(value)} values for {n} texts; give one for all or one for each")
+        return list(value)
+    return [value] * n

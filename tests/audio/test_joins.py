@@ -1,0 +1,70 @@
+"""Seams: between the pieces of a text, and between a watermark and the next."""
+
+import pytest
+import torch
+
+from chatterbox_opt.audio.joins import CONTEXT, OVERLAP, PAUSE, Seam, faded, join
+
+RATE = 24_000
+
+
+def noise(n: int) -> torch.Tensor:
+    return torch.randn(n)
+
+
+def test_pieces_are_faded_around_a_pause():
+    parts = [noise(2000), noise(3000), noise(10)]
+    got = join(parts)
+    pause = int(PAUSE * RATE)
+    assert len(got) == 5010 + 2 * pause
+    assert torch.equal(got[:1760], parts[0][:1760]), "nothing fades but what meets a pause"
+    assert not got[2000 : 2000 + pause].any()
+    assert got[1999].abs() < 0.01 * parts[0].abs().max()
+    assert got[2000 + pause] == 0
+    middle = slice(2000 + pause + 240, 2000 + pause + 2760)
+    assert torch.equal(got[middle], parts[1][240:2760])
+    assert torch.equal(join([parts[0]]), parts[0])
+    assert not len(join([]))
+
+
+def test_fades_keep_their_input_and_the_power():
+    wave = torch.ones(4000)
+    both = faded(wave, start=True, end=True)
+    assert torch.equal(wave, torch.ones(4000))
+    assert torch.allclose(both[:240] ** 2 + both[-240:] ** 2, torch.ones(240), atol=1e-5)
+    assert faded(wave) is wave
+    assert len(faded(torch.ones(1), start=True)) == 1
+
+
+@pytest.mark.parametrize("cuts", [[], [700], [480, 481, 50_000], list(range(900, 60_000, 900))], ids=len)
+def test_marked_chunks_are_the_marked_whole_where_the_mark_is_local(cuts):
+    """A mark that depends on the sample alone leaves no trace of the cuts."""
+    wave = noise(70_000)
+    seam = Seam(lambda waves: [w + 0.1 * w.abs() for w in waves])
+    parts = [seam.add(w) for w in wave.tensor_split(cuts)] + [seam.rest()]
+    assert torch.allclose(torch.cat(parts), wave + 0.1 * wave.abs())
+
+
+def test_one_marking_passes_into_the_next():
+    """Marks that differ from call to call meet in a straight line, and each sees the second before its chunk."""
+    seen = []
+
+    def mark(waves):
+        seen.append(len(waves[0]))
+        return [w + len(seen) for w in waves]
+
+    seam = Seam(mark)
+    parts = [seam.add(torch.zeros(n)) for n in (30_000, 10_000, 5_000)] + [seam.rest()]
+    got = torch.cat(parts)
+    assert len(got) == 45_000
+    assert seen == [30_000, CONTEXT + 10_000, CONTEXT + 5_000]
+    assert [len(p) for p in parts] == [30_000 - OVERLAP, 10_000, 5_000, OVERLAP]
+    assert got.diff().abs().max() < 1.01 / (OVERLAP - 1)
+    assert (got[0], got[35_000], got[-1]) == (1, 2, 3)
+
+
+def test_without_a_mark_nothing_waits():
+    wave = noise(100)
+    seam = Seam(None)
+    assert seam.add(wave) is wave
+    assert not len(seam.rest())

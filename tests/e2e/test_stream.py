@@ -1,0 +1,148 @@
+"""generate_stream() of every family: the words of generate(), sooner, in chunks that meet."""
+
+import threading
+
+import pytest
+import torch
+
+from chatterbox_opt import (
+    Cancelled,
+    NoSpeech,
+    OptimizedChatterboxMultilingualTTS,
+    OptimizedChatterboxTTS,
+    OptimizedChatterboxTurboTTS,
+)
+
+LONG = "First comes a sentence of some length. Then there is another one, as long as the first. And then a third."
+
+
+@pytest.fixture(scope="module")
+def model():
+    return OptimizedChatterboxTTS.from_random(size="tiny", seed=0)
+
+
+def load(family: str):
+    if family == "mtl":
+        return OptimizedChatterboxMultilingualTTS.from_random(size="tiny"), dict(language_id="fr")
+    if family == "turbo":
+        return OptimizedChatterboxTurboTTS.from_random(size="tiny"), {}
+    return OptimizedChatterboxTTS.from_random(size="tiny"), {}
+
+
+@pytest.mark.parametrize("family", ["tts", "mtl", "turbo"])
+def test_as_long_as_what_generate_says(family):
+    model, how = load(family)
+    how |= dict(seed=3, max_new_tokens=70)
+    wanted = model.generate("Hello there.", **how)
+    chunks = list(model.generate_stream("Hello there.", first_chunk=0.5, **how))
+    assert len(chunks) > 2
+    assert all(c.ndim == 2 and len(c) == 1 and c.dtype == torch.float32 and c.device.type == "cpu" for c in chunks)
+    got = torch.cat(chunks, 1)
+    assert got.shape == wanted.shape
+    assert got.isfinite().all()
+    got += 0  # an ordinary tensor, not one of inference mode
+    again = torch.cat(list(model.generate_stream("Hello there.", first_chunk=0.5, **how)), 1)
+    assert torch.equal(again, got), "the same text, voice and seed give the same audio"
+
+
+def test_its_tokens_are_generates(model, monkeypatch):
+    told = []
+    render = model.pipeline.mel.render
+
+    def listen(tokens, voices, *rest):
+        told.append(([t.tolist() for t in tokens], [v.get("spoken", ([],))[0] for v in voices]))
+        return render(tokens, voices, *rest)
+
+    monkeypatch.setattr(model.pipeline.mel, "render", listen)
+    for seed in (3, None):
+        torch.manual_seed(8)
+        wanted = model.speak(model.jobs(["Hello there."], seeds=seed, max_new_tokens=70))[0].tokens[0].tolist()
+        told.clear()
+        torch.manual_seed(8)
+        list(model.generate_stream("Hello there.", seed=seed, max_new_tokens=70))
+        ((last,), (before,)) = told[-1]
+        assert len(told) > 1
+        assert [int(t) for t in before] + last == wanted
+
+
+def test_pieces_of_a_long_text():
+    model = OptimizedChatterboxTTS.from_random(size="tiny", enable_watermark=False)
+    how = dict(seed=3, max_new_tokens=40, max_chars=45)
+    wanted = model.generate(LONG, **how)
+    got = torch.cat(list(model.generate_stream(LONG, **how)), 1)
+    assert got.shape == wanted.shape
+    silent = (wanted == 0) & (got == 0)
+    assert silent.sum() >= 2 * 0.15 * model.sr, "the pauses stand at the same place"
+
+
+def test_the_first_chunk_comes_before_the_last_token(model, monkeypatch):
+    """Counted, not timed: how many steps T3 had made when the first sound was there."""
+    steps, at = [], []
+    step = model.pipeline.tokens._step
+    monkeypatch.setattr(model.pipeline.tokens, "_step", lambda *args: (steps.append(1), step(*args))[1])
+    model.pipeline.stream(
+        model.jobs(["Hello there."], seeds=1, max_new_tokens=100)[0], lambda wave: at.append(len(steps)),
+        first=25, max_chars=None,
+    )
+    assert at[0] < 30
+    assert at[-1] >= 99
+
+
+def test_other_speech_while_a_stream_waits(model):
+    """No lock is held while nobody listens."""
+    wanted = model.generate("No.", seed=1, max_new_tokens=6)
+    for _ in model.generate_stream("Hello there.", seed=1, max_new_tokens=60, first_chunk=0.5):
+        assert torch.equal(model.generate("No.", seed=1, max_new_tokens=6), wanted)
+
+
+def test_streams_side_by_side(model):
+    texts = ["Hello there.", "Good morning.", "No."]
+    alone = [torch.cat(list(model.generate_stream(t, seed=i, max_new_tokens=60)), 1) for i, t in enumerate(texts)]
+    streams = [model.generate_stream(t, seed=i, max_new_tokens=60) for i, t in enumerate(texts)]
+    heard = [[next(s)] for s in streams]
+    for parts, stream in zip(heard, streams):
+        parts += stream
+    assert all(torch.equal(torch.cat(parts, 1), wanted) for parts, wanted in zip(heard, alone))
+
+
+def test_cancel(model):
+    stop = threading.Event()
+    chunks = model.generate_stream(LONG, seed=1, max_new_tokens=900, cancel=stop)
+    next(chunks)
+    stop.set()
+    with pytest.raises(Cancelled):
+        list(chunks)
+    assert model.generate("No.", seed=1, max_new_tokens=6).isfinite().all()
+
+
+def test_wrong_arguments_are_told_at_once(model):
+    for bad in (0, -1, 100, "1", True):
+        with pytest.raises(ValueError, match="first_chunk"):
+            model.generate_stream("Hello there.", first_chunk=bad)
+    with pytest.raises(ValueError, match="n_cfm_timesteps"):
+        model.generate_stream("Hello there.", n_cfm_timesteps=0)
+    with pytest.raises(TypeError, match="cfg_wait"):
+        model.generate_stream("Hello there.", cfg_wait=1)
+
+
+def test_no_sound_at_all(model, monkeypatch):
+    monkeypatch.setattr(model.pipeline, "_audible", lambda tokens, padded=True: tokens[:0])
+    with pytest.raises(NoSpeech, match="Hello there"):
+        list(model.generate_stream("Hello there.", max_new_tokens=5))
+
+
+def test_chunks_carry_the_watermark():
+    """Heard by the listener of the mark in what a program puts together, and cut anywhere."""
+    model = OptimizedChatterboxTTS.from_mini()
+    chunks = list(model.generate_stream(LONG, seed=2))
+    speech = torch.cat(chunks, 1)[0].numpy()
+    sure = model.watermarker.get_watermark(speech, model.sr, round=False)
+    assert len(chunks) > 3
+    assert sure > 0.9
+    assert model.watermarker.get_watermark(speech[len(speech) // 3 :], model.sr, round=False) > 0.9
+    model.enable_watermark = False
+    plain = torch.cat(list(model.generate_stream(LONG, seed=2)), 1)[0].numpy()
+    assert model.watermarker.get_watermark(plain, model.sr, round=False) < 0.1
+    at_once = model.watermarker.apply_watermark(plain, model.sr)
+    assert (speech - plain).std() == pytest.approx((at_once - plain).std(), rel=0.2), "no louder than on the whole"
+    assert abs(speech - plain).max() < 1.5 * abs(at_once - plain).max(), "nor at the seams"
