@@ -63,7 +63,7 @@ def main() -> None:
         args.device,
         args.weights,
         enable_compilation=True,  # CUDA graphs on a GPU; nothing is compiled on a CPU
-        use_mixed_precision=True,  # bf16 or fp16 where the device computes in it
+        use_mixed_precision=True,  # bf16 or fp16 where the device computes in it, or reads weights in it
         enable_watermark=True,
         quantize=None,  # "int8" and "int4" halve and quarter T3's weights
         engine=EngineOptions(),  # everything else
@@ -96,6 +96,14 @@ def main() -> None:
 
     # 4. A long text is one call as well.
     speak("long", [LONG_TEXT], seeds=3)
+
+    # 5. The same in chunks: what is ready can be played while the rest is being made.
+    start, heard = time.perf_counter(), []
+    with soundfile.SoundFile(args.output / "stream.wav", "w", model.sr, 1) as file:
+        for chunk in model.generate_stream(LONG_TEXT, seed=3, **limit):
+            file.write(chunk[0].numpy())
+            heard.append(time.perf_counter() - start)
+    print(f"stream       first of {len(heard)} chunks after {heard[0]:.2f} s, the last after {heard[-1]:.2f} s")
 
 
 if __name__ == "__main__":

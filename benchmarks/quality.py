@@ -30,6 +30,7 @@ class Mode:
     fields: dict[str, Any]
     steps: int | None = None
     batched: bool = False  # all sentences in one call
+    streamed: bool = False  # in chunks, while their tokens are being drawn
 
 
 MODES = {
@@ -39,6 +40,7 @@ MODES = {
     "int4": Mode("T3's linears in int4", {"quantize": "int4"}),
     "defaults": Mode("this device's defaults", {}),
     "batched": Mode("this device's defaults, all sentences in one batch", {}, batched=True),
+    "streamed": Mode("this device's defaults, in chunks", {}, streamed=True),
     "steps6": Mode("6 Euler steps, more of them early", {"cfm_schedule": "sway"}, 6),
     "steps6-even": Mode("6 Euler steps, usual schedule", {}, 6),
     "cfgoff3": Mode("no guidance in the last 3 steps", {"cfg_off_last": 3}),
@@ -52,6 +54,7 @@ MEANFLOW = (
     "int4",
     "defaults",
     "batched",
+    "streamed",
     "prompt5",
 )  # Turbo and Nano have neither guidance nor a schedule
 
@@ -111,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
 def default_modes(args: Any) -> list[str]:
     left_out = {"fp16"} | ({"bf16"} if ceilings.emulates_bfloat16(args.device) else set())  # forty times slower there
     names = [n for n in MODES if n not in left_out and (args.model not in ("turbo", "nano") or n in MEANFLOW)]
-    return [n for n in names if not (n == "batched" and args.weights == "random")]
+    return [n for n in names if not (n in ("batched", "streamed") and args.weights == "random")]  # which say nothing
 
 
 class Gate:
@@ -162,7 +165,7 @@ class Gate:
         from chatterbox_opt.options import EngineOptions
 
         mode = MODES[name]
-        own_choice = name in ("defaults", "batched")
+        own_choice = name in ("defaults", "batched", "streamed")
         model, voice = self._load(
             EngineOptions(runaway_guard=False, **({} if own_choice else FULL_PRECISION) | mode.fields)
         )
@@ -185,6 +188,8 @@ class Gate:
             "spectral_db": statistics.mean(metrics.spectral_distance(a, b) for a, b in zip(self.waves, waves)),
             **self._speak(model, voice, mode, mode.steps),
         }
+        if mode.streamed:  # what was rendered above was not
+            row |= dict.fromkeys(("mel_mean_abs", "mel_snr_db", "spectral_db", "render_seconds"))
         if row.get("speech_seconds") and self.exact_speech.get("speech_seconds"):
             row["length_ratio"] = row["speech_seconds"] / self.exact_speech["speech_seconds"]
         del model, voice
@@ -228,30 +233,44 @@ class Gate:
         seeds = [workload.SEED + i for i in range(len(self.texts))]
         numbers = list(range(len(self.texts)))
         groups = [numbers] if mode.batched else [[i] for i in numbers]
-        speech = []
+        waves, stops = [], []
         for group in groups:
             jobs = model.jobs(
                 [self.texts[i] for i in group], voices=voice, seeds=[seeds[i] for i in group],
                 language_ids=self.language,
             )
-            speech += model.speak(jobs, n_cfm_timesteps=steps)
-        out: dict[str, Any] = {
-            "speech_seconds": sum(s.wav.shape[1] for s in speech) / model.sr,
-            "ended_by_itself": sum(s.stops == ["eos"] for s in speech) / len(speech),
-        }
+            if mode.streamed:
+                waves += [spoken_in_chunks(model, job, steps) for job in jobs]
+            else:
+                speech = model.speak(jobs, n_cfm_timesteps=steps)
+                waves += [s.wav[0] for s in speech]
+                stops += [s.stops for s in speech]
+        out: dict[str, Any] = {"speech_seconds": sum(map(len, waves)) / model.sr}
+        if stops:
+            out["ended_by_itself"] = sum(s == ["eos"] for s in stops) / len(stops)
         if model.config.clones:  # else the voice encoder has heard nobody
             own = voice.t3.speaker_emb[0].float().cpu()
             alike = [
-                metrics.similarity(own, metrics.speaker_embedding(model, s.wav[0], model.sr))
-                for s in speech
-                if s.wav.shape[1] > model.sr // 2
+                metrics.similarity(own, metrics.speaker_embedding(model, wav, model.sr))
+                for wav in waves
+                if len(wav) > model.sr // 2
             ]
             out["similarity"] = statistics.mean(alike) if alike else None
         if self.listener is not None:
             out["wer"] = metrics.word_error_rate(
-                [(t, self.listener.hear(s.wav[0], model.sr)) for t, s in zip(self.texts, speech)]
+                [(t, self.listener.hear(wav, model.sr)) for t, wav in zip(self.texts, waves)]
             )
         return out
+
+
+def spoken_in_chunks(model: Any, job: Any, steps: int | None) -> Any:
+    import torch
+
+    sampling = dataclasses.asdict(job.sampling)
+    chunks = model.generate_stream(
+        job.text, voice=job.voice, seed=job.seed, language_id=job.language, n_cfm_timesteps=steps, **sampling
+    )
+    return torch.cat(list(chunks), 1)[0]
 
 
 def aligned_noise(device: Any, seed: int) -> Any:

@@ -25,7 +25,9 @@ def where(record: dict[str, Any]) -> str:
 
 def markdown(document: dict[str, Any]) -> str:
     """The page a benchmark prints: what and where, its tables, the command."""
-    page = {"comparison": comparison, "inference": inference, "ladder": ladder, "quality": quality}
+    page = {
+        "comparison": comparison, "inference": inference, "ladder": ladder, "quality": quality, "streaming": streaming,
+    }
     return "\n".join([*page[document["benchmark"]](document), "", f"`{document['command']}`"])
 
 
@@ -237,3 +239,27 @@ def quality_table(document: dict[str, Any]) -> str:
             cells[0] = f"failed: {r['failed'][:60]}"
         out.append([f"{r['mode']}: {r['what']}", *cells])
     return table(["mode", *(c[0] for c in columns)], out)
+
+
+# ---- streaming -----------------------------------------------------------------------------------
+
+
+def streaming(document: dict[str, Any]) -> list[str]:
+    head = ["speech", "first_chunk", "in one call", "first sound of a stream", "sooner", "its last", "gaps"]
+    rows = [
+        [
+            f"{r['length']}, {r['speech_seconds']:.1f} s", f"{r['first_chunk']:g} s",
+            *(f"{r[k]['median']:.2f} s" for k in ("whole_seconds", "first_seconds")), f"**{r['sooner']:.1f}**",
+            f"{r['last_seconds']['median']:.2f} s",
+            f"{gap:.2f} s" if (gap := r["gap_seconds"]["median"]) > 0.005 else "none",
+        ]
+        for r in document["rows"]
+    ]
+    options = document["settings"]["options"]
+    return [
+        title(document, "" if options == "defaults" else f", {options}"),
+        "",
+        table(head, rows),
+        "",
+        "Seconds from the call, medians. Gaps: the silence in all, for one who plays each chunk when it is there.",
+    ]

@@ -41,6 +41,10 @@ def parser() -> argparse.ArgumentParser:
     say.add_argument("--cfg-weight", type=float)
     say.add_argument("--temperature", type=float)
     say.add_argument("--quantize", choices=("int8", "int4"))
+    say.add_argument(
+        "--stream", action="store_true",
+        help="no file, but samples to standard output while they are being made: | aplay -q -f S16_LE -r 24000",
+    )
     say.set_defaults(run=run_say)
 
     convert = commands.add_parser("convert", help="speak a recording again in another voice")
@@ -70,14 +74,20 @@ def run_say(args: argparse.Namespace) -> None:
         raise ValueError(f"--lang {args.lang} needs --model multilingual; {args.model} speaks English")
     if args.dir and args.model == "mini":
         raise ValueError(f"--dir {args.dir}: mini comes with the package; leave out one of the two")
-    check_output(args.output)
+    if not args.stream:
+        check_output(args.output)
     model = load(args)
     chosen = {k: getattr(args, k) for k in ("exaggeration", "cfg_weight", "temperature")}
     options = {k: v for k, v in chosen.items() if v is not None}
     if args.model == "multilingual":
         options["language_id"] = args.lang or "en"
-    wav = model.generate(text, audio_prompt_path=args.voice, seed=args.seed, verbose=True, **options)
-    save(args.output, wav, model.sr)
+    options |= {"audio_prompt_path": args.voice, "seed": args.seed}
+    if args.stream:
+        for chunk in model.generate_stream(text, **options):
+            sys.stdout.buffer.write(pcm16(chunk))
+            sys.stdout.buffer.flush()
+    else:
+        save(args.output, model.generate(text, verbose=True, **options), model.sr)
 
 
 def run_convert(args: argparse.Namespace) -> None:
@@ -138,6 +148,11 @@ def check_output(path: Path) -> None:
         raise ValueError(f"{path}: cannot be written")
     if path.suffix and path.suffix[1:].upper() not in writable_kinds():
         raise ValueError(f"{path}: sound cannot be written as {path.suffix}; .wav, .flac and .ogg are known")
+
+
+def pcm16(wav: Any) -> bytes:
+    """(1, N) in [-1, 1] -> little-endian samples of 16 bits."""
+    return (wav[0].clamp(-1, 1) * 32767).round().numpy().astype("<i2").tobytes()
 
 
 def save(path: Path, wav: Any, rate: int) -> None:

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import benchmark_comparison  # noqa: E402
 import benchmark_inference  # noqa: E402
+import benchmark_streaming  # noqa: E402
 import ceilings  # noqa: E402
 import check_results  # noqa: E402
 import ladder  # noqa: E402
@@ -134,6 +135,27 @@ def test_quality(work, tmp_path, capsys):
         assert defaults["kl"] < 1e-4
         assert defaults["mel_snr_db"] > 60
     assert prompt["kl"] < 1e-6  # T3 hears the whole prompt
+
+
+def test_streaming(work, tmp_path, capsys):
+    options = ["--lengths", "3", "--first", "0.5", "2", "--repeats", "2", "--options", "exact"]
+    status, document, _ = run(benchmark_streaming, work, tmp_path, capsys, *options)
+    assert status == 0
+    short, long = document["rows"]
+    assert short["chunks"] > long["chunks"] > 1
+    assert short["speech_seconds"] == long["speech_seconds"] == 3
+    for row in document["rows"]:
+        assert row["first_seconds"]["median"] < row["last_seconds"]["median"]
+        assert row["sooner"] > 0
+
+
+def test_what_a_listener_waits_for(monkeypatch):
+    clock = iter([0.0, 1.0, 1.5, 4.0])  # the call, then three chunks
+    monkeypatch.setattr(benchmark_streaming.time, "perf_counter", lambda: next(clock))
+    heard = benchmark_streaming.listen([torch.zeros(1, n) for n in (100, 100, 50)], 100)
+    assert heard == {
+        "first_seconds": 1.0, "last_seconds": 4.0, "gap_seconds": 1.0, "speech_seconds": 2.5, "chunks": 3
+    }
 
 
 # ---- what they are made of -----------------------------------------------------------------------

@@ -32,6 +32,22 @@ def test_say(folder, tmp_path, capsys, monkeypatch):
     assert "at most" in said.err
 
 
+def test_a_stream_goes_to_standard_output(folder, capfdbinary, monkeypatch):
+    """Samples and nothing else."""
+    import numpy as np
+
+    from chatterbox_opt.tts import OptimizedChatterboxTTS
+
+    monkeypatch.setattr(OptimizedChatterboxTTS, "defaults", type(OptimizedChatterboxTTS.defaults)(max_new_tokens=50))
+    words = ["--stream", "--dir", str(folder), "--device", "cpu", "--seed", "1", "--no-watermark"]
+    assert main(["say", "Hello.", *words]) == 0
+    samples = np.frombuffer(capfdbinary.readouterr().out, "<i2")
+    model = OptimizedChatterboxTTS.from_local(folder, "cpu", enable_watermark=False)
+    wanted = torch.cat(list(model.generate_stream("Hello.", seed=1)), 1)[0]
+    assert len(samples) == len(wanted) == 50 * 960
+    assert abs(samples / 32767 - wanted.numpy()).max() < 1e-4
+
+
 def test_the_text_may_come_by_pipe(folder, tmp_path, monkeypatch):
     from chatterbox_opt.tts import OptimizedChatterboxTTS
 

@@ -56,7 +56,7 @@ def test_the_calls_of_the_readme(tmp_path):
         type(model).defaults = type(original)(max_new_tokens=6)
         names = {
             "model": model, "text": "Hello.", "texts": ["One.", "Two.", "Three."], "event": threading.Event(),
-            "long_text": "This goes on for a while. " * 20,
+            "play": len, "long_text": "This goes on for a while. " * 20,
         }
         exec(code.replace("max_new_tokens=500", "max_new_tokens=6"), names)
     finally:

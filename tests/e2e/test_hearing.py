@@ -62,6 +62,15 @@ def test_words_are_heard(mode, steps, listener):
     assert errors(speech, listener) <= WORDS
 
 
+def test_words_are_heard_in_chunks(listener):
+    """A short first chunk, so that a sentence has two seams or more."""
+    model = OptimizedChatterboxTTS.from_mini()
+    streams = [list(model.generate_stream(t, seed=i, first_chunk=0.6)) for i, t in enumerate(TEXTS)]
+    assert sum(len(chunks) > 2 for chunks in streams) > len(TEXTS) / 2
+    waves = [torch.cat(chunks, 1) for chunks in streams]
+    assert metrics.word_error_rate([(t, listener.hear(w[0], 24_000)) for t, w in zip(TEXTS, waves)]) <= WORDS
+
+
 def test_the_gate_can_close(listener):
     """What has lost a part of its training is not understood."""
     model = OptimizedChatterboxTTS.from_mini(enable_watermark=False)
