@@ -266,11 +266,16 @@ class Gate:
 def spoken_in_chunks(model: Any, job: Any, steps: int | None) -> Any:
     import torch
 
+    from chatterbox_opt import NoSpeech
+
     sampling = dataclasses.asdict(job.sampling)
     chunks = model.generate_stream(
         job.text, voice=job.voice, seed=job.seed, language_id=job.language, n_cfm_timesteps=steps, **sampling
     )
-    return torch.cat(list(chunks), 1)[0]
+    try:
+        return torch.cat(list(chunks), 1)[0]
+    except NoSpeech:
+        return torch.zeros(0)
 
 
 def aligned_noise(device: Any, seed: int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral
@@ -21,7 +21,7 @@ from .engine.noise import RequestNoise
 from .engine.resolve import resolve, stored_dtype
 from .options import EngineOptions, SamplingOptions
 from .pipeline import Job, NoSpeech, Pipeline, Speech
-from .streaming import in_background
+from .streaming import Chunks, here
 from .text.tokenizer import load_tokenizer
 from .voice import Conditionals, VoicePreparer, settled, with_exaggeration
 from .weights import hub
@@ -237,19 +237,29 @@ class Speaker:
         first_chunk: float = 1.0,
         n_cfm_timesteps: int | None = None,
         max_chars: int | None = MAX_CHARS,
+        verbose: bool = False,
         cancel: Any = None,
+        progress: Callable[[int, int], None] | None = None,
         **sampling: Any,
-    ) -> Iterator[Tensor]:
-        """(1, n) waves while the rest is being made; together they are the speech. The first one comes after about
-        `first_chunk` seconds of speech have been drawn, the others are longer and longer. Approximate: the words are
-        those of generate() at the same seed, the sound is made with less to look ahead to."""
+    ) -> Chunks:
+        """An iterator over (1, n) waves that come while the rest is being made; together they are the speech. The first
+        has about `first_chunk` seconds, the others more and more. Approximate: the words are those of generate() at the
+        same seed, the sound is made with less to look ahead to."""
         check_steps(n_cfm_timesteps)
         check_first_chunk(first_chunk)
-        job = self._job(text, voice or audio_prompt_path, exaggeration, seed, language_id, **sampling)
-        how = dict(
-            first=round(first_chunk * TOKEN_RATE), max_chars=max_chars, steps=n_cfm_timesteps, watermark=self._mark()
+        if voice is None and audio_prompt_path:
+            voice = self._voice(None, audio_prompt_path, 0.5 if exaggeration is None else exaggeration)
+        job = self._job(text, voice, exaggeration, seed, language_id, **sampling)
+        speak = self.pipeline.stream(
+            job, first=round(first_chunk * TOKEN_RATE), max_chars=max_chars, steps=n_cfm_timesteps,
+            watermark=self._mark(),
         )
-        return in_background(lambda emit, stop: self.pipeline.stream(job, emit, cancel=stop, **how), cancel)
+
+        def work(emit: Callable[[Tensor], None], cancel: Any) -> None:
+            with progress_bar(verbose, progress) as report:
+                speak(emit, cancel, report)
+
+        return Chunks(work, cancel, here(torch.device(self.device)))
 
     # ---- the stages by themselves ----------------------------------------------------------------
 

@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
     say = commands.add_parser("say", help="speak a text into a wav file")
     say.add_argument("text", help="the text; - reads standard input")
-    say.add_argument("-o", "--output", default="out.wav", type=Path)
+    say.add_argument("-o", "--output", type=Path, help="out.wav otherwise")
     say.add_argument("--model", choices=MODELS, default="english", help="mini: the small voice that needs no download")
     say.add_argument("--lang", help="language of --model multilingual, such as fr")
     say.add_argument("--voice", type=Path, help="a recording of the voice to speak in")
@@ -74,8 +74,11 @@ def run_say(args: argparse.Namespace) -> None:
         raise ValueError(f"--lang {args.lang} needs --model multilingual; {args.model} speaks English")
     if args.dir and args.model == "mini":
         raise ValueError(f"--dir {args.dir}: mini comes with the package; leave out one of the two")
+    if args.stream and (args.output or sys.stdout.isatty()):
+        raise ValueError("--stream writes no file, but samples into a pipe: ... --stream | aplay -q -f S16_LE -r 24000")
+    output = args.output or Path("out.wav")
     if not args.stream:
-        check_output(args.output)
+        check_output(output)
     model = load(args)
     chosen = {k: getattr(args, k) for k in ("exaggeration", "cfg_weight", "temperature")}
     options = {k: v for k, v in chosen.items() if v is not None}
@@ -87,7 +90,7 @@ def run_say(args: argparse.Namespace) -> None:
             sys.stdout.buffer.write(pcm16(chunk))
             sys.stdout.buffer.flush()
     else:
-        save(args.output, model.generate(text, verbose=True, **options), model.sr)
+        save(output, model.generate(text, verbose=True, **options), model.sr)
 
 
 def run_convert(args: argparse.Namespace) -> None:

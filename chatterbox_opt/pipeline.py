@@ -150,28 +150,39 @@ class Pipeline:
             for i, wav in enumerate(joined)
         ]
 
-    @torch.inference_mode()
     def stream(
         self,
         job: Job,
-        emit: Callable[[Tensor], None],
         *,
         first: int,
         max_chars: int | None,
         steps: int | None = None,
         watermark: Callable[[list[Tensor]], list[Tensor]] | None = None,
-        cancel: Any = None,
+    ) -> Callable[..., None]:
+        """What is wrong is told at once; what comes back speaks, called with (emit, cancel, progress). It emits (1, N)
+        waves while the rest is being made, the first of about `first` tokens. The tokens are those that speak() draws;
+        the sound is made with less to look ahead to."""
+        pieces = self._pieces(0, job, 1, max_chars)
+        for piece in pieces:
+            self.tokens.check(piece.request)
+        return partial(self._stream, pieces, job, first, steps, watermark)
+
+    @torch.inference_mode()
+    def _stream(
+        self, pieces: list[_Piece], job: Job, first: int, steps: int | None, watermark: Any,
+        emit: Callable[[Tensor], None], cancel: Any = None, progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        """Hands (1, N) waves to `emit` while the rest is being made, the first of them after about `first` tokens. The
-        tokens are those that speak() draws; the sound is made with less to look ahead to."""
         self._warm_sound(1, steps)
-        pieces, sizes = self._pieces(0, job, 1, max_chars), chunk_sizes(first)
         outlet = Outlet(watermark, lambda wave: emit(settled(wave.float(), "cpu").unsqueeze(0)), len(pieces))
+        live = [self._live(piece, job.voice.gen, steps, cancel) for piece in pieces]
+        sizes = chunk_sizes(first, live[0].hold)
+        ceiling, done = _ceiling(pieces), 0
         for i in range(0, len(pieces), AHEAD):
-            group = pieces[i : i + AHEAD]
-            live = [self._live(piece, job.voice.gen, steps, cancel) for piece in group]
-            narrator = Narrator(live, sizes, outlet, self._audible, SAMPLES_PER_TOKEN if self._clicks else 0)
-            self._draw(group, cancel, look=narrator.look)
+            group = slice(i, i + AHEAD)
+            narrator = Narrator(live[group], sizes, outlet, self._audible, SAMPLES_PER_TOKEN if self._clicks else 0)
+            report = None if progress is None else lambda drawn, _, before=done: progress(before + drawn, ceiling)
+            results = self._draw(pieces[group], cancel, report, narrator.look)
+            done += sum(len(r.tokens) for r in results)
         if not outlet.sounding:
             raise NoSpeech(job.text)
 
@@ -226,7 +237,7 @@ class Pipeline:
         look: Callable[[list[list[int]], list[TokenResult | None]], None] | None = None,
     ) -> list[TokenResult]:
         _check(cancel)
-        ceiling = sum(p.request.sampling.max_new_tokens for p in pieces)
+        ceiling = _ceiling(pieces)
 
         def watch(drawn: list[list[int]], results: list[TokenResult | None]) -> None:
             if progress is not None:
@@ -290,6 +301,10 @@ class Pipeline:
             # in the middle of being captured, and does not survive a wait for the whole device
             torch.cuda.current_stream(self.device).synchronize()
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _ceiling(pieces: Sequence[_Piece]) -> int:
+    return sum(p.request.sampling.max_new_tokens for p in pieces)
 
 
 def _check(cancel: Any) -> None:

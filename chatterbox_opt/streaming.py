@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
@@ -19,13 +22,17 @@ AHEAD = 4  # pieces of a text whose tokens are drawn side by side: the first is 
 GROWTH = 1.5  # of a chunk over the one before it: the flow reads the voice's prompt anew for each
 LONGEST = 5 * TOKEN_RATE  # tokens of a chunk
 
+Work = Callable[[Callable[[Any], None], Any], None]  # (emit, cancel)
 
-def chunk_sizes(first: int) -> Iterator[int]:
-    """Tokens of each chunk: few at first, as somebody waits, then more and more."""
-    size = float(first)
+
+def chunk_sizes(first: int, hold: int) -> Iterator[int]:
+    """Tokens of each chunk: few at first, as somebody waits, then more and more. The sound always ends `hold` tokens
+    before them, so the first chunk has as many more."""
+    yield first + hold
+    size, most = float(first), max(LONGEST, first)
     while True:
-        yield min(round(size), max(LONGEST, first))
-        size *= GROWTH
+        size = min(size * GROWTH, most)
+        yield round(size)
 
 
 class Outlet:
@@ -98,30 +105,76 @@ class Either:
         return any(e.is_set() for e in self.events)
 
 
-def in_background(work: Callable[[Callable[[Any], None], Any], None], cancel: Any = None) -> Iterator[Any]:
-    """What `work(emit, cancel)` emits, from a thread of its own: a slow listener holds up nobody who waits for the
-    model. It begins when the first item is asked for; closing or dropping the iterator sets `cancel`."""
-    queue: SimpleQueue[tuple[str, Any]] = SimpleQueue()
-    closed = threading.Event()
+class Chunks:
+    """An iterator over what `work(emit, cancel)` emits, from a thread of its own: a slow listener holds up nobody else.
+    It begins when the first chunk is asked for; closing or dropping the iterator sets `cancel`."""
 
-    def run() -> None:
+    def __init__(self, work: Work, cancel: Any = None, context: AbstractContextManager | None = None) -> None:
+        self._queue: SimpleQueue[Any] = SimpleQueue()
+        self._closed = threading.Event()
+        given = work, self._queue, Either(cancel, self._closed), context or nullcontext()
+        self._thread = threading.Thread(target=_run, args=given, name="chatterbox-stream", daemon=True)
+        self._begun = False
+
+    def __iter__(self) -> Chunks:
+        return self
+
+    def __next__(self) -> Any:
+        if self._closed.is_set():
+            raise StopIteration
+        if not self._begun:
+            self._begun = True
+            dismiss_workers()
+            _running[self._thread] = self._closed
+            self._thread.start()
+        got = self._queue.get()
+        if not isinstance(got, _End):
+            return got
+        self.close()
         try:
-            work(lambda item: queue.put(("item", item)), Either(cancel, closed))
-            queue.put(("end", None))
-        except BaseException as error:  # is raised where the items are taken
-            queue.put(("error", error))
+            raise got.error or StopIteration
+        finally:  # an error holds its frames: if they held it in turn, what they had in hand would stay
+            del got
 
-    dismiss_workers()
-    thread = threading.Thread(target=run, name="chatterbox-stream", daemon=True)
-    thread.start()
+    def close(self) -> None:
+        """The work ends at its next look, within 8 tokens or one step of the flow, and its thread with it."""
+        self._closed.set()
+        if self._begun and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def __del__(self) -> None:
+        self._closed.set()  # no waiting: this may be called anywhere, by a garbage collection inside the thread itself
+
+
+@dataclass
+class _End:
+    error: BaseException | None
+
+
+def _run(work: Work, queue: SimpleQueue, stop: Either, context: AbstractContextManager) -> None:
+    end = _End(None)
     try:
-        while True:
-            kind, value = queue.get()
-            if kind == "error":
-                raise value
-            if kind == "end":
-                return
-            yield value
+        with context:
+            work(queue.put, stop)
+    except BaseException as error:  # is raised where the chunks are taken
+        end.error = error
     finally:
+        _running.pop(threading.current_thread(), None)
+        queue.put(end)
+        del end
+
+
+_running: dict[threading.Thread, threading.Event] = {}
+
+
+@atexit.register
+def _finish() -> None:
+    """A thread that Python leaves behind in the middle of an operation takes the process down with it."""
+    for thread, closed in list(_running.items()):
         closed.set()
         thread.join()
+
+
+def here(device: torch.device) -> AbstractContextManager:
+    """For another thread: this one's CUDA device and stream."""
+    return torch.cuda.stream(torch.cuda.current_stream(device)) if device.type == "cuda" else nullcontext()

@@ -16,6 +16,7 @@ from .audio.loudness import normalize_loudness
 from .base import MAX_CHARS, Speaker, pretrained_folder
 from .config import S3_RATE
 from .options import SamplingOptions
+from .streaming import Chunks
 from .text.normalize import punc_norm as any_punc_norm
 from .voice import Conditionals, T3Cond
 from .weights.files import REPOS
@@ -111,6 +112,14 @@ class OptimizedChatterboxTurboTTS(Speaker):
         )
         how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
         return self._one(job, progress=progress, **how)
+
+    def generate_stream(
+        self, text: str, *, audio_prompt_path: str | Path | None = None, voice: Conditionals | None = None,
+        norm_loudness: bool = True, **how: Any,
+    ) -> Chunks:
+        if voice is None and audio_prompt_path:
+            voice = self._voice(None, audio_prompt_path, 0.0, norm_loudness=norm_loudness)
+        return super().generate_stream(text, voice=voice, **how)
 
     def _job(self, text: str, voice: Any, exaggeration: Any, seed: Any, language: None = None, **sampling: Any):
         job = super()._job(text, voice, exaggeration, seed, language, **sampling)

@@ -82,6 +82,7 @@ def test_convert(folder, tmp_path):
         (["convert", "missing.wav", "--dir", "nowhere", "--device", "cpu"], "nowhere"),
         (["say", "Hi.", "--dir", "nowhere", "-o", "no/folder.wav"], "no/folder.wav"),
         (["say", "Hi.", "--dir", "nowhere", "-o", "speech.m4a"], ".m4a"),
+        (["say", "Hi.", "--dir", "nowhere", "--stream", "-o", "speech.wav"], "into a pipe"),
         (["convert", "missing.wav", "--dir", "nowhere", "-o", "."], "cannot be written"),
     ],
 )

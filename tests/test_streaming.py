@@ -2,8 +2,11 @@
 
 import gc
 import random
+import subprocess
+import sys
 import threading
 import time
+import weakref
 from itertools import islice
 from types import SimpleNamespace
 
@@ -12,15 +15,17 @@ import torch
 
 from chatterbox_opt.audio.joins import join
 from chatterbox_opt.engine.stream import LOOKAHEAD
-from chatterbox_opt.streaming import LONGEST, Narrator, Outlet, chunk_sizes, in_background
+from chatterbox_opt.streaming import LONGEST, Chunks, Narrator, Outlet, chunk_sizes
 
 
 def test_chunks_grow_to_a_limit():
-    sizes = list(islice(chunk_sizes(25), 8))
-    assert sizes[0] == 25
+    first, *sizes = islice(chunk_sizes(25, 10), 8)
+    assert first == 35
     assert sizes == sorted(sizes)
+    assert sizes[0] == 38
     assert sizes[-1] == sizes[-2] == LONGEST
-    assert list(islice(chunk_sizes(200), 3)) == [200, 200, 200]
+    assert list(islice(chunk_sizes(200, 10), 3)) == [210, 200, 200]
+    assert next(islice(chunk_sizes(25, 10), 5000, None)) == LONGEST, "hours of speech are chunks too"
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -71,7 +76,7 @@ def test_every_token_is_told_once_and_in_order(seed):
     whole = [[chance.randrange(101) for _ in range(chance.choice([0, 1, 40, 130, 400]))] for _ in range(3)]
     live, heard = [Recorder() for _ in whole], []
     outlet = Outlet(None, heard.append, len(whole))
-    narrator = Narrator(live, chunk_sizes(25), outlet, audible, click=0)
+    narrator = Narrator(live, chunk_sizes(25, 0), outlet, audible, click=0)
     drawn: list[list[int]] = [[] for _ in whole]
     results = [None] * len(whole)
     while not all(results):
@@ -88,7 +93,7 @@ def test_every_token_is_told_once_and_in_order(seed):
 
 def test_the_first_chunk_does_not_wait_for_the_end():
     live, heard = [Recorder()], []
-    narrator = Narrator(live, chunk_sizes(25), Outlet(None, heard.append, 1), audible, click=0)
+    narrator = Narrator(live, chunk_sizes(25, 0), Outlet(None, heard.append, 1), audible, click=0)
     tokens = list(range(90))
     for n in range(1, 91):
         narrator.look([tokens[:n]], [None])
@@ -99,7 +104,7 @@ def test_the_first_chunk_does_not_wait_for_the_end():
 
 def test_a_click_is_left_out_of_the_end_only():
     live, heard = [Recorder()], []
-    narrator = Narrator(live, chunk_sizes(25), Outlet(None, heard.append, 1), audible, click=4)
+    narrator = Narrator(live, chunk_sizes(25, 0), Outlet(None, heard.append, 1), audible, click=4)
     tokens = list(range(60))
     narrator.look([tokens[:40]], [None])
     narrator.look([tokens], [SimpleNamespace(tokens=torch.tensor(tokens))])
@@ -113,6 +118,13 @@ def threads() -> int:
     return sum(t.name == "chatterbox-stream" for t in threading.enumerate())
 
 
+def soon(done) -> bool:
+    until = time.monotonic() + 5
+    while not done() and time.monotonic() < until:
+        time.sleep(0.001)
+    return done()
+
+
 def endless(emit, cancel) -> None:
     n = 0
     while not cancel.is_set():
@@ -122,13 +134,13 @@ def endless(emit, cancel) -> None:
 
 
 def test_items_come_in_order_and_end():
-    assert list(in_background(lambda emit, cancel: [emit(i) for i in range(100)])) == list(range(100))
+    assert list(Chunks(lambda emit, cancel: [emit(i) for i in range(100)])) == list(range(100))
     assert threads() == 0
 
 
 def test_nothing_begins_before_it_is_asked_for():
     began = []
-    items = in_background(lambda emit, cancel: (began.append(1), emit(1)))
+    items = Chunks(lambda emit, cancel: (began.append(1), emit(1)))
     assert not began
     assert next(items) == 1
 
@@ -138,7 +150,7 @@ def test_an_error_is_raised_after_what_came_before_it():
         emit(1)
         raise ValueError("no more")
 
-    items = in_background(work)
+    items = Chunks(work)
     assert next(items) == 1
     with pytest.raises(ValueError, match="no more"):
         next(items)
@@ -147,7 +159,7 @@ def test_an_error_is_raised_after_what_came_before_it():
 
 @pytest.mark.parametrize("how", ["close", "drop", "break"])
 def test_who_stops_listening_stops_the_work(how):
-    items = in_background(endless)
+    items = Chunks(endless)
     if how == "break":
         for item in items:
             if item == 3:
@@ -157,14 +169,71 @@ def test_who_stops_listening_stops_the_work(how):
     assert threads() == 1
     if how == "close":
         items.close()
+        assert threads() == 0
+        assert list(items) == []
     del items
     gc.collect()
-    assert threads() == 0
+    assert soon(lambda: threads() == 0)
+
+
+def test_a_garbage_collection_inside_the_thread_may_drop_it():
+    class Cycle:
+        pass
+
+    def work(emit, cancel):
+        emit(1)
+        dropped.wait()
+        gc.collect()
+        while not cancel.is_set():
+            time.sleep(0.001)
+
+    dropped, holder = threading.Event(), Cycle()
+    holder.items, holder.me = Chunks(work), holder
+    next(holder.items)
+    gc.disable()
+    try:
+        del holder
+        dropped.set()
+        assert soon(lambda: threads() == 0)
+    finally:
+        gc.enable()
+
+
+def test_an_error_keeps_nothing_alive():
+    class Large:
+        pass
+
+    kept = []
+
+    def work(emit, cancel):
+        large = Large()
+        kept.append(weakref.ref(large))
+        raise ValueError("no more")
+
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="no more") as caught:
+            next(Chunks(work))
+        del caught
+        assert soon(lambda: kept[0]() is None)
+    finally:
+        gc.enable()
+
+
+def test_a_process_may_end_in_the_middle():
+    """With a stream that was begun and is neither at its end nor closed."""
+    code = (
+        "from chatterbox_opt.tts import ChatterboxTTS\n"
+        "stream = ChatterboxTTS.from_mini('cpu').generate_stream('Hello there. ' * 20, seed=1)\n"
+        "print(len(next(stream)))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "1\n"), ended.stderr
 
 
 def test_the_callers_own_event_stops_it_too():
     stop = threading.Event()
-    items = in_background(endless, stop)
+    items = Chunks(endless, stop)
     next(items)
     stop.set()
     list(items)
@@ -179,7 +248,7 @@ def test_a_slow_listener_holds_up_nothing():
             emit(i)
         done.set()
 
-    items = in_background(work)
+    items = Chunks(work)
     next(items)
     assert done.wait(5)
     assert list(items) == list(range(1, 10))

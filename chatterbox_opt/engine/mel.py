@@ -65,7 +65,7 @@ class MelRunner:
         check: Callable[[], None] | None = None,
     ) -> list[Tensor]:
         """(n,) speech tokens, a voice's `gen` and a noise a row -> (80, 2n) mels, each what it would be alone. A voice
-        may have a further entry `spoken`: (m,) tokens and their (80, 2m) mel, which the new ones are to follow.
+        with two frames a token may have a further entry `spoken`: (m,) tokens and their (80, 2m) mel, to be followed.
         `check` is called ahead of every solve, and of every step where steps are not captured: it may raise."""
         if steps is not None and (not isinstance(steps, int) or steps < 1):
             raise ValueError(f"steps={steps!r}: a whole number of at least 1 is needed; None takes the model's own")
@@ -117,8 +117,7 @@ class MelRunner:
             ids, prompt = ids[:keep], prompt[: keep * FRAMES_PER_TOKEN]
         if "spoken" in voice:  # of this utterance itself, by an earlier call: it is continued as a prompt is
             said, mel = voice["spoken"]
-            keep = min(len(ids), len(prompt) // FRAMES_PER_TOKEN)
-            ids, prompt = torch.cat([ids[:keep], said]), torch.cat([prompt[: keep * FRAMES_PER_TOKEN], mel.mT])
+            ids, prompt = torch.cat([ids, said]), torch.cat([prompt, mel.mT])
         ids = torch.cat([ids, tokens.to(self.device).long()])
         # upstream's order: with meanflow the new frames' noise is drawn on its own, before that of all frames
         frames, new = FRAMES_PER_TOKEN * len(ids), FRAMES_PER_TOKEN * len(tokens)

@@ -30,7 +30,7 @@ class MelStream:
         self, runner: MelRunner, voice: dict[str, Any], noise: RequestNoise, steps: int | None = None,
         check: Callable[[], None] | None = None,
     ) -> None:
-        self.runner, self.voice, self.noise, self.steps, self.check = runner, voice, noise, steps, check
+        self.runner, self.voice, self.noise, self.steps, self.check = runner, whole_tokens(voice), noise, steps, check
         self.said = torch.zeros(0, dtype=torch.long, device=runner.device)  # tokens whose mel is made, the latest ones
         self.mel = torch.zeros(MEL_BINS, 0, device=runner.device)
         self.count = 0  # of all tokens whose mel is made
@@ -48,6 +48,13 @@ class MelStream:
         self.said = torch.cat([self.said, new])[-REMEMBERED:]
         self.mel = torch.cat([self.mel, mel], 1)[:, -FRAMES_PER_TOKEN * REMEMBERED :]
         return mel
+
+
+def whole_tokens(voice: dict[str, Any]) -> dict[str, Any]:
+    """The voice with a prompt of as many tokens as its mel has pairs of frames: what follows stands right behind it."""
+    ids, mel = voice["prompt_token"].view(1, -1), voice["prompt_feat"]
+    n = min(ids.shape[1], mel.shape[1] // FRAMES_PER_TOKEN)
+    return voice | {"prompt_token": ids[:, :n], "prompt_feat": mel[:, : FRAMES_PER_TOKEN * n]}
 
 
 class WavStream:
@@ -89,6 +96,7 @@ class Stream:
 
     def __init__(self, mel: MelStream, wav: WavStream) -> None:
         self.mel, self.wav = mel, wav
+        self.hold = -(-wav.hold // FRAMES_PER_TOKEN)  # tokens, rounded up, whose sound waits for what follows
 
     @torch.inference_mode()
     def add(self, tokens: Tensor, last: bool = False) -> Tensor:

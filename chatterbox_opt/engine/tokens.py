@@ -54,7 +54,7 @@ class TokenRunner:
     def __init__(self, t3: T3, options: EngineOptions) -> None:
         self.t3, self.options, self.config = t3, options, t3.config
         self.device, self.dtype = t3.speech_emb.weight.device, t3.speech_emb.weight.dtype
-        half = options.dtype == "float16" and packs_float16(self.device)
+        half = options.dtype == "float16" and self.dtype == torch.float32 and packs_float16(self.device)
         prepare_linears(t3, options.quantize, options.few_rows, half)
         self.prefixes = PrefixCache(t3, options.prefix_cache)
         self.captured = Captured(options.compile, self.device)
@@ -84,7 +84,7 @@ class TokenRunner:
         if not requests:
             return []
         for request in requests:
-            self._check(request)
+            self.check(request)
         while not self.lock.acquire(timeout=-1 if cancel is None else WAIT):
             if cancel.is_set():
                 none = torch.zeros(0, dtype=torch.long, device=self.device)
@@ -134,7 +134,7 @@ class TokenRunner:
 
     # ---- before a run ----------------------------------------------------------------------------
 
-    def _check(self, request: TokenRequest) -> None:
+    def check(self, request: TokenRequest) -> None:
         n, config = len(request.text_ids), self.config
         most = config.max_positions - config.prefix_len - 8 if config.is_gpt else config.text_positions
         if n > most:

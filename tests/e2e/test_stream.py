@@ -7,6 +7,7 @@ import torch
 
 from chatterbox_opt import (
     Cancelled,
+    EngineOptions,
     NoSpeech,
     OptimizedChatterboxMultilingualTTS,
     OptimizedChatterboxTTS,
@@ -80,12 +81,12 @@ def test_the_first_chunk_comes_before_the_last_token(model, monkeypatch):
     steps, at = [], []
     step = model.pipeline.tokens._step
     monkeypatch.setattr(model.pipeline.tokens, "_step", lambda *args: (steps.append(1), step(*args))[1])
-    model.pipeline.stream(
-        model.jobs(["Hello there."], seeds=1, max_new_tokens=100)[0], lambda wave: at.append(len(steps)),
-        first=25, max_chars=None,
-    )
-    assert at[0] < 30
+    (job,) = model.jobs(["Hello there."], seeds=1, max_new_tokens=100)
+    speak, sizes = model.pipeline.stream(job, first=25, max_chars=None), []
+    speak(lambda wave: (at.append(len(steps)), sizes.append(wave.shape[1] / model.sr)))
+    assert at[0] < 40
     assert at[-1] >= 99
+    assert sizes[0] == 1.0
 
 
 def test_other_speech_while_a_stream_waits(model):
@@ -123,6 +124,30 @@ def test_wrong_arguments_are_told_at_once(model):
         model.generate_stream("Hello there.", n_cfm_timesteps=0)
     with pytest.raises(TypeError, match="cfg_wait"):
         model.generate_stream("Hello there.", cfg_wait=1)
+
+
+    with pytest.raises(ValueError, match="max_chars"):
+        model.generate_stream("Hello there.", max_chars=5)
+    small = OptimizedChatterboxTTS.from_random(size="tiny", engine=EngineOptions(cache_len=64))
+    with pytest.raises(ValueError, match="cache_len"):
+        small.generate_stream("Hello there.")
+
+
+def test_arguments_are_generates(tmp_path):
+    import soundfile
+
+    model = OptimizedChatterboxTurboTTS.from_random(size="tiny")
+    soundfile.write(tmp_path / "voice.wav", 0.1 * torch.randn(24_000 * 6).numpy(), 24_000)
+    how = dict(audio_prompt_path=tmp_path / "voice.wav", norm_loudness=False, seed=1, max_new_tokens=20)
+    before = model.conds
+    got = torch.cat(list(model.generate_stream("Hello there.", **how)), 1)
+    assert model.conds is not before, "as generate(), it keeps the voice"
+    assert got.shape == model.generate("Hello there.", **how).shape
+    seen = []
+    list(model.generate_stream(LONG, progress=lambda *p: seen.append(p), seed=1, max_chars=45, max_new_tokens=20,
+                               audio_prompt_path=""))
+    assert seen == sorted(seen)
+    assert seen[-1] == (60, 60)
 
 
 def test_no_sound_at_all(model, monkeypatch):

@@ -114,6 +114,19 @@ def test_a_shortened_prompt_is_the_voices_not_the_utterances():
 
 
 @torch.inference_mode()
+def test_an_odd_frame_of_the_prompt_is_told_by_nobody():
+    """A recording that ends in the middle of a token has a frame more than its tokens."""
+    runner, ids, even = MelRunner(random_flow("tts"), EXACT), tokens(60), voice()
+    odd = even | {"prompt_feat": torch.cat([even["prompt_feat"], torch.ones(1, 1, 80)], 1)}
+    waves = []
+    for given in (even, odd):
+        stream = MelStream(runner, given, noise())
+        waves.append(torch.cat([stream.add(ids[:40]), stream.add(ids, last=True)], 1))
+    assert waves[0].shape == (80, 120)
+    assert torch.equal(*waves)
+
+
+@torch.inference_mode()
 def test_what_is_remembered_is_bounded(monkeypatch):
     monkeypatch.setattr(module, "REMEMBERED", 10)
     runner, ids = MelRunner(random_flow("tts"), EXACT), tokens(80)
@@ -129,6 +142,7 @@ def test_what_is_remembered_is_bounded(monkeypatch):
 @pytest.mark.parametrize("n", [0, 1, 2, 5])
 def test_few_tokens_or_none(vocoder, n):
     stream = Stream(MelStream(MelRunner(random_flow("tts"), EXACT), voice(), noise()), WavStream(vocoder, noise()))
+    assert stream.hold == 10, "tokens, of 20 frames"
     assert not len(stream.add(tokens(n) if n else torch.zeros(0, dtype=torch.long)))
     wave = stream.add(tokens(n) if n else torch.zeros(0, dtype=torch.long), last=True)
     assert len(wave) == 960 * n
