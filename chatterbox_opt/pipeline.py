@@ -174,14 +174,15 @@ class Pipeline:
     ) -> None:
         self._warm_sound(1, steps)
         outlet = Outlet(watermark, lambda wave: emit(settled(wave.float(), "cpu").unsqueeze(0)), len(pieces))
-        live = [self._live(piece, job.voice.gen, steps, cancel) for piece in pieces]
-        sizes = chunk_sizes(first, live[0].hold)
+        sizes = None
         ceiling, done = _ceiling(pieces), 0
         for i in range(0, len(pieces), AHEAD):
-            group = slice(i, i + AHEAD)
-            narrator = Narrator(live[group], sizes, outlet, self._audible, SAMPLES_PER_TOKEN if self._clicks else 0)
+            group = pieces[i : i + AHEAD]
+            live = [self._live(piece, job.voice.gen, steps, cancel) for piece in group]
+            sizes = sizes or chunk_sizes(first, live[0].hold)
+            narrator = Narrator(live, sizes, outlet, self._audible, SAMPLES_PER_TOKEN if self._clicks else 0)
             report = None if progress is None else lambda drawn, _, before=done: progress(before + drawn, ceiling)
-            results = self._draw(pieces[group], cancel, report, narrator.look)
+            results = self._draw(group, cancel, report, narrator.look)
             done += sum(len(r.tokens) for r in results)
         if not outlet.sounding:
             raise NoSpeech(job.text)

@@ -1,6 +1,7 @@
 """generate_stream() of every family: the words of generate(), sooner, in chunks that meet."""
 
 import threading
+import weakref
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from chatterbox_opt import (
     OptimizedChatterboxTTS,
     OptimizedChatterboxTurboTTS,
 )
+from chatterbox_opt.streaming import AHEAD
 
 LONG = "First comes a sentence of some length. Then there is another one, as long as the first. And then a third."
 
@@ -74,6 +76,22 @@ def test_pieces_of_a_long_text():
     assert got.shape == wanted.shape
     silent = (wanted == 0) & (got == 0)
     assert silent.sum() >= 2 * 0.15 * model.sr, "the pauses stand at the same place"
+
+
+def test_what_was_told_is_forgotten(model, monkeypatch):
+    """Noise and mels of a text's pieces would be gigabytes after an hour of it."""
+    made, alive = [], []
+    live = model.pipeline._live
+
+    def remember(*args):
+        made.append(weakref.ref(stream := live(*args)))
+        alive.append(sum(ref() is not None for ref in made))
+        return stream
+
+    monkeypatch.setattr(model.pipeline, "_live", remember)
+    list(model.generate_stream("This is a sentence of some words. " * 20, seed=1, max_new_tokens=3, max_chars=40))
+    assert len(made) == 20
+    assert max(alive) <= 2 * AHEAD
 
 
 def test_the_first_chunk_comes_before_the_last_token(model, monkeypatch):
