@@ -90,12 +90,12 @@ class HalfLinear(nn.Module):
 
 @cache
 def packs_float16(device: torch.device) -> bool:
-    """On x86 processors: torch's builds for others have no such product."""
+    """On x86 processors: torch's builds for others have no such product, or not the kernels for it."""
     if device.type != "cpu":
         return False
     try:
         return bool(HalfLinear(nn.Linear(8, 8, device=device))(torch.ones(1, 8)).isfinite().all())
-    except RuntimeError:
+    except (RuntimeError, AttributeError):
         return False
 
 
