@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
@@ -133,7 +134,9 @@ class Int8Linear(nn.Module):
         weight = linear.weight.detach().float()
         scale = weight.abs().amax(1).clamp(min=1e-8).double() / 127
         zero = torch.zeros(len(weight), dtype=torch.long)
-        quantized = torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8)
+        with warnings.catch_warnings():  # torch 2.15 announces the end of these tensors, and has no other way in yet
+            warnings.filterwarnings("ignore", message=".*quantized tensor creation", category=UserWarning)
+            quantized = torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8)
         if torch.backends.quantized.engine == "none":  # as torch is built for macOS
             torch.backends.quantized.engine = "qnnpack"
         self.packed = torch.ops.quantized.linear_prepack(quantized, None)

@@ -41,7 +41,7 @@ def listener():
 
 def spoken(mode: str, **how) -> list:
     model = OptimizedChatterboxTTS.from_mini(engine=MODES[mode])
-    seeds = list(range(len(TEXTS)))
+    seeds = list(range(4 if mode == "bf16" else len(TEXTS)))  # most processors emulate bf16, at a tenth of the speed
     groups = [seeds] if mode == "batched" else [[i] for i in seeds]
     return [s for g in groups for s in model.speak(model.jobs([TEXTS[i] for i in g], seeds=g), **how)]
 
