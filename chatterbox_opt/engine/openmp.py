@@ -12,7 +12,7 @@ SOFT = 1  # omp_pause_soft: settings stay
 def dismiss_workers() -> None:
     """The calling thread's OpenMP workers go; it gets new ones when it multiplies again. As long as two threads have
     workers of their own, GNU's OpenMP sees more of them than processors and lets them sleep between any two operations:
-    the thread that does all the work takes twice as long for a small network."""
+    the thread that does all the work is slow then, most of all with a small network."""
     for library in _libraries():
         library.omp_pause_resource_all(SOFT)
 
