@@ -11,7 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ BLOCK = 128  # rows of a weight that one thread multiplies at a time, where x is
 def prepare_linears(t3: T3, quantize: str | None, few_rows: bool, half: bool = False) -> None:
     """In place, one layer at a time, so that no more than one layer exists twice. `half`: as 16 bits on the CPU."""
     plain = HalfLinear if half else few_rows_linear if few_rows else None
-    kinds = {"int8": partial(int8_linear, pinned=Pinned()), "int4": Int4Linear, None: plain}
+    kinds = {"int8": int8_linear, "int4": Int4Linear, None: plain}
     replace_linears(t3, plain, recurse=False)
     replace_linears(t3.tfmr, kinds[quantize])
     if quantize or half:
@@ -100,57 +100,65 @@ def packs_float16(device: torch.device) -> bool:
         return False
 
 
-def int8_linear(linear: nn.Linear, pinned: Pinned) -> nn.Module:
-    return Int8Linear(linear, pinned) if linear.weight.is_cpu else Int8WeightLinear(linear)
-
-
-class Pinned:
-    """Room for a few rows above one of +1 and -1, shared by all linears: a decode step allocates nothing for it."""
-
-    def __init__(self) -> None:
-        self._made: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-
-    def rows(self, count: int, width: int) -> tuple[Tensor, Tensor]:
-        """(count + 1, width) that ends with the pin, and its rows above that."""
-        key = (count, width)
-        if key in self._made:
-            return self._made[key]
-        whole = torch.zeros(count + 1, width)
-        whole[-1, 0], whole[-1, 1] = 1, -1
-        if count <= FEW:
-            self._made[key] = whole, whole[:-1]
-        return whole, whole[:-1]
+def int8_linear(linear: nn.Linear) -> nn.Module:
+    return Int8Linear(linear) if linear.weight.is_cpu else Int8WeightLinear(linear)
 
 
 class Int8Linear(nn.Module):
-    """CPU: int8 weights, one scale an output, times activations quantised as they come, one scale a row.
+    """CPU: int8 weights, one scale an output, times activations quantised as they come, one scale a row: the kernels
+    take one range for all rows, so rows are brought to a largest value of 1 first."""
 
-    The kernel takes one range for all rows, so rows are brought to a largest value of 1 first, and a row of +1 and -1
-    beside them pins the range: a row's result does not depend on its neighbours.
-    """
-
-    def __init__(self, linear: nn.Linear, pinned: Pinned | None = None) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        weight = linear.weight.detach().float()
-        scale = weight.abs().amax(1).clamp(min=1e-8).double() / 127
-        zero = torch.zeros(len(weight), dtype=torch.long)
-        with warnings.catch_warnings():  # torch 2.15 announces the end of these tensors, and has no other way in yet
-            warnings.filterwarnings("ignore", message=".*quantized tensor creation", category=UserWarning)
-            quantized = torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8)
-        if torch.backends.quantized.engine == "none":  # as torch is built for macOS
-            torch.backends.quantized.engine = "qnnpack"
-        self.packed = torch.ops.quantized.linear_prepack(quantized, None)
-        self.bias, self.pinned = linear.bias, pinned or Pinned()
+        self.packed = packed_int8(linear.weight)
+        self.bias = linear.bias
+        self.product = int8_product(self.packed, linear.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1]).float()
         size = flat.abs().amax(-1, keepdim=True).clamp_min_(1e-8)
-        whole, rows = self.pinned.rows(*flat.shape)
-        torch.div(flat, size, out=rows)
-        # 7 bits of activation: without VNNI the sum of two 8-bit products can overflow 16 bits
-        y = torch.ops.quantized.linear_dynamic.default(whole, self.packed, True)[:-1]
+        y = self.product(flat / size, self.packed)
         y = y.mul_(size) if self.bias is None else torch.addcmul(self.bias, y, size)
         return y.view(*x.shape[:-1], -1).to(x.dtype)
+
+
+def packed_int8(weight: Tensor) -> torch.ScriptObject:
+    weight = weight.detach().float()
+    scale = weight.abs().amax(1).clamp(min=1e-8).double() / 127
+    zero = torch.zeros(len(weight), dtype=torch.long)
+    with warnings.catch_warnings():  # torch 2.15 announces the end of these tensors, and has no other way in yet
+        warnings.filterwarnings("ignore", message=".*quantized tensor creation", category=UserWarning)
+        quantized = torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8)
+    if torch.backends.quantized.engine == "none":  # as torch is built for macOS
+        torch.backends.quantized.engine = "qnnpack"
+    return torch.ops.quantized.linear_prepack(quantized, None)
+
+
+def int8_product(packed: torch.ScriptObject, width: int) -> Callable[[Tensor, torch.ScriptObject], Tensor]:
+    """The quicker one of those that this weight's library has: only fbgemm takes a range as it is told."""
+    try:
+        in_fixed_range(torch.zeros(1, width), packed)
+    except RuntimeError:
+        return in_pinned_range
+    return in_fixed_range
+
+
+# x (n, K) lies between -1 and 1. It is rounded to 7 bits: without VNNI the sum of two 8-bit products can overflow 16.
+
+
+def in_fixed_range(x: Tensor, packed: torch.ScriptObject) -> Tensor:
+    return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default(x, 1 / 63, 64, packed)
+
+
+def in_pinned_range(x: Tensor, packed: torch.ScriptObject) -> Tensor:
+    """Takes the range from what it finds: a row of +1 and -1 below the others is always found."""
+    return torch.ops.quantized.linear_dynamic.default(torch.cat([x, pin(x.shape[1])]), packed, True)[:-1]
+
+
+@cache
+def pin(width: int) -> Tensor:
+    with torch.inference_mode(False):
+        return F.pad(torch.tensor([[1.0, -1.0]]), (0, width - 2))
 
 
 class Int8WeightLinear(nn.Module):

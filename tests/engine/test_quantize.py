@@ -15,6 +15,8 @@ from chatterbox_opt.engine.quantize import (
     Int4Linear,
     Int8Linear,
     Int8WeightLinear,
+    in_fixed_range,
+    in_pinned_range,
     packs_float16,
     prepare_linears,
     unpacked_product,
@@ -77,6 +79,21 @@ def test_a_row_does_not_see_its_neighbours(kind):
     for neighbour in (100.0, 1e-3, -7.0):
         beside = linear(torch.cat([x, neighbour * torch.randn(3, 64)]))[:1]
         assert torch.equal(beside, linear(x))
+
+
+@X86
+@pytest.mark.parametrize("bias", [False, True])
+@torch.inference_mode()
+def test_both_ways_to_give_a_range(bias):
+    linear, x = nn.Linear(64, 96, bias=bias), torch.randn(5, 64) * torch.logspace(-3, 3, 5)[:, None]
+    packed, wanted = Int8Linear(copy.deepcopy(linear)), linear(x)
+    assert packed.product is in_fixed_range
+    for product in (in_fixed_range, in_pinned_range):
+        packed.product = product
+        got = packed(x)
+        assert ((got - wanted).abs().amax(1) < 0.03 * wanted.abs().amax(1)).all()
+        assert torch.equal(packed(x[2:3]), got[2:3])
+        assert not packed(torch.zeros(1, 64)).sub(0 if linear.bias is None else linear.bias).any()
 
 
 @X86
