@@ -143,11 +143,12 @@ def int8_product(packed: torch.ScriptObject, width: int) -> Callable[[Tensor, to
     return in_fixed_range
 
 
-# x (n, K) lies between -1 and 1. It is rounded to 7 bits: without VNNI the sum of two 8-bit products can overflow 16.
+# x (n, K) lies between -1 and 1, and becomes 0 to 128 or 127: two products with a weight of 8 bits just fit into the 16
+# bits in which a processor without VNNI adds them.
 
 
 def in_fixed_range(x: Tensor, packed: torch.ScriptObject) -> Tensor:
-    return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default(x, 1 / 63, 64, packed)
+    return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default(x, 1 / 64, 64, packed)
 
 
 def in_pinned_range(x: Tensor, packed: torch.ScriptObject) -> Tensor:
