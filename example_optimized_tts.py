@@ -56,6 +56,7 @@ def main() -> None:
     arguments.add_argument("--voice", type=Path, help="a recording of the voice to clone")
     arguments.add_argument("--output", type=Path, default=Path("."), help="where the wav files go")
     args = arguments.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
     # 1. The swap: the same call as before. Every switch below has this value by default.

@@ -1,4 +1,4 @@
-"""Chatterbox TTS with the same call and the same checkpoints, many times faster, in pure PyTorch."""
+"""Chatterbox TTS with the same call and the same checkpoints, faster, in pure PyTorch."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,15 @@ import torch
 from torch import Tensor
 
 from .audio.watermark import Watermarker, mark
-from .checks import check_exaggeration, check_first_chunk, check_steps, check_tokens, one_per_text, usable_device
+from .checks import (
+    check_exaggeration,
+    check_first_chunk,
+    check_seed,
+    check_steps,
+    check_tokens,
+    one_per_text,
+    usable_device,
+)
 from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
 from .engine.noise import RequestNoise
 from .engine.resolve import resolve, stored_dtype
@@ -67,7 +74,6 @@ class Speaker:
         self.options = resolve(
             toggles(engine, enable_compilation, use_mixed_precision, attention, quantize), torch.device(device)
         )
-        self.enable_watermark = enable_watermark
         self.watermarker = Watermarker(torch.device(device)) if enable_watermark else None
         self.voices = VoicePreparer(self.config, ve, s3gen, torch.device(device), self.options.resampler)
         self.pipeline = Pipeline(self.config, t3, s3gen, tokenizer, torch.device(device), self.options)
@@ -100,29 +106,44 @@ class Speaker:
     ) -> Speaker:
         """The same architecture with seeded random weights: for tests and timings, what it says is noise."""
         with random_folder(family or cls.family, size, seed) as folder:
-            return cls._load(folder, device, family or cls.family, **options)
+            model = cls._load(folder, device, family or cls.family, **options)
+            if hasattr(model.tokenizer, "cangjie_converter"):
+                model.tokenizer.cangjie_converter.codes()  # read when needed, and the folder goes
+            return model
 
     # ---- voices ----------------------------------------------------------------------------------
 
     def prepare_voice(
         self, audio: Any, exaggeration: float = 0.5, *, sample_rate: int | None = None, **how: Any
     ) -> Conditionals:
-        """A voice from a recording (a path, or samples with their rate). Cached by content."""
+        """A voice from a recording (a path, or samples with their rate) or from a saved voice. Cached by content."""
+        exaggeration = check_exaggeration(exaggeration)
         return self.voices.prepare(audio, exaggeration=exaggeration, sample_rate=sample_rate, **how)
 
     def prepare_conditionals(self, wav_fpath: Any, exaggeration: float = 0.5) -> None:
         self.conds = self.prepare_voice(wav_fpath, exaggeration)
 
-    def _voice(
-        self, voice: Conditionals | None, audio_prompt_path: Any, exaggeration: float, **how: Any
-    ) -> Conditionals:
-        if voice is None and audio_prompt_path:
-            voice = self.conds = self.prepare_voice(audio_prompt_path, exaggeration, **how)
+    def _heard(self, voice: Any, audio_prompt_path: Any, exaggeration: float | None, **how: Any) -> Any:
+        """The voice that was given, or that of the recording, which becomes the model's own, as upstream has it."""
+        nothing = audio_prompt_path is None or (isinstance(audio_prompt_path, str) and not audio_prompt_path)
+        if voice is not None or nothing:
+            return voice
+        self.conds = self.prepare_voice(audio_prompt_path, exaggeration, **how)
+        return self.conds
+
+    def _voice(self, voice: Any, exaggeration: float = 0.5) -> Conditionals:
+        """The voice to speak in: the one given, or the path of one, or the model's own."""
+        if isinstance(voice, (str, Path)):
+            voice = self.prepare_voice(voice)
         voice = voice if voice is not None else self.conds
         if voice is None:
             raise MissingVoice(
                 "Please `prepare_conditionals` first or specify `audio_prompt_path`: this model has no built-in voice"
             )
+        if not (hasattr(voice, "t3") and hasattr(voice, "gen")):
+            raise ValueError(f"voice is {type(voice).__name__}: a path, or what prepare_voice() makes, is needed")
+        if isinstance(voice, Conditionals):
+            voice.check(self.config)
         return voice if self.config.t3.is_gpt else with_exaggeration(voice, exaggeration)
 
     # ---- speech ----------------------------------------------------------------------------------
@@ -146,11 +167,11 @@ class Speaker:
             )
 
     def _mark(self) -> Callable[[Sequence[Tensor]], list[Tensor]] | None:
-        return partial(mark, self.watermarker) if self.enable_watermark else None
+        return partial(mark, self.watermarker) if self.watermarker is not None else None
 
     def _one(self, job: Job, **how: Any) -> Tensor:
         (speech,) = self.speak([job], **how)
-        if not speech.tokens:
+        if not speech.wav.numel():
             raise NoSpeech(job.text)
         return speech.wav
 
@@ -192,17 +213,14 @@ class Speaker:
     ) -> Job:
         if not isinstance(text, str):
             raise ValueError(f"text is {type(text).__name__}: a string is needed; generate_batch() takes a list")
-        if seed is not None and (not isinstance(seed, Integral) or isinstance(seed, bool)):
-            raise ValueError(f"seed={seed!r}: a whole number is needed, or None for torch's global generators")
+        if language and self.config.family != "mtl":
+            raise ValueError(f"language_id={language!r}: this model speaks English; the multilingual one takes others")
         unknown = sorted(set(sampling) - set(SamplingOptions.__dataclass_fields__))
         if unknown:
             allowed = ", ".join(SamplingOptions.__dataclass_fields__)
             raise TypeError(f"unknown argument {', '.join(unknown)}; sampling takes {allowed}")
         options = dataclasses.replace(self.defaults, **{k: v for k, v in sampling.items() if v is not None})
-        if isinstance(voice, (str, Path)):
-            voice = self.prepare_voice(voice)
-        chosen = self._voice(voice, None, 0.5 if exaggeration is None else check_exaggeration(exaggeration))
-        return Job(text, chosen, options, None if seed is None else int(seed), language)
+        return Job(text, self._voice(voice, check_exaggeration(exaggeration)), options, check_seed(seed), language)
 
     def generate_batch(
         self,
@@ -247,8 +265,7 @@ class Speaker:
         same seed, the sound is made with less to look ahead to."""
         check_steps(n_cfm_timesteps)
         check_first_chunk(first_chunk)
-        if voice is None and audio_prompt_path:
-            voice = self._voice(None, audio_prompt_path, 0.5 if exaggeration is None else exaggeration)
+        voice = self._heard(voice, audio_prompt_path, exaggeration)
         job = self._job(text, voice, exaggeration, seed, language_id, **sampling)
         speak = self.pipeline.stream(
             job, first=round(first_chunk * TOKEN_RATE), max_chars=max_chars, steps=n_cfm_timesteps,
@@ -290,12 +307,11 @@ class Speaker:
         n_cfm_timesteps: int | None = None,
     ) -> Tensor:
         """(n,) speech tokens -> (1, N) wave, watermarked like every other."""
-        tokens = check_tokens(tokens)
-        voice = self._voice(voice, None, 0.5)
-        noise = RequestNoise(torch.device(self.device), seed)
+        tokens, voice = check_tokens(tokens), self._voice(voice)
+        check_steps(n_cfm_timesteps)
+        noise = RequestNoise(torch.device(self.device), check_seed(seed))
         (wav,) = self.pipeline.render([tokens], [voice], [noise], n_cfm_timesteps)
-        if self.enable_watermark:
-            (wav,) = mark(self.watermarker, [wav])
+        (wav,) = mark(self.watermarker, [wav])
         return settled(wav.float(), "cpu").unsqueeze(0)
 
     def warmup(self, batch: int = 1, *, n_cfm_timesteps: int | None = None) -> None:
@@ -318,6 +334,8 @@ def toggles(
     quantize: str | None = None,
 ) -> EngineOptions:
     """The short switches of the constructors, written into EngineOptions."""
+    if engine is not None and not isinstance(engine, EngineOptions):
+        raise ValueError(f"engine is {type(engine).__name__}: an EngineOptions is needed")
     changes: dict[str, Any] = {}
     if not enable_compilation:
         changes["compile"] = None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from numbers import Real
+from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,12 +34,27 @@ def usable_device(device: Any) -> Any:
     return device
 
 
+def _whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def check_steps(value: int | None) -> None:
-    if value is not None and (not isinstance(value, int) or not 1 <= value <= 100):
+    if value is not None and not (_whole(value) and 1 <= value <= 100):
         raise ValueError(f"n_cfm_timesteps={value!r}: a whole number from 1 to 100 is needed")
 
 
-def check_exaggeration(value: float) -> float:
+def check_seed(value: int | None) -> int | None:
+    """As torch's generators take it: upstream's users have seeds of any size."""
+    if value is None:
+        return None
+    if not _whole(value):
+        raise ValueError(f"seed={value!r}: a whole number is needed, or None for torch's global generators")
+    return int(value) % 2**64
+
+
+def check_exaggeration(value: float | None) -> float:
+    if value is None:
+        return 0.5
     if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 10:
         raise ValueError(f"exaggeration={value!r}: a number from 0 to 10 is needed; 0.5 is neutral")
     return float(value)
@@ -61,8 +78,10 @@ def check_tokens(tokens: Any) -> Tensor:
 
 
 def one_per_text(name: str, value: Any, n: int) -> list:
-    if isinstance(value, (list, tuple)):
-        if len(value) != n:
-            raise ValueError(f"{name} has {len(value)} values for {n} texts; give one for all or one for each")
-        return list(value)
-    return [value] * n
+    if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 1 and name != "voices":
+        value = value.tolist()
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return [value] * n
+    if len(value) != n:
+        raise ValueError(f"{name} has {len(value)} values for {n} texts; give one for all or one for each")
+    return list(value)

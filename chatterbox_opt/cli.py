@@ -22,13 +22,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except (ValueError, OSError, RuntimeError) as error:
         message = " ".join(str(error).split())
+        if type(error).__name__ == "HubUnreachable":
+            message += "; from a shell: --dir FOLDER, or --model mini"
         print(f"chatterbox-opt: {message}", file=sys.stderr)
         return 1
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser("chatterbox-opt", description="Chatterbox TTS, many times faster.")
+    top = argparse.ArgumentParser("chatterbox-opt", description="Chatterbox TTS, faster.")
     commands = top.add_subparsers(required=True, metavar="say | convert | random-checkpoint")
 
     say = commands.add_parser("say", help="speak a text into a wav file")
@@ -70,6 +72,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run_say(args: argparse.Namespace) -> None:
     text = sys.stdin.buffer.read().decode("utf-8-sig") if args.text == "-" else args.text
+    if not text.strip():
+        raise ValueError("there is no text to say")
     if args.lang and args.model != "multilingual":
         raise ValueError(f"--lang {args.lang} needs --model multilingual; {args.model} speaks English")
     if args.dir and args.model == "mini":

@@ -192,7 +192,7 @@ _TURBO_T3 = T3Config(
     backbone="gpt2", layers=24, text_vocab=50_276, speech_vocab=6563, prompt_tokens=375
 )
 
-# Published sizes. The file names of each family are in weights/hub.py.
+# Published sizes. The file names of each family are in weights/files.py.
 MODELS: dict[str, ModelConfig] = {
     "tts": ModelConfig("tts"),
     "mtl": ModelConfig("mtl", t3=T3Config(text_vocab=2454)),

@@ -73,8 +73,7 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """(1, N) float32 on the CPU at `self.sr`. Without a `language_id` the text carries no language tag."""
-        if voice is None and audio_prompt_path:
-            voice = self._voice(None, audio_prompt_path, exaggeration)
+        voice = self._heard(voice, audio_prompt_path, exaggeration)
         job = self._job(
             text, voice, exaggeration, seed, language_id, repetition_penalty=repetition_penalty, min_p=min_p,
             top_p=top_p, cfg_weight=cfg_weight, temperature=temperature, max_new_tokens=max_new_tokens,
@@ -86,7 +85,7 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
         return super().generate_batch(texts, language_ids=language_ids, **per_text)
 
     def _job(self, text: str, voice: Any, exaggeration: Any, seed: Any, language: str | None = None, **sampling: Any):
-        if language and language.lower() not in SUPPORTED_LANGUAGES:
+        if language and (not isinstance(language, str) or language.lower() not in SUPPORTED_LANGUAGES):
             raise ValueError(
                 f"Unsupported language_id {language!r}. Supported languages: {', '.join(SUPPORTED_LANGUAGES)}"
             )

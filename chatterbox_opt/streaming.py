@@ -53,12 +53,10 @@ class Outlet:
             if self.sounding and not self._begun:
                 wave = torch.cat([pause(wave), faded(wave, start=True)])
             self.sounding = self._begun = True
-            self._give(self.seam.add(faded(wave, end=True) if last and self.left else wave))
+            wave = self.seam.add(faded(wave, end=True) if last and self.left else wave)
         self._begun = self._begun and not last
         if not self.left:
-            self._give(self.seam.rest())
-
-    def _give(self, wave: Tensor) -> None:
+            wave = torch.cat([wave, self.seam.rest()])
         if len(wave):
             self.emit(wave)
 

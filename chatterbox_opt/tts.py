@@ -67,8 +67,7 @@ class OptimizedChatterboxTTS(Speaker):
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """(1, N) float32 on the CPU at `self.sr`. `max_chars=None` speaks a long text in one go, as upstream does."""
-        if voice is None and audio_prompt_path:
-            voice = self._voice(None, audio_prompt_path, exaggeration)
+        voice = self._heard(voice, audio_prompt_path, exaggeration)
         job = self._job(
             text, voice, exaggeration, seed, repetition_penalty=repetition_penalty, min_p=min_p, top_p=top_p,
             cfg_weight=cfg_weight, temperature=temperature, max_new_tokens=max_new_tokens,

@@ -38,7 +38,7 @@ class OptimizedChatterboxTurboTTS(Speaker):
     ) -> None:
         super().__init__(t3, s3gen, ve, tokenizer, device, conds, **options)
         self.model_label = model_label
-        self._warned = False
+        self._named: set[str] = set()  # arguments that a warning was about
 
     @classmethod
     def from_pretrained(
@@ -74,9 +74,7 @@ class OptimizedChatterboxTurboTTS(Speaker):
     def prepare_voice(
         self, audio: Any, exaggeration: float = 0.5, norm_loudness: bool = True, *, sample_rate: int | None = None
     ) -> Conditionals:
-        return self.voices.prepare(
-            audio, exaggeration=exaggeration, sample_rate=sample_rate, norm_loudness=norm_loudness
-        )
+        return super().prepare_voice(audio, exaggeration, sample_rate=sample_rate, norm_loudness=norm_loudness)
 
     def prepare_conditionals(self, wav_fpath: Any, exaggeration: float = 0.5, norm_loudness: bool = True) -> None:
         self.conds = self.prepare_voice(wav_fpath, exaggeration, norm_loudness)
@@ -104,8 +102,7 @@ class OptimizedChatterboxTurboTTS(Speaker):
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
         """(1, N) float32 on the CPU at `self.sr`. `cfg_weight`, `exaggeration` and `min_p` have no effect here."""
-        if voice is None and audio_prompt_path:
-            voice = self._voice(None, audio_prompt_path, exaggeration, norm_loudness=norm_loudness)
+        voice = self._heard(voice, audio_prompt_path, exaggeration, norm_loudness=norm_loudness)
         job = self._job(
             text, voice, exaggeration, seed, repetition_penalty=repetition_penalty, min_p=min_p, top_p=top_p,
             cfg_weight=cfg_weight, temperature=temperature, top_k=top_k, max_new_tokens=max_new_tokens,
@@ -117,8 +114,7 @@ class OptimizedChatterboxTurboTTS(Speaker):
         self, text: str, *, audio_prompt_path: str | Path | None = None, voice: Conditionals | None = None,
         norm_loudness: bool = True, **how: Any,
     ) -> Chunks:
-        if voice is None and audio_prompt_path:
-            voice = self._voice(None, audio_prompt_path, 0.0, norm_loudness=norm_loudness)
+        voice = self._heard(voice, audio_prompt_path, 0.0, norm_loudness=norm_loudness)
         return super().generate_stream(text, voice=voice, **how)
 
     def _job(self, text: str, voice: Any, exaggeration: Any, seed: Any, language: None = None, **sampling: Any):
@@ -127,9 +123,9 @@ class OptimizedChatterboxTurboTTS(Speaker):
         ignored += ["exaggeration"] * bool(exaggeration)
         if not ignored:
             return job
-        if not self._warned:  # once a model: a batch of a thousand texts needs no thousand lines
-            logger.warning("%s: not supported by %s and ignored", ", ".join(ignored), self.model_label)
-            self._warned = True
+        if new := [n for n in ignored if n not in self._named]:  # a batch of a thousand texts needs no thousand lines
+            logger.warning("%s: not supported by %s and ignored", ", ".join(new), self.model_label)
+            self._named.update(new)
         return dataclasses.replace(job, sampling=dataclasses.replace(job.sampling, cfg_weight=0.0, min_p=0.0))
 
 

@@ -15,7 +15,7 @@ from chatterbox.tts_turbo import ChatterboxTurboTTS
 from chatterbox.vc import ChatterboxVC
 
 from . import mtl_tts, tts, tts_turbo, vc
-from .base import TOGGLES, toggles
+from .base import TOGGLES, Speaker, toggles
 from .config import MODELS, ModelConfig
 from .engine.resolve import resolve, stored_dtype
 from .voice import Conditionals, T3Cond
@@ -44,6 +44,8 @@ def optimize(model: Any, *, config: ModelConfig | None = None, **options: Any) -
     if not isinstance(model, (ChatterboxTTS, ChatterboxMultilingualTTS, ChatterboxTurboTTS, ChatterboxVC)):
         kind = type(model)
         raise ValueError(f"optimize() takes a chatterbox-tts model, not {kind.__module__}.{kind.__name__}")
+    if isinstance(model, (Speaker, vc.OptimizedChatterboxVC)):
+        raise ValueError("optimize(): this model is optimized already; give the upstream object it was made of")
     device = torch.device(model.device)
     engine = resolve(toggles(**{k: options[k] for k in TOGGLES if k in options}), device)
     if isinstance(model, ChatterboxVC):

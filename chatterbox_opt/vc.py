@@ -11,7 +11,7 @@ from torch import Tensor
 from .audio.io import read, resample
 from .audio.watermark import Watermarker, mark
 from .base import MissingVoice, pretrained_folder, toggles
-from .checks import usable_device
+from .checks import check_seed, check_steps, usable_device
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
 from .engine.noise import RequestNoise
 from .engine.resolve import resolve
@@ -76,6 +76,7 @@ class OptimizedChatterboxVC:
             return cls.from_local(folder, device, **options)
 
     def set_target_voice(self, wav_fpath: Any, *, sample_rate: int | None = None) -> None:
+        """A recording, a saved voice, or what a model's prepare_voice() made."""
         self.ref_dict = self.voices.prompt(wav_fpath, sample_rate=sample_rate)
 
     @torch.inference_mode()
@@ -91,11 +92,12 @@ class OptimizedChatterboxVC:
     ) -> Tensor:
         """A path, or samples with their `sample_rate`, in the target voice: (1, N) float32 on the CPU."""
         voice = self.ref_dict
-        if target_voice_path is not None and target_voice_path != "":
+        if target_voice_path is not None and not (isinstance(target_voice_path, str) and not target_voice_path):
             voice = self.ref_dict = self.voices.prompt(target_voice_path)  # not read back: threads take turns there
         if voice is None:
             raise MissingVoice("Please `set_target_voice` first or specify `target_voice_path`")
-        noise = RequestNoise(torch.device(self.device), seed)
+        check_steps(n_cfm_timesteps)
+        noise = RequestNoise(torch.device(self.device), check_seed(seed))
         wav = self._render(self.tokens(audio, sample_rate), voice, noise, n_cfm_timesteps, cancel)
         (wav,) = mark(self.watermarker, [wav])
         return settled(wav.float(), "cpu").unsqueeze(0)

@@ -80,7 +80,8 @@ class Conditionals:
         try:
             data = torch.load(path, map_location=map_location, weights_only=True)
         except Exception as error:  # whatever pickle and zip make of a foreign file
-            raise ValueError(f"{path}: not a voice file ({error}); prepare the voice from its recording") from error
+            reason = str(error).strip().split("\n")[0]
+            raise ValueError(f"{path}: not a voice file ({reason}); prepare the voice from its recording") from error
         t3 = _part(data, "t3", ("speaker_emb", "cond_prompt_speech_tokens"), path)
         gen = _part(data, "gen", ("prompt_token", "prompt_token_len", "prompt_feat", "embedding"), path)
         kept = {f.name: t3[f.name] for f in dataclasses.fields(T3Cond) if f.name in t3}
@@ -152,6 +153,11 @@ def with_exaggeration(voice: Conditionals, exaggeration: float) -> Conditionals:
     return Conditionals(dataclasses.replace(voice.t3, emotion_adv=emotion), dict(voice.gen))
 
 
+def saved(audio: Any) -> bool:
+    """Whether it is the path of a voice, not of a recording."""
+    return isinstance(audio, (str, os.PathLike)) and Path(audio).suffix == ".pt"
+
+
 class ShortPrompt(AssertionError, ValueError):
     """Upstream raises an AssertionError here; new code may catch the ValueError it should have been."""
 
@@ -186,18 +192,26 @@ class VoicePreparer:
     ) -> Conditionals:
         """A voice from a path, an open file, or samples with their rate. Only Turbo and Nano level the loudness.
         The path may also be that of a voice that was saved: `*.pt`."""
-        if isinstance(audio, (str, os.PathLike)) and Path(audio).suffix == ".pt":
-            voice = Conditionals.load(audio).check(self.config, audio).to(self.device)
-            return with_exaggeration(voice, exaggeration)
+        if saved(audio):
+            return with_exaggeration(self._saved(audio), exaggeration)
         loud = self.config.t3.is_gpt and norm_loudness is not False
         key = ("voice", loud, fingerprint(audio, sample_rate))
         voice = self._cached(key, lambda: self._measure(audio, sample_rate, loud))
         return with_exaggeration(voice, exaggeration)
 
     def prompt(self, audio: Any, *, sample_rate: int | None = None) -> dict[str, Any]:
-        """S3Gen's half of a voice alone: the target of voice conversion."""
+        """S3Gen's half of a voice alone, the target of voice conversion: from a recording, or from a voice."""
+        if isinstance(audio, Conditionals):
+            return dict(audio.check(self.config).to(self.device).gen)
+        if saved(audio):
+            return dict(self._saved(audio).gen)
         key = ("prompt", fingerprint(audio, sample_rate))
         return dict(self._cached(key, lambda: self._measure_prompt(audio, sample_rate)))
+
+    def _saved(self, path: str | os.PathLike) -> Conditionals:
+        """One object as long as the file stays the same: T3 keeps what it has made of a voice by its tensors."""
+        make = lambda: Conditionals.load(path).check(self.config, path).to(self.device)  # noqa: E731
+        return self._cached(("saved", fingerprint(path)), make)
 
     @torch.inference_mode()
     def speech_tokens(self, wav: Tensor) -> Tensor:

@@ -82,6 +82,8 @@ def test_convert(folder, tmp_path):
         (["convert", "missing.wav", "--dir", "nowhere", "--device", "cpu"], "nowhere"),
         (["say", "Hi.", "--dir", "nowhere", "-o", "no/folder.wav"], "no/folder.wav"),
         (["say", "Hi.", "--dir", "nowhere", "-o", "speech.m4a"], ".m4a"),
+        (["say", "Hi.", "--dir", "nowhere", "-o", "speech.raw"], ".raw"),
+        (["say", "  ", "--dir", "nowhere"], "no text"),
         (["say", "Hi.", "--dir", "nowhere", "--stream", "-o", "speech.wav"], "into a pipe"),
         (["convert", "missing.wav", "--dir", "nowhere", "-o", "."], "cannot be written"),
     ],
@@ -91,6 +93,24 @@ def test_errors_are_one_line_and_exit_1(words, said, capsys):
     err = capsys.readouterr().err.strip().splitlines()
     assert len(err) == 1
     assert said in err[0]
+
+
+def test_a_checkpoint_is_not_written_over(folder, capsys):
+    before = {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}
+    assert main(["random-checkpoint", str(folder), "--family", "turbo"]) == 1
+    assert "not empty" in capsys.readouterr().err
+    assert before == {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}
+
+
+def test_a_hub_out_of_reach_is_told_in_the_shells_words(monkeypatch, capsys):
+    from chatterbox_opt.weights import hub
+
+    def unreachable(*_, **__):
+        raise hub.HubUnreachable("the hub did not answer")
+
+    monkeypatch.setattr(hub, "download", unreachable)
+    assert main(["say", "Hello.", "--device", "cpu"]) == 1
+    assert "--model mini" in capsys.readouterr().err
 
 
 def test_misuse_exits_2():

@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 READABLE = "wav, flac, ogg and mp3 can be read; anything else becomes one with `ffmpeg -i IN out.wav`"
 MAX_CHANNELS = 8
+LOUDEST = 8.0  # that a float sample can be in earnest; 1 is full scale
 DENSE_KERNEL = 1 << 20  # weights; above it the kernel of an awkward pair of rates is kept phase by phase
 PHASES_AT_ONCE = 1 << 14  # output samples computed at a time in that case
 BLOCKS_AT_ONCE = 1 << 13  # rows of input copied at a time otherwise, some 30 MB
@@ -36,8 +37,7 @@ def read(audio: Any, sample_rate: int | None = None, *, seconds: float | None = 
     `seconds` bounds how much is decoded. Samples are (N,), (channels, N) or (N, channels); integers are scaled to 1.
     """
     if isinstance(audio, (str, os.PathLike)) or hasattr(audio, "read"):
-        if sample_rate is not None:
-            raise ValueError(f"sample_rate={sample_rate}: a file states its own rate; give a rate with samples only")
+        _no_rate(sample_rate)
         wav, rate = _decode(audio, seconds)
     else:
         wav, rate = _samples(audio, sample_rate, seconds)
@@ -50,6 +50,11 @@ def read(audio: Any, sample_rate: int | None = None, *, seconds: float | None = 
     return wav, rate
 
 
+def _no_rate(sample_rate: int | None) -> None:
+    if sample_rate is not None:
+        raise ValueError(f"sample_rate={sample_rate}: a file states its own rate; give a rate with samples only")
+
+
 def label(audio: Any) -> str:
     """What to call it in a message."""
     if isinstance(audio, (str, os.PathLike)):
@@ -60,8 +65,9 @@ def label(audio: Any) -> str:
 def _decode(file: Any, seconds: float | None) -> tuple[np.ndarray, int]:
     import soundfile
 
-    name = label(file)
-    if not hasattr(file, "read"):
+    name, opened = label(file), hasattr(file, "read")
+    start = file.tell() if opened else 0
+    if not opened:
         _must_be_file(Path(file))
         file = os.fspath(file)
     try:
@@ -72,6 +78,9 @@ def _decode(file: Any, seconds: float | None) -> tuple[np.ndarray, int]:
             _warn_if_cut(name, len(data), claimed if wanted < 0 else min(claimed, wanted), rate, sound.extra_info)
     except soundfile.SoundFileError as error:
         raise ValueError(f"{name}: not a recording, or damaged or cut short ({error}); {READABLE}") from error
+    finally:
+        if opened:
+            file.seek(start)  # so that it can be read again
     return data.mean(1), rate
 
 
@@ -95,7 +104,7 @@ def _warn_if_cut(name: str, got: int, expected: int, rate: int, notes: str) -> N
 def _samples(audio: Any, rate: int | None, seconds: float | None) -> tuple[np.ndarray, int]:
     if isinstance(audio, Tensor):
         audio = (audio.float() if audio.is_floating_point() else audio).detach().cpu().numpy()
-    array = np.asarray(audio)
+    array = np.zeros((), object) if isinstance(audio, tuple) else np.asarray(audio)
     if array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
         raise ValueError(
             f"audio is {type(audio).__name__} of shape {array.shape} and type {array.dtype}; "
@@ -113,6 +122,8 @@ def _samples(audio: Any, rate: int | None, seconds: float | None) -> tuple[np.nd
     if array.dtype.kind in "iu":
         middle = 2.0 ** (8 * array.dtype.itemsize - 1)
         array = (array - (middle if array.dtype.kind == "u" else 0.0)) / middle
+    elif array.size and LOUDEST < np.abs(array).max() < np.inf:
+        raise ValueError(f"samples reach {np.abs(array).max():.0f}; floats lie within -1 to 1: divide int16's by 32768")
     array = array.astype(np.float32, copy=False)
     return (array.mean(0) if array.ndim == 2 else array), int(rate)
 
@@ -121,10 +132,12 @@ def fingerprint(audio: Any, sample_rate: int | None = None) -> str:
     """Equal for equal content. Of a file the bytes are read, not the samples: that is faster than decoding."""
     digest = hashlib.blake2b(digest_size=20)
     if isinstance(audio, (str, os.PathLike)):
+        _no_rate(sample_rate)
         _must_be_file(Path(audio))
         with open(audio, "rb") as file:
             _digest_file(file, digest)
     elif hasattr(audio, "read"):
+        _no_rate(sample_rate)
         start = audio.tell()
         _digest_file(audio, digest)
         audio.seek(start)
@@ -262,7 +275,7 @@ def writable_kinds() -> Collection[str]:
     """Endings in capitals, as this build of libsndfile has them."""
     import soundfile
 
-    return soundfile.available_formats()
+    return [kind for kind in soundfile.available_formats() if soundfile.default_subtype(kind)]
 
 
 def write_wav(path: str | os.PathLike, wav: Tensor | np.ndarray, rate: int) -> None:

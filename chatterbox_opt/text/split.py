@@ -11,6 +11,7 @@ import unicodedata
 from bisect import bisect_left, bisect_right
 from itertools import accumulate, pairwise
 from math import inf
+from numbers import Integral
 
 # What a cut costs. A piece's own cost is at most 2, so each kind outweighs any evening-out by a worse kind.
 PARAGRAPH, SENTENCE, DOUBTFUL, CLAUSE, WORD, HARD = -0.9, 0.0, 3.0, 6.0, 30.0, 200.0
@@ -64,10 +65,14 @@ _DOUBTFUL = _words(
 )
 
 
+def check_max_chars(value: int) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 20:
+        raise ValueError(f"max_chars={value!r}: a whole number from 20 is needed, or None to leave texts whole")
+
+
 def split(text: str, max_chars: int = 280) -> list[str]:
     """Utterances of at most `max_chars`, blanks at their ends dropped. A text that fits is left as it is."""
-    if not isinstance(max_chars, int) or isinstance(max_chars, bool) or max_chars < 20:
-        raise ValueError(f"max_chars={max_chars!r}: a whole number from 20 is needed, or None to leave texts whole")
+    check_max_chars(max_chars)
     if len(text) * WIDE <= max_chars:
         return [text]
     width = [0, *accumulate(_widths(text))]  # width[b] - width[a] is the length of text[a:b]

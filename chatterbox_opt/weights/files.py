@@ -40,6 +40,6 @@ def multilingual_t3(name: str | None) -> str | None:
     """A short name or any file name -> the file; None stays None: whichever the folder has, v2 before others."""
     if name is None or name in T3_MODELS:
         return T3_MODELS.get(name)
-    if not name.endswith((".safetensors", ".pt")):
+    if not str(name).endswith((".safetensors", ".pt")):
         raise ValueError(f"t3_model={name!r}: choose one of {', '.join(T3_MODELS)}, or a .safetensors file name")
-    return name
+    return str(name)

@@ -192,7 +192,8 @@ def _find_t3(folder: Path, usual: str, chosen: str | Path | None) -> Path:
     if chosen:
         return _find(folder, str(chosen))
     others = sorted(folder.glob("t3_*.safetensors"))
-    return others[0] if len(others) == 1 else _find(folder, usual)
+    own = any((folder / usual).with_suffix(suffix).is_file() for suffix in (".safetensors", ".pt"))
+    return others[0] if len(others) == 1 and not own else _find(folder, usual)
 
 
 def _find(folder: Path, name: str) -> Path:

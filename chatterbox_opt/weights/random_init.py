@@ -49,6 +49,8 @@ def write_checkpoint(folder: str | Path, family: str = "tts", size: str = "tiny"
         raise ValueError(f"size={size!r}: choose one of {', '.join(SIZES)}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise ValueError(f"{folder}: it is not empty; a new folder is needed, so that no checkpoint is written over")
     config = MODELS[family] if size == "full" else tiny(family)
     names = FILES[family]
     _write(folder / names["t3"], layout.t3(config.t3), _t3_table(config.t3), seed)

@@ -151,6 +151,8 @@ def test_optimize_takes_the_weights_from_memory(english):
     assert len(shared) > 5, "what is not fused is shared"
     with pytest.raises(ValueError, match="takes a chatterbox-tts model"):
         optimize(object())
+    with pytest.raises(ValueError, match="optimized already"):
+        optimize(mine)
 
 
 def test_a_voice_saved_by_either_side_loads_on_the_other(english, tmp_path):

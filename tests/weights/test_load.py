@@ -119,6 +119,18 @@ def test_a_pack_names_its_t3_as_it_likes(folders, tmp_path):
     load(folder, "mtl")
 
 
+def test_a_familys_own_t3_goes_before_others(folder):
+    """Its pickle too."""
+    usual = folder / "t3_cfg.safetensors"
+    state = safetensors.torch.load_file(usual)
+    wanted = load(folder).t3.speech_head.weight
+    torch.save(state, usual.with_suffix(".pt"))
+    usual.unlink()
+    state["speech_head.weight"].zero_()
+    safetensors.torch.save_file(state, folder / "t3_mine.safetensors")
+    assert torch.equal(load(folder).t3.speech_head.weight, wanted)
+
+
 def test_unread_and_unknown_tensors(folder, caplog):
     wanted = load(folder)
 

@@ -25,7 +25,7 @@ WHAT = {
 CARD = """# Chatterbox mini
 
 The networks and the file layout of the published English Chatterbox with {millions:.1f} million weights instead of
-hundreds of times as many, in half precision: {megabytes:.1f} MB.
+a hundred times as many, in half precision: {megabytes:.1f} MB.
 
     from chatterbox_opt.tts import ChatterboxTTS
     wav = ChatterboxTTS.from_mini().generate("The quick brown fox jumps over the lazy dog.")

@@ -1,0 +1,212 @@
+"""What callers give: numbers of any kind, voices in any form, and what is refused with a reason."""
+
+import logging
+import threading
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from chatterbox_opt import (
+    EngineOptions,
+    OptimizedChatterboxMultilingualTTS,
+    OptimizedChatterboxTTS,
+    OptimizedChatterboxTurboTTS,
+    OptimizedChatterboxVC,
+)
+
+SHORT = dict(max_new_tokens=6)
+RATE = 24_000
+
+
+@pytest.fixture(scope="module")
+def model():
+    return OptimizedChatterboxTTS.from_random(size="tiny", seed=0)
+
+
+@pytest.fixture(scope="module")
+def turbo():
+    return OptimizedChatterboxTurboTTS.from_random(size="tiny", seed=0)
+
+
+@pytest.fixture(scope="module")
+def vc():
+    return OptimizedChatterboxVC.from_random(size="tiny", seed=0)
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    path = tmp_path_factory.mktemp("voice") / "voice.wav"
+    t = np.arange(2 * RATE) / RATE
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * 180 * t) * (1 + np.sin(2 * np.pi * 3 * t)), RATE)
+    return path
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+
+def test_seeds_of_every_kind(model, vc, recording):
+    tokens = torch.tensor([1, 2, 3])
+    calls = [
+        lambda seed: model.generate("Hello.", seed=seed, **SHORT),
+        lambda seed: model.tokens_to_wav(tokens, seed=seed),
+        lambda seed: vc.generate(recording, seed=seed),
+    ]
+    for call in calls:
+        assert torch.equal(call(np.int64(3)), call(3))
+        assert torch.equal(call(3 + 2**64), call(3))
+        for bad in ("3", 3.0, True):
+            with pytest.raises(ValueError, match="seed="):
+                call(bad)
+
+
+@pytest.mark.parametrize("seeds", [range(2), np.array([0, 1]), torch.tensor([0, 1]), (0, 1)])
+def test_values_for_a_batch_in_any_sequence(model, seeds):
+    got = model.generate_batch(["One.", "Two."], seeds=seeds, cfg_weight=np.array([0.5, 0.0]), **SHORT)
+    wanted = model.generate_batch(["One.", "Two."], seeds=[0, 1], cfg_weight=[0.5, 0.0], **SHORT)
+    assert all(map(torch.equal, got, wanted))
+
+
+@pytest.mark.parametrize("bad", [
+    dict(n_cfm_timesteps=True), dict(n_cfm_timesteps=0), dict(max_chars=0), dict(max_chars="a"), dict(max_chars=True),
+    dict(exaggeration="x"), dict(exaggeration=-3.0), dict(language_id="fr"),
+])  # fmt: skip
+def test_what_is_refused_names_itself(model, recording, bad):
+    (name,) = bad
+    before = model.conds
+    speak = model.generate_tokens if name == "language_id" else model.generate
+    given = dict(audio_prompt_path=recording) if name == "exaggeration" else {}
+    with pytest.raises(ValueError, match=name):
+        speak("Hello.", **given, **bad, **SHORT)
+    assert model.conds is before
+
+
+def test_whole_numbers_may_be_numpys(model):
+    numpys = model.generate("Hello.", n_cfm_timesteps=np.int64(2), max_chars=np.int64(200), seed=1, **SHORT)
+    assert torch.equal(numpys, model.generate("Hello.", n_cfm_timesteps=2, seed=1, **SHORT))
+
+
+def test_engine_must_be_options():
+    with pytest.raises(ValueError, match="engine is dict"):
+        OptimizedChatterboxTTS.from_random(engine={"slots": 2})
+
+
+# ---- voices --------------------------------------------------------------------------------------
+
+
+def test_a_saved_voice_is_read_once(model, recording, tmp_path):
+    path = tmp_path / "ref.pt"
+    model.prepare_voice(recording).save(path)
+    first, second = model.prepare_voice(path), model.prepare_voice(str(path), exaggeration=0.9)
+    assert first.t3.speaker_emb is second.t3.speaker_emb
+    model.prepare_voice(recording, exaggeration=0.5).save(path)  # written anew, the same content
+    assert torch.equal(model.tokens_to_wav([1, 2], path, 0), model.tokens_to_wav([1, 2], first, 0))
+
+
+def test_conversion_takes_a_voice_in_any_form(model, vc, recording, tmp_path):
+    path = tmp_path / "ref.pt"
+    voice = model.prepare_voice(recording)
+    voice.save(path)
+    heard = [vc.generate(recording, target, seed=0) for target in (recording, path, str(path), voice)]
+    assert all(torch.equal(h, heard[0]) for h in heard)
+
+
+def test_a_voice_must_be_one_and_of_this_family(model, turbo):
+    for bad in (3, {}, np.zeros(9)):
+        with pytest.raises(ValueError, match="voice is"):
+            model.generate("Hello.", voice=bad, **SHORT)
+    long = torch.ones(1, turbo.config.t3.prompt_tokens, dtype=torch.long)
+    turbo.conds.t3.cond_prompt_speech_tokens = long
+    if turbo.config.t3.prompt_tokens > model.config.t3.prompt_tokens:
+        with pytest.raises(ValueError, match="speech tokens"):
+            model.generate("Hello.", voice=turbo.conds, **SHORT)
+
+
+def test_samples_where_a_path_is_expected_say_what_they_lack(model, vc, recording):
+    wav, rate = soundfile.read(recording, dtype="float32")
+    with pytest.raises(ValueError, match="sample_rate=None"):
+        model.generate("Hello.", audio_prompt_path=wav)
+    with pytest.raises(ValueError, match="sample_rate=None"):
+        vc.generate(recording, wav)
+    with pytest.raises(ValueError, match="audio is tuple"):
+        model.prepare_voice((wav, rate))
+    with pytest.raises(ValueError, match="divide int16"):
+        model.prepare_voice(wav * 32_768, sample_rate=rate)
+
+
+def test_a_file_is_read_as_often_as_it_is_given(model, recording):
+    with open(recording, "rb") as file:
+        first = model.prepare_voice(file)
+        model.voices._kept.clear()
+        assert torch.equal(model.prepare_voice(file).t3.speaker_emb, first.t3.speaker_emb)
+    for _ in range(2):  # kept or not
+        with pytest.raises(ValueError, match="states its own rate"):
+            model.prepare_voice(recording, sample_rate=8000)
+        model.prepare_voice(recording)
+
+
+# ---- everything else -----------------------------------------------------------------------------
+
+
+def test_a_call_from_inside_a_callback_is_refused(model):
+    said = []
+
+    def again(*_):
+        try:
+            model.generate("Again.", **SHORT)
+        except RuntimeError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=lambda: model.generate("Hello.", seed=0, progress=again, **SHORT), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    assert "callback" in said[0]
+    model.generate("After.", **SHORT)
+
+
+def test_a_watermarker_may_be_put_there_later(model):
+    class Counting:
+        heard = 0
+
+        def apply_watermark(self, wav, sample_rate):
+            self.heard += 1
+            return wav
+
+    silent = OptimizedChatterboxTTS.from_random(enable_watermark=False)
+    silent.watermarker = Counting()
+    silent.generate("Hello.", seed=0, **SHORT)
+    silent.tokens_to_wav([1, 2, 3], seed=0)
+    assert silent.watermarker.heard == 2
+
+
+def test_turbo_names_each_argument_once(turbo, caplog):
+    for how in (dict(min_p=0.2), dict(min_p=0.2, cfg_weight=0.5), dict(cfg_weight=0.5)):
+        turbo.generate("Hello.", seed=0, **how, **SHORT)
+    lines = [r.message for r in caplog.records if "not supported" in r.message]
+    assert [line.split(":")[0] for line in lines] == ["min_p", "cfg_weight"]
+
+
+def test_random_multilingual_spells_chinese(caplog):
+    model = OptimizedChatterboxMultilingualTTS.from_random(engine=EngineOptions.exact(resampler="device"))
+    with caplog.at_level(logging.WARNING):
+        ids = model.pipeline.text_ids("你好", "zh")
+    assert "Cangjie" not in caplog.text
+    assert (ids == 1).sum() <= 2  # of unknown characters
+
+
+def test_every_piece_has_its_tokens(model, monkeypatch):
+    """A piece without a sound has none, and keeps its place."""
+    draw = model.pipeline._draw
+
+    def second_is_silent(*args):
+        results = draw(*args)
+        object.__setattr__(results[1], "tokens", results[1].tokens[:0])
+        return results
+
+    monkeypatch.setattr(model.pipeline, "_draw", second_is_silent)
+    text = "One sentence is here. Another one is here. And the third one is here."
+    (speech,) = model.speak(model.jobs([text], seeds=0, **SHORT), max_chars=30)
+    assert len(speech.tokens) == len(speech.stops) == 3
+    assert [bool(len(t)) for t in speech.tokens] == [True, False, True]
