@@ -296,6 +296,7 @@ class Bench:
 
     def _mel(self, model: Any, voice: Any, precision: str, batch: int) -> None:
         tokens, noises = self._speech(batch)
+        model.pipeline.mel.warmup(batch)
         call = lambda: model.pipeline.mel.render(tokens, [voice.gen] * batch, noises(), None)  # noqa: E731
         self._simple("mel", precision, batch, call)
 
@@ -305,6 +306,7 @@ class Bench:
         g = torch.Generator().manual_seed(workload.SEED)
         mels = [(torch.randn(80, 2 * self.rendered, generator=g) - 4).to(self.device) for _ in range(batch)]
         noises = self._speech(batch)[1]
+        model.pipeline.wav.warmup(batch)
         self._simple("wav", precision, batch, lambda: model.pipeline.wav.render(mels, noises()))
 
     def _watermark(self, model: Any, voice: Any, precision: str, batch: int) -> None:

@@ -51,12 +51,12 @@ class EngineOptions:
     few_rows: bool = True  # exact. products of up to 16 rows laid out for reading W once (CPU, float32)
     short_convs: bool = True  # exact. convolutions of the vocoder with half the products (CPU, float32)
     kernels: bool | tuple[str, ...] = True  # exact. Triton kernels on CUDA; a tuple = only these of KERNELS
-    mel_bucket: int = 50  # exact. flow lengths are padded to multiples of this many frames (CUDA)
+    mel_bucket: int = 48  # exact. flow lengths are padded to multiples of it, best itself one of 8 (frames, CUDA)
     cfm_schedule: str = "cosine"  # approximate unless "cosine". "cosine" | "sway": more steps early
     cfg_off_last: int = 0  # approximate. Euler steps at the end that run without guidance
     prompt_seconds: float | None = None  # approximate. shorten the voice prompt of the flow
     wav_chunk: int = 2000  # exact. mel frames the vocoder takes at a time, 40 s
-    runaway_guard: bool = True  # stop a row that repeats itself; off in exact mode
+    runaway_guard: bool = True  # stop a row that repeats itself or never ends; off in exact mode
     resampler: str = "auto"  # "device" = sinc on the model's device | "exact" = soxr, as upstream
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class EngineOptions:
 
     @classmethod
     def exact(cls, **changes: object) -> EngineOptions:
-        """The reference every optimisation is held against: float32, eager, nothing shared or fused."""
+        """The reference every optimisation is held against: float32, eager, nothing kept or replaced by a kernel."""
         plain = dict(
             dtype="float32", s3gen_dtype="float32", quantize=None, attention="sdpa", compile=None,
             poll_every=1, prefix_cache=False, few_rows=False, short_convs=False, kernels=False,

@@ -17,13 +17,14 @@ from .audio.joins import join
 from .config import SAMPLES_PER_TOKEN, SILENCE_TOKEN, SPEECH_CODES, START_TEXT, STOP_TEXT, ModelConfig
 from .engine.mel import ROWS_AT_ONCE, MelRunner
 from .engine.noise import RequestNoise
+from .engine.resolve import settle_attention
 from .engine.stream import MelStream, Stream, WavStream
 from .engine.tokens import TokenRequest, TokenResult, TokenRunner
 from .engine.wav import WavRunner
 from .options import EngineOptions, SamplingOptions
 from .streaming import AHEAD, Narrator, Outlet, chunk_sizes
 from .text.normalize import punc_norm
-from .text.split import split
+from .text.split import check_max_chars, split
 from .voice import Conditionals, settled
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class Pipeline:
         self, config: ModelConfig, t3: Any, s3gen: Any, tokenizer: Any, device: torch.device, options: EngineOptions
     ) -> None:
         self.config, self.tokenizer, self.device = config, tokenizer, device
+        settle_attention(device)
         self.tokens = TokenRunner(t3, options) if t3 is not None else None
         self.mel = MelRunner(s3gen.flow, options)
         self.wav = WavRunner(s3gen.mel2wav, options)
@@ -143,7 +145,7 @@ class Pipeline:
         return [
             Speech(
                 wav=settled(wav.float(), "cpu").unsqueeze(0),
-                tokens=[settled(t, "cpu") for p, t in spoken if p.job == i],
+                tokens=[settled(self._audible(r.tokens), "cpu") for p, r in zip(pieces, results) if p.job == i],
                 stops=[r.stopped for p, r in zip(pieces, results) if p.job == i],
                 seconds=dict(seconds),
             )
@@ -252,7 +254,7 @@ class Pipeline:
             start = piece.text[:40]
             if result.stopped == "limit":
                 logger.warning(
-                    "speech was cut at max_new_tokens=%d (%.0f s): %r...; raise the limit or split the text",
+                    "speech was cut at max_new_tokens=%d (%.1f s): %r...; raise the limit or split the text",
                     piece.request.sampling.max_new_tokens, piece.request.sampling.max_new_tokens / 25, start,
                 )
             elif result.stopped == "guard":
@@ -269,7 +271,7 @@ class Pipeline:
         return tokens
 
     def _pieces(self, index: int, job: Job, n_jobs: int, max_chars: int | None) -> list[_Piece]:
-        texts = split(job.text, min(max_chars, self.config.max_chars or max_chars)) if max_chars else [job.text]
+        texts = [job.text] if max_chars is None else split(job.text, self._fitting(max_chars))
         alone = n_jobs == len(texts) == 1
         # Rows of one batch may not share a generator: what one draws would shift the other's draws.
         seed = job.seed if job.seed is not None or alone else int(torch.randint(2**62, ()).item())
@@ -283,6 +285,10 @@ class Pipeline:
             )
             pieces.append(_Piece(index, request, text))
         return pieces
+
+    def _fitting(self, max_chars: int) -> int:
+        check_max_chars(max_chars)
+        return min(max_chars, self.config.max_chars or max_chars)
 
     def text_ids(self, text: str, language: str | None = None) -> Tensor:
         """(T,) ids as T3 reads them. Text of nothing but white space counts as no text at all."""

@@ -25,6 +25,9 @@ class Replay:
     def keys(self) -> list:
         return list(self.recorded)
 
+    def ready(self, key) -> bool:
+        return key in self.recorded
+
     def prepare(self, key, run) -> None:
         if key not in self.recorded:
             run()  # as a warm-up does

@@ -296,7 +296,7 @@ def result(folder, commit="abc", date="2026-01-01 00:00 UTC", seconds=2.0):
         "sides": {s: {"failed": None, "asked": []} for s in ("baseline", "optimized")},
         "cold": {s: {} for s in ("baseline", "optimized")}, "memory": {s: {} for s in ("baseline", "optimized")},
         "rows": rows, "equal_work": True, "notes": [],
-        "ratios": [{"length": "short", "side": "optimized", "ratio": 20 / seconds, "low": 9, "high": 11}],
+        "ratios": [{"length": "short", "side": "optimized", "ratio": 20 / seconds, "low": 9, "high": 11, "turns": 3}],
     }
     (folder / f"{commit}.json").write_text(json.dumps(document))
 

@@ -16,18 +16,18 @@ import torch
 logger = logging.getLogger(__name__)
 
 # A process records one graph at a time: a recording ends with any wait for the whole device, and each begins with one.
-_recording = threading.RLock()
+recording = threading.RLock()
 MOST_KEYS = 256  # of one function
 WARM_UPS = 2  # runs before a capture: lazy initialisation and kernel compilation may not happen inside one
 
 
 class Captured:
-    def __init__(self, mode: str | None, device: torch.device) -> None:
+    def __init__(self, mode: str | None, device: torch.device, stream: Any = None) -> None:
         self.mode, self.device = mode, device
         self._graphs: dict[Hashable, Any] = {}
         self._results: dict[Hashable, Any] = {}
         self._pool: Any = None
-        self._stream: Any = None
+        self._stream = stream
 
     @property
     def on(self) -> bool:
@@ -47,13 +47,17 @@ class Captured:
             run()
             self._graphs[key] = run
             return
-        with torch.cuda.device(self.device), _recording:
-            self._record(key, run)
+        with torch.cuda.device(self.device), recording:
+            try:
+                self._record(key, run)
+            except BaseException:
+                give_up_recording(self.device)
+                raise
         logger.debug("captured %s", key)
 
     def _record(self, key: Hashable, run: Callable[[], Any]) -> None:
-        # One side stream of this device for all: cuBLAS keeps a workspace for every stream it ever saw, and torch's own
-        # choice for captures belongs to the first device that captured.
+        # One side stream for all of these: cuBLAS keeps a workspace for every stream it ever saw, graphs of one stream
+        # share it and may not run at once, and torch's own choice belongs to the first device that captured.
         self._stream = self._stream or torch.cuda.Stream()
         here, side = torch.cuda.current_stream(), self._stream
         side.wait_stream(here)
@@ -81,10 +85,16 @@ class Captured:
 
     def forget(self) -> None:
         """Drop every capture, as when the memory it reads has moved."""
-        with _recording:
+        with recording:
             self._graphs.clear()
             self._results.clear()
             self._pool = None
+
+
+def give_up_recording(device: torch.device) -> None:
+    """A recording that fails leaves torch's global generator marked as being recorded, and no draw possible."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 def bucket(rows: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -50,7 +51,9 @@ class MelRunner:
         self.device = flow.input_embedding.weight.device
         if options.s3gen_dtype != "float32":
             in_half(flow, getattr(torch, options.s3gen_dtype))
-        self.captured = Captured(options.compile if self.device.type == "cuda" else None, self.device)
+        # recorded as it is in every mode: ten steps of the solver in one piece take torch.compile hours
+        mode = "cudagraph" if options.compile and self.device.type == "cuda" else None
+        self.captured = Captured(mode, self.device)
         self._held: dict[tuple, list[Tensor]] = {}
         self._schedules: dict[int, tuple[Tensor, Tensor]] = {}
         self.lock = threading.Lock()
@@ -67,7 +70,7 @@ class MelRunner:
         """(n,) speech tokens, a voice's `gen` and a noise a row -> (80, 2n) mels, each what it would be alone. A voice
         with two frames a token may have a further entry `spoken`: (m,) tokens and their (80, 2m) mel, to be followed.
         `check` is called ahead of every solve, and of every step where steps are not captured: it may raise."""
-        if steps is not None and (not isinstance(steps, int) or steps < 1):
+        if steps is not None and (not isinstance(steps, Integral) or steps < 1):
             raise ValueError(f"steps={steps!r}: a whole number of at least 1 is needed; None takes the model's own")
         check_tokens(tokens)
         rows = [self._row(*row) for row in zip(tokens, voices, noises)]
@@ -183,9 +186,16 @@ class MelRunner:
         """The whole flow of one batch: what is captured. (B, T, 80)"""
         flow, span_times = self.flow, self.schedule(steps)
         mu = flow.encode(ids, None if full else lengths)
-        mask = None if full else padding_mask(FRAMES_PER_TOKEN * lengths, noise.shape[1])[:, None, None]
+        mask = None if full else self._mask(FRAMES_PER_TOKEN * lengths, noise.shape[1])
         off = self.options.cfg_off_last
         return flow.solve(noise, mu, flow.speaker(xvector), prompt, *span_times, mask=mask, unguided=off, check=check)
+
+    def _mask(self, lengths: Tensor, size: int) -> Tensor:
+        """(B, 1, 1, size) that is added to scores: of a mask of bools SDPA would make it in each of several hundred
+        calls."""
+        there = padding_mask(lengths, size)[:, None, None]
+        dtype = self.flow.decoder.estimator.up.blocks[0].attn1.qkv.weight.dtype
+        return torch.zeros_like(there, dtype=dtype).masked_fill_(~there, -torch.inf)
 
     def schedule(self, steps: int) -> tuple[Tensor, Tensor]:
         """(times, what every resnet is told at them): the same for every utterance."""

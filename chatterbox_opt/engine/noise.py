@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import zlib
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+from .graphs import recording
 
 
 class RequestNoise:
@@ -25,10 +28,12 @@ class RequestNoise:
     def exponential(self, out: Tensor) -> Tensor:
         """Fill `out` with Exp(1). argmax(p / Exp(1)) draws what torch.multinomial(p, 1) would, and on the CPU
         a (k, V) block holds the same numbers as k draws of (V,)."""
-        return out.exponential_(1.0, generator=self.local)
+        with self._alone():
+            return out.exponential_(1.0, generator=self.local)
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=self.local, device=self.device)
+        with self._alone():
+            return torch.randn(shape, generator=self.local, device=self.device)
 
     def phases(self, n: int) -> Tensor:
         """(1, n, 1) in [-pi, pi), always drawn on the host, as upstream does."""
@@ -45,9 +50,14 @@ class RequestNoise:
         """Back to an earlier `state`: what was drawn ahead of an utterance's end is undone."""
         self._generator().set_state(state)
 
+    def _alone(self) -> AbstractContextManager:
+        """While any thread records a graph, torch's global generator on a GPU draws for nobody else."""
+        return recording if self.local is None and self.device.type == "cuda" else nullcontext()
+
     def _generator(self) -> torch.Generator:
         if self.local is not None:
             return self.local
         if self.device.type == "cuda":
-            return torch.cuda.default_generators[self.device.index or 0]
+            index = self.device.index
+            return torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]
         return torch.mps._get_default_mps_generator() if self.device.type == "mps" else torch.default_generator

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models.t3 import T3
+from .kernels import trial
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +173,18 @@ class Int8WeightLinear(nn.Module):
         self.register_buffer("weight", (weight / scale[:, None]).round_().to(torch.int8), persistent=False)
         self.register_buffer("scale", scale.to(torch.bfloat16), persistent=False)
         self.bias = linear.bias
-        self.product = torch._weight_int8pack_mm if has_int8_product(weight.device) else unpacked_product
+        self.product = self._quicker() if has_int8_product(weight.device) else unpacked_product
+
+    def _quicker(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """On CUDA torch's own is slow for few rows in some versions: it has to earn its place, as kernels have."""
+        own, weight = torch._weight_int8pack_mm, self.weight
+        if not weight.is_cuda:
+            return own
+        x = torch.linspace(-1, 1, 2 * weight.shape[1], device=weight.device).view(2, -1).to(torch.bfloat16)
+        sides = [lambda i, f=f: (f(x, weight, self.scale),) for f in (own, unpacked_product)]
+        shape, tolerance = f"{weight.shape[0]}x{weight.shape[1]}, 2 rows", trial.TOLERANCE[x.dtype]
+        right = trial.accepts("int8 product", shape, *sides, device=weight.device, tolerance=tolerance)
+        return own if right else unpacked_product
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)

@@ -47,6 +47,13 @@ def resolve(options: EngineOptions, device: torch.device) -> EngineOptions:
     return options.replace(**changes)
 
 
+def settle_attention(device: torch.device) -> None:
+    """SDPA may not go to cuDNN: torch prefers it on Hopper, where it makes a plan for every new length and thread, and
+    a text has a length of its own. The switch belongs to the process."""
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def half_dtype(device: torch.device) -> str:
     """By what the processor computes in, not by what it can emulate."""
     if device.type == "cuda":

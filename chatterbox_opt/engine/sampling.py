@@ -54,20 +54,20 @@ def keep_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
     return logits.masked_fill(probs < min_p * probs.amax(-1, keepdim=True), NEG)
 
 
-def keep_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
-    """The smallest set whose mass reaches top_p; the likeliest always stays. Ascending order, as the original sums."""
+def keep_top(logits: Tensor, top_k: Tensor | None = None, top_p: Tensor | None = None) -> Tensor:
+    """The top_k likeliest (0: all), and of these the smallest set whose mass reaches top_p; the likeliest always stays.
+    One sorting for both, and in ascending order, as the original sums."""
     ordered, index = logits.sort(-1)
-    out = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
-    out[:, -1] = False
-    out &= top_p < 1
+    out = torch.zeros_like(ordered, dtype=torch.bool)
+    if top_k is not None:
+        last = (logits.shape[1] - top_k.clamp(1, logits.shape[1])).expand(len(logits), 1)
+        out = (ordered < ordered.gather(1, last)) & (top_k > 0)
+        ordered = ordered.masked_fill(out, NEG)
+    if top_p is not None:
+        rest = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
+        rest[:, -1] = False
+        out = out | (rest & (top_p < 1))
     return logits.masked_fill(out.scatter(1, index, out), NEG)
-
-
-def keep_top_k(logits: Tensor, top_k: Tensor) -> Tensor:
-    """Rows with top_k 0 keep everything."""
-    ranked = logits.sort(-1, descending=True).values
-    last = (top_k.clamp(1, logits.shape[1]) - 1).expand(len(logits), 1)
-    return logits.masked_fill((logits < ranked.gather(1, last)) & (top_k > 0), NEG)
 
 
 def draw(logits: Tensor, noise: Tensor, temperature: Tensor) -> Tensor:
@@ -81,18 +81,14 @@ def next_token(logits: Tensor, seen: Tensor, noise: Tensor, params: RowParams, f
     logits = cool(penalize(logits, seen, params.penalty), params.temperature)
     if filters.min_p:
         logits = keep_min_p(logits, params.min_p)
-    if filters.top_k:
-        logits = keep_top_k(logits, params.top_k)
-    if filters.top_p:
-        logits = keep_top_p(logits, params.top_p)
+    if filters.top_k or filters.top_p:
+        logits = keep_top(logits, params.top_k if filters.top_k else None, params.top_p if filters.top_p else None)
     return draw(logits, noise, params.temperature)
 
 
 def next_token_turbo(logits: Tensor, seen: Tensor, noise: Tensor, params: RowParams, filters: Filters) -> Tensor:
     """Turbo's order: temperature, top-k, top-p, and the penalty last, on what the filters left."""
     logits = cool(logits, params.temperature)
-    if filters.top_k:
-        logits = keep_top_k(logits, params.top_k)
-    if filters.top_p:
-        logits = keep_top_p(logits, params.top_p)
+    if filters.top_k or filters.top_p:
+        logits = keep_top(logits, params.top_k if filters.top_k else None, params.top_p if filters.top_p else None)
     return draw(penalize(logits, seen, params.penalty), noise, params.temperature)

@@ -64,6 +64,7 @@ class TokenRunner:
         # What is drawn past a limit before anybody looks has no position of its own in a small table.
         self.short_table = not self.config.is_gpt and self.config.speech_positions < MOST_STEPS + options.poll_every + 2
         self.lock = threading.Lock()  # one cache: calls from several threads take turns
+        self.owner: int | None = None  # the thread whose turn it is
 
     def _choose_kernels(self) -> StepKernels:
         usable = self.device.type == "cuda" and available()
@@ -85,14 +86,18 @@ class TokenRunner:
             return []
         for request in requests:
             self.check(request)
+        if self.owner == threading.get_ident():
+            raise RuntimeError("generate() was called from inside another's progress callback, which it would wait for")
         while not self.lock.acquire(timeout=-1 if cancel is None else WAIT):
             if cancel.is_set():
                 none = torch.zeros(0, dtype=torch.long, device=self.device)
                 return [TokenResult(none, "cancelled") for _ in requests]
         try:
+            self.owner = threading.get_ident()
             self._reserve(requests)
             return self._run(requests, cancel, watch)
         finally:
+            self.owner = None
             self.lock.release()
 
     def _run(self, requests: Sequence[TokenRequest], cancel: Any, watch: Callable | None) -> list[TokenResult]:
@@ -379,8 +384,9 @@ class TokenRunner:
             for width in widths:
                 for live in reversed(lives):
                     key = (n, width * n, live, filters)
-                    self.captured.prepare(key, partial(self._step, *key[:3]))
-                    lanes.clear()  # warm-up runs have advanced the positions
+                    if not self.captured.ready(key):
+                        self.captured.prepare(key, partial(self._step, *key[:3]))
+                        lanes.clear()  # warm-up runs have advanced the positions
 
 
 def live_buckets(length: int) -> list[int]:

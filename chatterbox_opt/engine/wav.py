@@ -49,7 +49,9 @@ class WavRunner:
         self.hift, self.options = hift, options
         self.device = hift.conv_pre.weight.device
         self.reach = reach(hift.cfg)
-        self.captured = Captured(options.compile if self.device.type == "cuda" else None, self.device)
+        # recorded as it is in every mode: torch.compile makes its tables anew, on the host, in the middle of it
+        mode = "cudagraph" if options.compile and self.device.type == "cuda" else None
+        self.captured = Captured(mode, self.device)
         self._inputs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         with _flags:  # captured runs share their memory, and runners of one network its workspace
             self.lock = _locks.setdefault(hift, threading.Lock())

@@ -93,7 +93,7 @@ def distance_scores(q: Tensor, p: Tensor, keys: int) -> Tensor:
     stride says without a copy."""
     raw = (q @ p).contiguous()
     b, h, m, w = raw.shape
-    return raw.as_strided((b, h, m, keys), (h * m * w, m * w, w - 1, 1), raw.storage_offset() + m - 1)
+    return raw.as_strided((b, h, m, keys), (h * m * w, m * w, w - 1, 1), m - 1)
 
 
 class FeedForward(nn.Module):

@@ -171,7 +171,7 @@ class Estimator(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, constant: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
         """x (B, T, 80), time (stages, C), constant as `constant` gives it, for B rows or for 2B: (B | 2B, T, 80)
-        velocities in float32. `mask` (rows, 1, 1, T) is True at keys that exist."""
+        velocities in float32. `mask` (rows, 1, 1, T) is True, or 0 where others are -inf, at keys that exist."""
         skip = x = self.down(self.down.resnet(x, time[0], constant), mask)
         x = self.down.conv(x).float()
         for i, stage in enumerate(self.mid):

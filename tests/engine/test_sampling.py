@@ -10,8 +10,7 @@ from chatterbox_opt.engine.sampling import (
     draw,
     guide,
     keep_min_p,
-    keep_top_k,
-    keep_top_p,
+    keep_top,
     next_token,
     next_token_turbo,
     penalize,
@@ -67,17 +66,17 @@ def test_min_p():
 
 def test_top_p():
     p = by_hand(0.05, 0.5, 0.15, 0.3)
-    assert kept(keep_top_p(p, column(1.0))) == [0, 1, 2, 3]
-    assert kept(keep_top_p(p, column(0.9))) == [1, 2, 3]
-    assert kept(keep_top_p(p, column(0.6))) == [1, 3]
-    assert kept(keep_top_p(p, column(1e-6))) == [1], "the likeliest always stays"
+    assert kept(keep_top(p, top_p=column(1.0))) == [0, 1, 2, 3]
+    assert kept(keep_top(p, top_p=column(0.9))) == [1, 2, 3]
+    assert kept(keep_top(p, top_p=column(0.6))) == [1, 3]
+    assert kept(keep_top(p, top_p=column(1e-6))) == [1], "the likeliest always stays"
 
 
 def test_top_k():
     p = by_hand(0.1, 0.4, 0.2, 0.3)
-    assert kept(keep_top_k(p, torch.tensor([[0]]))) == [0, 1, 2, 3]
-    assert kept(keep_top_k(p, torch.tensor([[2]]))) == [1, 3]
-    assert kept(keep_top_k(p, torch.tensor([[99]]))) == [0, 1, 2, 3]
+    assert kept(keep_top(p, top_k=torch.tensor([[0]]))) == [0, 1, 2, 3]
+    assert kept(keep_top(p, top_k=torch.tensor([[2]]))) == [1, 3]
+    assert kept(keep_top(p, top_k=torch.tensor([[99]]))) == [0, 1, 2, 3]
 
 
 def test_the_shortest_time_wins():
@@ -119,13 +118,20 @@ def test_min_p_is_transformers(warpers, value):
 @pytest.mark.parametrize("value", [0.1, 0.5, 0.8, 0.95, 0.999])
 def test_top_p_is_transformers(warpers, value):
     x = logits()
-    assert torch.equal(keep_top_p(x, column(*[value] * 3)), warpers.TopPLogitsWarper(value)(None, x))
+    assert torch.equal(keep_top(x, top_p=column(*[value] * 3)), warpers.TopPLogitsWarper(value)(None, x))
+
+
+@pytest.mark.parametrize(("k", "p"), [(1000, 0.95), (3, 0.5), (1, 0.999), (8194, 0.1)])
+def test_both_are_transformers_one_after_the_other(warpers, k, p):
+    x = logits()
+    wanted = warpers.TopPLogitsWarper(p)(None, warpers.TopKLogitsWarper(k)(None, x))
+    assert torch.equal(keep_top(x, torch.full((3, 1), k), column(p, p, p)), wanted)
 
 
 @pytest.mark.parametrize("value", [1, 50, 1000, 8194, 20_000])
 def test_top_k_is_transformers(warpers, value):
     x = logits()
-    assert torch.equal(keep_top_k(x, torch.full((3, 1), value)), warpers.TopKLogitsWarper(value)(None, x))
+    assert torch.equal(keep_top(x, top_k=torch.full((3, 1), value)), warpers.TopKLogitsWarper(value)(None, x))
 
 
 @pytest.mark.parametrize("value", [0.5, 1.0, 1.2, 2.0])

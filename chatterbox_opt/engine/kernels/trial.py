@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -26,8 +26,14 @@ Timer = Callable[[Run, torch.device], float]  # seconds a call
 _verdicts: dict[Hashable, bool] = {}
 
 
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all trials, which come one after another."""
+    return torch.cuda.Stream(device)
+
+
 def captured_seconds(run: Run, device: torch.device) -> float:
-    captured = Captured("cudagraph", device)
+    captured = Captured("cudagraph", device, _stream(device))
 
     def repeated() -> None:
         for i in range(REPEATS):
