@@ -5,7 +5,7 @@
     python benchmarks/benchmark_comparison.py --options default --options quantize=int8    # two optimized sides
 
 With random weights every utterance has a fixed number of tokens, so both sides do equal work. The sides take turns,
-utterance by utterance. Figures are medians; a ratio's range comes from the turns.
+utterance by utterance. Figures are medians of the turns that fit the budget; a ratio's range comes from them.
 """
 
 from __future__ import annotations

@@ -119,7 +119,8 @@ def readme(results: list[dict[str, Any]], words: list[str]) -> str:
         return ""
     head = ["device", "model", "options", "speech", "chatterbox-tts, RTF", "chatterbox_opt, RTF", "times faster"]
     weights = sorted({d["settings"]["weights"] for d in documents})
-    note = f"RTF: seconds of computing for a second of speech, medians; {' and '.join(weights)} weights. Sources: "
+    what = f"{tables.timed(documents)}; {' and '.join(weights)} weights"
+    note = f"RTF: seconds of computing for a second of speech, {what}. Sources: "
     return tables.table([*head, "peak memory"], rows) + "\n\n" + note + "; ".join(dict.fromkeys(sources)) + "."
 
 
@@ -135,7 +136,7 @@ def _summary(document: dict[str, Any], r: dict[str, Any]) -> list[str]:
         f"{r['speech_seconds']:.3g} s",
         f"{base['rtf']['median']:.3g}" if base else "",
         f"{r['rtf']['median']:.3g}",
-        f"**{ratio['ratio']:.1f}** ({ratio['low']:.1f} to {ratio['high']:.1f})" if ratio else "",
+        tables.ratio_cell(ratio, 1),
         _memory(document["memory"].get(side, {}), document["memory"].get("baseline", {})),
     ]
 

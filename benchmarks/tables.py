@@ -48,7 +48,7 @@ def comparison(document: dict[str, Any]) -> list[str]:
         "",
         comparison_table(document),
         "",
-        "Seconds by stage, medians:",
+        f"Seconds by stage, {timed([document])}:",
         "",
         stage_seconds(document),
         "",
@@ -67,7 +67,7 @@ def comparison_table(document: dict[str, Any]) -> str:
         speech = next(r["speech_seconds"] for r in document["rows"] if r["length"] == length)
         cells = [f"{length}, {speech:.3g} s of speech"]
         cells += [_seconds(found.get((length, n))) for n in names]
-        rows.append(cells + [_ratio(ratio.get((length, n))) for n in ours])
+        rows.append(cells + [ratio_cell(ratio.get((length, n)), 2) for n in ours])
     for what, key in (
         ("cold start to first sound, 1 s of speech", "first_audio"),
         ("of it: import and load", "import_and_load"),
@@ -105,8 +105,20 @@ def _seconds(found: dict | None) -> str:
     return f"{found['seconds']['median']:.2f} s, RTF {found['rtf']['median']:.3g}" if found else "not run"
 
 
-def _ratio(found: dict | None) -> str:
-    return f"**{found['ratio']:.2f}** ({found['low']:.2f} to {found['high']:.2f})" if found else ""
+def ratio_cell(found: dict | None, digits: int) -> str:
+    """A single turn has no range."""
+    if not found:
+        return ""
+    ratio, low, high = (f"{found[k]:.{digits}f}" for k in ("ratio", "low", "high"))
+    return f"**{ratio}** ({low} to {high})" if found["turns"] > 1 else f"**{ratio}** (one turn)"
+
+
+def timed(documents: list[dict[str, Any]]) -> str:
+    """What a figure of these comparisons is."""
+    counts = sorted({len(r["rtf"]["runs"]) for d in documents for r in d["rows"]})
+    if counts[-1] == 1:
+        return "one call each"
+    return f"medians of {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} calls"
 
 
 def _fixed(what: str, values: list[float | None], names: list[str], form: str) -> list[str]:
