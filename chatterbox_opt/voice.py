@@ -31,6 +31,7 @@ SILENCE = 1e-4  # peak, -80 dB: three steps of a 16-bit file
 SETTLE = 1.0  # s of recording read beyond what is needed, so that the resampler's filter has run in
 CACHED = 32  # voices kept, about 0.2 MB each
 MISSING = object()
+AGAIN = "prepare the voice from its recording with this model"
 
 
 @dataclass(eq=False)
@@ -96,30 +97,33 @@ class Conditionals:
 
     def check(self, config: ModelConfig, source: Any = "this voice") -> Conditionals:
         """Raise where the voice does not fit the model."""
-        again = "prepare the voice from its recording with this model"
-        tokens, prompt = self.t3.cond_prompt_speech_tokens, self.gen["prompt_token"]
-        allowed = config.t3.prompt_tokens
-        got, continued = tokens.shape[-1], prompt.shape[-1]
+        tokens, allowed = self.t3.cond_prompt_speech_tokens, config.t3.prompt_tokens
+        got, continued = tokens.shape[-1], self.gen["prompt_token"].shape[-1]
         if not 1 <= got <= allowed:
             raise ValueError(
-                f"{source}: its prompt has {got} speech tokens; {config.family} takes 1 to {allowed}; {again}"
+                f"{source}: its prompt has {got} speech tokens; {config.family} takes 1 to {allowed}; {AGAIN}"
             )
         # A recording gives T3 its first 6 or 15 s and S3Gen its first 10 s: only Turbo's T3 hears the longer part.
         if config.t3.is_gpt and got + 1 < continued:
             raise ValueError(
                 f"{source}: its prompt has {got} speech tokens beside {continued} for the decoder; "
-                f"{config.family} takes up to {allowed}, no fewer than that; it is another family's voice; {again}"
+                f"{config.family} takes up to {allowed}, no fewer than that; it is another family's voice; {AGAIN}"
             )
-        for name, value, shape in (
-            ("speaker_emb", self.t3.speaker_emb, (1, SPEAKER_DIM)),
-            ("cond_prompt_speech_tokens", tokens, (1, got)),
-            ("prompt_token", prompt, (1, continued)),
-            ("prompt_feat", self.gen["prompt_feat"], (1, None, MEL_BINS)),
-            ("embedding", self.gen["embedding"], (1, XVECTOR_DIM)),
-        ):
-            if len(value.shape) != len(shape) or any(b not in (None, a) for a, b in zip(value.shape, shape)):
-                raise ValueError(f"{source}: {name} has shape {tuple(value.shape)}; {shape} is needed; {again}")
+        _shaped(source, "speaker_emb", self.t3.speaker_emb, (1, SPEAKER_DIM))
+        _shaped(source, "cond_prompt_speech_tokens", tokens, (1, got))
+        return self.check_sound(source)
+
+    def check_sound(self, source: Any = "this voice") -> Conditionals:
+        """Of S3Gen's half alone, which is the same in every family."""
+        _shaped(source, "prompt_token", self.gen["prompt_token"], (1, None))
+        _shaped(source, "prompt_feat", self.gen["prompt_feat"], (1, None, MEL_BINS))
+        _shaped(source, "embedding", self.gen["embedding"], (1, XVECTOR_DIM))
         return self
+
+
+def _shaped(source: Any, name: str, value: Tensor, shape: tuple[int | None, ...]) -> None:
+    if len(value.shape) != len(shape) or any(b not in (None, a) for a, b in zip(value.shape, shape)):
+        raise ValueError(f"{source}: {name} has shape {tuple(value.shape)}; {shape} is needed; {AGAIN}")
 
 
 def _part(data: Any, name: str, needed: tuple[str, ...], path: Path) -> dict[str, Any]:
@@ -193,7 +197,7 @@ class VoicePreparer:
         """A voice from a path, an open file, or samples with their rate. Only Turbo and Nano level the loudness.
         The path may also be that of a voice that was saved: `*.pt`."""
         if saved(audio):
-            return with_exaggeration(self._saved(audio), exaggeration)
+            return with_exaggeration(self._saved(audio).check(self.config, audio), exaggeration)
         loud = self.config.t3.is_gpt and norm_loudness is not False
         key = ("voice", loud, fingerprint(audio, sample_rate))
         voice = self._cached(key, lambda: self._measure(audio, sample_rate, loud))
@@ -202,16 +206,16 @@ class VoicePreparer:
     def prompt(self, audio: Any, *, sample_rate: int | None = None) -> dict[str, Any]:
         """S3Gen's half of a voice alone, the target of voice conversion: from a recording, or from a voice."""
         if isinstance(audio, Conditionals):
-            return dict(audio.check(self.config).to(self.device).gen)
+            return dict(audio.check_sound().to(self.device).gen)
         if saved(audio):
-            return dict(self._saved(audio).gen)
+            return dict(self._saved(audio).check_sound(audio).gen)
         key = ("prompt", fingerprint(audio, sample_rate))
         return dict(self._cached(key, lambda: self._measure_prompt(audio, sample_rate)))
 
     def _saved(self, path: str | os.PathLike) -> Conditionals:
         """One object as long as the file stays the same: T3 keeps what it has made of a voice by its tensors."""
-        make = lambda: Conditionals.load(path).check(self.config, path).to(self.device)  # noqa: E731
-        return self._cached(("saved", fingerprint(path)), make)
+        key = ("saved", fingerprint(path))
+        return self._cached(key, lambda: Conditionals.load(path).to(self.device))
 
     @torch.inference_mode()
     def speech_tokens(self, wav: Tensor) -> Tensor:

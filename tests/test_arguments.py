@@ -1,5 +1,6 @@
 """What callers give: numbers of any kind, voices in any form, and what is refused with a reason."""
 
+import dataclasses
 import logging
 import threading
 
@@ -104,11 +105,13 @@ def test_a_saved_voice_is_read_once(model, recording, tmp_path):
     assert torch.equal(model.tokens_to_wav([1, 2], path, 0), model.tokens_to_wav([1, 2], first, 0))
 
 
-def test_conversion_takes_a_voice_in_any_form(model, vc, recording, tmp_path):
+def test_conversion_takes_a_voice_in_any_form(model, turbo, vc, recording, tmp_path):
     path = tmp_path / "ref.pt"
     voice = model.prepare_voice(recording)
     voice.save(path)
-    heard = [vc.generate(recording, target, seed=0) for target in (recording, path, str(path), voice)]
+    of_turbo = dataclasses.replace(voice, t3=turbo.conds.t3)  # of which conversion needs the other half
+    targets = (recording, path, str(path), voice, of_turbo)
+    heard = [vc.generate(recording, target, seed=0) for target in targets]
     assert all(torch.equal(h, heard[0]) for h in heard)
 
 

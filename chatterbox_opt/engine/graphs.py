@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -93,8 +94,10 @@ class Captured:
 
 def give_up_recording(device: torch.device) -> None:
     """A recording that fails leaves torch's global generator marked as being recorded, and no draw possible."""
-    generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
-    generator.graphsafe_set_state(generator.clone_state())
+    index = torch.cuda.current_device() if device.index is None else device.index
+    with suppress(AttributeError, RuntimeError):  # what made the recording fail is what is to be heard of
+        generator = torch.cuda.default_generators[index]
+        generator.graphsafe_set_state(generator.clone_state())
 
 
 def bucket(rows: int) -> int:
