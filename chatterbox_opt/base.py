@@ -20,6 +20,7 @@ from .checks import (
     check_seed,
     check_steps,
     check_tokens,
+    given,
     one_per_text,
     usable_device,
 )
@@ -125,8 +126,7 @@ class Speaker:
 
     def _heard(self, voice: Any, audio_prompt_path: Any, exaggeration: float | None, **how: Any) -> Any:
         """The voice that was given, or that of the recording, which becomes the model's own, as upstream has it."""
-        nothing = audio_prompt_path is None or (isinstance(audio_prompt_path, str) and not audio_prompt_path)
-        if voice is not None or nothing:
+        if voice is not None or not given(audio_prompt_path):
             return voice
         self.conds = self.prepare_voice(audio_prompt_path, exaggeration, **how)
         return self.conds

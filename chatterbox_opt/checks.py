@@ -52,6 +52,11 @@ def check_seed(value: int | None) -> int | None:
     return int(value) % 2**64
 
 
+def given(recording: Any) -> bool:
+    """An empty path is none, as upstream has it."""
+    return recording is not None and not (isinstance(recording, str) and not recording)
+
+
 def check_exaggeration(value: float | None) -> float:
     if value is None:
         return 0.5

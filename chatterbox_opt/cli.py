@@ -21,8 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, RuntimeError) as error:
+        from .weights.hub import HubUnreachable
+
         message = " ".join(str(error).split())
-        if type(error).__name__ == "HubUnreachable":
+        if isinstance(error, HubUnreachable):
             message += "; from a shell: --dir FOLDER, or --model mini"
         print(f"chatterbox-opt: {message}", file=sys.stderr)
         return 1

@@ -11,7 +11,7 @@ from torch import Tensor
 from .audio.io import read, resample
 from .audio.watermark import Watermarker, mark
 from .base import MissingVoice, pretrained_folder, toggles
-from .checks import check_seed, check_steps, usable_device
+from .checks import check_seed, check_steps, given, usable_device
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
 from .engine.noise import RequestNoise
 from .engine.resolve import resolve
@@ -92,7 +92,7 @@ class OptimizedChatterboxVC:
     ) -> Tensor:
         """A path, or samples with their `sample_rate`, in the target voice: (1, N) float32 on the CPU."""
         voice = self.ref_dict
-        if target_voice_path is not None and not (isinstance(target_voice_path, str) and not target_voice_path):
+        if given(target_voice_path):
             voice = self.ref_dict = self.voices.prompt(target_voice_path)  # not read back: threads take turns there
         if voice is None:
             raise MissingVoice("Please `set_target_voice` first or specify `target_voice_path`")

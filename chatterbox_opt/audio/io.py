@@ -104,7 +104,9 @@ def _warn_if_cut(name: str, got: int, expected: int, rate: int, notes: str) -> N
 def _samples(audio: Any, rate: int | None, seconds: float | None) -> tuple[np.ndarray, int]:
     if isinstance(audio, Tensor):
         audio = (audio.float() if audio.is_floating_point() else audio).detach().cpu().numpy()
-    array = np.zeros((), object) if isinstance(audio, tuple) else np.asarray(audio)
+    if isinstance(audio, tuple):  # as torchaudio.load and others return it
+        raise ValueError("audio is tuple: give the samples alone, and their rate as sample_rate=")
+    array = np.asarray(audio)
     if array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
         raise ValueError(
             f"audio is {type(audio).__name__} of shape {array.shape} and type {array.dtype}; "

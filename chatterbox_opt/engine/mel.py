@@ -51,7 +51,7 @@ class MelRunner:
         self.device = flow.input_embedding.weight.device
         if options.s3gen_dtype != "float32":
             in_half(flow, getattr(torch, options.s3gen_dtype))
-        # recorded as it is in every mode: ten steps in one piece are 17,000 operations for torch.compile, a length
+        # recorded as it is in every mode: all steps in one piece are too much for torch.compile at each of many lengths
         mode = "cudagraph" if options.compile and self.device.type == "cuda" else None
         self.captured = Captured(mode, self.device)
         self._held: dict[tuple, list[Tensor]] = {}

@@ -176,7 +176,7 @@ class Int8WeightLinear(nn.Module):
         self.product = self._quicker() if has_int8_product(weight.device) else unpacked_product
 
     def _quicker(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """On CUDA torch's own is slow for few rows in some versions: it has to earn its place, as kernels have."""
+        """On CUDA torch's own has to earn its place, as kernels have."""
         own, weight = torch._weight_int8pack_mm, self.weight
         if not weight.is_cuda:
             return own
