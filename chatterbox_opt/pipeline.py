@@ -97,7 +97,7 @@ class Pipeline:
         return self.config.family == "mtl"
 
     def _usual(self, steps: int | None) -> int | None:
-        return None if steps == self.config.flow.default_steps else steps
+        return None if steps == (self.mel.options.flow_steps or self.config.flow.default_steps) else steps
 
     def _warm_sound(self, batch: int, steps: int | None) -> None:
         """Of the usual number of steps, and of others that a warm-up has asked for: each takes a hundred captures."""

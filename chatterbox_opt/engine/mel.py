@@ -89,7 +89,7 @@ class MelRunner:
         at any other time: a shape that was not foreseen runs as it comes."""
         if not self.captured.on:
             return
-        steps = steps or self.flow.config.default_steps
+        steps = steps or self.options.flow_steps or self.flow.config.default_steps
         with self.lock:
             self.schedule(steps)
             for rows in (16, 8, 4, 2, 1):
@@ -147,7 +147,7 @@ class MelRunner:
 
     def _solve(self, rows: list[dict[str, Tensor]], steps: int | None, check: Callable | None = None) -> list[Tensor]:
         counts = [len(row["ids"]) for row in rows]
-        steps = steps or self.flow.config.default_steps
+        steps = steps or self.options.flow_steps or self.flow.config.default_steps
         key = self._key(len(rows), FRAMES_PER_TOKEN * max(counts), steps)
         size = key[1]
         ids = torch.stack([F.pad(row["ids"], (0, size // FRAMES_PER_TOKEN - len(row["ids"]))) for row in rows])
