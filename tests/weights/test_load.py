@@ -100,7 +100,7 @@ def test_turbos_decoder_under_english(folders):
 
     file = folders["turbo"] / "s3gen_meanflow.safetensors"
     usual, mixed = (
-        OptimizedChatterboxTTS.from_local(folders["tts"], "cpu", s3gen_file=f, enable_watermark=False)
+        OptimizedChatterboxTTS.from_local(folders["tts"], "cpu", decoder=f, enable_watermark=False)
         for f in (None, file)
     )
     turbo = OptimizedChatterboxTurboTTS.from_local(folders["turbo"], "cpu", enable_watermark=False)
