@@ -11,6 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from chatterbox_opt.engine.graphs import WARM_UPS
+
 
 class Replay:
     """Stands in for engine.graphs.Captured: runs what would be recorded, in the memory it would be recorded with, and
@@ -30,7 +32,8 @@ class Replay:
 
     def prepare(self, key, run) -> None:
         if key not in self.recorded:
-            run()  # as a warm-up does
+            for _ in range(WARM_UPS):
+                run()
             self.recorded[key] = run
 
     def run(self, key, run):
