@@ -33,11 +33,16 @@ class Replay:
     def prepare(self, key, run) -> None:
         if key not in self.recorded:
             for _ in range(WARM_UPS):
-                run()
-            self.recorded[key] = run
+                kept = run()
+            self.recorded[key] = run, kept
 
     def run(self, key, run):
-        return self.recorded[key]()
+        """In the memory of the recorded result, which the next replay overwrites."""
+        recorded, kept = self.recorded[key]
+        for mine, new in zip(tree_leaves(kept), tree_leaves(recorded())):
+            if mine is not None:
+                mine.copy_(new)
+        return kept
 
     def forget(self) -> None:
         self.recorded.clear()
