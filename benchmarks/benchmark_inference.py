@@ -279,7 +279,7 @@ class Bench:
         """Prefill and decoding are told apart by two lengths: one token, and many."""
 
         def draw(n: int) -> Callable[[], Any]:
-            return lambda: model.pipeline.tokens.generate(self._requests(model, voice, batch, n))
+            return lambda: self._drawn(model, voice, batch, n)
 
         n = self.drawn
         first = meters.timed(draw(n), self.device)[0]
@@ -299,23 +299,33 @@ class Bench:
             gb_per_s=size / statistics.median(steps) / 1e9,
         )
 
-    def _requests(self, model: Any, voice: Any, batch: int, tokens: int) -> list[Any]:
+    def _drawn(self, model: Any, voice: Any, batch: int, tokens: int) -> list[list[int]]:
+        """The tokens of so many utterances spoken side by side, without a sound."""
         import torch
 
         from chatterbox_opt.engine.noise import RequestNoise
-        from chatterbox_opt.engine.tokens import TokenRequest
+        from chatterbox_opt.engine.request import Call, Utterance
 
         (job, *_) = model.jobs(
             [TEXT], voices=voice, language_ids="en" if self.args.family == "mtl" else None, max_new_tokens=tokens
         )
         ids, device = model.pipeline.text_ids(TEXT, job.language), torch.device(self.device)
-        return [TokenRequest(ids, job.voice.t3, job.sampling, RequestNoise(device, i)) for i in range(batch)]
+        utterances = [
+            Utterance(ids, job.voice.t3, job.sampling, noise=RequestNoise(device, i)) for i in range(batch)
+        ]
+        model.pipeline.engine.run(Call(utterances))
+        return [u.tokens for u in utterances]
 
     def _mel(self, model: Any, voice: Any, precision: str, batch: int) -> None:
+        from chatterbox_opt.engine.mel import MelJob
+
         tokens, noises = self._speech(batch)
         model.pipeline.mel.warmup(batch)
-        call = lambda: model.pipeline.mel.render(tokens, [voice.gen] * batch, noises(), None)  # noqa: E731
-        self._simple("mel", precision, batch, call)
+
+        def render() -> Any:
+            return model.pipeline.mel.render([MelJob(t, voice.gen, n) for t, n in zip(tokens, noises())])
+
+        self._simple("mel", precision, batch, render)
 
     def _wav(self, model: Any, voice: Any, precision: str, batch: int) -> None:
         import torch
@@ -362,11 +372,12 @@ class Bench:
     def _compare_logits(self, model: Any, voice: Any, precision: str) -> None:
         """Against float32, the same history on both sides. Needs float32 among the precisions, before the others."""
         import metrics
+        import torch
 
         if self.reference is None:
             if precision != "float32":
                 return
-            history = model.pipeline.tokens.generate(self._requests(model, voice, 1, self.drawn))[0].tokens
+            history = torch.tensor(self._drawn(model, voice, 1, self.drawn)[0])
             self.reference = (
                 history,
                 metrics.forced_logits(model, TEXT, voice, history, "en" if self.args.family == "mtl" else None),

@@ -41,8 +41,9 @@ class Engine(Driver):
     def step(self) -> bool:
         """Returns whether there was anything to do."""
         self.accept()
+        room = self.room()  # ahead of a look at who there is: who fits no memory leaves
         sounding = self.renderer.candidates(self.calls)
-        plan = self.scheduler.plan(self.waiting, self.speaking, sounding, *self.room())
+        plan = self.scheduler.plan(self.waiting, self.speaking, sounding, *room)
         self.prefill(plan.join)
         if plan.render:
             self.renderer.advance(plan.render, self.calls)
