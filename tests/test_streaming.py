@@ -81,7 +81,7 @@ def test_no_tiny_last_chunk():
 
 @torch.inference_mode()
 def test_a_call_that_is_no_stream_is_rendered_whole_and_at_its_end():
-    """Its utterances in the order in which they end, and nobody has to take anything meanwhile."""
+    """Its utterances in the order of the text, and nobody has to take anything meanwhile."""
     engine, told = scripted_engine(), []
 
     class Sink:
@@ -94,7 +94,7 @@ def test_a_call_that_is_no_stream_is_rendered_whole_and_at_its_end():
     scripts = [list(range(60)), list(range(20))]
     call = Call([saying(script) for script in scripts], Sink())
     engine.run(call)
-    assert told == [(1, scripts[1], True), (0, scripts[0], True), "finish"]
+    assert told == [(0, scripts[0], True), (1, scripts[1], True), "finish"]
 
 
 # ---- who does the work ---------------------------------------------------------------------------

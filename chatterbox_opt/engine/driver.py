@@ -110,6 +110,21 @@ class Driver:
     # ---- driving -----------------------------------------------------------------------------------
 
     def _submit(self, call: Call) -> None:
+        try:
+            self._refuse()
+            self.check(call)
+        except BaseException:
+            for utterance in call.utterances:
+                utterance.noise.give_back()
+            raise
+        call.submitted = time.perf_counter()
+        if self._stream is not None:
+            call.ready = torch.cuda.Event()
+            call.ready.record(torch.cuda.current_stream(self.device))
+        self.inbox.append(call)
+        self.wake()
+
+    def _refuse(self) -> None:
         if self._closed:
             raise RuntimeError("this model was closed; load it anew")
         if self._process != os.getpid():
@@ -117,13 +132,6 @@ class Driver:
                 "this model was loaded before the process forked: threads and devices do not follow into the child; "
                 "load it there, or start processes with the 'spawn' method"
             )
-        self.check(call)
-        call.submitted = time.perf_counter()
-        if self._stream is not None:
-            call.ready = torch.cuda.Event()
-            call.ready.record(torch.cuda.current_stream(self.device))
-        self.inbox.append(call)
-        self.wake()
 
     def wait_for_inputs(self, call: Call) -> None:
         """The caller's stream has made them."""

@@ -32,7 +32,7 @@ class Engine(Driver):
         self.inbox: deque[Call] = deque()  # from any thread
         self.calls: list[Call] = []
         self.waiting: list[Utterance] = []  # for a slot
-        self.renderer = Renderer(mel, wav, self.deliver, self.blaming, self.timed)
+        self.renderer = Renderer(mel, wav, device, self.deliver, self.blaming, self.timed)
         self.scheduler = Scheduler(options.slots, self.renderer.workers.count)
 
     # ---- the whole system --------------------------------------------------------------------------

@@ -29,14 +29,14 @@ class Rendering:
 
 class Renderer:
     def __init__(
-        self, mel: MelRunner, wav: WavRunner, deliver: Callable[[Utterance, Tensor, bool], None],
+        self, mel: MelRunner, wav: WavRunner, device: torch.device, deliver: Callable[[Utterance, Tensor, bool], None],
         blaming: Callable[[Call], AbstractContextManager],
         timed: Callable[[str, Sequence[Utterance]], AbstractContextManager],
     ) -> None:
         """`deliver(utterance, samples, last)`; within `blaming(call)` errors are that call's; `timed` counts seconds.
         """
         self.mel, self.wav, self.deliver, self.blaming, self.timed = mel, wav, deliver, blaming, timed
-        self.workers = Workers(wav.device if wav is not None else torch.device("cpu"))
+        self.workers = Workers(device)
         self.whole: list[Utterance] = []  # all of whose tokens are there, to be rendered in one
         self.begun: list[Rendering] = []
 

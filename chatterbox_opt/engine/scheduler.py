@@ -16,7 +16,7 @@ from .request import Utterance
 
 PATIENCE = 2.0  # s that speech nobody hears yet lets streams go ahead of it
 AHEAD = 4  # utterances of a streamed text that are spoken side by side: the first a little later, the others in time
-APART = 1.0  # s between the deadlines of a streamed text's utterances: what follows has time
+APART = 1.0  # s between the deadlines of a call's utterances: what follows has time
 POSITIONS = 512  # that may be prefilled in a step, beside at least one utterance: speech in progress waits for it
 IDLE = float("inf")
 
@@ -39,7 +39,7 @@ class Scheduler:
     ) -> Plan:
         """`waiting` for a slot, `speaking` in one, `rendering`: whose sound is or could be made now."""
         join = self.join(waiting, speaking, free, fits)
-        urgent = min((deadline(u) for u in speaking if not sounds(u)), default=IDLE)
+        urgent = min((deadline(u, together=True) for u in speaking if not sounds(u)), default=IDLE)
         due = sorted((u for u in rendering if sounds(u) and deadline(u) < urgent), key=deadline)
         if due:
             return Plan(join, render=due[: self.renderings])
@@ -72,10 +72,12 @@ def ready(u: Utterance) -> bool:
     return not u.call.stream or u.index < u.call.head + AHEAD
 
 
-def deadline(u: Utterance) -> float:
-    """On time.perf_counter()'s clock."""
+def deadline(u: Utterance, together: bool = False) -> float:
+    """On time.perf_counter()'s clock. Utterances of one call follow each other, so that a long call does not hold up
+    all that comes behind it; as long as they are spoken `together` the first one's counts for all."""
     call = u.call
-    return call.runs_dry + APART * (u.index - call.head) if call.stream else call.submitted + PATIENCE
+    start = call.runs_dry if call.stream else call.submitted + PATIENCE
+    return start + (0.0 if together and not call.stream else APART * (u.index - call.head))
 
 
 def sounds(u: Utterance) -> bool:

@@ -1,0 +1,330 @@
+"""Requests that share the running batch: each is what it is alone, and what befalls one is no other's concern."""
+
+import gc
+import multiprocessing
+import random
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from token_runs import CPU, EXACT, draw, engine_of, mixed, request, tokens_of
+
+from chatterbox_opt import Cancelled, OptimizedChatterboxTTS
+from chatterbox_opt.engine.noise import RequestNoise
+from chatterbox_opt.engine.request import Call, NotFinite
+
+
+@pytest.fixture(scope="module")
+def model():
+    return OptimizedChatterboxTTS.from_random(size="tiny", seed=0)
+
+
+def soon(done, seconds: float = 10) -> bool:
+    until = time.monotonic() + seconds
+    while not done() and time.monotonic() < until:
+        time.sleep(0.002)
+    return bool(done())
+
+
+class Steps:
+    """An engine that is stepped by hand."""
+
+    def __init__(self, engine) -> None:
+        self.engine = engine
+
+    def submit(self, *requests, **how) -> Call:
+        call = Call(requests, **how)
+        self.engine._submit(call)
+        return call
+
+    def step(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.engine.step()
+
+    def finish(self) -> None:
+        while self.engine.calls or self.engine.inbox:
+            self.engine.step()
+
+
+# ---- joining and leaving -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("poll", [1, 8])
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+def test_who_joins_and_leaves_at_any_step_changes_nobodys_tokens(family, poll, llama, gpt):
+    """Lengths, guidance or none, other filters, greedy: whatever stands beside it."""
+    t3 = gpt if family == "turbo" else llama
+    alone = [tokens_of(t3, [r])[0] for r in mixed(t3.config)]
+    for gap in (1, 2, 5, 17):
+        engine = Steps(engine_of(t3, EXACT.replace(poll_every=poll)))
+        requests = mixed(t3.config)
+        for r in requests:
+            engine.submit(r)
+            engine.step(gap)
+        engine.finish()
+        assert [r.tokens for r in requests] == alone
+        after = [r.noise.normal((2,)) for r in requests]
+        wanted = [r.noise.normal((2,)) for r in draw(engine_of(t3), mixed(t3.config))]
+        assert all(map(torch.equal, after, wanted)), "and its generator stands where it stands alone"
+
+
+def test_more_than_there_are_slots_for_wait_their_turn(llama):
+    engine = Steps(engine_of(llama, EXACT.replace(slots=2)))
+    requests = mixed(llama.config, 6)
+    for r in requests:
+        engine.submit(r)
+    most = 0
+    while engine.engine.calls or engine.engine.inbox:
+        engine.step()
+        most = max(most, len(engine.engine.tokens.live))
+    assert most == 2
+    assert [r.tokens for r in requests] == [tokens_of(llama, [r])[0] for r in mixed(llama.config, 6)]
+
+
+def test_half_precision_and_int8_are_what_they_are_alone_too(llama):
+    """Where a last bit is rounded up into a token: every utterance attends in a call of its own."""
+    import copy
+
+    for options in (EXACT.replace(dtype="bfloat16"), EXACT.replace(quantize="int8")):
+        t3 = copy.deepcopy(llama).to(getattr(torch, options.dtype))
+        engine = engine_of(t3, options)
+        alone = [draw(engine, [r])[0].tokens for r in mixed(t3.config)]
+        steps, requests = Steps(engine), mixed(t3.config)
+        for r in requests:
+            steps.submit(r)
+            steps.step(3)
+        steps.finish()
+        assert [r.tokens for r in requests] == alone
+
+
+def test_streams_batches_and_single_calls_side_by_side(model):
+    texts = ["Hello there.", "Good morning to you all.", "No.", "Well, well."]
+    how = dict(max_new_tokens=50)
+    alone = [model.generate(t, seed=i, **how) for i, t in enumerate(texts)]
+    streamed = [torch.cat(list(model.generate_stream(t, seed=i, **how)), 1) for i, t in enumerate(texts)]
+    got: dict = {}
+
+    def whole(i):
+        got["whole", i] = model.generate(texts[i], seed=i, **how)
+
+    def stream(i):
+        got["stream", i] = torch.cat(list(model.generate_stream(texts[i], seed=i, **how)), 1)
+
+    def batch():
+        got["batch"] = model.generate_batch(texts, seeds=range(4), **how)
+
+    work = [threading.Thread(target=f, args=(i,)) for i in range(4) for f in (whole, stream)]
+    work.append(threading.Thread(target=batch))
+    for t in work:
+        t.start()
+    for t in work:
+        t.join()
+    for i in range(4):
+        assert (got["whole", i] - alone[i]).abs().max() < 1e-4
+        assert (got["batch"][i] - alone[i]).abs().max() < 1e-4
+        assert (got["stream", i] - streamed[i]).abs().max() < 1e-4
+
+
+# ---- isolation -----------------------------------------------------------------------------------
+
+
+def test_an_error_of_one_is_nobody_elses(llama, monkeypatch):
+    engine = Steps(engine_of(llama))
+    good, bad = request(llama.config), request(llama.config, seed=1)
+    prefix = engine.engine.tokens.prefixes.get
+
+    def fails(cond):
+        if cond is bad.cond:
+            raise OSError("no space left")
+        return prefix(cond)
+
+    monkeypatch.setattr(engine.engine.tokens.prefixes, "get", fails)
+    first = engine.submit(good)
+    engine.step(3)
+    second = engine.submit(bad)
+    engine.finish()
+    assert first.error is None
+    assert good.tokens == tokens_of(llama, [request(llama.config)])[0]
+    assert isinstance(second.error, OSError)
+    assert engine.engine.stats()["failed"] == 1
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_numbers_that_are_not_finite_end_their_own_request(llama, shared, monkeypatch):
+    from chatterbox_opt.engine.tokens import TokenRunner
+
+    monkeypatch.setattr(TokenRunner, "shared", property(lambda _: shared))
+    wanted = tokens_of(llama, [request(llama.config)])[0]
+    engine = Steps(engine_of(llama, EXACT.replace(poll_every=4)))
+    good, bad = request(llama.config), request(llama.config, seed=1, max_new_tokens=50)
+    bad.cond.speaker_emb = torch.full_like(bad.cond.speaker_emb, torch.nan)
+    calls = [engine.submit(good), engine.submit(bad)]
+    engine.finish()
+    assert good.tokens == wanted
+    assert isinstance(calls[1].error, NotFinite)
+    assert len(bad.tokens) <= 4
+    assert draw(engine.engine, [request(llama.config)])[0].tokens == wanted, "nothing of it is left in the memory"
+
+
+def test_a_sink_that_fails_fails_its_call(model):
+    texts, how = ["Hello there.", "No."], dict(max_new_tokens=20)
+    wanted = model.generate(texts[1], seed=1, **how)
+
+    class Full:
+        def apply_watermark(self, wav, sample_rate):
+            raise OSError("disk full")
+
+    stream = model.submit(texts[0], seed=0, first_chunk=0.4, **how)
+    marker, model.watermarker = model.watermarker, Full()
+    try:
+        broken = model.submit(texts[0], seed=0, **how)
+        model.watermarker = marker
+        fine = model.submit(texts[1], seed=1, **how)
+        with pytest.raises(OSError, match="disk full"):
+            list(broken)
+        assert torch.equal(torch.cat(list(fine), 1), wanted)
+        assert len(list(stream)) >= 1
+    finally:
+        model.watermarker = marker
+
+
+@pytest.mark.parametrize("state", ["waiting", "speaking", "rendering"])
+def test_cancel_in_every_state(model, state, monkeypatch):
+    engine = model.pipeline.engine
+    before = engine.stats()["cancelled"]
+    if state == "waiting":
+        monkeypatch.setattr(type(engine.tokens), "free", property(lambda _: 0))
+    tokens = 6 if state == "rendering" else 900
+    how = dict(first_chunk=1.0, max_new_tokens=tokens, n_cfm_timesteps=100)
+    stream = model.submit("Hello there, and so on.", seed=1, **how)
+    there = {
+        "waiting": lambda: engine.waiting, "speaking": lambda: engine.tokens.live,
+        "rendering": lambda: any(r.solve is not None for r in engine.renderer.begun),
+    }
+    assert soon(there[state])
+    stream.cancel()
+    assert soon(lambda: stream.done, 5)
+    with pytest.raises(Cancelled):
+        list(stream)
+    assert soon(lambda: not (engine.calls or engine.waiting or engine.renderer.begun or engine.tokens.live))
+    assert engine.stats()["cancelled"] == before + 1
+
+
+# ---- threads, processes --------------------------------------------------------------------------
+
+
+def test_close_ends_everything():
+    model = OptimizedChatterboxTTS.from_random(size="tiny")
+    stream = model.submit("Hello there.", max_new_tokens=900)
+    assert soon(lambda: stream.started)
+    model.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        list(stream)
+    with pytest.raises(RuntimeError, match="closed"):
+        model.generate("Hello.")
+    assert not [t for t in threading.enumerate() if t.name == "chatterbox-engine"]
+
+
+def speak_in_a_child(model, queue) -> None:
+    try:
+        model.generate("Hello.", max_new_tokens=4)
+    except RuntimeError as error:
+        queue.put(str(error))
+    else:
+        queue.put("")
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
+def test_a_forked_process_is_told(model):
+    model.generate("Hello.", max_new_tokens=4)
+    fork = multiprocessing.get_context("fork")
+    queue = fork.SimpleQueue()
+    child = fork.Process(target=speak_in_a_child, args=(model, queue))
+    child.start()
+    child.join(30)
+    assert "fork" in queue.get()
+
+
+def test_a_call_from_its_own_progress_is_refused(model):
+    def again(*_):
+        model.generate("No.")
+
+    with pytest.raises(RuntimeError, match="own progress"):
+        model.generate("Hello.", max_new_tokens=4, progress=again)
+    assert model.generate("Hello.", max_new_tokens=4).shape[1]
+
+
+def test_calls_without_a_seed_do_not_speak_the_same(model):
+    """Alone it continues torch's global generators; beside others it takes a seed from them."""
+    torch.manual_seed(3)
+    wanted = model.generate_tokens("Hello there.", max_new_tokens=30)
+    torch.manual_seed(3)
+    held = RequestNoise(CPU, None)  # somebody continues them
+    other = model.generate_tokens("Hello there.", max_new_tokens=30)
+    assert not torch.equal(other, wanted)
+    del held
+    gc.collect()
+    torch.manual_seed(3)
+    assert torch.equal(model.generate_tokens("Hello there.", max_new_tokens=30), wanted)
+
+
+def test_stats_tell_what_is_done_and_was(model):
+    before = model.stats()
+    stream = model.submit("Hello there.", seed=1, max_new_tokens=200, first_chunk=0.5)
+    assert soon(lambda: model.stats()["live"] == 1)
+    assert model.stats()["rows"] == 2
+    sound = sum(c.shape[1] for c in stream) / model.sr
+    after = model.stats()
+    assert (after["live"], after["waiting"], after["calls"]) == (0, 0, 0)
+    assert after["finished"] == before["finished"] + 1
+    assert after["tokens"] - before["tokens"] >= len(stream.tokens[0])
+    assert after["sound_seconds"] - before["sound_seconds"] == pytest.approx(sound)
+    assert after["first_sound"]["count"] == before["first_sound"]["count"] + 1
+    assert sum(after["real_time_factor"]["counts"]) == after["real_time_factor"]["count"]
+
+
+# ---- many ----------------------------------------------------------------------------------------
+
+
+def resident() -> float:
+    """MB of memory this process holds."""
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
+
+
+@pytest.mark.parametrize("count", [120, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_requests_that_arrive_at_random_and_leave_at_random(count, llama):
+    """None is lost, none mixed up, and nothing is kept of them."""
+    chance, kinds = random.Random(5), 12
+    alone = [tokens_of(llama, [r])[0] for r in mixed(llama.config, kinds)]
+    engine, leaving, calls, level = Steps(engine_of(llama)), [], [], 0.0
+    for i in range(count):
+        stop = threading.Event()
+        kind = chance.randrange(kinds)
+        r = mixed(llama.config, kinds)[kind]
+        calls.append((kind, r, engine.submit(r, cancel=stop), stop))
+        if chance.random() < 0.2:
+            leaving.append(stop)
+        engine.step(chance.randrange(12))
+        if leaving and chance.random() < 0.3:
+            leaving.pop(0).set()
+        if i == min(100, count // 2):
+            gc.collect()
+            level = resident()
+    for stop in leaving:
+        stop.set()
+    engine.finish()
+    assert all(call.done for _, _, call, _ in calls)
+    for kind, r, call, stop in calls:
+        if isinstance(call.error, Cancelled):
+            assert stop.is_set()
+            assert r.tokens == alone[kind][: len(r.tokens)] or 6562 in r.tokens
+        else:
+            assert r.tokens == alone[kind]
+    stats = engine.engine.stats()
+    assert stats["finished"] + stats["cancelled"] == count
+    assert stats["cancelled"] > count // 20
+    gc.collect()
+    assert resident() - level < 20

@@ -1,0 +1,191 @@
+"""Who is served next: a table of cases, and random arrivals in which nothing may be lost, doubled or starved."""
+
+from itertools import repeat
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chatterbox_opt.engine.chunks import LOOKAHEAD
+from chatterbox_opt.engine.request import Call, Utterance
+from chatterbox_opt.engine.scheduler import AHEAD, APART, PATIENCE, POSITIONS, Scheduler, chunk_due, deadline
+
+
+def call(count=1, at=0.0, stream=False, text=10, heard=None, **how) -> Call:
+    utterances = [Utterance(text_ids=[0] * text, voice={}) for _ in range(count)]
+    made = Call(utterances, chunks=repeat(25) if stream else None, **how)
+    made.submitted = at
+    if heard is not None:
+        made.first_sound, made.heard = heard
+    return made
+
+
+def plan(waiting=(), speaking=(), rendering=(), slots=4, free=None, **how):
+    free = slots - len(speaking) if free is None else free
+    return Scheduler(slots, **how).plan(list(waiting), list(speaking), list(rendering), free)
+
+
+def spoken(u: Utterance, tokens: int, ended: bool = True) -> Utterance:
+    u.tokens, u.stopped = [1] * tokens, "eos" if ended else None
+    return u
+
+
+# ---- cases ---------------------------------------------------------------------------------------
+
+
+def test_streams_join_ahead_of_what_nobody_hears_yet():
+    whole, stream = call(at=0.0), call(at=1.0, stream=True)
+    join = plan([*whole.utterances, *stream.utterances], slots=2).join
+    assert [u.call for u in join] == [stream, whole]
+    late = call(at=PATIENCE + 1.0, stream=True)
+    assert plan([*late.utterances, *whole.utterances], slots=1).join == whole.utterances, "what waits ages"
+
+
+def test_a_long_call_has_half_of_the_slots_while_others_wait():
+    long, short = call(100, at=0.0), call(at=5.0)
+    assert len(plan(long.utterances, slots=8).join) == 8, "alone it may have all"
+    join = plan([*long.utterances, *short.utterances], slots=8).join
+    assert short.utterances[0] in join
+    mine = long.utterances[:4]
+    assert plan([*long.utterances[4:], *short.utterances], speaking=mine, slots=8, free=1).join == short.utterances
+
+
+def test_prefill_is_bounded_and_never_nothing():
+    texts = call(8, text=200).utterances
+    assert len(plan(texts, slots=8).join) == POSITIONS // 200
+    assert len(plan(call(text=5000).utterances, slots=8).join) == 1
+
+
+def test_who_needs_more_room_is_waited_for():
+    first, second = call(at=0.0).utterances[0], call(at=1.0).utterances[0]
+    busy = call(at=0.0).utterances
+    join = Scheduler(4).plan([first, second], busy, [], 3, lambda u: u is not first).join
+    assert join == [], "or it would never come to its turn"
+
+
+def test_the_stream_that_runs_dry_first_is_rendered_first():
+    near, far = (call(at=0.0, stream=True, heard=(1.0, s)) for s in (1.0, 3.0))
+    ready = [spoken(c.utterances[0], 200, ended=False) for c in (far, near)]
+    assert plan(speaking=ready, rendering=ready).render == [ready[1]]
+    assert plan(speaking=ready, rendering=ready, renderings=2).render == ready[::-1]
+
+
+def test_tokens_of_a_stream_run_dry_go_before_sound_that_has_time():
+    dry, rich = (call(at=0.0, stream=True, heard=(1.0, s)) for s in (0.5, 9.0))
+    spoken(rich.utterances[0], 200, ended=False)
+    spoken(dry.utterances[0], 3, ended=False)
+    got = plan(speaking=[rich.utterances[0], dry.utterances[0]], rendering=[rich.utterances[0]])
+    assert got.decode
+    assert not got.render
+
+
+def test_a_batch_is_spoken_before_it_is_rendered_and_a_later_call_is_not_held_up():
+    batch, later = call(20, at=0.0), call(at=3.0)
+    done, going = batch.utterances[:10], batch.utterances[10:]
+    for u in done:
+        spoken(u, 50)
+    assert plan(speaking=going, rendering=done, slots=20).decode
+    spoken(later.utterances[0], 50)
+    order = sorted([*done, *later.utterances], key=deadline)
+    assert order.index(later.utterances[0]) == 3 / APART + 1
+
+
+@pytest.mark.parametrize(("tokens", "ended", "due"), [
+    (0, False, None), (25 + LOOKAHEAD - 1, False, None), (25 + LOOKAHEAD, False, (25 + LOOKAHEAD, False)),
+    (30, True, (30, True)), (50, True, (50, True)), (51, True, (25 + LOOKAHEAD, False)), (0, True, (0, True)),
+])  # fmt: skip
+def test_when_a_chunk_is_due(tokens, ended, due):
+    stream = call(2, stream=True)
+    assert chunk_due(spoken(stream.utterances[0], tokens, ended)) == due
+    assert chunk_due(spoken(stream.utterances[1], tokens, ended)) is None, "in its turn"
+    whole = call()
+    assert chunk_due(spoken(whole.utterances[0], tokens, ended)) == ((tokens, True) if ended else None)
+
+
+def test_a_listener_who_takes_nothing_pauses_its_own_sound_only():
+    full, other = call(stream=True, paused=lambda: True), call(stream=True)
+    heads = [spoken(c.utterances[0], 200) for c in (full, other)]
+    assert plan(rendering=heads, renderings=2).render == heads[1:]
+
+
+def test_a_streamed_text_is_spoken_a_little_ahead():
+    stream = call(20, stream=True)
+    assert plan(stream.utterances, slots=16).join == stream.utterances[:AHEAD]
+
+
+# ---- random arrivals -----------------------------------------------------------------------------
+
+
+class World:
+    """Slots, tokens and renderings without a network: what the engine does with a plan."""
+
+    def __init__(self, slots: int, renderings: int) -> None:
+        self.scheduler, self.slots = Scheduler(slots, renderings), slots
+        self.now, self.waiting, self.speaking, self.calls = 0.0, [], [], []
+        self.steps: dict[Utterance, int] = {}
+        self.finished: list[Utterance] = []
+
+    def arrive(self, made: Call) -> None:
+        self.calls.append(made)
+        self.waiting += made.utterances
+
+    def step(self, length: dict[Utterance, int]) -> None:
+        heads = [c.utterances[c.head] for c in self.calls if c.stream and c.head < len(c.utterances)]
+        whole = [u for c in self.calls if not c.stream for u in c.utterances if u.stopped and not u.done]
+        plan = self.scheduler.plan(self.waiting, self.speaking, heads + whole, self.slots - len(self.speaking))
+        assert len(set(plan.join)) == len(plan.join)
+        assert len(self.speaking) + len(plan.join) <= self.slots
+        for u in plan.join:
+            self.waiting.remove(u)
+            self.speaking.append(u)
+        for u in plan.render:
+            self.render(u)
+        if plan.decode:
+            for u in self.speaking:
+                u.tokens.append(1)
+                u.stopped = "eos" if len(u.tokens) >= length[u] else None
+            self.speaking = [u for u in self.speaking if not u.stopped]
+        self.now += 0.05
+        assert plan.join or plan.render or plan.decode or not (self.waiting or self.speaking or whole), "work is left"
+
+    def render(self, u: Utterance) -> None:
+        u.rendering = True
+        self.steps[u] = self.steps.get(u, 0) + 1
+        if self.steps[u] < 3:
+            return
+        self.steps[u], u.rendering = 0, False
+        count, last = len(u.tokens) if not u.call.stream else u.told + u.call.size, not u.call.stream
+        if u.call.stream:
+            last = u.stopped is not None and len(u.tokens) <= u.told + 2 * u.call.size
+        u.call.first_sound = u.call.first_sound or self.now
+        u.call.heard += (count - u.told) / 25
+        u.told = count
+        if last:
+            u.done = True
+            u.call.head += u.call.stream
+            self.finished.append(u)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_everything_ends_whatever_arrives(data):
+    world, length, arrivals = World(data.draw(st.integers(1, 5)), data.draw(st.integers(1, 3))), {}, []
+    for _ in range(data.draw(st.integers(1, 8))):
+        count, at = data.draw(st.integers(1, 6)), data.draw(st.integers(0, 40)) * 0.1
+        made = call(count, at=at, stream=data.draw(st.booleans()))
+        arrivals.append(made)
+        for u in made.utterances:
+            length[u] = data.draw(st.integers(1, 120))
+    arrivals.sort(key=lambda c: c.submitted)
+    everything = [u for c in arrivals for u in c.utterances]
+    for _ in range(40_000):
+        while arrivals and arrivals[0].submitted <= world.now:
+            world.arrive(arrivals.pop(0))
+        world.step(length)
+        if not arrivals and len(world.finished) == len(everything):
+            break
+    assert sorted(map(id, world.finished)) == sorted(map(id, everything)), "each ends, and ends once"
+    for made in world.calls:
+        if made.stream:
+            own = [u for u in world.finished if u.call is made]
+            assert own == made.utterances, "told in their order"
