@@ -24,14 +24,13 @@ from .checks import (
     one_per_text,
     usable_device,
 )
-from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
-from .engine.noise import RequestNoise
+from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
 from .engine.resolve import resolve, stored_dtype
 from .options import EngineOptions, SamplingOptions
 from .pipeline import Job, NoSpeech, Pipeline, Speech
-from .streaming import Chunks, here
+from .streaming import SpeechStream
 from .text.tokenizer import load_tokenizer
-from .voice import Conditionals, VoicePreparer, settled, with_exaggeration
+from .voice import Conditionals, VoicePreparer, with_exaggeration
 from .weights import hub
 from .weights.load import load_folder
 from .weights.random_init import random_folder
@@ -259,24 +258,51 @@ class Speaker:
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
         **sampling: Any,
-    ) -> Chunks:
+    ) -> SpeechStream:
         """An iterator over (1, n) waves that come while the rest is being made; together they are the speech. The first
         has about `first_chunk` seconds, the others more and more. Approximate: the words are those of generate() at the
-        same seed, the sound is made with less to look ahead to."""
-        check_steps(n_cfm_timesteps)
+        same seed, the sound is made with less to look ahead to. Begins when the first chunk is asked for."""
         check_first_chunk(first_chunk)
         voice = self._heard(voice, audio_prompt_path, exaggeration)
         job = self._job(text, voice, exaggeration, seed, language_id, **sampling)
-        speak = self.pipeline.stream(
-            job, first=round(first_chunk * TOKEN_RATE), max_chars=max_chars, steps=n_cfm_timesteps,
-            watermark=self._mark(),
+        how = dict(max_chars=max_chars, n_cfm_timesteps=n_cfm_timesteps, cancel=cancel, progress=progress)
+        return self._stream(job, first_chunk, verbose=verbose, **how)
+
+    def submit(
+        self,
+        text: str,
+        *,
+        first_chunk: float | None = None,
+        language_id: str | None = None,
+        audio_prompt_path: str | Path | None = None,
+        voice: Conditionals | None = None,
+        exaggeration: float | None = None,
+        seed: int | None = None,
+        n_cfm_timesteps: int | None = None,
+        max_chars: int | None = MAX_CHARS,
+        cancel: Any = None,
+        progress: Callable[[int, int], None] | None = None,
+        **sampling: Any,
+    ) -> SpeechStream:
+        """As generate_stream(), begun at once and without waiting: for servers, which ask it by take() and notify().
+        With `first_chunk` None the speech comes as a whole, and is generate()'s."""
+        if first_chunk is not None:
+            check_first_chunk(first_chunk)
+        voice = self._heard(voice, audio_prompt_path, exaggeration)
+        job = self._job(text, voice, exaggeration, seed, language_id, **sampling)
+        how = dict(max_chars=max_chars, n_cfm_timesteps=n_cfm_timesteps, cancel=cancel, progress=progress)
+        return self._stream(job, first_chunk, **how).begin()
+
+    def _stream(
+        self, job: Job, first_chunk: float | None, *, n_cfm_timesteps: int | None, max_chars: int | None, cancel: Any,
+        progress: Callable[[int, int], None] | None, verbose: bool = False,
+    ) -> SpeechStream:
+        check_steps(n_cfm_timesteps)
+        bar = ProgressBar(progress) if verbose else None
+        return self.pipeline.stream(
+            job, first_chunk=first_chunk, max_chars=max_chars, steps=n_cfm_timesteps, watermark=self._mark(),
+            cancel=cancel, progress=bar or progress, ended=bar and bar.close,
         )
-
-        def work(emit: Callable[[Tensor], None], cancel: Any) -> None:
-            with progress_bar(verbose, progress) as report:
-                speak(emit, cancel, report)
-
-        return Chunks(work, cancel, here(torch.device(self.device)))
 
     # ---- the stages by themselves ----------------------------------------------------------------
 
@@ -309,14 +335,22 @@ class Speaker:
         """(n,) speech tokens -> (1, N) wave, watermarked like every other."""
         tokens, voice = check_tokens(tokens), self._voice(voice)
         check_steps(n_cfm_timesteps)
-        noise = RequestNoise(torch.device(self.device), check_seed(seed))
-        (wav,) = self.pipeline.render([tokens], [voice], [noise], n_cfm_timesteps)
-        (wav,) = mark(self.watermarker, [wav])
-        return settled(wav.float(), "cpu").unsqueeze(0)
+        return self.pipeline.render([tokens], voice, check_seed(seed), steps=n_cfm_timesteps, watermark=self._mark())
 
-    def warmup(self, batch: int = 1, *, n_cfm_timesteps: int | None = None) -> None:
-        """Do now what the first request would otherwise wait for: graph capture, kernel compilation, allocation."""
-        self.pipeline.warmup(batch, n_cfm_timesteps)
+    # ---- the engine ------------------------------------------------------------------------------
+
+    def warmup(self, batch: int = 1) -> None:
+        """Do now what the first requests would otherwise wait for: graph capture, kernel compilation, allocation."""
+        self.pipeline.warmup(batch)
+
+    def stats(self) -> dict[str, Any]:
+        """What all calls together are doing, and have done: utterances and rows being spoken, utterances waiting,
+        steps, tokens, and how long the first sound and whole calls took."""
+        return self.pipeline.engine.stats()
+
+    def close(self) -> None:
+        """Ends every call that is under way, and the thread that serves streams. The model cannot speak any more."""
+        self.pipeline.engine.close()
 
 
 class MissingVoice(AssertionError, ValueError):
@@ -352,21 +386,32 @@ def pretrained_folder(family: str, **where: Any) -> Path:
     return hub.download(family, **where)
 
 
+class ProgressBar:
+    """A tqdm bar on stderr. Its total is the limit, not a forecast: most texts end long before."""
+
+    def __init__(self, further: Callable[[int, int], None] | None = None) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(desc="speech tokens (of at most)", unit="tok", dynamic_ncols=True, disable=False)
+        self.further = further
+
+    def __call__(self, done: int, ceiling: int) -> None:
+        self.bar.total = ceiling
+        self.bar.update(done - self.bar.n)
+        if self.further is not None:
+            self.further(done, ceiling)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
 @contextmanager
 def progress_bar(verbose: bool, further: Callable[[int, int], None] | None = None):
-    """A tqdm bar on stderr. Its total is the limit, not a forecast: most texts end long before."""
     if not verbose:
         yield further
         return
-    from tqdm import tqdm
-
-    with tqdm(desc="speech tokens (of at most)", unit="tok", dynamic_ncols=True, disable=False) as bar:
-
-        def report(done: int, ceiling: int) -> None:
-            bar.total = ceiling
-            bar.update(done - bar.n)
-            if further is not None:
-                further(done, ceiling)
-
-        yield report
-
+    bar = ProgressBar(further)
+    try:
+        yield bar
+    finally:
+        bar.close()

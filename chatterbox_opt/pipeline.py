@@ -5,33 +5,33 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .audio.joins import join
-from .config import SAMPLES_PER_TOKEN, SILENCE_TOKEN, SPEECH_CODES, START_TEXT, STOP_TEXT, ModelConfig
-from .engine.mel import ROWS_AT_ONCE, MelRunner
+from .audio.joins import ChunkJoiner, join
+from .config import SILENCE_TOKEN, START_TEXT, STOP_TEXT, TOKEN_RATE, ModelConfig
+from .engine.chunks import chunk_sizes
+from .engine.engine import Engine
+from .engine.mel import MelRunner, check_codes
 from .engine.noise import RequestNoise
+from .engine.request import Call, Cancelled, Utterance
 from .engine.resolve import settle_attention
-from .engine.stream import MelStream, Stream, WavStream
-from .engine.tokens import TokenRequest, TokenResult, TokenRunner
+from .engine.seeds import piece_seed
+from .engine.tokens import TokenRunner
 from .engine.wav import WavRunner
 from .options import EngineOptions, SamplingOptions
-from .streaming import AHEAD, Narrator, Outlet, chunk_sizes
+from .streaming import ChunkQueue, SpeechStream
 from .text.normalize import punc_norm
 from .text.split import check_max_chars, split
 from .voice import Conditionals, settled
 
+__all__ = ["Cancelled", "Job", "NoSpeech", "Pipeline", "Speech"]
 logger = logging.getLogger(__name__)
 
-
-class Cancelled(RuntimeError):
-    """Raised by a call whose `cancel` was set; the model stays usable."""
+Mark = Callable[[Sequence[Tensor]], list[Tensor]]  # watermarks (N,) waves
 
 
 class NoSpeech(ValueError):
@@ -60,231 +60,148 @@ class Speech:
     """What became of a job: the sound, and how it came about."""
 
     wav: Tensor  # (1, N) float32 on the CPU
-    tokens: list[Tensor]  # one (n,) LongTensor a piece
-    stops: list[str]  # a piece's reason to end: "eos" | "limit" | "guard"
-    seconds: dict[str, float] = field(default_factory=dict)  # wall time of each stage, shared by a batch
-
-
-@dataclass
-class _Piece:
-    """One utterance: what fits the model at once. A long job has several."""
-
-    job: int
-    request: TokenRequest
-    text: str
+    tokens: list[Tensor]  # one (n,) LongTensor per piece
+    stops: list[str]  # why each piece ended: "eos" | "limit" | "guard"
+    seconds: dict[str, float] = field(default_factory=dict)  # spent on each stage, shared by a batch
 
 
 class Pipeline:
     def __init__(
         self, config: ModelConfig, t3: Any, s3gen: Any, tokenizer: Any, device: torch.device, options: EngineOptions
     ) -> None:
-        self.config, self.tokenizer, self.device = config, tokenizer, device
+        self.config, self.tokenizer, self.device, self.options = config, tokenizer, device, options
         settle_attention(device)
         self.tokens = TokenRunner(t3, options) if t3 is not None else None
         self.mel = MelRunner(s3gen.flow, options)
         self.wav = WavRunner(s3gen.mel2wav, options)
-        self._warm: dict[int | None, int] = {}  # steps of the flow -> utterances side by side
+        self.engine = Engine(self.tokens, self.mel, self.wav, options, device)
 
-    def warmup(self, batch: int = 1, steps: int | None = None) -> None:
-        if self.tokens is not None:
-            self.tokens.warmup(batch)
-        self._warm.setdefault(self._usual(steps), 0)
-        self._warm_sound(batch, steps)
-
-    @property
-    def _clicks(self) -> bool:
-        """The last token before the end decodes to a click, and is left out of the sound."""
-        return self.config.family == "mtl"
-
-    def _usual(self, steps: int | None) -> int | None:
-        return None if steps == self.config.flow.default_steps else steps
-
-    def _warm_sound(self, batch: int, steps: int | None) -> None:
-        """Of the usual number of steps, and of others that a warm-up has asked for: each takes a hundred captures."""
-        steps = self._usual(steps)
-        if steps is not None and steps not in self._warm:
-            return
-        if batch > self._warm.get(steps, 0):
-            self.mel.warmup(batch, steps)
+    def warmup(self, batch: int = 1) -> None:
+        """Allocate and capture what `batch` utterances side by side come to use, instead of at its first use."""
+        with self.engine.resting():
+            if self.tokens is not None:
+                self.tokens.warmup(batch)
+            self.mel.warmup(batch)
             self.wav.warmup(batch)
-            self._warm[steps] = batch
 
-    @torch.inference_mode()
+    # ---- speech ----------------------------------------------------------------------------------
+
     def speak(
         self,
         jobs: Sequence[Job],
         *,
         max_chars: int | None,
         steps: int | None = None,
-        watermark: Callable[[list[Tensor]], list[Tensor]] | None = None,
+        watermark: Mark | None = None,
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> list[Speech]:
         """`progress` hears of tokens drawn, and of how many there can be at most."""
-        seconds: dict[str, float] = {}
-        with self._stage("text", seconds):
-            pieces = [p for i, job in enumerate(jobs) for p in self._pieces(i, job, len(jobs), max_chars)]
-        with self._stage("warmup", seconds):  # of a batch that is larger than any before
-            self._warm_sound(len(pieces), steps)
-        with self._stage("tokens", seconds):
-            results = self._draw(pieces, cancel, progress)
-        spoken = [(p, t) for p, r in zip(pieces, results) if len(t := self._audible(r.tokens))]
-        wavs = self.render([t for _, t in spoken], [jobs[p.job].voice for p, _ in spoken],
-                           [p.request.noise for p, _ in spoken], steps, seconds, cancel) if spoken else []
-        if self._clicks:
-            wavs = [w[: max(1, len(t) - 1) * SAMPLES_PER_TOKEN] for w, (_, t) in zip(wavs, spoken)]
-        by_job: list[list[Tensor]] = [[] for _ in jobs]
-        for (piece, _), wav in zip(spoken, wavs):
-            by_job[piece.job].append(wav)
-        joined = [join(parts) for parts in by_job]
-        with self._stage("watermark", seconds):
-            sounding = [i for i, w in enumerate(joined) if len(w)]
-            if watermark is not None and sounding:
-                for i, marked in zip(sounding, watermark([joined[i] for i in sounding])):
-                    joined[i] = marked
+        start = time.perf_counter()
+        per_job = [self._utterances(job, max_chars, steps) for job in jobs]
+        seconds = {"text": time.perf_counter() - start}
+        sink = WholeSpeech(per_job, watermark)
+        call = Call([u for own in per_job for u in own], sink, cancel=cancel, progress=progress)
+        self._seed(jobs, per_job)
+        self.engine.run(call)
+        for job, own in zip(jobs, per_job):
+            _warn(job, own)
         return [
-            Speech(
-                wav=settled(wav.float(), "cpu").unsqueeze(0),
-                tokens=[settled(self._audible(r.tokens), "cpu") for p, r in zip(pieces, results) if p.job == i],
-                stops=[r.stopped for p, r in zip(pieces, results) if p.job == i],
-                seconds=dict(seconds),
-            )
-            for i, wav in enumerate(joined)
+            Speech(wav, [audible(u) for u in own], [u.stopped for u in own], seconds | call.seconds)
+            for wav, own in zip(sink.waves, per_job)
         ]
 
     def stream(
         self,
         job: Job,
         *,
-        first: int,
+        first_chunk: float | None,
         max_chars: int | None,
         steps: int | None = None,
-        watermark: Callable[[list[Tensor]], list[Tensor]] | None = None,
-    ) -> Callable[..., None]:
-        """What is wrong is told at once; what comes back speaks, called with (emit, cancel, progress). It emits (1, N)
-        waves while the rest is being made, the first of about `first` tokens. The tokens are those that speak() draws;
-        the sound is made with less to look ahead to."""
-        pieces = self._pieces(0, job, 1, max_chars)
-        for piece in pieces:
-            self.tokens.check(piece.request)
-        return partial(self._stream, pieces, job, first, steps, watermark)
+        watermark: Mark | None = None,
+        cancel: Any = None,
+        progress: Callable[[int, int], None] | None = None,
+        ended: Callable[[], None] | None = None,
+    ) -> SpeechStream:
+        """Chunks, the first of about `first_chunk` seconds, or where that is None the whole in one. The tokens are
+        those that speak() draws; the sound of chunks is made with less to look ahead to."""
+        utterances = self._utterances(job, max_chars, steps)
+        for u in utterances:
+            self.engine.check(u)
+        queue = ChunkQueue(ChunkJoiner(len(utterances), watermark), cancel, lambda: NoSpeech(job.text))
 
-    @torch.inference_mode()
-    def _stream(
-        self, pieces: list[_Piece], job: Job, first: int, steps: int | None, watermark: Any,
-        emit: Callable[[Tensor], None], cancel: Any = None, progress: Callable[[int, int], None] | None = None,
-    ) -> None:
-        self._warm_sound(1, steps)
-        outlet = Outlet(watermark, lambda wave: emit(settled(wave.float(), "cpu").unsqueeze(0)), len(pieces))
-        sizes = None
-        ceiling, done = _ceiling(pieces), 0
-        for i in range(0, len(pieces), AHEAD):
-            group = pieces[i : i + AHEAD]
-            live = [self._live(piece, job.voice.gen, steps, cancel) for piece in group]
-            sizes = sizes or chunk_sizes(first, live[0].hold)
-            narrator = Narrator(live, sizes, outlet, self._audible, SAMPLES_PER_TOKEN if self._clicks else 0)
-            report = None if progress is None else lambda drawn, _, before=done: progress(before + drawn, ceiling)
-            results = self._draw(group, cancel, report, narrator.look)
-            done += sum(len(r.tokens) for r in results)
-        if not outlet.sounding:
-            raise NoSpeech(job.text)
+        def at_end() -> None:
+            _warn(job, utterances)
+            if ended is not None:
+                ended()
+            queue.tell()
 
-    def _live(self, piece: _Piece, voice: dict, steps: int | None, cancel: Any) -> Stream:
-        noise = piece.request.noise.apart()  # the tokens' own draws stay what they are without a stream
-        return Stream(MelStream(self.mel, voice, noise, steps, partial(_check, cancel)), WavStream(self.wav, noise))
+        how = dict(cancel=queue, progress=progress, paused=queue.paused, ended=at_end)
+        if first_chunk is None:
+            call = Call(utterances, WholeSpeech([utterances], watermark, put=queue.put), **how)
+        else:
+            sizes = chunk_sizes(round(first_chunk * TOKEN_RATE), self.wav.hold_tokens)
+            call = Call(utterances, queue, chunks=sizes, **how)
+        return SpeechStream(self.engine, queue, call, lambda: self._seed([job], [utterances]))
 
-    @torch.inference_mode()
+    # ---- the stages by themselves ----------------------------------------------------------------
+
     def draw(self, job: Job, cancel: Any = None, progress: Callable[[int, int], None] | None = None) -> Tensor:
         """Speech tokens of one utterance, as they would be rendered."""
-        (piece,) = self._pieces(0, job, 1, None)
-        return settled(self._audible(self._draw([piece], cancel, progress)[0].tokens), "cpu")
+        (utterance,) = self._utterances(job, None, None)
+        utterance.voice = None
+        self._seed([job], [[utterance]])
+        self.engine.run(Call([utterance], cancel=cancel, progress=progress))
+        _warn(job, [utterance])
+        return audible(utterance)
 
-    @torch.inference_mode()
     def render(
         self,
-        tokens: Sequence[Tensor],
-        voices: Sequence[Conditionals | dict],
-        noises: Sequence[RequestNoise],
+        parts: Sequence[Tensor],
+        voice: Conditionals | dict,
+        seed: int | None,
+        *,
         steps: int | None = None,
-        seconds: dict[str, float] | None = None,
+        joined: Callable[[Sequence[Tensor]], Tensor] = join,
+        watermark: Mark | None = None,
         cancel: Any = None,
-    ) -> list[Tensor]:
-        """Speech tokens -> (N,) waves on the model's device."""
-        seconds = {} if seconds is None else seconds
-        prompts = [v if isinstance(v, dict) else v.gen for v in voices]
-        self._warm_sound(len(tokens), steps)
-        waves: list[Any] = [None] * len(tokens)
-        for group in self._groups([len(t) for t in tokens]):
-            given = [tokens[i].to(self.device) for i in group]
-            rest = [noises[i] for i in group]
-            with self._stage("mel", seconds):
-                mels = self.mel.render(given, [prompts[i] for i in group], rest, steps, partial(_check, cancel))
-            _check(cancel)
-            with self._stage("wav", seconds):
-                for i, wave in zip(group, self.wav.render(mels, rest)):
-                    waves[i] = wave
-        return waves
+    ) -> Tensor:
+        """Speech tokens, in parts that are rendered by themselves and `joined` -> (1, N) float32 on the CPU."""
+        check_codes(parts)
+        gen = voice if isinstance(voice, dict) else voice.gen
+        utterances = [Utterance(voice=gen, steps=steps, tokens=part.tolist(), stopped="given") for part in parts]
+        for utterance, noise in zip(utterances, self._noises(seed, len(parts), alone=len(parts) == 1)):
+            utterance.noise = noise
+        sink = WholeSpeech([utterances], watermark, joined)
+        self.engine.run(Call(utterances, sink, cancel=cancel))
+        return sink.waves[0]
 
-    def _groups(self, lengths: list[int]) -> list[list[int]]:
-        """Utterances of like length, as many as are rendered side by side: noise, mels and spectra of no more than
-        these are in memory at once. A CPU renders one by one anyway."""
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        size = 1 if self.device.type == "cpu" else ROWS_AT_ONCE
-        return [order[i : i + size] for i in range(0, len(order), size)]
+    # ---- text -> utterances ----------------------------------------------------------------------
 
-    def _draw(
-        self,
-        pieces: list[_Piece],
-        cancel: Any,
-        progress: Callable[[int, int], None] | None = None,
-        look: Callable[[list[list[int]], list[TokenResult | None]], None] | None = None,
-    ) -> list[TokenResult]:
-        _check(cancel)
-        ceiling = _ceiling(pieces)
-
-        def watch(drawn: list[list[int]], results: list[TokenResult | None]) -> None:
-            if progress is not None:
-                progress(sum(map(len, drawn)), ceiling)
-            if look is not None:
-                look(drawn, results)
-
-        results = self.tokens.generate([p.request for p in pieces], cancel=cancel, watch=watch)
-        _check(cancel)
-        for piece, result in zip(pieces, results):
-            start = piece.text[:40]
-            if result.stopped == "limit":
-                logger.warning(
-                    "speech was cut at max_new_tokens=%d (%.1f s): %r...; raise the limit or split the text",
-                    piece.request.sampling.max_new_tokens, piece.request.sampling.max_new_tokens / 25, start,
-                )
-            elif result.stopped == "guard":
-                logger.warning("speech ran away and was stopped after %d tokens: %r...", len(result.tokens), start)
-            if not len(self._audible(result.tokens, padded=False)):
-                logger.warning("the model ended before its first sound: %r...", start)
-        return results
-
-    def _audible(self, tokens: Tensor, padded: bool = True) -> Tensor:
-        """Control ids dropped; Turbo ends with a little silence, as upstream's does."""
-        tokens = tokens[tokens < SPEECH_CODES]
-        if padded and len(tokens) and self.config.t3.is_gpt:
-            tokens = torch.cat([tokens, tokens.new_full((3,), SILENCE_TOKEN)])
-        return tokens
-
-    def _pieces(self, index: int, job: Job, n_jobs: int, max_chars: int | None) -> list[_Piece]:
+    def _utterances(self, job: Job, max_chars: int | None, steps: int | None) -> list[Utterance]:
         texts = [job.text] if max_chars is None else split(job.text, self._fitting(max_chars))
-        alone = n_jobs == len(texts) == 1
-        # Rows of one batch may not share a generator: what one draws would shift the other's draws.
-        seed = job.seed if job.seed is not None or alone else int(torch.randint(2**62, ()).item())
-        pieces = []
-        for k, text in enumerate(texts):
-            request = TokenRequest(
-                text_ids=self.text_ids(text, job.language),
-                cond=job.voice.t3,
-                sampling=job.sampling,
-                noise=RequestNoise(self.device, None if seed is None else (seed + k) % 2**64),
+        return [
+            Utterance(
+                text_ids=self.text_ids(text, job.language), cond=job.voice.t3, sampling=job.sampling,
+                voice=job.voice.gen, steps=steps, text=text,
+                tail=(SILENCE_TOKEN,) * 3 if self.config.t3.is_gpt else (),  # Turbo ends with a little silence
+                drop_last_token=self.config.family == "mtl",  # it decodes to a click there
             )
-            pieces.append(_Piece(index, request, text))
-        return pieces
+            for text in texts
+        ]
+
+    def _seed(self, jobs: Sequence[Job], per_job: Sequence[Sequence[Utterance]]) -> None:
+        alone = sum(map(len, per_job)) == 1
+        for job, own in zip(jobs, per_job):
+            for utterance, noise in zip(own, self._noises(job.seed, len(own), alone)):
+                utterance.noise = noise
+
+    def _noises(self, seed: int | None, count: int, alone: bool) -> list[RequestNoise]:
+        """One per utterance: what one draws may not shift another's draws."""
+        if seed is None and alone:
+            return [RequestNoise(self.device, None)]
+        seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
+        return [RequestNoise(self.device, piece_seed(seed, k)) for k in range(count)]
 
     def _fitting(self, max_chars: int) -> int:
         check_max_chars(max_chars)
@@ -299,22 +216,46 @@ class Pipeline:
         ids = self.tokenizer.text_to_tokens(*args).view(-1)
         return torch.cat([ids.new_tensor([START_TEXT]), ids, ids.new_tensor([STOP_TEXT])])
 
-    @contextmanager
-    def _stage(self, name: str, seconds: dict[str, float]):
-        start = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            # a few a call: nothing beside what they make visible. This stream's alone: another thread's graph may be
-            # in the middle of being captured, and does not survive a wait for the whole device
-            torch.cuda.current_stream(self.device).synchronize()
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+class WholeSpeech:
+    """Takes utterances rendered whole, and makes one wave of each job's."""
+
+    def __init__(
+        self, per_job: Sequence[Sequence[Utterance]], mark: Mark | None = None,
+        joined: Callable[[Sequence[Tensor]], Tensor] = join, put: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        """`put` takes each job's wave as soon as all are there."""
+        self.per_job, self.mark, self.joined, self.put = per_job, mark, joined, put
+        self.parts: dict[Utterance, Tensor] = {}
+        self.waves: list[Tensor] = []  # (1, N) float32 on the CPU
+
+    def add(self, utterance: Utterance, wave: Tensor, last: bool) -> None:
+        self.parts[utterance] = wave
+
+    def finish(self) -> None:
+        waves = [self.joined([self.parts[u] for u in own if len(self.parts[u])]) for own in self.per_job]
+        sounding = [i for i, wave in enumerate(waves) if len(wave)]
+        if self.mark is not None and sounding:
+            for i, marked in zip(sounding, self.mark([waves[i] for i in sounding])):
+                waves[i] = marked
+        self.waves = [settled(wave.float(), "cpu").unsqueeze(0) for wave in waves]
+        self.parts.clear()
+        if self.put is not None:
+            for wave in self.waves:
+                self.put(wave)
 
 
-def _ceiling(pieces: Sequence[_Piece]) -> int:
-    return sum(p.request.sampling.max_new_tokens for p in pieces)
+def audible(utterance: Utterance) -> Tensor:
+    return torch.tensor(utterance.audible(), dtype=torch.long)
 
 
-def _check(cancel: Any) -> None:
-    if cancel is not None and cancel.is_set():
-        raise Cancelled("the call was cancelled")
-
+def _warn(job: Job, utterances: Sequence[Utterance]) -> None:
+    for u in utterances:
+        start, limit = u.text[:40], u.sampling.max_new_tokens
+        if u.stopped == "limit":
+            text = "speech was cut at max_new_tokens=%d (%.1f s): %r...; raise the limit or split the text"
+            logger.warning(text, limit, limit / TOKEN_RATE, start)
+        elif u.stopped == "guard":
+            logger.warning("speech ran away and was stopped after %d tokens: %r...", len(u.tokens), start)
+        if u.stopped and not u.audible():
+            logger.warning("the model ended before its first sound: %r...", start)

@@ -16,7 +16,7 @@ from .audio.loudness import normalize_loudness
 from .base import MAX_CHARS, Speaker, pretrained_folder
 from .config import S3_RATE
 from .options import SamplingOptions
-from .streaming import Chunks
+from .streaming import SpeechStream
 from .text.normalize import punc_norm as any_punc_norm
 from .voice import Conditionals, T3Cond
 from .weights.files import REPOS
@@ -113,9 +113,16 @@ class OptimizedChatterboxTurboTTS(Speaker):
     def generate_stream(
         self, text: str, *, audio_prompt_path: str | Path | None = None, voice: Conditionals | None = None,
         norm_loudness: bool = True, **how: Any,
-    ) -> Chunks:
+    ) -> SpeechStream:
         voice = self._heard(voice, audio_prompt_path, 0.0, norm_loudness=norm_loudness)
         return super().generate_stream(text, voice=voice, **how)
+
+    def submit(
+        self, text: str, *, audio_prompt_path: str | Path | None = None, voice: Conditionals | None = None,
+        norm_loudness: bool = True, **how: Any,
+    ) -> SpeechStream:
+        voice = self._heard(voice, audio_prompt_path, 0.0, norm_loudness=norm_loudness)
+        return super().submit(text, voice=voice, **how)
 
     def _job(self, text: str, voice: Any, exaggeration: Any, seed: Any, language: None = None, **sampling: Any):
         job = super()._job(text, voice, exaggeration, seed, language, **sampling)

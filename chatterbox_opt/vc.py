@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,12 @@ from .audio.io import read, resample
 from .audio.watermark import Watermarker, mark
 from .base import MissingVoice, pretrained_folder, toggles
 from .checks import check_seed, check_steps, given, usable_device
-from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
-from .engine.noise import RequestNoise
+from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
+from .engine.chunks import whole_tokens
 from .engine.resolve import resolve
 from .options import EngineOptions
 from .pipeline import Pipeline
-from .voice import Conditionals, VoicePreparer, settled
+from .voice import Conditionals, VoicePreparer
 from .weights.files import REPOS
 from .weights.load import load_folder
 from .weights.random_init import random_folder
@@ -51,9 +53,13 @@ class OptimizedChatterboxVC:
         self.pipeline = Pipeline(self.config, None, s3gen, None, torch.device(device), self.options)
         self.ref_dict = ref_dict and {k: v.to(device) if torch.is_tensor(v) else v for k, v in ref_dict.items()}
 
-    def warmup(self, *, n_cfm_timesteps: int | None = None) -> None:
-        """Do now what the first request would otherwise wait for."""
-        self.pipeline.warmup(1, n_cfm_timesteps)
+    def warmup(self, batch: int = 1) -> None:
+        """Do now what the first requests would otherwise wait for."""
+        self.pipeline.warmup(batch)
+
+    def close(self) -> None:
+        """Ends every call that is under way. The model cannot convert any more."""
+        self.pipeline.engine.close()
 
     @classmethod
     def from_pretrained(
@@ -97,10 +103,12 @@ class OptimizedChatterboxVC:
         if voice is None:
             raise MissingVoice("Please `set_target_voice` first or specify `target_voice_path`")
         check_steps(n_cfm_timesteps)
-        noise = RequestNoise(torch.device(self.device), check_seed(seed))
-        wav = self._render(self.tokens(audio, sample_rate), voice, noise, n_cfm_timesteps, cancel)
-        (wav,) = mark(self.watermarker, [wav])
-        return settled(wav.float(), "cpu").unsqueeze(0)
+        parts = overlapping(self.tokens(audio, sample_rate))
+        watermark = partial(mark, self.watermarker) if self.watermarker is not None else None
+        return self.pipeline.render(
+            parts, voice if len(parts) == 1 else whole_tokens(voice), check_seed(seed), steps=n_cfm_timesteps,
+            joined=cross_faded, watermark=watermark, cancel=cancel,
+        )
 
     def tokens(self, audio: Any, sample_rate: int | None = None) -> Tensor:
         """(n,) speech tokens of a recording of any length."""
@@ -108,22 +116,23 @@ class OptimizedChatterboxVC:
         wav = resample(wav.to(self.device), rate, S3_RATE, exact=self.options.resampler == "exact")
         return self.voices.speech_tokens(wav)
 
-    def _render(self, tokens: Tensor, voice: dict, noise: RequestNoise, steps: int | None, cancel: Any) -> Tensor:
-        """Up to PIECE in one go, as upstream does; longer input in overlapping pieces, cross-faded."""
-        size, lap = int(PIECE * 25), int(OVERLAP * 25)
-        if len(tokens) <= size:
-            return self.pipeline.render([tokens], [voice], [noise], steps, cancel=cancel)[0]
-        out = None
-        for start in range(0, len(tokens) - lap, size - lap):
-            (wav,) = self.pipeline.render([tokens[start : start + size]], [voice], [noise], steps, cancel=cancel)
-            out = wav if out is None else cross_fade(out, wav, int(OVERLAP * self.sr))
-        return out
+
+def overlapping(tokens: Tensor) -> list[Tensor]:
+    """Up to PIECE in one, as upstream does; longer input in overlapping parts."""
+    size, lap = int(PIECE * TOKEN_RATE), int(OVERLAP * TOKEN_RATE)
+    if len(tokens) <= size:
+        return [tokens]
+    return [tokens[start : start + size] for start in range(0, len(tokens) - lap, size - lap)]
 
 
-def cross_fade(a: Tensor, b: Tensor, n: int) -> Tensor:
-    """The end of `a` and the start of `b` are the same n samples, rendered twice."""
-    ramp = torch.linspace(0, 1, n, device=a.device, dtype=a.dtype)
-    return torch.cat([a[:-n], a[-n:] * (1 - ramp) + b[:n] * ramp, b[n:]])
+def cross_faded(parts: Sequence[Tensor]) -> Tensor:
+    """The end of each wave and the start of the next are the same samples, rendered twice."""
+    out, *rest = parts
+    n = int(OVERLAP * S3GEN_RATE)
+    ramp = torch.linspace(0, 1, n, device=out.device, dtype=out.dtype)
+    for wave in rest:
+        out = torch.cat([out[:-n], out[-n:] * (1 - ramp) + wave[:n] * ramp, wave[n:]])
+    return out
 
 
 ChatterboxVC = OptimizedChatterboxVC

@@ -19,7 +19,7 @@ LAYERS = {
     "audio": {"config"},
     "voice": {"config", "models", "audio"},
     "checks": {"config"},
-    "streaming": {"config", "audio", "engine"},
+    "streaming": {"config", "audio", "engine", "voice"},
     "pipeline": {"config", "options", "text", "voice", "engine", "audio", "models", "streaming"},
 }
 LAYERS["base"] = LAYERS["pipeline"] | {"weights", "checks", "pipeline"}

@@ -43,7 +43,28 @@ def faded(wave: Tensor, start: bool = False, end: bool = False) -> Tensor:
     return wave
 
 
-class Seam:
+class ChunkJoiner:
+    """Chunks of a text's pieces, in their order -> sound as join() would put it together, watermarked."""
+
+    def __init__(self, pieces: int, mark: Callable[[Sequence[Tensor]], list[Tensor]] | None = None) -> None:
+        self.marker = ChunkMarker(mark)
+        self.left = pieces  # whose end was not heard yet
+        self.sounding = False
+        self._begun = False  # the piece that is being heard
+
+    def add(self, wave: Tensor, last: bool = False) -> Tensor:
+        """(N,) samples of a piece, `last` where none of it follow -> (M,) that continue what was returned before."""
+        self.left -= last
+        if len(wave):
+            if self.sounding and not self._begun:
+                wave = torch.cat([pause(wave), faded(wave, start=True)])
+            self.sounding = self._begun = True
+            wave = self.marker.add(faded(wave, end=True) if last and self.left else wave)
+        self._begun = self._begun and not last
+        return wave if self.left else torch.cat([wave, self.marker.rest(wave)])
+
+
+class ChunkMarker:
     """Watermarks sound that comes in chunks. A mark made of a chunk alone would begin anew with it; so each is marked
     together with the second before it, and faded from one marking into the next."""
 
@@ -65,6 +86,6 @@ class Seam:
         self._before, self._tail = heard[-CONTEXT:], fresh[-OVERLAP:]
         return fresh[: len(fresh) - len(self._tail)]
 
-    def rest(self) -> Tensor:
-        """What was held back for a chunk that does not come."""
-        return torch.zeros(0) if self._tail is None else self._tail
+    def rest(self, like: Tensor) -> Tensor:
+        """What was held back for a chunk that does not come; of `like`'s device where that is nothing."""
+        return like[:0] if self._tail is None else self._tail

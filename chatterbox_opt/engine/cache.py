@@ -1,8 +1,13 @@
-"""The static k/v cache: the only owner of T3's keys and values."""
+"""T3's keys and values, and how a step reads and writes them.
+
+Where steps are captured, or run on a CUDA device at all, the rows of all utterances lie in one static tensor.
+Elsewhere each utterance has a tensor of its own and attends in a call of its own, so that its result does not depend on
+what is spoken beside it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,28 +19,23 @@ from ..models.layers import attend, rotate_
 GRAIN = 64  # positions: the step in which the live part grows
 
 
+def empty_kv(config: T3Config, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(layers, 2, rows, heads, length, head_dim). A page of a long row costs memory only once it is written."""
+    return torch.empty(config.layers, 2, rows, config.heads, length, config.head_dim, device=device, dtype=dtype)
+
+
+def paste(kv: Tensor, row: int, k: Tensor, v: Tensor) -> None:
+    """A prefix, k and v (layers, heads, P, head_dim), at the start of a row."""
+    kv[:, 0, row, :, : k.shape[2]] = k
+    kv[:, 1, row, :, : v.shape[2]] = v
+
+
 @dataclass
 class StaticKVCache:
-    """One tensor: a step writes keys and values at once. A request owns one row, or two with guidance."""
+    """The rows of all utterances in one tensor that stays where it is: graphs replay addresses."""
 
     kv: Tensor  # (layers, 2, rows, heads, positions, head_dim)
     clean: int = 0  # positions below this hold numbers, not what memory happened to hold
-
-    @classmethod
-    def allocate(
-        cls, config: T3Config, rows: int, length: int, device: torch.device, dtype: torch.dtype
-    ) -> StaticKVCache:
-        # empty: a page of a long row costs memory only once it is written
-        shape = (config.layers, 2, rows, config.heads, length, config.head_dim)
-        return cls(torch.empty(shape, device=device, dtype=dtype))
-
-    @property
-    def k(self) -> Tensor:
-        return self.kv[:, 0]
-
-    @property
-    def v(self) -> Tensor:
-        return self.kv[:, 1]
 
     @property
     def rows(self) -> int:
@@ -45,9 +45,6 @@ class StaticKVCache:
     def length(self) -> int:
         return self.kv.shape[4]
 
-    def fits(self, rows: int, length: int) -> bool:
-        return rows <= self.rows and length <= self.length
-
     def clear(self, upto: int) -> None:
         """Make [clean, upto) finite in every row: a masked position's weight is 0, but 0 times NaN is NaN."""
         upto = min(self.length, -(-upto // GRAIN) * GRAIN)
@@ -55,38 +52,33 @@ class StaticKVCache:
             self.kv[..., self.clean : upto, :].zero_()
             self.clean = upto
 
+    def wipe(self, rows: Sequence[int]) -> None:
+        """Forget what these rows hold, as after numbers that were not finite."""
+        self.kv[:, :, list(rows)] = 0
+
     def move(self, source: int, target: int, length: int) -> None:
         """Row `source` takes the place of row `target`."""
         self.kv[:, :, target, :, :length] = self.kv[:, :, source, :, :length]
 
-    def paste(self, rows: list[int], k: Tensor, v: Tensor) -> None:
-        """The same prefix, k and v (layers, heads, P, head_dim), at the start of each of these rows."""
-        for row in rows:
-            self.k[:, row, :, : k.shape[2]] = k
-            self.v[:, row, :, : v.shape[2]] = v
-
 
 @dataclass
 class Prefill:
-    """As T3's `kv`: writes T positions from `start` of neighbouring rows, each attending to all before it."""
+    """As T3's `kv`: writes T positions from `start` of all rows of `kv`, each attending to all before it."""
 
-    cache: StaticKVCache
-    first: int  # row
+    kv: Tensor  # (layers, 2, R, heads, length, head_dim)
     start: int  # position
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         end = self.start + k.shape[2]
-        whole = []
-        for tensor, new in ((self.cache.k, k), (self.cache.v, v)):
-            part = tensor[layer, self.first : self.first + len(k), :, :end]
-            part[:, :, self.start :] = new
-            whole.append(part)
-        return attend(q, *whole, causal_mask(self.start, end, q.device))
+        keys, values = self.kv[layer, :, :, :, :end]
+        keys[:, :, self.start :] = k
+        values[:, :, self.start :] = v
+        return attend(q, keys, values, causal_mask(self.start, end, q.device))
 
 
 @dataclass
 class Decode:
-    """As T3's `kv`: writes one position a row, `positions` (R,), and attends to the live part of the first R rows."""
+    """As T3's `kv`: writes one position per row, `positions` (R,), and attends to the live part of the first R rows."""
 
     cache: StaticKVCache
     positions: Tensor
@@ -100,12 +92,12 @@ class Decode:
         return None if self.kernel is None else self._fused
 
     def _fused(self, layer: int, qkv: Tensor, rope: Tensor | None) -> Tensor:
-        keys, values = self.cache.k[layer, : len(qkv)], self.cache.v[layer, : len(qkv)]
+        keys, values = self.cache.kv[layer, :, : len(qkv)]
         return self.kernel(qkv, rope, keys, values, self.positions, self.live)
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         rows = len(k)
-        keys, values = self.cache.k[layer, :rows], self.cache.v[layer, :rows]
+        keys, values = self.cache.kv[layer, :, :rows]
         if self.flash:
             return self._flash(q, k, v, keys, values)
         index = self.positions.view(rows, 1, 1, 1).expand(-1, k.shape[1], 1, k.shape[3])
@@ -123,24 +115,37 @@ class Decode:
         return flash_attn_with_kvcache(q, keys, values, k=k, v=v, cache_seqlens=lengths, causal=True).flatten(2)
 
 
-class DecodeLevel:
-    """As Decode, where all rows stand at one position: no mask, no scatter, and every layer's views made at once. On a
-    CPU an operation costs more than what it computes here, so what counts is how few there are."""
+class DecodeEach:
+    """As T3's `kv`: one position for every utterance, each over its own rows up to its own position: no mask, no
+    scatter, and all layers' views made at once. On a CPU an operation costs more than what it computes here, so what
+    counts is how few there are."""
 
-    def __init__(self, cache: StaticKVCache, rows: int, position: int) -> None:
-        mine = cache.kv[:, :, :rows]
-        live = mine[..., : position + 1, :]
-        self.rows = rows
-        self.keys, self.values = live[:, 0].unbind(), live[:, 1].unbind()
-        self.new = mine[..., position, :].transpose(1, 2).unbind()  # each (R, 2, H, Dh)
+    def __init__(self, rows: Sequence[tuple[Tensor, int]]) -> None:
+        """Per utterance, in the order of the step's rows: its kv (layers, 2, 1 | 2, heads, length, head_dim) and the
+        position that is written."""
+        self.widths = [kv.shape[2] for kv, _ in rows]
+        self.dim = rows[0][0].shape[-1]
+        per_utterance = []
+        for kv, position in rows:
+            live = kv.narrow(4, 0, position + 1)
+            new = kv.select(4, position).transpose(1, 2).unbind()  # each (R, 2, H, Dh)
+            per_utterance.append(list(zip(new, live.select(1, 0).unbind(), live.select(1, 1).unbind())))
+        self.layers = list(zip(*per_utterance))  # [layer][utterance]: what is written, keys, values
 
     def fused(self, layer: int, qkv: Tensor, rope: Tensor | None) -> Tensor:
-        heads = qkv.view(self.rows, 3, -1, self.new[0].shape[-1])
+        heads = qkv.view(len(qkv), 3, -1, self.dim)
         if rope is not None:
             rotate_(heads.narrow(1, 0, 2), rope)
-        self.new[layer].copy_(heads.narrow(1, 1, 2))
-        q = heads.select(1, 0).unsqueeze(2)
-        return attend(q, self.keys[layer], self.values[layer])
+        q, fresh = heads.select(1, 0).unsqueeze(2), heads.narrow(1, 1, 2)
+        if len(self.widths) == 1:
+            return self._attend(q, fresh, *self.layers[layer][0])
+        parts = zip(q.split(self.widths), fresh.split(self.widths), self.layers[layer])
+        return torch.cat([self._attend(q, fresh, *mine) for q, fresh, mine in parts])
+
+    @staticmethod
+    def _attend(q: Tensor, fresh: Tensor, new: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        new.copy_(fresh)
+        return attend(q, keys, values)
 
 
 def causal_mask(start: int, end: int, device: torch.device) -> Tensor:

@@ -1,10 +1,9 @@
-"""Speech tokens -> mel, for one and for many."""
+"""Speech tokens -> mel, for one and for many: begun, then advanced by one step of the flow at a time."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -16,12 +15,12 @@ from ..config import FRAMES_PER_TOKEN, MEL_BINS, SPEECH_CODES, TOKEN_RATE
 from ..models.conformer import HalfLinear, WindowConv, padding_mask
 from ..models.flow import Flow, time_span
 from ..options import EngineOptions
-from .graphs import Captured, bucket
+from .flow_graphs import FlowGraphs, captured_size, sizes
+from .graphs import bucket
 from .noise import RequestNoise
 
-TOKENS_AT_ONCE = 6000  # of a batch, prompts included: what bounds memory, not what bounds an utterance
+FRAMES_AT_ONCE = 12_000  # of a padded batch, prompts included: what bounds memory, not what bounds an utterance
 ROWS_AT_ONCE = 16
-LONGEST = 3000  # frames of a captured solve, prompt included; longer ones run as they come
 
 
 def in_half(module: nn.Module, dtype: torch.dtype) -> None:
@@ -32,7 +31,8 @@ def in_half(module: nn.Module, dtype: torch.dtype) -> None:
             part.to(dtype)
 
 
-def check_tokens(rows: Sequence[Tensor]) -> None:
+def check_codes(rows: Sequence[Tensor]) -> None:
+    """Raises ValueError for rows of speech tokens that are empty, or hold ids that are no sound."""
     if not rows:
         return
     if any(len(row) == 0 for row in rows):
@@ -45,157 +45,173 @@ def check_tokens(rows: Sequence[Tensor]) -> None:
         )
 
 
+@dataclass(frozen=True)
+class MelJob:
+    """Speech tokens to be made a mel, (n,) -> (80, 2n)."""
+
+    tokens: Tensor
+    voice: dict[str, Any]  # prompt_token, prompt_feat, embedding
+    noise: RequestNoise
+    steps: int | None = None  # None: the model's own number
+    said: tuple[Tensor, Tensor] | None = None  # (m,) tokens of the same utterance, their (80, 2m) mel: to be followed
+
+
+@dataclass(frozen=True)
+class Row:
+    ids: Tensor  # (n,), the prompt's and what was said first
+    prompt: Tensor  # (frames of these, 80)
+    noise: Tensor  # (2n, 80)
+    xvector: Tensor  # (1, 192)
+
+
+@dataclass(eq=False)
+class Solve:
+    """Rows whose mels are being solved side by side, padded to `size` frames."""
+
+    rows: list[Row]
+    steps: int
+    size: int
+    x: Tensor  # (B, size, 80), the state of the ODE
+    conditions: tuple[Tensor, Tensor] = ()  # Flow.conditions
+    mask: Tensor | None = None
+    key: tuple[int, int] | None = None  # of its captured step
+    at: int = 0  # steps made
+
+    @property
+    def done(self) -> bool:
+        return self.at == self.steps
+
+    def mels(self) -> list[Tensor]:
+        """(80, T) each, behind what was given as a prompt."""
+        return [x[len(row.prompt) : len(row.noise)].mT.contiguous() for x, row in zip(self.x, self.rows)]
+
+
 class MelRunner:
     def __init__(self, flow: Flow, options: EngineOptions) -> None:
         self.flow, self.options = flow, options
         self.device = flow.input_embedding.weight.device
         if options.s3gen_dtype != "float32":
             in_half(flow, getattr(torch, options.s3gen_dtype))
-        # recorded as it is in every mode: all steps in one piece are too much for torch.compile at each of many lengths
-        mode = "cudagraph" if options.compile and self.device.type == "cuda" else None
-        self.captured = Captured(mode, self.device)
-        self._held: dict[tuple, list[Tensor]] = {}
         self._schedules: dict[int, tuple[Tensor, Tensor]] = {}
-        self.lock = threading.Lock()
+        self.graphs = FlowGraphs(self)
 
-    @torch.inference_mode()
-    def render(
-        self,
-        tokens: Sequence[Tensor],
-        voices: Sequence[dict[str, Any]],
-        noises: Sequence[RequestNoise],
-        steps: int | None = None,
-        check: Callable[[], None] | None = None,
-    ) -> list[Tensor]:
-        """(n,) speech tokens, a voice's `gen` and a noise a row -> (80, 2n) mels, each what it would be alone. A voice
-        with two frames a token may have a further entry `spoken`: (m,) tokens and their (80, 2m) mel, to be followed.
-        `check` is called ahead of every solve, and of every step where steps are not captured: it may raise."""
-        if steps is not None and (not isinstance(steps, Integral) or steps < 1):
-            raise ValueError(f"steps={steps!r}: a whole number of at least 1 is needed; None takes the model's own")
-        check_tokens(tokens)
-        rows = [self._row(*row) for row in zip(tokens, voices, noises)]
-        out: list[Tensor | None] = [None] * len(rows)
-        with self.lock:
-            for group in self._groups(rows):
-                if check is not None:
-                    check()
-                for i, mel in zip(group, self._solve([rows[i] for i in group], steps, check)):
-                    out[i] = mel
-        return out
+    # ---- the three calls of a mel ------------------------------------------------------------------
 
-    @torch.inference_mode()
-    def warmup(self, batch: int = 1, steps: int | None = None) -> None:
-        """Capture the solves of up to `batch` utterances of any ordinary length, the largest first. Nothing is captured
-        at any other time: a shape that was not foreseen runs as it comes."""
-        if not self.captured.on:
-            return
-        steps = steps or self.flow.config.default_steps
-        with self.lock:
-            self.schedule(steps)
-            for rows in (16, 8, 4, 2, 1):
-                for size in reversed(sizes(self.options.mel_bucket)):
-                    within = rows == 1 or rows * size <= FRAMES_PER_TOKEN * TOKENS_AT_ONCE
-                    if rows <= min(bucket(batch), ROWS_AT_ONCE) and within:
-                        self._capture((rows, size, steps))
-
-    def _capture(self, key: tuple[int, int, int]) -> None:
-        if key in self._held:
-            return
-        rows, size, steps = key
-        n = size // FRAMES_PER_TOKEN
-        held = [
-            torch.zeros(rows, n, dtype=torch.long, device=self.device),
-            *torch.zeros(2, rows, size, MEL_BINS, device=self.device),
-            torch.zeros(rows, self.flow.spk_embed_affine_layer.in_features, device=self.device),
-            torch.full((rows,), n, device=self.device),
-        ]
-        # always masked, so that every length in its bucket runs through the same graph
-        self.captured.prepare(key, partial(self._forward, *held, full=False, steps=steps))
-        self._held[key] = held
-
-    def _row(self, tokens: Tensor, voice: dict[str, Any], noise: RequestNoise) -> dict[str, Tensor]:
-        ids, prompt = voice["prompt_token"].to(self.device).long().view(-1), voice["prompt_feat"].to(self.device)[0]
+    def row(self, job: MelJob) -> Row:
+        """Draws the job's noise: once, whatever becomes of the solve it is put into."""
+        check_codes([job.tokens])
+        ids = job.voice["prompt_token"].to(self.device).long().view(-1)
+        prompt = job.voice["prompt_feat"].to(self.device)[0]
         if self.options.prompt_seconds is not None:
             keep = int(self.options.prompt_seconds * TOKEN_RATE)
             ids, prompt = ids[:keep], prompt[: keep * FRAMES_PER_TOKEN]
-        if "spoken" in voice:  # of this utterance itself, by an earlier call: it is continued as a prompt is
-            said, mel = voice["spoken"]
+        if job.said is not None:  # it is continued as a prompt is
+            said, mel = job.said
             ids, prompt = torch.cat([ids, said]), torch.cat([prompt, mel.mT])
-        ids = torch.cat([ids, tokens.to(self.device).long()])
+        ids = torch.cat([ids, job.tokens.to(self.device).long()])
         # upstream's order: with meanflow the new frames' noise is drawn on its own, before that of all frames
-        frames, new = FRAMES_PER_TOKEN * len(ids), FRAMES_PER_TOKEN * len(tokens)
-        tail = noise.normal((1, MEL_BINS, new)) if self.flow.config.meanflow else None
-        start = noise.normal((1, MEL_BINS, frames))
+        frames, new = FRAMES_PER_TOKEN * len(ids), FRAMES_PER_TOKEN * len(job.tokens)
+        tail = job.noise.normal((1, MEL_BINS, new)) if self.flow.config.meanflow else None
+        noise = job.noise.normal((1, MEL_BINS, frames))
         if tail is not None:
-            start[:, :, frames - new :] = tail
-        xvector = voice["embedding"].to(self.device)
-        return {"ids": ids, "prompt": prompt.float(), "noise": start[0].mT, "xvector": xvector}
+            noise[:, :, frames - new :] = tail
+        return Row(ids, prompt.float(), noise[0].mT, job.voice["embedding"].to(self.device).view(1, -1))
 
-    def _groups(self, rows: list[dict[str, Tensor]]) -> list[list[int]]:
-        """Rows of like length side by side. On the CPU one at a time: it is busy with one, and padding is work."""
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["ids"]))
-        if self.device.type == "cpu":
-            return [[i] for i in order]
+    def begin(self, rows: Sequence[Row], steps: int | None = None) -> Solve:
+        """Encodes the rows; what is left is `steps` times advance()."""
+        counts, steps = [len(row.ids) for row in rows], steps or self.flow.config.default_steps
+        key = self.graphs.key(len(rows), FRAMES_PER_TOKEN * max(counts))
+        size = key[1] if key else self._padded(FRAMES_PER_TOKEN * max(counts))
+        ids = torch.stack([F.pad(row.ids, (0, size // FRAMES_PER_TOKEN - len(row.ids))) for row in rows])
+        prompt = torch.stack([F.pad(row.prompt, (0, 0, 0, size - len(row.prompt))) for row in rows])
+        xvector = torch.cat([row.xvector for row in rows])
+        noise = torch.stack([F.pad(row.noise, (0, 0, 0, size - len(row.noise))) for row in rows])
+        solve = Solve(list(rows), steps, size, noise.float(), key=key)
+        inputs = [ids, prompt, xvector, torch.tensor(counts, device=self.device)]
+        if key is not None:
+            self.graphs.encode(solve, inputs)
+        else:
+            full = all(FRAMES_PER_TOKEN * n == size for n in counts)
+            solve.conditions, solve.mask = self.encode(*inputs, full=full)
+        return solve
+
+    def advance(self, solve: Solve) -> None:
+        """One step of the flow."""
+        span, times = self.schedule(solve.steps)
+        i = solve.at
+        unguided = i >= solve.steps - self.options.cfg_off_last
+        time, dt = times[i], span[i + 1] - span[i]
+        if solve.key is not None:
+            self.graphs.advance(solve, time, dt, unguided)
+        else:
+            solve.x = self.flow.euler(solve.x, time, dt, solve.conditions, solve.mask, unguided)
+        solve.at += 1
+
+    @torch.inference_mode()
+    def render(
+        self, jobs: Sequence[MelJob], steps: int | None = None, check: Callable[[], None] = lambda: None
+    ) -> list[Tensor]:
+        """Jobs of one number of steps -> their mels, each what it would be alone. `check` is called ahead of every
+        step, and may raise."""
+        if steps is not None and (not isinstance(steps, Integral) or steps < 1):
+            raise ValueError(f"steps={steps!r}: a whole number of at least 1 is needed; None takes the model's own")
+        check_codes([job.tokens for job in jobs])
+        rows = [self.row(job) for job in jobs]
+        out: list[Tensor] = [torch.empty(0)] * len(rows)
+        for group in self.groups([len(row.noise) for row in rows]):
+            solve = self.begin([rows[i] for i in group], steps)
+            while not solve.done:
+                check()
+                self.advance(solve)
+            for i, mel in zip(group, solve.mels()):
+                out[i] = mel
+        return out
+
+    # ---- what stands side by side ------------------------------------------------------------------
+
+    def groups(self, frames: Sequence[int]) -> list[list[int]]:
+        """Indices of rows of like length, as many together as fit."""
         groups: list[list[int]] = []
-        for i in order:
-            fits = groups and len(groups[-1]) < ROWS_AT_ONCE
-            if fits and (len(groups[-1]) + 1) * len(rows[i]["ids"]) <= TOKENS_AT_ONCE:
+        for i in sorted(range(len(frames)), key=frames.__getitem__):
+            if groups and self.fits(len(groups[-1]) + 1, frames[i]):
                 groups[-1].append(i)
             else:
                 groups.append([i])
         return groups
 
-    def _solve(self, rows: list[dict[str, Tensor]], steps: int | None, check: Callable | None = None) -> list[Tensor]:
-        counts = [len(row["ids"]) for row in rows]
-        steps = steps or self.flow.config.default_steps
-        key = self._key(len(rows), FRAMES_PER_TOKEN * max(counts), steps)
-        size = key[1]
-        ids = torch.stack([F.pad(row["ids"], (0, size // FRAMES_PER_TOKEN - len(row["ids"]))) for row in rows])
-        prompt = torch.stack([F.pad(row["prompt"], (0, 0, 0, size - len(row["prompt"]))) for row in rows])
-        noise = torch.stack([F.pad(row["noise"], (0, 0, 0, size - len(row["noise"]))) for row in rows])
-        xvector = torch.cat([row["xvector"].view(1, -1) for row in rows])
-        lengths = torch.tensor(counts, device=self.device)
-        inputs = [ids, prompt, noise, xvector, lengths]
-        if key in self._held:
-            mels = self._replay(key, inputs)
-        else:
-            full = all(FRAMES_PER_TOKEN * n == size for n in counts)
-            mels = self._forward(*inputs, full=full, steps=steps, check=check)
-        return [
-            mel[len(row["prompt"]) : FRAMES_PER_TOKEN * n].mT.contiguous() for mel, row, n in zip(mels, rows, counts)
-        ]
+    def fits(self, rows: int, frames: int) -> bool:
+        """Whether so many rows of up to so many frames may stand side by side: what memory allows, and what is
+        captured. On a CPU one: it is busy with one, and padding is work."""
+        if rows == 1:
+            return True
+        if self.device.type == "cpu" and not self.graphs.on:
+            return False
+        if self.graphs.on:
+            rows, frames = bucket(rows), captured_size(frames, self.options.mel_bucket) or frames
+        return rows <= ROWS_AT_ONCE and rows * frames <= FRAMES_AT_ONCE
 
-    def _key(self, rows: int, frames: int, steps: int) -> tuple[int, int, int]:
-        """(rows, frames, steps) of the captured solve that is nearest, or of one that runs as it comes."""
-        key = (bucket(rows), next((s for s in sizes(self.options.mel_bucket) if s >= frames), 0), steps)
-        if key in self._held:
-            return key
+    def _padded(self, frames: int) -> int:
         size = -(-frames // self.options.mel_bucket) * self.options.mel_bucket
-        return rows, size + size % FRAMES_PER_TOKEN, steps
+        return size + size % FRAMES_PER_TOKEN
 
-    def _replay(self, key: tuple[int, int, int], inputs: list[Tensor]) -> Tensor:
-        held, n = self._held[key], len(inputs[0])
-        for mine, given in zip(held, inputs):
-            mine[:n].copy_(given)  # further rows keep what an earlier call left: something finite, heard by nobody
-        return self.captured.run(key, partial(self._forward, *held, full=False, steps=key[2]))[:n].clone()
+    # ---- the networks ------------------------------------------------------------------------------
 
-    def _forward(
-        self, ids: Tensor, prompt: Tensor, noise: Tensor, xvector: Tensor, lengths: Tensor, *, full: bool, steps: int,
-        check: Callable | None = None,
-    ) -> Tensor:
-        """The whole flow of one batch: what is captured. (B, T, 80)"""
-        flow, span_times = self.flow, self.schedule(steps)
+    def encode(
+        self, ids: Tensor, prompt: Tensor, xvector: Tensor, lengths: Tensor, *, full: bool
+    ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+        """What all steps are told, and which keys exist."""
+        flow = self.flow
         mu = flow.encode(ids, None if full else lengths)
-        mask = None if full else self._mask(FRAMES_PER_TOKEN * lengths, noise.shape[1])
-        off = self.options.cfg_off_last
-        return flow.solve(noise, mu, flow.speaker(xvector), prompt, *span_times, mask=mask, unguided=off, check=check)
+        conditions = flow.conditions(mu, flow.speaker(xvector), prompt)
+        return conditions, None if full else self._mask(FRAMES_PER_TOKEN * lengths, prompt.shape[1])
 
     def _mask(self, lengths: Tensor, size: int) -> Tensor:
-        """(B, 1, 1, size) that is added to scores: of a mask of bools SDPA would make it in each of several hundred
-        calls."""
+        """(B | 2B, 1, 1, size) that is added to scores: of a mask of bools SDPA would make it in each of several
+        hundred calls."""
         there = padding_mask(lengths, size)[:, None, None]
         dtype = self.flow.decoder.estimator.up.blocks[0].attn1.qkv.weight.dtype
-        return torch.zeros_like(there, dtype=dtype).masked_fill_(~there, -torch.inf)
+        mask = torch.zeros_like(there, dtype=dtype).masked_fill_(~there, -torch.inf)
+        return mask.repeat(2, 1, 1, 1) if self.flow.guided else mask
 
     def schedule(self, steps: int) -> tuple[Tensor, Tensor]:
         """(times, what every resnet is told at them): the same for every utterance."""
@@ -204,12 +220,10 @@ class MelRunner:
             self._schedules[steps] = (span, self.flow.decoder.estimator.time_table(span))
         return self._schedules[steps]
 
-
-@cache
-def sizes(step: int) -> tuple[int, ...]:
-    """Frames of captured solves: multiples of `step`, an eighth apart where that is more: padding costs a tenth."""
-    out, size, step = [], 0, step + step % FRAMES_PER_TOKEN
-    while size < LONGEST:
-        size += max(step, size // 8 // step * step)
-        out.append(size)
-    return tuple(out)
+    @torch.inference_mode()
+    def warmup(self, batch: int = 1) -> None:
+        """Capture what up to `batch` utterances of any ordinary length come to use, the largest first."""
+        for rows in (16, 8, 4, 2, 1):
+            for size in reversed(sizes(self.options.mel_bucket)):
+                if rows <= bucket(batch) and self.fits(rows, size):
+                    self.graphs.capture((rows, size))

@@ -3,61 +3,85 @@
 from __future__ import annotations
 
 import math
+import threading
+import weakref
 import zlib
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-from .graphs import recording
+_lock = threading.Lock()
+_borrower: weakref.ref[RequestNoise] | None = None  # who continues torch's global generators for now
 
 
 class RequestNoise:
-    """`seed` None draws from torch's global generators (after `torch.manual_seed` what upstream would draw);
-    a number has generators of its own that start where `torch.manual_seed(seed)` would put the global ones."""
+    """Generators of its own, which start where `torch.manual_seed(seed)` would put the global ones. `seed` None
+    continues torch's global generators, as upstream does: they are borrowed, and advanced by `give_back()` to where the
+    request has come. They have one borrower at a time; who comes meanwhile takes a seed from them."""
 
     def __init__(self, device: torch.device, seed: int | None) -> None:
         self.device = torch.device(device)
-        self.cpu: torch.Generator | None = None
-        self.local: torch.Generator | None = None
-        if seed is not None:
-            self.cpu = torch.Generator("cpu").manual_seed(seed)
-            # On the CPU upstream's device draws and host draws come from one stream.
-            self.local = self.cpu if self.device.type == "cpu" else torch.Generator(self.device).manual_seed(seed)
+        self._lent: list[tuple[torch.Generator, torch.Generator, Tensor]] = []  # (global one, ours, its state then)
+        on_host = self.device.type == "cpu"
+        if seed is None and self._borrow():
+            lenders = [torch.default_generator] + ([] if on_host else [global_generator(self.device)])
+            self._lent = [(lender, copy_of(lender), lender.get_state()) for lender in lenders]
+            self.cpu, self.local = self._lent[0][1], self._lent[-1][1]
+            return
+        seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
+        self.cpu = torch.Generator("cpu").manual_seed(seed)
+        # On the CPU upstream's device draws and host draws come from one stream.
+        self.local = self.cpu if on_host else torch.Generator(self.device).manual_seed(seed)
+
+    def _borrow(self) -> bool:
+        global _borrower
+        with _lock:
+            if _borrower is not None and _borrower() is not None:
+                return False
+            _borrower = weakref.ref(self)
+            return True
+
+    def give_back(self) -> None:
+        """Advance the global generators to where this request has come, unless somebody else has moved them since."""
+        global _borrower
+        lent, self._lent = self._lent, []
+        for lender, ours, before in lent:
+            if torch.equal(lender.get_state(), before):
+                lender.set_state(ours.get_state())
+        with _lock:
+            if lent and _borrower is not None and _borrower() is self:
+                _borrower = None
 
     def exponential(self, out: Tensor) -> Tensor:
         """Fill `out` with Exp(1). argmax(p / Exp(1)) draws what torch.multinomial(p, 1) would, and on the CPU
         a (k, V) block holds the same numbers as k draws of (V,)."""
-        with self._alone():
-            return out.exponential_(1.0, generator=self.local)
+        return out.exponential_(1.0, generator=self.local)
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
-        with self._alone():
-            return torch.randn(shape, generator=self.local, device=self.device)
+        return torch.randn(shape, generator=self.local, device=self.device)
 
     def phases(self, n: int) -> Tensor:
         """(1, n, 1) in [-pi, pi), always drawn on the host, as upstream does."""
         return torch.rand(1, n, 1, generator=self.cpu).mul_(2 * math.pi).sub_(math.pi).to(self.device)
 
-    def apart(self) -> RequestNoise:
+    def fork(self) -> RequestNoise:
         """Another request's randomness that follows from where this one stands, and leaves it there."""
         return RequestNoise(self.device, zlib.crc32(self.state().cpu().numpy().tobytes()))
 
     def state(self) -> Tensor:
-        return self._generator().get_state()
+        return self.local.get_state()
 
     def restore(self, state: Tensor) -> None:
         """Back to an earlier `state`: what was drawn ahead of an utterance's end is undone."""
-        self._generator().set_state(state)
+        self.local.set_state(state)
 
-    def _alone(self) -> AbstractContextManager:
-        """While any thread records a graph, torch's global generator on a GPU draws for nobody else."""
-        return recording if self.local is None and self.device.type == "cuda" else nullcontext()
 
-    def _generator(self) -> torch.Generator:
-        if self.local is not None:
-            return self.local
-        if self.device.type == "cuda":
-            index = self.device.index
-            return torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]
-        return torch.mps._get_default_mps_generator() if self.device.type == "mps" else torch.default_generator
+def copy_of(generator: torch.Generator) -> torch.Generator:
+    return torch.Generator(generator.device).set_state(generator.get_state())
+
+
+def global_generator(device: torch.device) -> torch.Generator:
+    if device.type == "cuda":
+        index = device.index
+        return torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]
+    return torch.mps._get_default_mps_generator() if device.type == "mps" else torch.default_generator

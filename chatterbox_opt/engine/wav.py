@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from ..config import MEL_BINS, S3GEN_RATE, SAMPLES_PER_FRAME
+from ..config import FRAMES_PER_TOKEN, MEL_BINS, S3GEN_RATE, SAMPLES_PER_FRAME
 from ..models.hift import FLOAT32, Conv, Hift, ResBlock, reach, snake
 from ..options import EngineOptions
 from .graphs import Captured, bucket
@@ -29,6 +29,7 @@ from .noise import RequestNoise
 
 SIZES = (512, 256, 128, 64)  # mel frames of a captured window
 ROWS = (1, 2, 4, 8)  # windows side by side in a captured run
+F0_REACH = 5  # mel frames that a frame's fundamental frequency depends on, either side
 FADE = S3GEN_RATE // 50  # samples, 20 ms, of silence and then of fade: the voice prompt spills into the start
 
 
@@ -49,6 +50,7 @@ class WavRunner:
         self.hift, self.options = hift, options
         self.device = hift.conv_pre.weight.device
         self.reach = reach(hift.cfg)
+        self.hold = self.reach + F0_REACH  # frames at the end whose samples depend on what follows
         # recorded as it is in every mode: torch.compile makes its tables anew, on the host, in the middle of it
         mode = "cudagraph" if options.compile and self.device.type == "cuda" else None
         self.captured = Captured(mode, self.device)
@@ -60,6 +62,11 @@ class WavRunner:
             part.to(torch.float32 if name in FLOAT32 else dtype)
         self._choose_kernels()
 
+    @property
+    def hold_tokens(self) -> int:
+        """`hold` in tokens, rounded up."""
+        return -(-self.hold // FRAMES_PER_TOKEN)
+
     @torch.inference_mode()
     def render(self, mels: Sequence[Tensor], noises: Sequence[RequestNoise]) -> list[Tensor]:
         """(80, T) mels -> (480 T,) waves in float32 on the model's device, their starts silenced and faded in."""
@@ -69,18 +76,25 @@ class WavRunner:
                     f"mel {i} has shape {tuple(mel.shape)}: ({MEL_BINS}, frames) with at least one frame is needed; "
                     "no frames means that no speech tokens came before"
                 )
-        with self.lock, full_float32(self.device):
-            spectra = [self._spectrum(mel, noise) for mel, noise in zip(mels, noises)]
-            return [fade_in(wave) for wave in self.decode(mels, spectra)]
+        harmonics, spectra = self.hift.cfg.harmonics + 1, []
+        for mel, noise in zip(mels, noises):
+            samples = SAMPLES_PER_FRAME * mel.shape[1]
+            phases, normal = noise.phases(harmonics), noise.normal((1, harmonics, samples))
+            noise.normal((1, samples, 1))  # upstream draws this too, to no use
+            spectra.append(self.spectrum(mel, phases, normal))
+        return [fade_in(wave) for wave in self.decode(mels, spectra)]
 
-    def _spectrum(self, mel: Tensor, noise: RequestNoise) -> Tensor:
-        harmonics, samples = self.hift.cfg.harmonics + 1, SAMPLES_PER_FRAME * mel.shape[1]
-        phases, normal = noise.phases(harmonics), noise.normal((1, harmonics, samples))
-        noise.normal((1, samples, 1))  # upstream draws this too, to no use
-        return self.hift.spectrum(self.hift.source(mel[None], phases, normal))
+    def spectrum(self, mel: Tensor, phases: Tensor, normal: Tensor) -> Tensor:
+        """(80, T) and its source's noise -> (1, 120 T + 1, 18)."""
+        with full_float32(self.device):
+            return self.hift.spectrum(self.hift.source(mel[None], phases, normal))
 
     def decode(self, mels: Sequence[Tensor], spectra: Sequence[Tensor]) -> list[Tensor]:
-        """(80, T) mels and (1, 120 T + 1, 18) spectra of their sources -> (480 T,) waves. Under the lock."""
+        """(80, T) mels and (1, 120 T + 1, 18) spectra of their sources -> (480 T,) waves."""
+        with self.lock, full_float32(self.device):
+            return self._decode(mels, spectra)
+
+    def _decode(self, mels: Sequence[Tensor], spectra: Sequence[Tensor]) -> list[Tensor]:
         out = [torch.empty(SAMPLES_PER_FRAME * m.shape[1], device=self.device) for m in mels]
         by_size: dict[int, list[Window]] = defaultdict(list)
         for row, mel in enumerate(mels):
@@ -107,16 +121,19 @@ class WavRunner:
         return -(-(total - 2 * self.reach) // count) + 2 * self.reach
 
     def _batches(self, size: int, group: list[Window]) -> Iterator[list[Window]]:
-        rows = max(1, self.options.wav_chunk // size) if self.device.type != "cpu" else 1  # one row fills a CPU
-        rows = min(rows, ROWS[-1])
-        if self.captured.on:  # no more than a captured run takes, where there is one
-            rows = max((r for r in ROWS if r <= rows and (r, size) in self._inputs), default=rows)
+        rows = max(r for r in ROWS if r == 1 or self._fits(r, size))
         for i in range(0, len(group), rows):
             yield group[i : i + rows]
 
+    def _fits(self, rows: int, size: int) -> bool:
+        """Whether so many windows may stand side by side. On a CPU one: it is busy with one."""
+        return rows * size <= self.options.wav_chunk and (self.device.type != "cpu" or self.captured.on)
+
     def _run(self, size: int, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
         key = (bucket(len(parts)), size)
-        if key not in self._inputs:
+        if self.captured.on and size in SIZES:
+            self._capture(key)
+        else:
             return self.hift.decode(torch.stack([m for m, _ in parts]), torch.stack([s for _, s in parts]))
         mel, spectrum = self._inputs[key]
         for i, (m, s) in enumerate(parts):
@@ -137,13 +154,13 @@ class WavRunner:
 
     @torch.inference_mode()
     def warmup(self, batch: int = 1) -> None:
-        """Capture the windows of up to `batch` utterances, the largest first. Nothing is captured at any other time."""
+        """Capture the windows of up to `batch` utterances ahead of their first use, the largest first."""
         if not self.captured.on:
             return
         with self.lock, full_float32(self.device):
             for size in SIZES:
                 for rows in reversed(ROWS):
-                    if rows <= 2 * batch and rows * size <= max(size, self.options.wav_chunk):
+                    if rows == 1 or (rows <= 2 * batch and self._fits(rows, size)):
                         self._capture((rows, size))
 
     def _choose_kernels(self) -> None:

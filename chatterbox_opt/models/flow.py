@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -39,40 +38,32 @@ class Flow(nn.Module):
         """(B, 192) -> (B, 80)."""
         return self.spk_embed_affine_layer(F.normalize(xvector.float(), dim=1))
 
-    def solve(
-        self,
-        noise: Tensor,
-        mu: Tensor,
-        speaker: Tensor,
-        prompt: Tensor,
-        span: Tensor,
-        times: Tensor,
-        mask: Tensor | None = None,
-        unguided: int = 0,
-        check: Callable[[], None] | None = None,
+    @property
+    def guided(self) -> bool:
+        """Whether velocities are led away from those of a flow that knows nothing. Meanflow has learnt that."""
+        return not self.config.meanflow and self.config.cfg_rate > 0
+
+    def conditions(self, mu: Tensor, speaker: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
+        """What every step is told, (B, T, C) each; with guidance (2B, T, C), the rows that know nothing behind."""
+        known = self.decoder.estimator.constant(mu, speaker, prompt)
+        if not self.guided:
+            return known
+        nothing = [torch.zeros_like(t) for t in (mu, speaker, prompt)]
+        through, short = (torch.cat(pair) for pair in zip(known, self.decoder.estimator.constant(*nothing)))
+        return through, short
+
+    def euler(
+        self, x: Tensor, time: Tensor, dt: Tensor, conditions: tuple[Tensor, Tensor], mask: Tensor | None = None,
+        unguided: bool = False,
     ) -> Tensor:
-        """Euler steps from noise (B, T, 80) along `span` (S + 1,) with `times` from Estimator.time_table; float32.
-        Without meanflow each velocity is led away from one that knows nothing, except in the last `unguided` steps.
-        `check` is called ahead of every step, and may raise."""
-        estimator = self.decoder.estimator
-        known = estimator.constant(mu, speaker, prompt)
-        guided = not self.config.meanflow and self.config.cfg_rate > 0
-        both, both_mask = known, mask
-        if guided:
-            blind = estimator.constant(torch.zeros_like(mu), torch.zeros_like(speaker), torch.zeros_like(prompt))
-            both = tuple(torch.cat(pair) for pair in zip(known, blind))
-            both_mask = None if mask is None else mask.repeat(2, 1, 1, 1)
-        x, rate = noise.float(), self.config.cfg_rate
-        for i in range(len(times)):
-            if check is not None:
-                check()
-            if guided and i < len(times) - unguided:
-                lead, blind = estimator(x, times[i], both, both_mask).chunk(2)
-                velocity = (1 + rate) * lead - rate * blind
-            else:
-                velocity = estimator(x, times[i], known, mask)
-            x = x + (span[i + 1] - span[i]) * velocity
-        return x
+        """One step of the state x (B, T, 80), float32. `time` is a row of Estimator.time_table, `mask` has as many rows
+        as the conditions."""
+        estimator, rate = self.decoder.estimator, self.config.cfg_rate
+        if self.guided and not unguided:
+            lead, blind = estimator(x, time, conditions, mask).chunk(2)
+            return x + dt * ((1 + rate) * lead - rate * blind)
+        known = conditions[0][: len(x)], conditions[1][: len(x)]
+        return x + dt * estimator(x, time, known, None if mask is None else mask[: len(x)])
 
 
 def time_span(steps: int, meanflow: bool, schedule: str = "cosine", device: torch.device | None = None) -> Tensor:

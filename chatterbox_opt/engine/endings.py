@@ -1,0 +1,37 @@
+"""Where an utterance ends. Looked at on the host, at the tokens it fetches anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..config import STOP_SPEECH
+
+BROKEN = -1  # drawn where the logits are not finite
+LOOP = 75  # tokens, 3 s: a pause may last 2 s, music does not repeat to the token
+PERIODS = range(1, 9)
+PER_TEXT_TOKEN = 14  # a letter or a piece of a word, at less than half the speed of slow speech
+FLOOR = 300  # tokens, 12 s: what a one-word text may take
+
+
+def ending(tokens: Sequence[int], searched: int, limit: int, text_tokens: int, guard: bool) -> tuple[int, str] | None:
+    """(how many tokens count, why they end) or None while they do not; `searched` of them were looked at before."""
+    fresh = tokens[searched:]
+    if BROKEN in fresh:
+        return searched + fresh.index(BROKEN), "broken"
+    if STOP_SPEECH in fresh and (end := searched + fresh.index(STOP_SPEECH) + 1) <= limit:
+        return end, "eos"
+    if len(tokens) >= limit:
+        return limit, "limit"
+    if guard and ran_away(tokens, text_tokens):
+        return len(tokens), "guard"
+    return None
+
+
+def ran_away(tokens: Sequence[int], text_tokens: int) -> bool:
+    """Whether the last 3 s repeat one short pattern, or the speech is far longer than its text can need."""
+    if len(tokens) > FLOOR + PER_TEXT_TOKEN * text_tokens:
+        return True
+    if len(tokens) < LOOP:
+        return False
+    tail = tokens[-LOOP:]
+    return any(all(tail[i] == tail[i - p] for i in range(p, LOOP)) for p in PERIODS)

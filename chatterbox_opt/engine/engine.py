@@ -1,0 +1,223 @@
+"""One engine a model: whoever calls, and however often at once, shares the batch that is running."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import S3GEN_RATE
+from ..options import EngineOptions
+from .driver import Driver
+from .mel import MelRunner
+from .rendering import Renderer
+from .request import Call, Cancelled, NotFinite, Utterance, check, positions
+from .scheduler import Scheduler
+from .stats import Stats
+from .tokens import TokenRunner
+from .wav import WavRunner
+
+
+class Engine(Driver):
+    def __init__(self, tokens: TokenRunner | None, mel: MelRunner | None, wav: WavRunner | None,
+                 options: EngineOptions, device: torch.device) -> None:
+        super().__init__(device)
+        self.tokens, self.options = tokens, options
+        self.scheduler, self.counted = Scheduler(options.slots), Stats()
+        self.inbox: deque[Call] = deque()  # from any thread
+        self.calls: list[Call] = []
+        self.waiting: list[Utterance] = []  # for a slot
+        self.renderer = Renderer(mel, wav, self.deliver, self.blaming, self.timed)
+
+    # ---- the whole system --------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Returns whether there was anything to do."""
+        self.accept()
+        sounding = self.renderer.candidates(self.calls)
+        plan = self.scheduler.plan(self.waiting, self.speaking, sounding, *self.room())
+        self.prefill(plan.join)
+        if plan.render is not None:
+            self.renderer.advance(plan.render, self.calls)
+        elif plan.decode:
+            self.decode()
+        self.release()
+        self.counted.steps += 1
+        return bool(plan.join or plan.render or plan.decode)
+
+    # ---- who there is ------------------------------------------------------------------------------
+
+    @property
+    def speaking(self) -> list[Utterance]:
+        return [slot.utterance for slot in self.tokens.live] if self.tokens else []
+
+    def room(self) -> tuple[int, Any]:
+        """(free slots, whether an utterance fits into one)"""
+        if self.tokens is None or not self.waiting:
+            return 0, None
+        if not self.tokens.live:
+            first = min(self.waiting, key=lambda u: u.call.submitted)
+            with self.blaming(first.call):
+                self.tokens.reserve(self.options.slots, positions(first, self.tokens.config, self.options))
+        return self.tokens.free, self.tokens.fits
+
+    def busy(self) -> bool:
+        return bool(self.tokens and self.tokens.live)
+
+    def stats(self) -> dict[str, Any]:
+        live = self.tokens.live if self.tokens else []
+        rows = sum(len(slot.rows) for slot in live)
+        return self.counted.read(live=len(live), waiting=len(self.waiting), rows=rows, calls=len(self.calls))
+
+    # ---- the parts of a step -----------------------------------------------------------------------
+
+    def accept(self) -> None:
+        """New calls come in, cancelled ones leave."""
+        while self.inbox:
+            call = self.inbox.popleft()
+            self.wait_for_inputs(call)
+            self.calls.append(call)
+            self.waiting += [u for u in call.utterances if u.stopped is None]
+            self.renderer.whole += [u for u in call.utterances if u.stopped is not None and not call.stream]
+            if not call.utterances:
+                self.end(call)
+        for call in [call for call in self.calls if call.cancelled]:
+            self.end(call, Cancelled("the call was cancelled"))
+
+    def prefill(self, new: Sequence[Utterance]) -> None:
+        if not new:
+            return
+        for u in new:
+            u.call.started = True
+            self.waiting.remove(u)
+        try:
+            with self.timed("tokens", new):
+                self.tokens.prefill(new)
+            self.counted.tokens += len(new)
+        except Exception as error:
+            alone = [u for u in new if not u.call.done and not u.tokens]
+            if len(alone) == 1:
+                self.end(alone[0].call, error)
+            elif alone:  # who of them was it?
+                self.waiting += alone
+                for u in alone:
+                    self.prefill([u] if not u.call.done else [])
+        self.report(new)
+
+    def decode(self) -> None:
+        """A block of tokens for everybody."""
+        speaking = self.speaking
+        before, start = sum(len(u.tokens) for u in speaking), time.perf_counter()
+        try:
+            with self.timed("tokens", speaking):
+                self.tokens.decode()
+        except Exception as error:
+            for u in speaking:
+                self.end(u.call, error)
+        self.counted.decoded(sum(len(u.tokens) for u in speaking) - before, time.perf_counter() - start)
+        self.report(speaking)
+
+    def deliver(self, u: Utterance, wave: Tensor, last: bool) -> None:
+        call = u.call
+        with self.blaming(call):
+            if not wave.isfinite().all():
+                raise NotFinite("the sound is not finite: broken weights, or a precision too low for them")
+            if len(wave):
+                self.counted.sounded(call, len(wave))
+                call.first_sound = call.first_sound or time.perf_counter()
+                call.heard += len(wave) / S3GEN_RATE
+            with self.timed("watermark", [u]):
+                call.sink.add(u, wave, last)
+            if last:
+                self.complete(u)
+
+    def release(self) -> None:
+        """Who has all tokens leaves the batch, and who is not waited for any more."""
+        if self.tokens is None:
+            return
+        gone = [s for s in self.tokens.live if s.utterance.stopped or s.utterance.call.done]
+        self.tokens.release(gone)
+        for u in (slot.utterance for slot in gone):
+            if u.call.done:
+                continue
+            if u.stopped == "broken":
+                error = NotFinite("the logits are not finite: broken weights, or a precision too low for them")
+                self.end(u.call, error)
+            elif u.voice is None:
+                with self.blaming(u.call):
+                    self.complete(u)
+            elif not u.call.stream:
+                self.renderer.whole.append(u)
+
+    # ---- ends --------------------------------------------------------------------------------------
+
+    def complete(self, u: Utterance) -> None:
+        u.done, u.sound = True, None
+        u.noise.give_back()
+        call = u.call
+        call.left -= 1
+        if not call.left:
+            if call.sink is not None:
+                with self.timed("watermark", [u]):
+                    call.sink.finish()
+            self.end(call)
+        elif call.stream:
+            call.head += 1
+
+    def end(self, call: Call, error: BaseException | None = None) -> None:
+        """Nothing of the call is left in the engine; its slots are given up by release()."""
+        if call.done:
+            return
+        call.error, call.done = error, True
+        self.calls.remove(call)
+        self.waiting = [u for u in self.waiting if u.call is not call]
+        self.renderer.forget(call)
+        for u in call.utterances:
+            u.sound = None
+            u.noise.give_back()
+        self.counted.ended(call)
+        self.ended(call)
+
+    @torch.inference_mode()
+    def end_all(self, error: BaseException) -> None:
+        self.accept()
+        for call in list(self.calls):
+            self.end(call, error)
+        if self.tokens is not None and self.tokens.slots is not None:
+            self.tokens.slots.clear()
+
+    # ---- small things ------------------------------------------------------------------------------
+
+    def check(self, utterance: Utterance) -> None:
+        check(utterance, self.tokens.config, self.options)
+
+    def report(self, utterances: Sequence[Utterance]) -> None:
+        for call in {u.call for u in utterances}:
+            if not call.done and call.progress is not None:
+                with self.blaming(call):
+                    call.report()
+
+    @contextmanager
+    def blaming(self, call: Call) -> Iterator[None]:
+        """What goes wrong within is this call's, and nobody else's."""
+        try:
+            yield
+        except Exception as error:
+            self.end(call, error)
+
+    @contextmanager
+    def timed(self, stage: str, utterances: Sequence[Utterance]) -> Iterator[None]:
+        """Its time is added to every call that is served by it."""
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda" and stage in ("mel", "wav"):
+            torch.cuda.current_stream(self.device).synchronize()
+        spent = time.perf_counter() - start
+        for call in {u.call for u in utterances if not u.call.done}:  # whose caller reads it
+            call.seconds[stage] = call.seconds.get(stage, 0.0) + spent

@@ -1,0 +1,123 @@
+"""The flow as graphs: for every shape one that encodes and one Euler step, whatever the number of steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..config import FRAMES_PER_TOKEN, MEL_BINS
+from .graphs import Captured, bucket
+
+if TYPE_CHECKING:
+    from .mel import MelRunner, Solve
+
+logger = logging.getLogger(__name__)
+
+LONGEST = 3000  # frames of a captured step, prompt included; longer ones run as they come
+
+
+@dataclass(eq=False)
+class Held:
+    """The tensors that the graphs of one shape read and write."""
+
+    inputs: list[Tensor]  # ids (B, n), prompt (B, T, 80), xvector (B, 192), lengths (B,)
+    x: Tensor  # (B, T, 80)
+    time: Tensor  # (stages, C)
+    dt: Tensor  # ()
+    conditions: tuple[Tensor, Tensor] = ()
+    mask: Tensor | None = None
+    owner: Solve | None = None  # whose conditions these are
+
+
+class FlowGraphs:
+    """Captured at their first use, or ahead of it by a warm-up."""
+
+    def __init__(self, runner: MelRunner) -> None:
+        self.runner, self.flow, self.options, self.device = runner, runner.flow, runner.options, runner.device
+        # recorded as it is in every mode: one network at each of many lengths is too much for torch.compile
+        mode = "cudagraph" if self.options.compile and self.device.type == "cuda" else None
+        self.captured = Captured(mode, self.device)
+        self._held: dict[tuple[int, int], Held] = {}
+
+    @property
+    def on(self) -> bool:
+        return self.captured.on
+
+    def key(self, rows: int, frames: int) -> tuple[int, int] | None:
+        """(rows, frames) of the graphs that serve; None for what runs as it comes."""
+        size = captured_size(frames, self.options.mel_bucket)
+        return None if not self.on or size is None or not self.runner.fits(rows, frames) else (bucket(rows), size)
+
+    def capture(self, key: tuple[int, int]) -> None:
+        if not self.on or key in self._held:
+            return
+        (rows, size), device = key, self.device
+        n, width = size // FRAMES_PER_TOKEN, self.flow.spk_embed_affine_layer.in_features
+        span, times = self.runner.schedule(self.flow.config.default_steps)
+        inputs = [
+            torch.zeros(rows, n, dtype=torch.long, device=device), torch.zeros(rows, size, MEL_BINS, device=device),
+            torch.zeros(rows, width, device=device), torch.full((rows,), n, device=device),
+        ]
+        held = Held(inputs, torch.zeros(rows, size, MEL_BINS, device=device), times[0].clone(), span[0].clone())
+        self.captured.prepare(("encode", *key), self._encode_of(held))
+        held.conditions, held.mask = self.captured.run(("encode", *key), self._encode_of(held))
+        for unguided in {False, self.options.cfg_off_last > 0}:
+            self.captured.prepare(("step", *key, unguided), self._step_of(held, unguided))
+        self._held[key] = held
+        logger.debug("the flow at %d rows of %d frames is captured", rows, size)
+
+    def encode(self, solve: Solve, inputs: list[Tensor]) -> None:
+        self.capture(solve.key)
+        held = self._held[solve.key]
+        self._set_aside(held)
+        for mine, given in zip(held.inputs, inputs):
+            mine[: len(given)].copy_(given)  # further rows keep what an earlier call left: finite, heard by nobody
+        held.conditions, held.mask = self.captured.run(("encode", *solve.key), self._encode_of(held))
+        held.owner = solve
+
+    def advance(self, solve: Solve, time: Tensor, dt: Tensor, unguided: bool) -> None:
+        held = self._held[solve.key]
+        if held.owner is not solve:
+            self._set_aside(held)
+            for mine, kept in zip((*held.conditions, held.mask), (*solve.conditions, solve.mask)):
+                mine.copy_(kept)
+            held.owner = solve
+        n = len(solve.rows)
+        held.x[:n].copy_(solve.x)
+        held.time.copy_(time)
+        held.dt.copy_(dt)
+        solve.x = self.captured.run(("step", *solve.key, unguided), self._step_of(held, unguided))[:n].clone()
+
+    # always masked, so that every length in its bucket runs through the same graph
+    def _encode_of(self, held: Held) -> Callable[[], tuple[tuple[Tensor, Tensor], Tensor | None]]:
+        return lambda: self.runner.encode(*held.inputs, full=False)
+
+    def _step_of(self, held: Held, unguided: bool) -> Callable[[], Tensor]:
+        return lambda: self.flow.euler(held.x, held.time, held.dt, held.conditions, held.mask, unguided)
+
+    @staticmethod
+    def _set_aside(held: Held) -> None:
+        """What the owner of these tensors still needs is kept with it, as another solve of the same shape comes."""
+        owner, held.owner = held.owner, None
+        if owner is not None and not owner.done:
+            owner.conditions, owner.mask = tuple(t.clone() for t in held.conditions), held.mask.clone()
+
+
+@cache
+def sizes(step: int) -> tuple[int, ...]:
+    """Frames of captured steps: multiples of `step`, an eighth apart where that is more: padding costs a tenth."""
+    out, size, step = [], 0, step + step % FRAMES_PER_TOKEN
+    while size < LONGEST:
+        size += max(step, size // 8 // step * step)
+        out.append(size)
+    return tuple(out)
+
+
+def captured_size(frames: int, step: int) -> int | None:
+    return next((size for size in sizes(step) if size >= frames), None)

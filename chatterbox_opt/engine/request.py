@@ -1,0 +1,152 @@
+"""What the engine is asked for: a call, and the utterances that it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ..config import SPEECH_CODES, T3Config
+from ..options import EngineOptions, SamplingOptions
+from .noise import RequestNoise
+
+SPARE = 4  # positions that a warm-up of a captured step writes beyond an utterance's own
+
+
+class Cancelled(RuntimeError):
+    """Raised by a call whose `cancel` was set; the model stays usable."""
+
+
+class NotFinite(RuntimeError):
+    """Raised where a network gave numbers that are not finite: broken weights, or a precision too low for them."""
+
+
+@dataclass(eq=False)
+class Utterance:
+    """What fits the model at once, on its way from text ids to sound. A long text has several."""
+
+    text_ids: Tensor | None = None  # (T,) long, with Llama's start and end ids; None: `tokens` are given
+    cond: Any = None  # speaker_emb (1, 256), cond_prompt_speech_tokens (1, n), emotion_adv (1, 1, 1)
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    voice: dict[str, Any] | None = None  # S3Gen's half of the voice; None: tokens are all that is wanted
+    steps: int | None = None  # of the flow; None: the model's own
+    tail: tuple[int, ...] = ()  # tokens that are rendered behind the last one drawn
+    text: str = ""  # what it says, for those who are told of it
+    drop_last_token: bool = False  # leave out its sound
+    tokens: list[int] = field(default_factory=list)  # drawn so far, or given
+    noise: RequestNoise | None = None  # there when its call is submitted
+
+    # the engine's own
+    call: Call | None = None
+    index: int = 0  # in the call
+    searched: int = 0  # tokens already looked at for an end
+    stopped: str | None = None  # why its tokens end: "eos" | "limit" | "guard" | "given" | "broken"
+    sound: Any = None  # chunks.Sound, from its first chunk on
+    told: int = 0  # tokens whose sound was rendered
+    rendering: bool = False  # a chunk of it is being rendered
+    done: bool = False
+
+    @property
+    def rows(self) -> int:
+        return 2 if self.sampling.cfg_weight > 0 else 1
+
+    def audible(self, until: int | None = None) -> list[int]:
+        """Its tokens without control ids; all of them, and the tail, where no end is given."""
+        heard = [t for t in self.tokens[:until] if 0 <= t < SPEECH_CODES]
+        return heard + list(self.tail) if until is None and heard else heard
+
+
+class Sink(Protocol):
+    """Where a call's sound goes. Called by whoever drives the engine; what it raises fails its own call."""
+
+    def add(self, utterance: Utterance, wave: Tensor, last: bool) -> None:
+        """Takes (N,) samples that continue the utterance; `last`: none follow."""
+
+    def finish(self) -> None:
+        """Every utterance is complete."""
+
+
+class Call:
+    """One caller's utterances, what becomes of them, and how far they are."""
+
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        sink: Sink | None = None,
+        *,
+        chunks: Iterator[int] | None = None,
+        cancel: Any = None,
+        progress: Callable[[int, int], None] | None = None,
+        paused: Callable[[], bool] = lambda: False,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`chunks`: tokens of each chunk of a stream, whose utterances are told in their order; without it each is
+        rendered whole. `paused`: whether the listener has enough for now. `ended` is called once, at the end."""
+        self.utterances, self.sink, self.chunks = list(utterances), sink, chunks
+        self.cancel, self.progress, self.paused, self.ended = cancel, progress, paused, ended
+        self.size = next(chunks) if chunks else 0  # tokens of the next chunk
+        self.head = 0  # the first utterance that is not complete
+        self.left = len(self.utterances)
+        self.submitted = 0.0  # on time.perf_counter()'s clock
+        self.started = False  # slots were given to it
+        self.first_sound: float | None = None
+        self.heard = 0.0  # seconds of sound given out
+        self.seconds: dict[str, float] = {}  # spent on each stage, shared with whoever was served beside it
+        self.error: BaseException | None = None
+        self.done = False
+        self.ready: Any = None  # event of the caller's CUDA stream, ahead of which its tensors may not be read
+        for i, utterance in enumerate(self.utterances):
+            utterance.call, utterance.index = self, i
+
+    @property
+    def stream(self) -> bool:
+        return self.chunks is not None
+
+    @property
+    def cancelled(self) -> bool:
+        return self.cancel is not None and self.cancel.is_set()
+
+    @property
+    def ceiling(self) -> int:
+        return sum(u.sampling.max_new_tokens for u in self.utterances)
+
+    @property
+    def runs_dry(self) -> float:
+        """When its listener has heard all there is."""
+        return self.submitted if self.first_sound is None else self.first_sound + self.heard
+
+    def report(self) -> None:
+        if self.progress is not None:
+            self.progress(sum(len(u.tokens) for u in self.utterances), self.ceiling)
+
+
+def check(utterance: Utterance, config: T3Config, options: EngineOptions) -> None:
+    """Raises ValueError for what this model cannot speak."""
+    n, steps = len(utterance.text_ids), utterance.sampling.max_new_tokens
+    most = config.max_positions - config.prefix_len - 8 if config.is_gpt else config.text_positions
+    if n > most:
+        raise ValueError(f"the text has {n} tokens, the position table {most}; split the text (max_chars=280)")
+    if n and (int(utterance.text_ids.max()) >= config.text_vocab or int(utterance.text_ids.min()) < 0):
+        raise ValueError(f"a text token lies outside this vocabulary of {config.text_vocab}: another tokenizer's?")
+    if utterance.cond.cond_prompt_speech_tokens is None:
+        raise ValueError("the voice has no prompt tokens; prepare it with this model's prepare_voice()")
+    most = config.speech_positions
+    if not config.is_gpt and steps > most - 2:
+        raise ValueError(f"max_new_tokens={steps}: this model counts up to {most - 2}; split the text (max_chars)")
+    needed = positions(utterance, config, options)
+    most = min(options.cache_len, config.max_positions) if config.is_gpt else options.cache_len
+    if needed > most:
+        name = "cache_len" if most == options.cache_len else "this model's position table"
+        raise ValueError(
+            f"{needed} positions are needed for voice, text and max_new_tokens={steps}, {name} is {most}; "
+            "split the text, or lower max_new_tokens"
+        )
+
+
+def positions(utterance: Utterance, config: T3Config, options: EngineOptions) -> int:
+    """Positions that it can come to occupy, what is drawn past its end included."""
+    prefix = utterance.cond.cond_prompt_speech_tokens.shape[-1] + 1 if config.is_gpt else config.prefix_len
+    return prefix + len(utterance.text_ids) + 2 + utterance.sampling.max_new_tokens + options.poll_every + SPARE
+

@@ -1,0 +1,149 @@
+"""One token for every utterance that is being spoken: T3, guidance, filters and the draw, as one graph or operation by
+operation."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..models.t3 import T3
+from ..options import KERNELS, EngineOptions
+from .cache import Decode, DecodeEach, StaticKVCache
+from .endings import BROKEN
+from .graphs import Captured, bucket
+from .kernels import sampling as sampling_kernel
+from .kernels.step import StepKernels, available
+from .sampling import Filters, guide, next_token, next_token_turbo
+from .slots import Slots
+
+logger = logging.getLogger(__name__)
+
+LIVE = (256, 512, 1024, 1536, 2560, 4608)  # captured lengths of the part of the cache that attention reads
+MOST_STEPS = 4000  # that max_new_tokens can be
+
+
+class DecodeStep:
+    """`slots` and, where rows are shared, `cache` are what it reads and writes."""
+
+    def __init__(self, t3: T3, options: EngineOptions) -> None:
+        self.t3, self.options, self.config = t3, options, t3.config
+        self.device = t3.speech_emb.weight.device
+        self.captured = Captured(options.compile, self.device)
+        self.kernels = self._choose_kernels()
+        self.slots: Slots | None = None
+        self.cache: StaticKVCache | None = None
+        # What is drawn past a limit before anybody looks has no position of its own in a small table.
+        self.short_table = not self.config.is_gpt and self.config.speech_positions < MOST_STEPS + options.poll_every + 2
+        self._span: Tensor | None = None
+
+    def _choose_kernels(self) -> StepKernels:
+        usable = self.device.type == "cuda" and available()
+        usable = usable and self.options.compile != "reduce-overhead"  # that makes its own
+        names = [name for name in KERNELS if usable and self.options.wants(name)]
+        return StepKernels(self.t3, names, self.options.attention == "flash")
+
+    def use(self, slots: Slots, cache: StaticKVCache | None) -> None:
+        """From now on in this memory; what was captured in another is dropped."""
+        if self.slots is not None:
+            self.captured.forget()
+        self.slots, self.cache = slots, cache
+        self._span = torch.arange(cache.length, device=self.device) if cache is not None else None
+
+    def run(self) -> Tensor:
+        """(N,) tokens, overwritten by the next step; BROKEN where logits are not finite."""
+        slots = self.slots
+        n, rows = len(slots.live), slots.rows
+        if self.cache is None:
+            each = DecodeEach([(slot.kv, slot.position) for slot in slots.live])
+            return self.step(n, rows, slots.filters(), each)
+        most = max(slot.position for slot in slots.live) + 1
+        if not self.captured.on:
+            self.cache.clear(most)
+            return self.step(n, rows, slots.filters(), live=most)
+        self.cache.clear(self.cache.length)
+        asked = slots.filters()
+        key = (bucket(n), bucket(n) * (2 if rows > n else 1), live_bucket(most, self.cache.length),
+               asked.top_p or asked.top_k)
+        self.capture(key)
+        return self.captured.run(key, partial(self._captured_step, *key))
+
+    # ---- captured ----------------------------------------------------------------------------------
+
+    def _captured_step(self, n: int, rows: int, live: int, sorting: bool) -> Tensor:
+        """Two sets of filters serve all requests: a filter that a row does not ask for leaves it as it is."""
+        return self.step(n, rows, Filters(not self.config.is_gpt, sorting, sorting), live=live)
+
+    def capture(self, key: tuple[int, int, int, bool]) -> None:
+        """Unless it is already. Utterances may be in the middle of being spoken: they go on from where they are."""
+        if self.captured.ready(key):
+            return
+        slots = self.slots
+        moving = (slots.token, slots.step, slots.position, slots.seen)
+        kept = [tensor.clone() for tensor in moving]
+        self.captured.prepare(key, partial(self._captured_step, *key))
+        for tensor, before in zip(moving, kept):
+            tensor.copy_(before)
+        logger.debug("a step of %d slots, %d rows, %d positions is captured (%s sorting)", *key[:3],
+                     "with" if key[3] else "without")
+
+    def warmup(self, batch: int) -> None:
+        """Captures what up to `batch` utterances come to use, the largest first."""
+        if not self.captured.on:
+            return
+        self.cache.clear(self.cache.length)
+        sizes = [n for n in (1 << i for i in range(11)) if n <= bucket(batch)]
+        for n in reversed(sizes):
+            for live in reversed(live_buckets(self.cache.length)):
+                for sorting in (False, True):
+                    self.capture((n, n if self.config.is_gpt else 2 * n, live, sorting))
+        self.slots.clear()
+
+    # ---- what is captured --------------------------------------------------------------------------
+
+    def step(self, n: int, rows: int, filters: Filters, each: DecodeEach | None = None, live: int = 0) -> Tensor:
+        """`each` attends per utterance; without it attention reads `live` positions of the shared cache."""
+        slots = self.slots
+        x = self.t3.embed_speech(slots.token[:n], slots.step[:n])  # (n, D)
+        x = x[slots.slot_of_row[:rows]].unsqueeze(1)  # (rows, 1, D)
+        positions = slots.position[:rows]
+        hidden = self.t3(x, positions[:, None], each or self._shared(positions, live))
+        cond, uncond = slots.cond[:n], slots.uncond[:n]
+        token = self.pick(self.t3.logits(hidden[:, 0]), cond, uncond, slice(0, n), filters)
+        slots.step[:n] += 1
+        if self.short_table:
+            slots.step[:n].clamp_(max=self.config.speech_positions - 2)
+        slots.position[:rows] += 1
+        return token
+
+    def _shared(self, positions: Tensor, live: int) -> Decode:
+        flash = self.options.attention == "flash"
+        kernel = self.kernels.attention(len(positions))
+        mask = None if kernel else (self._span[:live] <= positions[:, None])[:, None, None]
+        return Decode(self.cache, positions, live, mask, flash, kernel)
+
+    def pick(self, logits: Tensor, cond: Tensor, uncond: Tensor, span: slice, filters: Filters) -> Tensor:
+        """Draws from logits (rows, V) for the slots of `span`, whose rows are `cond` and `uncond`: (N,) tokens."""
+        slots = self.slots
+        params, seen, noise = slots.params_of(span), slots.seen[span], slots.noise[span]
+        finite = logits.amax(-1).isfinite()
+        finite = finite[cond] & finite[uncond]
+        if self.kernels.samples(filters):
+            token = sampling_kernel.draw(logits, cond, uncond, seen, noise, params, filters.min_p)
+        elif self.config.is_gpt:
+            token = next_token_turbo(logits[cond], seen, noise, params, filters)
+        else:  # rows without guidance name their own row twice: the difference is 0
+            token = next_token(guide(logits[cond], logits[uncond], params.cfg), seen, noise, params, filters)
+        seen.scatter_(1, token[:, None], True)
+        slots.token[span] = token
+        return torch.where(finite, token, BROKEN)
+
+
+def live_buckets(length: int) -> list[int]:
+    return sorted({min(b, length) for b in LIVE} | {length})
+
+
+def live_bucket(need: int, length: int) -> int:
+    return next(b for b in live_buckets(length) if b >= need)
