@@ -32,7 +32,7 @@ class Running:
     def openai(self, **how: Any) -> Any:
         import openai
 
-        return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": 60} | how)
+        return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": 20} | how)
 
 
 @contextmanager
@@ -78,23 +78,19 @@ def ready(one: Running) -> Running:
 
 
 def load_mini() -> Any:
-    from serve.stand_in import with_engine
-
     from chatterbox_opt.tts import ChatterboxTTS
 
-    return with_engine(ChatterboxTTS.from_mini())
+    return ChatterboxTTS.from_mini()
 
 
 def load_tiny(family: str = "tts") -> Any:
     """Random weights that can clone; what they say is noise, and short."""
-    from serve.stand_in import with_engine
-
     from chatterbox_opt import ChatterboxMultilingualTTS, ChatterboxTTS, ChatterboxTurboTTS, SamplingOptions
 
     cls = {"tts": ChatterboxTTS, "mtl": ChatterboxMultilingualTTS, "turbo": ChatterboxTurboTTS}[family]
     model = cls.from_random(enable_watermark=False)
     model.defaults = SamplingOptions(max_new_tokens=25, cfg_weight=0.0 if family == "turbo" else 0.5)
-    return with_engine(model)
+    return model
 
 
 def recording(seconds: float = 6.0, seed: int = 0, kind: str = "WAV") -> bytes:
@@ -108,7 +104,7 @@ def quiet_within(service: Any, seconds: float) -> bool:
     """Whether the engine has nothing left to do by then."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        if service.model.stats()["live"] == 0 and service.idle():
+        if service.model.stats()["calls"] == 0 and service.idle():
             return True
         time.sleep(0.01)
     return False

@@ -46,7 +46,8 @@ class Stretch:
         return out[: len(out) - (self._told - target)]
 
     def _due(self) -> int:
-        return round(self._count * self.hop * self.speed)
+        """Where the next window starts if its middle is to be where the middle of its output belongs."""
+        return round((self._count + 1) * self.hop * self.speed) - self.hop
 
     def _needs(self) -> int:
         """Input samples that the next window may look at."""
@@ -60,7 +61,7 @@ class Stretch:
 
     def _lay(self) -> np.ndarray:
         """One more window, where it continues best what was laid."""
-        at = self._best() if self._count else 0
+        at = self._best() if self._count else self._due()
         piece = self._at(at, 2 * self.hop)
         # The first half-window of all stands alone, at its full height.
         rising = piece[: self.hop] * (self.window[: self.hop] if self._count else 1.0)

@@ -49,8 +49,8 @@ class LiveSpeech:
         return sum(len(tokens) for tokens in self.speech.tokens or ())
 
     def close(self) -> None:
-        """Its rows are freed; may be called again."""
-        self.speech.close()
+        """Its rows are freed within a block of tokens, which is not waited for; may be called again."""
+        self.speech.cancel()
         self._on_close(self)
 
 

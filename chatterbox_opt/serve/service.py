@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .conversions import Converter
-from .errors import ApiError, busy, unavailable
+from .errors import ApiError, busy, told, unavailable
 from .live import LiveSpeech, Sound
 from .settings import ServeSettings
 from .speech_request import Manner
@@ -117,6 +117,8 @@ class Service:
             except asyncio.CancelledError:  # whoever asked has left meanwhile
                 entry.add_done_callback(lambda done: done.cancelled() or done.exception() or done.result().close())
                 raise
+            except (ValueError, TypeError) as error:
+                raise told(error) from error
             live = LiveSpeech(speech, self._closed)
             self.live[live] = time.monotonic()
             return live

@@ -38,7 +38,7 @@ ON_DEVICE = 32  # voices held ready
 
 
 def voice_id(name: str) -> str:
-    return "voice_" + hashlib.blake2b(_folded(name).encode(), digest_size=8).hexdigest()
+    return "voice_" + hashlib.blake2b(_folded(name).encode(errors="surrogatepass"), digest_size=8).hexdigest()
 
 
 def _folded(name: str) -> str:

@@ -46,7 +46,7 @@ def test_the_pitch_stays(speed, hertz):
     assert np.sqrt((middle**2).mean()) == pytest.approx(0.4 / np.sqrt(2), rel=0.03)
 
 
-@pytest.mark.parametrize("speed", [0.5, 2.0])
+@pytest.mark.parametrize("speed", SPEEDS)
 def test_syllables_keep_their_places(speed):
     """Loudness over time is the input's, faster or slower."""
     wave = voice()
