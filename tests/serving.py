@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+
 @dataclass
 class Running:
     server: Any

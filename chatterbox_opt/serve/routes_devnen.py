@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
 
 from . import catalogue
 from .errors import ApiError
@@ -92,13 +93,13 @@ async def initial_data(request: Request) -> dict[str, Any]:
     }
 
 
-@router.post("/tts", responses=SOUND, response_class=SpeechResponse)
-async def tts(body: TtsRequest, request: Request) -> SpeechResponse:
+@router.post("/tts", responses=SOUND, response_class=Response)
+async def tts(body: TtsRequest, request: Request) -> Response:
     return await _spoken(body, request, stream=False)
 
 
-@router.get("/tts-stream", responses=SOUND, response_class=SpeechResponse)
-async def tts_stream(query: Annotated[TtsRequest, Query()], request: Request) -> SpeechResponse:
+@router.get("/tts-stream", responses=SOUND, response_class=Response)
+async def tts_stream(query: Annotated[TtsRequest, Query()], request: Request) -> Response:
     return await _spoken(query, request, stream=True)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Form, Request, UploadFile
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
 
 from . import catalogue
 from .errors import ApiError
@@ -24,8 +25,8 @@ def service_of(request: Request) -> Service:
     return service
 
 
-@router.post("/v1/audio/speech", responses=SOUND, response_class=SpeechResponse)
-async def speech(body: SpeechRequest, request: Request) -> SpeechResponse:
+@router.post("/v1/audio/speech", responses=SOUND, response_class=Response)
+async def speech(body: SpeechRequest, request: Request) -> Response:
     service = service_of(request)
     live = await service.speak(body.input, body)
     sound = service.sound(live, body)
