@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
 from .engine.resolve import resolve, stored_dtype
 from .options import EngineOptions, SamplingOptions
 from .pipeline import Job, NoSpeech, Pipeline, Speech
+from .progress import ProgressBar, progress_bar
 from .streaming import SpeechStream
 from .text.tokenizer import load_tokenizer
 from .voice import Conditionals, VoicePreparer, with_exaggeration
@@ -384,34 +384,3 @@ def toggles(
 
 def pretrained_folder(family: str, **where: Any) -> Path:
     return hub.download(family, **where)
-
-
-class ProgressBar:
-    """A tqdm bar on stderr. Its total is the limit, not a forecast: most texts end long before."""
-
-    def __init__(self, further: Callable[[int, int], None] | None = None) -> None:
-        from tqdm import tqdm
-
-        self.bar = tqdm(desc="speech tokens (of at most)", unit="tok", dynamic_ncols=True, disable=False)
-        self.further = further
-
-    def __call__(self, done: int, ceiling: int) -> None:
-        self.bar.total = ceiling
-        self.bar.update(done - self.bar.n)
-        if self.further is not None:
-            self.further(done, ceiling)
-
-    def close(self) -> None:
-        self.bar.close()
-
-
-@contextmanager
-def progress_bar(verbose: bool, further: Callable[[int, int], None] | None = None):
-    if not verbose:
-        yield further
-        return
-    bar = ProgressBar(further)
-    try:
-        yield bar
-    finally:
-        bar.close()

@@ -126,8 +126,6 @@ class Pipeline:
         """Chunks, the first of about `first_chunk` seconds, or where that is None the whole in one. The tokens are
         those that speak() draws; the sound of chunks is made with less to look ahead to."""
         utterances = self._utterances(job, max_chars, steps)
-        for u in utterances:
-            self.engine.check(u)
         queue = ChunkQueue(ChunkJoiner(len(utterances), watermark), cancel, lambda: NoSpeech(job.text))
 
         def at_end() -> None:
@@ -142,6 +140,7 @@ class Pipeline:
         else:
             sizes = chunk_sizes(round(first_chunk * TOKEN_RATE), self.wav.hold_tokens)
             call = Call(utterances, queue, chunks=sizes, **how)
+        self.engine.check(call)
         return SpeechStream(self.engine, queue, call, lambda: self._seed([job], [utterances]))
 
     # ---- the stages by themselves ----------------------------------------------------------------

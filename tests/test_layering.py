@@ -19,10 +19,11 @@ LAYERS = {
     "audio": {"config"},
     "voice": {"config", "models", "audio"},
     "checks": {"config"},
+    "progress": set(),
     "streaming": {"config", "audio", "engine", "voice"},
     "pipeline": {"config", "options", "text", "voice", "engine", "audio", "models", "streaming"},
 }
-LAYERS["base"] = LAYERS["pipeline"] | {"weights", "checks", "pipeline"}
+LAYERS["base"] = LAYERS["pipeline"] | {"weights", "checks", "pipeline", "progress"}
 DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from t3_pairs import text, voice
 
+from chatterbox_opt.engine.engine import Engine
 from chatterbox_opt.engine.noise import RequestNoise
-from chatterbox_opt.engine.tokens import TokenRequest, TokenRunner
+from chatterbox_opt.engine.request import Call, Utterance
+from chatterbox_opt.engine.tokens import TokenRunner
 from chatterbox_opt.options import EngineOptions, SamplingOptions
 
 CPU = torch.device("cpu")
@@ -18,11 +20,22 @@ def request(config, n=20, seed=0, voice_seed=0, emotion=0.5, text_seed=0, **samp
     defaults = dict(min_p=0.0, top_p=0.95, top_k=1000, cfg_weight=0.0) if config.is_gpt else {}
     options = SamplingOptions(**{"max_new_tokens": N, **defaults, **sampling})
     cond = voice(config, voice_seed, emotion)
-    return TokenRequest(text(config, n, text_seed), cond, options, RequestNoise(CPU, seed))
+    return Utterance(text(config, n, text_seed), cond, options, noise=RequestNoise(CPU, seed))
+
+
+def engine_of(t3, options=EXACT):
+    """An engine that speaks tokens and makes no sound."""
+    return Engine(TokenRunner(t3, options), None, None, options, t3.speech_emb.weight.device)
+
+
+def draw(engine, requests, **how):
+    """The requests as one call; what became of them."""
+    engine.run(Call(requests, **how))
+    return requests
 
 
 def tokens_of(t3, requests, options=EXACT):
-    return [r.tokens for r in TokenRunner(t3, options).generate(requests)]
+    return [r.tokens for r in draw(engine_of(t3, options), requests)]
 
 
 def mixed(config, count=6):

@@ -26,7 +26,7 @@ _engines: weakref.WeakSet[Driver] = weakref.WeakSet()
 
 
 class Driver:
-    """`step()`, `busy()` and `end_all()` are the engine's."""
+    """`step()`, `check()`, `busy()` and `end_all()` are the engine's."""
 
     inbox: deque[Call]
 
@@ -42,6 +42,9 @@ class Driver:
         _engines.add(self)
 
     def step(self) -> bool:
+        raise NotImplementedError
+
+    def check(self, call: Call) -> None:
         raise NotImplementedError
 
     def busy(self) -> bool:
@@ -114,6 +117,7 @@ class Driver:
                 "this model was loaded before the process forked: threads and devices do not follow into the child; "
                 "load it there, or start processes with the 'spawn' method"
             )
+        self.check(call)
         call.submitted = time.perf_counter()
         if self._stream is not None:
             call.ready = torch.cuda.Event()

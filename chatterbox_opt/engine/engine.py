@@ -194,8 +194,11 @@ class Engine(Driver):
 
     # ---- small things ------------------------------------------------------------------------------
 
-    def check(self, utterance: Utterance) -> None:
-        check(utterance, self.tokens.config, self.options)
+    def check(self, call: Call) -> None:
+        """Raises ValueError for what this model cannot speak."""
+        for utterance in call.utterances:
+            if utterance.text_ids is not None:
+                check(utterance, self.tokens.config, self.options)
 
     def report(self, utterances: Sequence[Utterance]) -> None:
         for call in {u.call for u in utterances}:

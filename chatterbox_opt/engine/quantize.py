@@ -1,7 +1,12 @@
 """T3's linears in the form its device multiplies fastest: int8, int4, float16, or float32 laid out for a few rows.
 
 Only products are replaced, and the head's by none below 16 bits; embeddings and norms keep their precision.
-All but float32 are approximate; in every form a row's result does not depend on what the rows beside it hold.
+All but float32 are approximate. In every form a row's result does not depend on what the rows beside it hold. On a CPU:
+- int8 and int4 sum each row in one order (int8 in whole numbers), and bf16 and fp16 multiply blocks of a fixed number
+  of rows: the result of a row is the same to the last bit, alone or among any number of others;
+- float32, with or without 16-bit weights, sums in an order that depends on the number of rows: 1e-6 of the largest
+  result, which nothing after it rounds to fewer bits.
+On other devices kernels are chosen by the number of rows, in half precision too.
 """
 
 from __future__ import annotations
@@ -11,7 +16,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +30,12 @@ logger = logging.getLogger(__name__)
 GROUP = 32  # int4: weights that share one scale
 FEW = 16  # rows up to which a product is bound by reading its weights
 BLOCK = 128  # rows of a weight that one thread multiplies at a time, where x is a single row
+FIXED = 8  # rows of a product in half precision: oneDNN takes as long for 8 rows of bf16 as for 2 (measured on Zen 4)
 
 
 def prepare_linears(t3: T3, quantize: str | None, few_rows: bool, half: bool = False) -> None:
     """In place, one layer at a time, so that no more than one layer exists twice. `half`: as 16 bits on the CPU."""
-    plain = HalfLinear if half else few_rows_linear if few_rows else None
+    plain = HalfLinear if half else partial(plain_linear, few_rows=few_rows)
     kinds = {"int8": int8_linear, "int4": Int4Linear, None: plain}
     replace_linears(t3, plain, recurse=False)
     replace_linears(t3.tfmr, kinds[quantize])
@@ -37,9 +43,7 @@ def prepare_linears(t3: T3, quantize: str | None, few_rows: bool, half: bool = F
         give_back_memory()
 
 
-def replace_linears(module: nn.Module, kind: Callable[[nn.Linear], nn.Module] | None, recurse: bool = True) -> None:
-    if kind is None:
-        return
+def replace_linears(module: nn.Module, kind: Callable[[nn.Linear], nn.Module], recurse: bool = True) -> None:
     for parent in module.modules() if recurse else [module]:
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
@@ -52,8 +56,13 @@ def give_back_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def few_rows_linear(linear: nn.Linear) -> nn.Module:
-    return FewRowsLinear(linear) if linear.weight.is_cpu and linear.weight.dtype == torch.float32 else linear
+def plain_linear(linear: nn.Linear, few_rows: bool) -> nn.Module:
+    """A weight that keeps its precision."""
+    if not linear.weight.is_cpu:
+        return linear
+    if linear.weight.dtype != torch.float32:
+        return FixedRowsLinear(linear)
+    return FewRowsLinear(linear) if few_rows else linear
 
 
 class FewRowsLinear(nn.Module):
@@ -75,6 +84,29 @@ class FewRowsLinear(nn.Module):
             y = torch.mm(self.weight, x.reshape(rows, k).t()).t().contiguous()
         y = y.view(*x.shape[:-1], n)
         return y if self.bias is None else y + self.bias
+
+
+class FixedRowsLinear(nn.Module):
+    """bf16 and fp16 on the CPU. The order of a product's sums depends on its number of rows; rounding a sum to 8 bits
+    turns a last bit of float32 into a last bit of bf16, and after some tokens another one is drawn. So the rows of a
+    decode step, which belong to different requests, are multiplied in blocks of `FIXED`, the last one filled up with
+    zeros: a row meets the same kernel alone and in company. A sequence belongs to one request and is not cut."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (rows, K) or (rows, 1, K): a row per request and guidance; (B, T, K): T positions of one request."""
+        if x.ndim == 3 and x.shape[1] > 1:
+            return F.linear(x, self.weight, self.bias)
+        n, k = self.weight.shape
+        rows = x.numel() // k
+        x_rows, missing = x.reshape(rows, k), -rows % FIXED
+        if missing:  # F.pad takes twice as long
+            x_rows = torch.cat([x_rows, x.new_zeros(missing, k)])
+        y = [F.linear(block, self.weight, self.bias) for block in x_rows.split(FIXED)]
+        return (torch.cat(y) if len(y) > 1 else y[0])[:rows].view(*x.shape[:-1], n)
 
 
 class HalfLinear(nn.Module):

@@ -65,7 +65,10 @@ def half_dtype(device: torch.device) -> str:
 
 
 def cpu_has_bf16() -> bool:
-    """AVX512-BF16 or AMX. Without them bf16 is converted to float32 and back, at a third of the speed."""
+    """AVX512-BF16 or AMX. Without them bf16 is converted to float32 and back, at a third of the speed; so it is where
+    ATEN_CPU_CAPABILITY keeps torch from using them."""
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return False
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in probes)
 

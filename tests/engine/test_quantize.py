@@ -1,16 +1,20 @@
 """Packed linears against the float32 ones they stand for."""
 
 import copy
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from t3_pairs import random_t3, text, voice
 from torch import nn
+from torch.nn import functional as F
 
 from chatterbox_opt.engine.noise import RequestNoise
 from chatterbox_opt.engine.quantize import (
+    FIXED,
     FewRowsLinear,
+    FixedRowsLinear,
     HalfLinear,
     Int4Linear,
     Int8Linear,
@@ -71,14 +75,88 @@ def test_int8_without_a_product_of_its_own():
     assert (made(x) - packed).abs().max() < 0.02 * packed.abs().max()
 
 
-@pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
+def pinned_int8(linear):
+    made = Int8Linear(linear)
+    made.product = in_pinned_range
+    return made
+
+
+def fixed_rows(linear, dtype):
+    return FixedRowsLinear(linear.to(dtype))
+
+
+BF16, FP16 = partial(fixed_rows, dtype=torch.bfloat16), partial(fixed_rows, dtype=torch.float16)
+# Each form of a product on a CPU -> by how much a row may differ when others stand beside it, of the largest result.
+COMPANY = {
+    "bfloat16": (BF16, 0), "float16": (FP16, 0), "int8": (Int8Linear, 0), "int8, pinned range": (pinned_int8, 0),
+    "int4": (Int4Linear, 0), "float32": (nn.Sequential, 1e-5), "float32, few rows": (FewRowsLinear, 1e-5),
+    "float16 weights": (HalfLinear, 1e-5),
+}
+FORMS = [pytest.param(name, marks=X86 if name == "float16 weights" else ()) for name in COMPANY]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(64, 192), (1024, 256), (192, 1040)])
+@pytest.mark.parametrize("form", FORMS)
 @torch.inference_mode()
-def test_a_row_does_not_see_its_neighbours(kind):
-    linear = kind(nn.Linear(64, 96))
-    x = torch.randn(1, 64)
-    for neighbour in (100.0, 1e-3, -7.0):
-        beside = linear(torch.cat([x, neighbour * torch.randn(3, 64)]))[:1]
-        assert torch.equal(beside, linear(x))
+def test_a_row_is_what_it_is_alone(form, shape, threads):
+    """Beside any number of others, at any place among them, whatever they hold."""
+    torch.set_num_threads(threads)
+    kind, tolerance = COMPANY[form]
+    linear, x = kind(nn.Linear(*shape)), torch.randn(40, shape[0])
+    x = x.to(getattr(linear, "weight", x).dtype if form in ("bfloat16", "float16") else x.dtype)
+    alone = torch.cat([linear(x[i : i + 1]) for i in range(40)])
+    for rows in (1, 2, 3, 5, 8, 9, 17, 40):
+        order = torch.randperm(40)[:rows]
+        got = linear(x[order])
+        assert (got - alone[order]).abs().max() <= tolerance * alone.abs().max()
+        assert torch.equal(linear(x[order].unsqueeze(1)).squeeze(1), got)
+        for scale in (100.0, 1e-3, 0.0):
+            others = torch.cat([x[order[:1]], scale * torch.randn(rows, shape[0]).to(x.dtype)])[:rows]
+            assert torch.equal(linear(others)[0], got[0])
+
+
+def by_number_of_rows(x, weight, bias=None, product=F.linear):
+    """A product whose sums plainly depend on how many rows there are, as a bf16 unit's do in their last bits."""
+    return product(x, weight, bias) * (1 + x.shape[:-1].numel() / 64)
+
+
+@pytest.mark.parametrize("form", ["bfloat16", "float16"])
+@torch.inference_mode()
+def test_half_precision_multiplies_a_fixed_number_of_rows(form, monkeypatch):
+    linear = COMPANY[form][0](nn.Linear(64, 96))
+    x = torch.randn(40, 64).to(linear.weight.dtype)
+    monkeypatch.setattr(F, "linear", by_number_of_rows)
+    alone = torch.cat([linear(x[i : i + 1]) for i in range(40)])
+    assert torch.equal(alone, linear(x))
+    assert torch.equal(linear(x[:3, None]), alone[:3, None])
+    assert torch.equal(alone[:FIXED], by_number_of_rows(x[:FIXED], linear.weight, linear.bias))
+    sequence = x[None]
+    assert torch.equal(linear(sequence), by_number_of_rows(sequence, linear.weight, linear.bias)), "it stays whole"
+
+
+ROUNDED = [(dtype, quantize) for dtype in ("bfloat16", "float16") for quantize in (None, "int8", "int4")]
+ROUNDED += [("float32", "int8"), ("float32", "int4")]
+
+
+@pytest.mark.parametrize(("dtype", "quantize"), ROUNDED)
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+@torch.inference_mode()
+def test_a_step_of_t3_is_what_it_is_alone(family, dtype, quantize, monkeypatch):
+    """To the last bit wherever one is rounded up: every product, norm, rotation and activation. Each row attends to
+    itself. A head in float32 is left out: nothing rounds what it returns."""
+    t3 = random_t3(family).to(getattr(torch, dtype))
+    prepare_linears(t3, quantize, few_rows=True)
+    monkeypatch.setattr(F, "linear", by_number_of_rows)
+    x, positions = torch.randn(19, 1, t3.config.dim).to(t3.speech_emb.weight.dtype), torch.arange(19)[:, None]
+
+    def step(rows):
+        hidden = t3(x[rows], positions[rows])[:, 0]
+        return hidden if dtype == "float32" else t3.logits(hidden)
+
+    alone = torch.cat([step(slice(i, i + 1)) for i in range(19)])
+    for rows in (slice(0, 2), slice(5, 10), slice(0, 19)):
+        assert torch.equal(step(rows), alone[rows])
 
 
 @X86
@@ -94,19 +172,6 @@ def test_both_ways_to_give_a_range(bias):
         assert ((got - wanted).abs().amax(1) < 0.03 * wanted.abs().amax(1)).all()
         assert torch.equal(packed(x[2:3]), got[2:3])
         assert not packed(torch.zeros(1, 64)).sub(0 if linear.bias is None else linear.bias).any()
-
-
-@X86
-@pytest.mark.parametrize("rows", [1, 2, 5, 40])
-@torch.inference_mode()
-def test_a_float16_row_sees_only_how_many_neighbours_it_has(rows):
-    """Their number changes the order of its sums, as in float32."""
-    linear, x = HalfLinear(nn.Linear(64, 96)), torch.randn(1, 64)
-    alone = linear(x)
-    beside = [linear(torch.cat([x, scale * torch.randn(rows, 64)]))[:1] for scale in (100.0, 1e-3, -7.0)]
-    assert torch.equal(beside[0], beside[1])
-    assert torch.equal(beside[0], beside[2])
-    assert (beside[0] - alone).abs().max() < 1e-5 * alone.abs().max()
 
 
 @pytest.mark.parametrize("quantize", [None, "int8", "int4", pytest.param("float16", marks=X86)])

@@ -25,6 +25,13 @@ def test_a_processors_precision(monkeypatch, computes_bf16, packs, wanted):
     assert resolve(options, CPU) == options
 
 
+@pytest.mark.parametrize(("capability", "computes"), [("AVX512", True), ("AVX2", False), ("DEFAULT", False)])
+def test_bf16_units_that_torch_is_kept_from_do_not_count(monkeypatch, capability, computes):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert module.cpu_has_bf16() == computes
+
+
 @pytest.mark.parametrize(
     ("capability", "wanted"), [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16"), ((6, 1), "float32")]
 )

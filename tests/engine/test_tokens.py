@@ -2,16 +2,15 @@
 
 import copy
 import dataclasses
-import threading
 from itertools import pairwise
 
 import pytest
 import torch
 from t3_pairs import pair, random_t3
-from token_runs import CPU, EXACT, N, mixed, request, tokens_of
+from token_runs import CPU, EXACT, N, draw, engine_of, mixed, request, tokens_of
 
 from chatterbox_opt.engine.noise import RequestNoise
-from chatterbox_opt.engine.tokens import TokenRunner
+from chatterbox_opt.engine.request import Cancelled
 
 # ---- against upstream ----------------------------------------------------------------------------
 
@@ -26,7 +25,7 @@ from chatterbox_opt.engine.tokens import TokenRunner
 )
 def test_upstreams_tokens_at_the_same_seed(settings):
     upstream, ours, config = pair("tts")
-    req = request(config, seed=None, **settings)
+    req = request(config, **settings)
     from chatterbox.models.t3.modules.cond_enc import T3Cond
 
     s, v = req.sampling, req.cond
@@ -40,8 +39,8 @@ def test_upstreams_tokens_at_the_same_seed(settings):
         after = torch.rand(3)
         for options in (EXACT, EXACT.replace(poll_every=8, prefix_cache=True)):
             torch.manual_seed(seed)
-            got = tokens_of(ours, [req], options)[0]
-            assert got.tolist() == [t for t in wanted.tolist() if t != 6562]
+            got = tokens_of(ours, [request(config, seed=None, **settings)], options)[0]
+            assert got == [t for t in wanted.tolist() if t != 6562]
             assert torch.equal(torch.rand(3), after), "the generator must stand where upstream's does"
     assert len(wanted) >= 64 or wanted[-1] == 6562
 
@@ -52,7 +51,7 @@ def test_upstreams_tokens_at_the_same_seed(settings):
 @pytest.mark.parametrize("family", ["turbo", "nano"])
 def test_turbos_tokens_at_the_same_seed(family, settings):
     upstream, ours, config = pair(family)
-    req = request(config, seed=None, **settings)
+    req = request(config, **settings)
     from chatterbox.models.t3.modules.cond_enc import T3Cond
 
     s, v = req.sampling, req.cond
@@ -64,7 +63,7 @@ def test_turbos_tokens_at_the_same_seed(family, settings):
     )[0]
     after = torch.rand(3)
     torch.manual_seed(3)
-    assert tokens_of(ours, [req])[0].tolist() == [t for t in wanted.tolist() if t != 6562]
+    assert tokens_of(ours, [request(config, seed=None, **settings)])[0] == [t for t in wanted.tolist() if t != 6562]
     assert torch.equal(torch.rand(3), after)
 
 
@@ -78,7 +77,7 @@ def test_turbos_tokens_at_the_same_seed(family, settings):
 )
 def test_each_part_of_the_input_changes_the_tokens(llama, change):
     base = tokens_of(llama, [request(llama.config)])[0]
-    assert not torch.equal(base, tokens_of(llama, [request(llama.config, **change)])[0])
+    assert base != tokens_of(llama, [request(llama.config, **change)])[0]
 
 
 # ---- batches -------------------------------------------------------------------------------------
@@ -92,7 +91,7 @@ def test_a_row_is_what_it_is_alone(family, options, llama, gpt):
     t3 = gpt if family == "turbo" else llama
     alone = [tokens_of(t3, [r])[0] for r in mixed(t3.config)]
     for got in (tokens_of(t3, mixed(t3.config), options), tokens_of(t3, mixed(t3.config)[::-1], options)[::-1]):
-        assert [g.tolist() for g in got] == [a.tolist() for a in alone]
+        assert got == alone
 
 
 def test_voices_of_several_lengths_share_a_batch(gpt):
@@ -104,22 +103,11 @@ def test_voices_of_several_lengths_share_a_batch(gpt):
         requests[i] = dataclasses.replace(requests[i], cond=short)
 
     def fresh(some):
-        return [dataclasses.replace(r, noise=RequestNoise(CPU, i)) for i, r in some]
+        return [dataclasses.replace(r, noise=RequestNoise(CPU, i), tokens=[]) for i, r in some]
 
     together = tokens_of(gpt, fresh(enumerate(requests)), EXACT.replace(slots=3))
     for i, r in enumerate(requests):
-        assert torch.equal(together[i], tokens_of(gpt, fresh([(i, r)]))[0])
-
-
-def test_rows_and_length_do_not_multiply(llama):
-    """One long request, then many short ones: the cache holds either, not every row at that length."""
-    runner = TokenRunner(llama, EXACT)
-    runner._make_room(1, 2, 4000)
-    runner._make_room(16, 32, 500)
-    assert (runner.cache.rows, runner.cache.length) == (32, 512)
-    runner._make_room(16, 32, 900)
-    runner._make_room(20, 40, 600)
-    assert (runner.cache.rows, runner.cache.length) == (40, 1024)
+        assert together[i] == tokens_of(gpt, fresh([(i, r)]))[0]
 
 
 def test_a_small_position_table_is_never_left(llama):
@@ -129,36 +117,42 @@ def test_a_small_position_table_is_never_left(llama):
     small, most = copy.deepcopy(llama), positions - 2
     small.config = config
     small.speech_pos_emb.emb.weight.data = small.speech_pos_emb.emb.weight.data[:positions]
-    runner = TokenRunner(small, EXACT.replace(poll_every=8))
-    (result,) = runner.generate([request(config, max_new_tokens=most)])
-    assert torch.equal(result.tokens, tokens_of(llama, [request(config, max_new_tokens=most)])[0])
+    engine = engine_of(small, EXACT.replace(poll_every=8))
+    (result,) = draw(engine, [request(config, max_new_tokens=most)])
+    assert result.tokens == tokens_of(llama, [request(config, max_new_tokens=most)])[0]
     with pytest.raises(ValueError, match=f"max_new_tokens={most + 1}"):
-        runner.generate([request(config, max_new_tokens=most + 1)])
+        draw(engine, [request(config, max_new_tokens=most + 1)])
 
 
 @torch.inference_mode()
 def test_slots_leave_nothing_behind(llama):
-    runner = TokenRunner(llama, EXACT)
-    first = runner.generate([request(llama.config)])[0].tokens
-    runner.generate(mixed(llama.config))
-    runner.cache.kv.fill_(1e3)
-    assert torch.equal(runner.generate([request(llama.config)])[0].tokens, first)
+    engine = engine_of(llama)
+    first = draw(engine, [request(llama.config)])[0].tokens
+    draw(engine, mixed(llama.config))
+    assert draw(engine, [request(llama.config)])[0].tokens == first
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @torch.inference_mode()
-def test_uninitialised_memory_is_never_read(llama):
-    runner = TokenRunner(llama, EXACT)
-    wanted = [r.tokens for r in runner.generate(mixed(llama.config))]
-    runner.cache.kv.fill_(float("nan"))
-    runner.cache.clean = 0
-    got = [r.tokens for r in runner.generate(mixed(llama.config))]
-    assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+def test_uninitialised_memory_is_never_read(llama, shared, monkeypatch):
+    from chatterbox_opt.engine import tokens as module
+
+    def all_nan(*args):
+        return empty_kv(*args).fill_(float("nan"))
+
+    empty_kv = module.empty_kv
+    monkeypatch.setattr(module, "empty_kv", all_nan)
+    engine = engine_of(llama)
+    monkeypatch.setattr(type(engine.tokens), "shared", property(lambda _: shared))
+    got = [r.tokens for r in draw(engine, mixed(llama.config))]
+    monkeypatch.undo()
+    assert got == tokens_of(llama, mixed(llama.config))
 
 
 def test_changed_parameters_take_effect(llama):
-    runner = TokenRunner(llama, EXACT)
+    engine = engine_of(llama)
     draws = [
-        runner.generate([request(llama.config, **s)])[0].tokens.tolist()
+        draw(engine, [request(llama.config, **s)])[0].tokens
         for s in ({}, dict(temperature=1.5), dict(cfg_weight=1.5), dict(top_p=0.5), dict(min_p=0, temperature=2), {})
     ]
     assert draws[0] == draws[-1]
@@ -173,13 +167,13 @@ def test_changed_parameters_take_effect(llama):
 def test_exact_fields_change_nothing(llama, change):
     wanted = tokens_of(llama, mixed(llama.config))
     got = tokens_of(copy.deepcopy(llama), mixed(llama.config), EXACT.replace(**change))
-    assert [g.tolist() for g in got] == [w.tolist() for w in wanted]
+    assert got == wanted
 
 
 def test_drawing_ahead_leaves_the_generator_in_place(llama):
     for poll in (1, 3, 8):
         req = request(llama.config, seed=4, max_new_tokens=10)
-        TokenRunner(llama, EXACT.replace(poll_every=poll)).generate([req])
+        draw(engine_of(llama, EXACT.replace(poll_every=poll)), [req])
         after = req.noise.normal((3,))
         fresh = RequestNoise(CPU, 4)
         for _ in range(10):
@@ -191,32 +185,32 @@ def test_drawing_ahead_leaves_the_generator_in_place(llama):
 
 
 def test_limits_and_stops(llama):
-    short, long = TokenRunner(llama, EXACT).generate(
-        [request(llama.config, max_new_tokens=5), request(llama.config, max_new_tokens=40)]
-    )
+    engine = engine_of(llama)
+    short, long = draw(engine, [request(llama.config, max_new_tokens=5), request(llama.config, max_new_tokens=40)])
     assert short.stopped == "limit"
     assert len(short.tokens) == 5
-    assert torch.equal(long.tokens[:5], short.tokens)
-    assert TokenRunner(llama, EXACT).generate([]) == []
+    assert long.tokens[:5] == short.tokens
+    assert draw(engine, []) == []
 
 
 def test_eos_ends_a_row(llama):
-    req = request(llama.config, temperature=0.0, max_new_tokens=30)
-    ahead = tokens_of(llama, [req])[0].tolist()
+    greedy = dict(temperature=0.0, max_new_tokens=30)
+    (ahead,) = tokens_of(llama, [request(llama.config, **greedy)])
     head = llama.speech_head.weight
     kept = head[6562].clone()
     try:
         head[6562] = head[ahead[10]] * 1.01  # now the stop token wins where that token did
         for poll in (1, 8):
-            (result,) = TokenRunner(llama, EXACT.replace(poll_every=poll)).generate([req])
+            engine = engine_of(llama, EXACT.replace(poll_every=poll))
+            (result,) = draw(engine, [request(llama.config, **greedy)])
             assert result.stopped == "eos"
-            assert result.tokens.tolist() == ahead[: ahead.index(ahead[10])]
+            assert result.tokens == ahead[: ahead.index(ahead[10])]
     finally:
         head[6562] = kept
 
 
 def test_guard_stops_what_repeats():
-    from chatterbox_opt.engine.guard import ran_away
+    from chatterbox_opt.engine.endings import ran_away
 
     assert ran_away([7] * 80, 20)
     assert ran_away([1, 2, 3] * 30, 20)
@@ -225,9 +219,9 @@ def test_guard_stops_what_repeats():
     assert ran_away(list(range(600)), 20)
     stuck = random_t3("tts")
     stuck.speech_head.weight.zero_()  # greedy now says the same token for ever
-    req = request(stuck.config, temperature=0.0, max_new_tokens=200)
-    free = TokenRunner(stuck, EXACT).generate([req])[0]
-    guarded = TokenRunner(stuck, EXACT.replace(runaway_guard=True)).generate([req])[0]
+    how = dict(temperature=0.0, max_new_tokens=200)
+    (free,) = draw(engine_of(stuck), [request(stuck.config, **how)])
+    (guarded,) = draw(engine_of(stuck, EXACT.replace(runaway_guard=True)), [request(stuck.config, **how)])
     assert (free.stopped, len(free.tokens)) == ("limit", 200)
     assert guarded.stopped == "guard"
     assert len(guarded.tokens) < 100
@@ -243,62 +237,53 @@ def test_cancel_within_eight_tokens(llama):
             return self.looks < 0
 
     for poll in (1, 8):
-        results = TokenRunner(llama, EXACT.replace(poll_every=poll)).generate(
-            [request(llama.config, max_new_tokens=500)] * 2, cancel=After(3)
-        )
-        assert [r.stopped for r in results] == ["cancelled"] * 2
-        assert len(results[0].tokens) <= 1 + 3 * 8
+        requests = [request(llama.config, max_new_tokens=500) for _ in range(2)]
+        with pytest.raises(Cancelled):
+            draw(engine_of(llama, EXACT.replace(poll_every=poll)), requests, cancel=After(3))
+        assert 0 < len(requests[0].tokens) <= 1 + 3 * 8
 
 
 def test_tokens_are_seen_while_they_are_drawn(llama):
     """Each look shows what the one before did and more, nothing past the end, and the last one everything."""
     seen = []
     requests = [request(llama.config, max_new_tokens=n) for n in (6, 1, 11)]
-    runner = TokenRunner(llama, EXACT.replace(poll_every=4, slots=2))
+    engine = engine_of(llama, EXACT.replace(poll_every=4, slots=2))
     ended = []
 
-    def watch(drawn, results):
-        seen.append([list(d) for d in drawn])
-        ended.append([r is not None for r in results])
-        assert all(r is None or r.tokens.tolist() == d for d, r in zip(drawn, results))
+    def watch(drawn, at_most):
+        seen.append([list(r.tokens) for r in requests])
+        ended.append([r.stopped is not None for r in requests])
+        assert drawn == sum(map(len, seen[-1])) <= at_most == 18
 
-    results = runner.generate(requests, watch=watch)
+    draw(engine, requests, progress=watch)
     for before, after in pairwise(seen):
         assert all(b[: len(a)] == a for a, b in zip(before, after))
     assert [len(d) for d in seen[-1]] == [6, 1, 11]
-    assert [r.tokens.tolist() for r in results] == seen[-1]
+    assert [r.tokens for r in requests] == seen[-1]
     assert all(ended[-1])
     assert any(1 <= sum(look) < 3 for look in ended)
     assert len({sum(map(len, look)) for look in seen}) > 3
-
-
-def test_threads_take_turns(llama):
-    runner = TokenRunner(llama, EXACT)
-    wanted = [t.tolist() for t in tokens_of(llama, mixed(llama.config, 8))]
-    got = [None] * 8
-
-    def work(i):
-        got[i] = runner.generate([mixed(llama.config, 8)[i]])[0].tokens.tolist()
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert got == wanted
 
 
 # ---- what cannot work ----------------------------------------------------------------------------
 
 
 def test_impossible_requests_are_refused_before_anything_runs(llama):
-    runner = TokenRunner(llama, EXACT)
+    engine = engine_of(llama)
     with pytest.raises(ValueError, match="position table"):
-        runner.generate([request(llama.config, n=2100)])
+        draw(engine, [request(llama.config, n=2100)])
     with pytest.raises(ValueError, match="cache_len"):
-        TokenRunner(llama, EXACT.replace(cache_len=100)).generate([request(llama.config)])
+        draw(engine_of(llama, EXACT.replace(cache_len=100)), [request(llama.config)])
     bad = request(llama.config)
     bad.text_ids[3] = 9999
     with pytest.raises(ValueError, match="vocabulary"):
-        runner.generate([bad])
-    assert len(runner.generate([request(llama.config)])[0].tokens)
+        draw(engine, [bad])
+    assert len(draw(engine, [request(llama.config)])[0].tokens)
+
+
+def test_a_gpt_has_no_position_behind_its_table(gpt):
+    """Its table is learned: a longer cache does not make it longer."""
+    engine = engine_of(gpt, EXACT.replace(cache_len=20_000))
+    most = gpt.config.max_positions
+    with pytest.raises(ValueError, match=f"position table is {most}"):
+        draw(engine, [request(gpt.config, n=most - 400, max_new_tokens=400)])

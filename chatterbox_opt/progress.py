@@ -1,0 +1,37 @@
+"""What is seen of a call while it lasts: verbose=True."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+
+
+class ProgressBar:
+    """A tqdm bar on stderr. Its total is the limit, not a forecast: most texts end long before."""
+
+    def __init__(self, further: Callable[[int, int], None] | None = None) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(desc="speech tokens (of at most)", unit="tok", dynamic_ncols=True, disable=False)
+        self.further = further
+
+    def __call__(self, done: int, ceiling: int) -> None:
+        self.bar.total = ceiling
+        self.bar.update(done - self.bar.n)
+        if self.further is not None:
+            self.further(done, ceiling)
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+@contextmanager
+def progress_bar(verbose: bool, further: Callable[[int, int], None] | None = None):
+    if not verbose:
+        yield further
+        return
+    bar = ProgressBar(further)
+    try:
+        yield bar
+    finally:
+        bar.close()
