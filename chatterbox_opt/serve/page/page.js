@@ -44,6 +44,7 @@ async function connect() {
   $("go").disabled = false;
   $("upload").hidden = $("convert-card").hidden = !model.clones;
   $("no-clones").hidden = model.clones;
+  $("voices-card").classList.toggle("wide", !model.clones);
   const languages = Object.entries(model.languages);
   $("language").replaceChildren(...languages.map(([id, name]) => new Option(name, id, id === "en", id === "en")));
   $("language-field").hidden = languages.length < 2;
