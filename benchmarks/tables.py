@@ -299,7 +299,8 @@ def server_table(document: dict[str, Any]) -> str:
     rows = [
         [
             r["clients"], r["waiting"], r["answered"], r["refused"], f"{r['first_p50']:.2f} s",
-            f"{r['first_p95']:.2f} s", f"{r['rtf_p50']:.2f}", f"{r['speech_per_second']:.1f}", f"{100 * r['continuous']:.0f} %",
+            f"{r['first_p95']:.2f} s", f"{r['rtf_p50']:.2f}", f"{r['speech_per_second']:.1f}",
+            f"{100 * r['continuous']:.0f} %",
         ]
         for r in document["rows"]
     ]
@@ -311,4 +312,5 @@ def _served(rows: list[dict[str, Any]]) -> str:
     if lost or other:
         return f"{lost} ANSWERS WERE LOST, AND {other} ARE NOT WHAT THE SAME REQUEST GETS ALONE."
     alone = f"{same} of {answered} answers are byte for byte what the same request gets alone"
-    return f"Nothing was lost or mixed up. {alone}" + ("." if same == answered else ", the others to the sample's place.")
+    rest = "." if same == answered else ", the others but for where its chunks met."
+    return f"Nothing was lost or mixed up. {alone}{rest}"

@@ -115,7 +115,8 @@ def test_too_much_is_refused_before_it_is_read(small):
         for _ in range(100):
             yield b"x" * 10_000
 
-    answer = httpx.post(f"{small.url}/v1/audio/speech", content=in_parts(), headers={"content-type": "application/json"})
+    as_json = {"content-type": "application/json"}
+    answer = httpx.post(f"{small.url}/v1/audio/speech", content=in_parts(), headers=as_json)
     assert answer.status_code == 413
     files = {"audio_sample": ("a.wav", b"x" * 200_000)}
     answer = httpx.post(f"{small.url}/v1/audio/voices", data={"name": "a"}, files=files)

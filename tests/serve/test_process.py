@@ -21,11 +21,10 @@ def free_port():
 
 def start(tmp_path, *words):
     port = free_port()
-    command = [sys.executable, "-m", "chatterbox_opt", "serve", "--model", "mini", "--device", "cpu", "--port", str(port)]
+    command = [sys.executable, "-m", "chatterbox_opt", "serve", "--model", "mini", "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*command, "--voices", str(tmp_path / "voices"), *words], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    command += ["--port", str(port), "--voices", str(tmp_path / "voices"), *words]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     url = f"http://127.0.0.1:{port}"
     until = time.monotonic() + 60
     while True:
