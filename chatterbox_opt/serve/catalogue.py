@@ -7,7 +7,7 @@ from typing import Any
 from . import encoders
 from .errors import ApiError
 
-CREATED = 1_745_971_200  # a date is asked for: when Chatterbox was published
+CREATED = 1_745_971_200  # OpenAI's models have a date; no client looks at it
 ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")  # what clients of OpenAI's ask for unasked
 SAMPLING = {  # name -> lowest, highest and step of a slider; the engine knows what is allowed
     "exaggeration": (0.0, 2.0, 0.05), "cfg_weight": (0.0, 1.0, 0.05), "temperature": (0.05, 2.0, 0.05),
@@ -57,8 +57,8 @@ def check_model(asked: str | None, own: str) -> None:
         raise ApiError(404, message, param="model", code="model_not_found")
 
 
-def card(model: Any, name: str) -> dict[str, Any]:
-    """A model as every client's list has it, and what a page needs to know."""
+def card(name: str) -> dict[str, Any]:
+    """A model as every client's list has it."""
     return {
         "id": name, "object": "model", "created": CREATED, "owned_by": "chatterbox_opt",
         "name": name, "value": name, "label": name,
@@ -66,7 +66,8 @@ def card(model: Any, name: str) -> dict[str, Any]:
 
 
 def listing(model: Any, own: str) -> dict[str, Any]:
-    cards = [card(model, name) for name in (own, *ALIASES)]
+    """The model under all its names, and what a page needs to know of it."""
+    cards = [card(name) for name in (own, *ALIASES)]
     cards[0] |= {
         "parameters": sliders(model), "languages": languages(model), "clones": model.config.clones,
         "formats": encoders.available(), "sample_rate": model.sr,

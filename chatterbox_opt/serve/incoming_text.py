@@ -54,7 +54,11 @@ class IncomingText:
             except Exception as error:
                 live = error
             first = False
-            await self._speeches.put((text, live))
+            try:
+                await self._speeches.put((text, live))
+            except asyncio.CancelledError:
+                _close(live)
+                raise
         await self._speeches.put(None)
 
     async def __aiter__(self) -> AsyncIterator[tuple[str, LiveSpeech | Exception]]:
@@ -65,6 +69,10 @@ class IncomingText:
     def close(self) -> None:
         self._starting.cancel()
         while not self._speeches.empty():
-            item = self._speeches.get_nowait()
-            if item is not None and isinstance(item[1], LiveSpeech):
-                item[1].close()
+            if (item := self._speeches.get_nowait()) is not None:
+                _close(item[1])
+
+
+def _close(live: LiveSpeech | Exception) -> None:
+    if isinstance(live, LiveSpeech):
+        live.close()

@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from .service import Service
 
 GAUGES = {
-    "live": "Speeches being made", "waiting": "Speeches that wait for rows", "rows": "Rows of the running batch",
+    "live": "Utterances being spoken", "waiting": "Utterances that wait", "rows": "Rows of the running batch",
     "tokens_per_second": "Speech tokens a second, of late",
 }
 COUNTERS = {

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 class SpeechResponse(Response):
     """Waits with everything for the first bytes. A client that leaves, or stops reading, ends the speech."""
 
+    plain = True  # the body is the sound alone
+
     def __init__(self, service: Service, sound: Sound, headers: dict[str, str] | None = None) -> None:
         self.service, self.sound = service, sound
         self.status_code, self.background = 200, None
@@ -51,7 +53,7 @@ class SpeechResponse(Response):
             await told(error).response()(scope, receive, send)
             return
         headers = self.raw_headers
-        if self.sound.whole and self.media_type in MEDIA.values():
+        if self.sound.whole and self.plain:
             headers = [*headers, (b"content-length", str(len(first)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         try:
@@ -76,6 +78,8 @@ class SpeechResponse(Response):
 
 class EventResponse(SpeechResponse):
     """The same as server-sent events, with what was used in the last one."""
+
+    plain = False
 
     def __init__(self, service: Service, sound: Sound, text: str, headers: dict[str, str] | None = None) -> None:
         super().__init__(service, sound)

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from . import encoders
 from .conversions import MOST_AT_ONCE
-from .errors import ApiError, busy
+from .errors import ApiError, busy, told
 from .responses import gone
 from .routes_openai import service_of
 from .service import Service
@@ -59,6 +59,11 @@ async def _converted(service: Service, form: Conversion, voice: object, request:
             return await service.in_thread(
                 converter.pool, encoders.encode, form.response_format, wave, service.model.sr
             )
+    except Exception as error:
+        if not leaving.done():
+            raise told(error) from error
+        service.left += 1
+        return b""  # to nobody
     finally:
         converter.waiting -= 1
         leaving.cancel()

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from .errors import ApiError, told
 from .incoming_text import IncomingText
-from .service import MOST_IN_HAND, Service
+from .service import Service
 from .speech_request import Format, Manner
 
 router = APIRouter()
@@ -39,8 +39,7 @@ async def stream(socket: WebSocket) -> None:
     await socket.accept()
     try:
         service.check_ready()
-        if service.busy >= MOST_IN_HAND:
-            raise ApiError(429, "The server has as many sessions as it takes; try again later", code="queue_full")
+        service.check_sessions()
         with service.in_hand():
             await Session(service, socket).run()
     except ApiError as error:

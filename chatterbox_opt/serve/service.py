@@ -21,7 +21,8 @@ from .voices import VoiceStore
 
 logger = logging.getLogger(__name__)
 ENCODING_THREADS = 4
-MOST_IN_HAND = 32  # uploads, conversions and sessions
+MOST_CHANGES = 16  # uploads and deletions in hand
+MOST_SESSIONS = 1000  # that text comes over, most of them silent most of the time
 RECENT = 32  # speeches whose duration tells how long the others will wait
 
 
@@ -34,6 +35,7 @@ class Service:
         self.draining = asyncio.Event()
         self.live: dict[LiveSpeech, float] = {}  # -> when it began
         self.busy = 0  # conversions, uploads and sessions in hand
+        self.changes = 0  # uploads and deletions of voices among them
         self.refused = 0  # requests answered with 429
         self.left = 0  # clients that left before the end
         self._entering = 0  # speeches on their way into the engine
@@ -115,7 +117,7 @@ class Service:
             try:
                 speech = await asyncio.shield(entry)
             except asyncio.CancelledError:  # whoever asked has left meanwhile
-                entry.add_done_callback(lambda done: done.cancelled() or done.exception() or done.result().close())
+                entry.add_done_callback(lambda done: done.cancelled() or done.exception() or done.result().cancel())
                 raise
             except (ValueError, TypeError) as error:
                 raise told(error) from error
@@ -140,11 +142,20 @@ class Service:
 
     async def prepare(self, work: Callable[..., Any], *given: Any) -> Any:
         """Changes to the voices, one after another."""
-        if self.busy >= MOST_IN_HAND:
+        if self.changes >= MOST_CHANGES:
             self.refused += 1
             raise busy(5)
-        with self.in_hand():
-            return await self.in_thread(self._preparing, work, *given)
+        self.changes += 1
+        try:
+            with self.in_hand():
+                return await self.in_thread(self._preparing, work, *given)
+        finally:
+            self.changes -= 1
+
+    def check_sessions(self) -> None:
+        if self.busy >= MOST_SESSIONS:
+            self.refused += 1
+            raise busy(30)
 
     @contextmanager
     def in_hand(self) -> Iterator[None]:

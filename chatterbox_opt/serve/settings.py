@@ -23,7 +23,7 @@ class ServeSettings:
     max_upload: int = 25 * MEGABYTE  # bytes of a recording
     max_voices: int = 1000  # in the folder
     stall_seconds: float = 60.0  # a client that reads nothing for so long has left
-    idle_seconds: float = 300.0  # a WebSocket or Wyoming client that says nothing for so long has left
+    idle_seconds: float = 300.0  # a WebSocket client that says nothing for so long has left
     drain_seconds: float = 120.0  # what was accepted is finished within this after SIGTERM
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from .. import __version__
 from . import catalogue
 from .errors import ApiError, told
 from .incoming_text import IncomingText
-from .service import MOST_IN_HAND, Service
+from .service import Service
 from .speech_request import Manner
 
 logger = logging.getLogger(__name__)
@@ -98,8 +98,7 @@ class Handler(AsyncEventHandler):
     async def _begin(self, voice: Any) -> None:
         self.service.check_ready()
         await self._drop()
-        if self.service.busy >= MOST_IN_HAND:
-            raise ApiError(429, "The server has as many sessions as it takes; try again later", code="queue_full")
+        self.service.check_sessions()
         manner = Manner(voice=voice.name if voice else None, language=voice.language if voice else None)
         manner.arguments(self.service.model, self.service.settings.model_id)
         await self.service.voice(manner.voice_name())

@@ -49,8 +49,10 @@ def test_what_is_wrong_is_said(tiny, mini, anna):
         answer = convert(tiny, recording(1.0), **how)
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == param
-    for sound in (b"", b"RIFF", b"x" * 1000):
-        assert convert(tiny, sound, voice=anna).status_code == 400
+    for sound in (b"", b"RIFF", b"x" * 1000, recording(0.005)):
+        answer = convert(tiny, sound, voice=anna)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["type"] == "invalid_request_error"
     assert "cannot convert" in convert(mini, recording(1.0)).json()["error"]["message"]
 
 
