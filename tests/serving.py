@@ -33,7 +33,7 @@ class Running:
     def openai(self, **how: Any) -> Any:
         import openai
 
-        return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": 20} | how)
+        return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": 60} | how)
 
 
 @contextmanager
@@ -59,13 +59,13 @@ def running(folder, load, **settings):
 
     thread = threading.Thread(target=asyncio.run, args=[main()], daemon=True)
     thread.start()
-    assert started.wait(30)
+    assert started.wait(60)
     one = box[0]
     try:
         yield one
     finally:
         one.server.should_exit = one.server.force_exit = True
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -101,7 +101,7 @@ def recording(seconds: float = 6.0, seed: int = 0, kind: str = "WAV") -> bytes:
     return file.getvalue()
 
 
-def quiet_within(service: Any, seconds: float) -> bool:
+def quiet_within(service: Any, seconds: float = 60) -> bool:
     """Whether the engine has nothing left to do by then."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:

@@ -71,8 +71,8 @@ def test_a_client_that_leaves_ends_it(tiny, anna, monkeypatch):
     with pytest.raises(httpx.ReadTimeout):
         convert(tiny, recording(1.0), voice=anna, timeout=1.0)
     assert seen.is_set()
-    assert ended.wait(3)
-    until = time.monotonic() + 3
+    assert ended.wait(20)
+    until = time.monotonic() + 20
     while tiny.service.busy:
         assert time.monotonic() < until
         time.sleep(0.01)

@@ -46,7 +46,7 @@ def test_one_too_many_is_told_when_to_come_back(small):
         if answer.status_code == 429:
             assert 1 <= int(answer.headers["retry-after"]) <= 60
             assert answer.json()["error"]["type"] == "rate_limit_error"
-    assert quiet_within(small.service, 5)
+    assert quiet_within(small.service)
 
 
 def test_the_official_client_comes_back_and_is_heard(small):
@@ -69,37 +69,41 @@ def test_the_official_client_comes_back_and_is_heard(small):
 @pytest.mark.parametrize("chunks", [0, 1], ids=["before its first sound", "in mid-stream"])
 def test_a_client_that_leaves_frees_its_rows(small, chunks):
     left = small.service.left
+    assert quiet_within(small.service)
     with httpx.stream("POST", f"{small.url}/v1/audio/speech", json=body(), timeout=60) as answer:
         parts = answer.iter_raw()
         for _ in range(chunks):
             next(parts)
         if chunks:
             assert small.model.stats()["calls"] == 1
-    began = time.monotonic()
-    assert quiet_within(small.service, 5)
-    assert time.monotonic() - began < 1.5  # a block of tokens or a step of the flow, on a busy machine
+    spoken = small.model.stats()["tokens"]
+    assert quiet_within(small.service)
+    assert small.model.stats()["tokens"] - spoken < 150  # of some 1500: it ended soon, however busy the machine is
     assert small.service.left > left
 
 
 def test_a_client_that_times_out_before_the_sound_has_left(small):
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{small.url}/v1/audio/speech", json=body(stream=False), timeout=0.3)
-    assert quiet_within(small.service, 3)
+    assert quiet_within(small.service)
 
 
 def test_a_client_that_does_not_read_has_left_in_the_end(small):
     """Its connection is full, its speech pauses, and its rows are taken from it; others are served meanwhile."""
+    small.server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # its connections have it
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect(("127.0.0.1", small.port))
-    data = json.dumps(body(LONG * 3, speed=0.25)).encode()
+    data = json.dumps(body(LONG, speed=0.25)).encode()
     head = f"POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}"
     client.sendall(head.encode() + b"\r\n\r\n" + data)
     until = time.monotonic() + 20
     while not small.model.stats()["calls"]:
         assert time.monotonic() < until
         time.sleep(0.01)
-    assert quiet_within(small.service, 60)
+    spoken = small.model.stats()["tokens"]
+    assert quiet_within(small.service)
+    assert small.model.stats()["tokens"] - spoken < 1000
     client.close()
 
 
@@ -121,7 +125,7 @@ def test_too_much_is_refused_before_it_is_read(small):
     files = {"audio_sample": ("a.wav", b"x" * 200_000)}
     answer = httpx.post(f"{small.url}/v1/audio/voices", data={"name": "a"}, files=files)
     assert answer.status_code == 413
-    assert quiet_within(small.service, 5)
+    assert quiet_within(small.service)
 
 
 def test_figures(small):
@@ -200,7 +204,7 @@ def test_while_the_model_is_loaded(tmp_path):
 def test_draining_finishes_what_was_accepted(tmp_path):
     with running(tmp_path, load_mini) as one:
         ready(one)
-        asked = body(LONG[:340])
+        asked = body(LONG[:170])
         whole = httpx.post(f"{one.url}/v1/audio/speech", json=asked, timeout=60).content
         with httpx.stream("POST", f"{one.url}/v1/audio/speech", json=asked, timeout=60) as answer:
             parts = answer.iter_raw()
@@ -210,7 +214,7 @@ def test_draining_finishes_what_was_accepted(tmp_path):
             assert httpx.get(f"{one.url}/health/ready").json() == {"status": "draining"}
             assert httpx.post(f"{one.url}/v1/audio/speech", json=body()).status_code == 503
             assert first + b"".join(parts) == whole
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not one.server.should_exit:
             assert time.monotonic() < until
             time.sleep(0.02)

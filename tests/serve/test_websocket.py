@@ -1,7 +1,6 @@
 """Text that comes while it is written, by a real WebSocket client."""
 
 import json
-import time
 
 import pytest
 from serving import quiet_within
@@ -22,7 +21,7 @@ def talk(one, messages, **how):
         got = []
         try:
             while True:
-                data = socket.recv(30)
+                data = socket.recv(60)
                 got.append(data if isinstance(data, bytes) else json.loads(data))
         except ConnectionClosed as closed:
             return got, closed.rcvd.code if closed.rcvd else None
@@ -69,12 +68,12 @@ def test_the_first_sentence_is_heard_before_the_second_is_written(mini):
     with connect(f"ws://127.0.0.1:{mini.port}/v1/audio/speech/stream") as socket:
         socket.send(json.dumps(config()))
         socket.send(json.dumps(said(FIRST + " And")))
-        assert json.loads(socket.recv(30))["type"] == "audio.start"
-        while isinstance(socket.recv(30), bytes):
+        assert json.loads(socket.recv(60))["type"] == "audio.start"
+        while isinstance(socket.recv(60), bytes):
             pass
         socket.send(json.dumps(said(" so on.")))
         socket.send(json.dumps(DONE))
-        assert json.loads(socket.recv(30))["sentence_text"] == "And so on."
+        assert json.loads(socket.recv(60))["sentence_text"] == "And so on."
 
 
 @pytest.mark.parametrize("kind", ["wav", "mp3", "flac"])
@@ -130,11 +129,11 @@ def test_a_client_that_leaves_frees_its_rows(mini):
         socket.send(json.dumps(config()))
         socket.send(json.dumps(said(WORDS * 20)))
         socket.send(json.dumps(DONE))
-        socket.recv(30)
+        socket.recv(60)
         assert mini.service.busy == 1
-    began = time.monotonic()
-    assert quiet_within(mini.service, 5)
-    assert time.monotonic() - began < 2
+    spoken = mini.model.stats()["tokens"]
+    assert quiet_within(mini.service)
+    assert mini.model.stats()["tokens"] - spoken < 300  # of some 2500
 
 
 def test_pages_of_other_sites_may_not(mini):
