@@ -10,6 +10,7 @@ read bandwidth, whichever takes longer; both rates are measured in the same run.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import sys
 import time
@@ -34,6 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--precision", nargs="+", choices=PRECISIONS, help="CPU: float32, its half precision, int8, int4"
     )
+    parser.add_argument(
+        "--preset", help="its decoder and options of the flow; what T3 is held in comes from --precision"
+    )
+    parser.add_argument("--decoder", choices=("standard", "meanflow"), help="goes before the preset's")
     parser.add_argument("--batch", nargs="+", type=int, help="CPU: 1 2 8, sound 1; else 1 2 8 32 64")
     parser.add_argument(
         "--tokens", type=int, help="drawn in a steady run (CPU 32, else 201) and rendered (CPU 50, else 250)"
@@ -67,7 +72,8 @@ def main(argv: list[str] | None = None) -> int:
         "label": report.label(args.family, args.size, bench.source, *(args.stage if len(args.stage) < 5 else [])),
         "command": args.command,
         "environment": workload.environment(args.device),
-        "settings": {"family": args.family, "size": args.size, "weights": "random", "prompt_seconds": args.prompt},
+        "settings": {"family": args.family, "size": args.size, "weights": "random", "prompt_seconds": args.prompt,
+                     "preset": args.preset, "decoder": args.decoder},
         "machine": {"read_gb_per_s": machine.read_gb, "gflops": machine.gflops},
         "ceilings": bench.floors,
         "rows": bench.rows,
@@ -93,10 +99,16 @@ def default_precisions(device: str) -> list[str]:
 class Bench:
     def __init__(self, args: Any, machine: ceilings.Machine) -> None:
         from chatterbox_opt.config import MODELS, tiny
+        from chatterbox_opt.presets import bundle, choose_decoder
+        from chatterbox_opt.weights.files import has_meanflow
 
         self.args, self.machine, self.device = args, machine, args.device
         self.source = workload.weights("random", args.family, args.size, args.work_dir)
+        self.decoder = choose_decoder(args.preset, args.decoder, has_meanflow(self.source.folder))
         self.config = MODELS[args.family] if args.size == "full" else tiny(args.family)
+        flow = dataclasses.replace(self.config.flow, meanflow=self._is_meanflow())
+        self.config = dataclasses.replace(self.config, flow=flow)
+        self.base = bundle(args.preset or "balanced", self.device.split(":")[0], flow.meanflow, {})
         self.voice_path = workload.voice_file(args.work_dir, args.prompt)
         self.drawn = args.tokens or (32 if args.device == "cpu" else 201)
         self.rendered = args.tokens or (50 if args.device == "cpu" else 250)
@@ -105,6 +117,9 @@ class Bench:
         self.logits: list[dict[str, Any]] = []
         self.skipped: list[str] = []
         self.reference: Any = None
+
+    def _is_meanflow(self) -> bool:
+        return self.config.flow.meanflow if self.decoder in (None, "standard") else self.decoder == "meanflow"
 
     # ---- ceilings --------------------------------------------------------------------------------
 
@@ -146,9 +161,10 @@ class Bench:
             context = cfg.t3.prefix_len + self._text_ids() + self.drawn // 2
             flops, size = ceilings.t3_step(cfg.t3, precision, context, batch, half)
         else:
-            prompt = round(min(self.args.prompt, 10.0) * workload.TOKEN_RATE)
+            prompt = round(min(self.args.prompt, self.base.prompt_seconds or 10.0) * workload.TOKEN_RATE)
+            steps = self.base.flow_steps or cfg.flow.default_steps
             flops = {
-                "mel": lambda: ceilings.flow(cfg.flow, self.rendered, prompt, cfg.flow.default_steps, batch),
+                "mel": lambda: ceilings.flow(cfg.flow, self.rendered, prompt, steps, batch),
                 "wav": lambda: ceilings.hift(cfg.hift, 2 * self.rendered, batch),
                 "voice": lambda: ceilings.voice(cfg, self.args.prompt),
                 "watermark": lambda: batch * ceilings.watermark(seconds),
@@ -218,19 +234,20 @@ class Bench:
         meters.free(self.device)
 
     def _load(self, precision: str) -> Any:
-        from chatterbox_opt.options import EngineOptions
-
-        options = EngineOptions(
+        options = self.base.replace(
             dtype=self._asked(precision),
             s3gen_dtype=self._compute(precision),
             quantize=precision if precision.startswith("int") else None,
             runaway_guard=False,
             slots=max(self.args.batch),
         )
-        seconds, model = meters.timed(lambda: workload.load(self.source, self.device, options), self.device)
+        seconds, model = meters.timed(self._loader(options), self.device)
         workload.say(f"{precision}: loaded in {seconds:.1f} s")
         meters.reset_peak(self.device)
         return model
+
+    def _loader(self, options: Any) -> Callable[[], Any]:
+        return lambda: workload.load(self.source, self.device, options, decoder=self.decoder)
 
     def _add(
         self, stage: str, precision: str, batch: int, first: float, runs: list[float], audio: float, **more: Any
@@ -262,7 +279,7 @@ class Bench:
         """Prefill and decoding are told apart by two lengths: one token, and many."""
 
         def draw(n: int) -> Callable[[], Any]:
-            return lambda: model.pipeline.tokens.generate(self._requests(model, voice, batch, n))
+            return lambda: self._drawn(model, voice, batch, n)
 
         n = self.drawn
         first = meters.timed(draw(n), self.device)[0]
@@ -282,23 +299,33 @@ class Bench:
             gb_per_s=size / statistics.median(steps) / 1e9,
         )
 
-    def _requests(self, model: Any, voice: Any, batch: int, tokens: int) -> list[Any]:
+    def _drawn(self, model: Any, voice: Any, batch: int, tokens: int) -> list[list[int]]:
+        """The tokens of so many utterances spoken side by side, without a sound."""
         import torch
 
         from chatterbox_opt.engine.noise import RequestNoise
-        from chatterbox_opt.engine.tokens import TokenRequest
+        from chatterbox_opt.engine.request import Call, Utterance
 
         (job, *_) = model.jobs(
             [TEXT], voices=voice, language_ids="en" if self.args.family == "mtl" else None, max_new_tokens=tokens
         )
         ids, device = model.pipeline.text_ids(TEXT, job.language), torch.device(self.device)
-        return [TokenRequest(ids, job.voice.t3, job.sampling, RequestNoise(device, i)) for i in range(batch)]
+        utterances = [
+            Utterance(ids, job.voice.t3, job.sampling, noise=RequestNoise(device, i)) for i in range(batch)
+        ]
+        model.pipeline.engine.run(Call(utterances))
+        return [u.tokens for u in utterances]
 
     def _mel(self, model: Any, voice: Any, precision: str, batch: int) -> None:
+        from chatterbox_opt.engine.mel import MelJob
+
         tokens, noises = self._speech(batch)
         model.pipeline.mel.warmup(batch)
-        call = lambda: model.pipeline.mel.render(tokens, [voice.gen] * batch, noises(), None)  # noqa: E731
-        self._simple("mel", precision, batch, call)
+
+        def render() -> Any:
+            return model.pipeline.mel.render([MelJob(t, voice.gen, n) for t, n in zip(tokens, noises())])
+
+        self._simple("mel", precision, batch, render)
 
     def _wav(self, model: Any, voice: Any, precision: str, batch: int) -> None:
         import torch
@@ -345,11 +372,12 @@ class Bench:
     def _compare_logits(self, model: Any, voice: Any, precision: str) -> None:
         """Against float32, the same history on both sides. Needs float32 among the precisions, before the others."""
         import metrics
+        import torch
 
         if self.reference is None:
             if precision != "float32":
                 return
-            history = model.pipeline.tokens.generate(self._requests(model, voice, 1, self.drawn))[0].tokens
+            history = torch.tensor(self._drawn(model, voice, 1, self.drawn)[0])
             self.reference = (
                 history,
                 metrics.forced_logits(model, TEXT, voice, history, "en" if self.args.family == "mtl" else None),

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     args = report.parse(parser, argv)
     source = workload.weights(args.weights, args.model, args.size, args.work_dir)
-    model = workload.load(source, args.device, workload.engine_options(args.options))
+    model = workload.load(source, args.device, **workload.switches(args.options))
     if source.kind != "mini":  # which speaks in its own voice
         model.conds = model.prepare_voice(workload.voice_file(args.work_dir))
     model.warmup()

@@ -208,16 +208,15 @@ class Gate:
         """The exact mode's tokens, one after another, each with its own noise."""
         import torch
 
+        from chatterbox_opt.engine.mel import MelJob
         from chatterbox_opt.engine.noise import RequestNoise
 
         mels, waves, spent = [], [], 0.0
         with torch.inference_mode():
             for i, (_, tokens, _) in enumerate(self.histories):
                 noise = aligned_noise(torch.device(self.device), workload.SEED + i)
-                seconds, (mel,) = meters.timed(
-                    lambda t=tokens, n=noise: model.pipeline.mel.render([t.to(self.device)], [voice.gen], [n], steps),
-                    self.device,
-                )
+                job = MelJob(tokens.to(self.device), voice.gen, noise)
+                seconds, (mel,) = meters.timed(lambda j=job: model.pipeline.mel.render([j], steps), self.device)
                 # A noise of its own: a shorter prompt draws less before the vocoder's turn.
                 noise = RequestNoise(torch.device(self.device), 1000 + i)
                 more, (wav,) = meters.timed(lambda m=mel, n=noise: model.pipeline.wav.render([m], [n]), self.device)

@@ -118,8 +118,7 @@ class Optimized:
         self.empty = meters.memory(self.device)
         folder = request["folder"]
         source = workload.Weights("", request["family"], Path(folder) if folder else None, False)
-        options = workload.engine_options(request["options"])
-        self.model = workload.load(source, self.device, options)
+        self.model = workload.load(source, self.device, **workload.switches(request["options"]))
         self.family = request["family"]
         self.options = self.model.options
         self.spoken_in: Any = None

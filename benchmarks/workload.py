@@ -118,7 +118,7 @@ def random_checkpoint(family: str, size: str, work: Path, seed: int = 0) -> Path
     folder = work / f"{family}-{size}-{seed}-{zlib.crc32(recipe):08x}"
     if not (folder / "complete").exists():
         say(f"writing random weights: {family}, {size}")
-        random_init.write_checkpoint(folder, family, size, seed)
+        random_init.write_checkpoint(folder, family, size, seed, decoder="meanflow")
         for path in folder.glob("t3_*.safetensors"):
             never_end(path)
         (folder / "complete").touch()
@@ -153,7 +153,7 @@ def never_end(path: Path) -> None:
 
 
 def load(source: Weights, device: str, engine: Any = None, **switches: Any) -> Any:
-    """Our front door for a family."""
+    """Our front door for a family. `switches` are its own: preset=, decoder= and so on."""
     from chatterbox_opt.mtl_tts import OptimizedChatterboxMultilingualTTS
     from chatterbox_opt.tts import OptimizedChatterboxTTS
     from chatterbox_opt.tts_turbo import OptimizedChatterboxTurboTTS
@@ -205,21 +205,25 @@ def write_wav(path: Path, samples: Any) -> None:
 # ---- options -------------------------------------------------------------------------------------
 
 
-def engine_options(words: Sequence[str]) -> Any:
-    """`exact` and `field=value` -> EngineOptions. No words: the defaults."""
+def switches(words: Sequence[str]) -> dict[str, Any]:
+    """`exact`, `field=value`, `preset=fast` and `decoder=meanflow` -> what load() takes. No words: the defaults."""
     from chatterbox_opt.options import EngineOptions
 
     options = EngineOptions()
+    chosen: dict[str, Any] = {}
     for word in words:
         if word in ("exact", "default"):
             options = EngineOptions.exact() if word == "exact" else EngineOptions()
             continue
         name, equals, value = word.partition("=")
+        if equals and name in ("preset", "decoder"):
+            chosen[name] = value
+            continue
         if not equals or name not in EngineOptions.__dataclass_fields__:
             fields = ", ".join(EngineOptions.__dataclass_fields__)
-            raise SystemExit(f"option {word!r}: exact, default or FIELD=VALUE; fields are {fields}")
+            raise SystemExit(f"option {word!r}: exact, default, preset=, decoder= or FIELD=VALUE; fields are {fields}")
         options = options.replace(**{name: _value(value)})
-    return options
+    return {"engine": options, **chosen}
 
 
 def _value(text: str) -> Any:

@@ -27,11 +27,14 @@ from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
 from .engine.resolve import resolve, stored_dtype
 from .options import EngineOptions, SamplingOptions
 from .pipeline import Job, NoSpeech, Pipeline, Speech
+from .presets import choose_decoder
 from .progress import ProgressBar, progress_bar
 from .streaming import SpeechStream
+from .switches import TOGGLES, random_decoder, settle, toggles
 from .text.tokenizer import load_tokenizer
 from .voice import Conditionals, VoicePreparer, with_exaggeration
 from .weights import hub
+from .weights.files import has_meanflow
 from .weights.load import load_folder
 from .weights.random_init import random_folder
 
@@ -65,15 +68,15 @@ class Speaker:
         attention: str | None = None,
         quantize: str | None = None,
         engine: EngineOptions | None = None,
+        preset: str | None = None,
     ) -> None:
         self.sr = S3GEN_RATE
         self.t3, self.s3gen, self.ve, self.tokenizer = t3, s3gen, ve, tokenizer
         self.device = device
         self.config = config or MODELS[self.family]
         self.conds = conds.to(device) if conds is not None else None
-        self.options = resolve(
-            toggles(engine, enable_compilation, use_mixed_precision, attention, quantize), torch.device(device)
-        )
+        asked = (engine, enable_compilation, use_mixed_precision, attention, quantize, preset)
+        self.options = settle(device, self.config, toggles(device, self.config.flow.meanflow, *asked), preset)
         self.watermarker = Watermarker(torch.device(device)) if enable_watermark else None
         self.voices = VoicePreparer(self.config, ve, s3gen, torch.device(device), self.options.resampler)
         self.pipeline = Pipeline(self.config, t3, s3gen, tokenizer, torch.device(device), self.options)
@@ -87,13 +90,14 @@ class Speaker:
         device: Any,
         family: str,
         t3_file: str | None = None,
-        s3gen_file: str | None = None,
+        decoder: str | Path | None = None,
         **options: Any,
     ) -> Speaker:
         device = usable_device(device)
-        resolved = resolve(toggles(**{k: options[k] for k in TOGGLES if k in options}), torch.device(device))
+        resolved = resolve(toggles(device, **{k: options[k] for k in TOGGLES if k in options}), torch.device(device))
         dtype = stored_dtype(resolved, torch.device(device))
-        parts = load_folder(folder, family, torch.device(device), dtype, t3_file, s3gen_file)
+        decoder = choose_decoder(options.get("preset"), decoder, has_meanflow(folder))
+        parts = load_folder(folder, family, torch.device(device), dtype, t3_file, decoder)
         conds = Conditionals.load(parts.conds_file, map_location="cpu") if parts.conds_file else None
         if conds is not None:
             conds.check(parts.config, parts.conds_file)
@@ -105,7 +109,7 @@ class Speaker:
         cls, device: Any = "cpu", size: str = "tiny", seed: int = 0, family: str | None = None, **options: Any
     ) -> Speaker:
         """The same architecture with seeded random weights: for tests and timings, what it says is noise."""
-        with random_folder(family or cls.family, size, seed) as folder:
+        with random_folder(family or cls.family, size, seed, random_decoder(options)) as folder:
             model = cls._load(folder, device, family or cls.family, **options)
             if hasattr(model.tokenizer, "cangjie_converter"):
                 model.tokenizer.cangjie_converter.codes()  # read when needed, and the folder goes
@@ -355,31 +359,6 @@ class Speaker:
 
 class MissingVoice(AssertionError, ValueError):
     """Upstream raises an AssertionError here; new code may catch the ValueError it should have been."""
-
-
-TOGGLES = ("engine", "enable_compilation", "use_mixed_precision", "attention", "quantize")
-
-
-def toggles(
-    engine: EngineOptions | None = None,
-    enable_compilation: bool = True,
-    use_mixed_precision: bool = True,
-    attention: str | None = None,
-    quantize: str | None = None,
-) -> EngineOptions:
-    """The short switches of the constructors, written into EngineOptions."""
-    if engine is not None and not isinstance(engine, EngineOptions):
-        raise ValueError(f"engine is {type(engine).__name__}: an EngineOptions is needed")
-    changes: dict[str, Any] = {}
-    if not enable_compilation:
-        changes["compile"] = None
-    if not use_mixed_precision:
-        changes.update(dtype="float32", s3gen_dtype="float32")
-    if attention is not None:
-        changes["attention"] = attention
-    if quantize is not None:
-        changes["quantize"] = quantize
-    return (engine or EngineOptions()).replace(**changes)
 
 
 def pretrained_folder(family: str, **where: Any) -> Path:

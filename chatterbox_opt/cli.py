@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .presets import PRESETS
+from .weights.files import DECODERS
+
 MODELS = ("english", "multilingual", "turbo", "nano", "mini")
 
 
@@ -67,11 +70,14 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--device", default="auto", help="cuda, mps or cpu; the best there is otherwise")
         command.add_argument("--dir", type=Path, help="a checkpoint folder instead of the published weights")
         command.add_argument("--no-watermark", action="store_true")
+        command.add_argument("--preset", choices=PRESETS, help="a bundle of options, see OPTIMIZATION.md")
+        command.add_argument("--decoder", help="meanflow: Turbo's of two steps; or a file; standard: the model's own")
 
     random = commands.add_parser("random-checkpoint", help="write a checkpoint of seeded random weights")
     random.add_argument("folder", type=Path)
     random.add_argument("--family", choices=("tts", "mtl", "turbo", "nano"), default="tts")
     random.add_argument("--size", choices=("tiny", "full"), default="tiny")
+    random.add_argument("--decoder", choices=DECODERS, help="meanflow: the two-step one beside the family's own")
     random.add_argument("--seed", type=int, default=0)
     random.set_defaults(run=run_random)
     return top
@@ -152,7 +158,7 @@ def run_serve(args: argparse.Namespace) -> None:
 def run_random(args: argparse.Namespace) -> None:
     from .weights.random_init import write_checkpoint
 
-    write_checkpoint(args.folder, args.family, args.size, args.seed)
+    write_checkpoint(args.folder, args.family, args.size, args.seed, args.decoder)
     print(args.folder)
 
 
@@ -171,6 +177,7 @@ def load(args: argparse.Namespace) -> Any:
 
 
 def source(cls: Any, args: argparse.Namespace, **options: Any) -> Any:
+    options |= {"preset": args.preset, "decoder": args.decoder}
     options = {k: v for k, v in options.items() if v is not None}
     device = best_device() if args.device == "auto" else args.device
     options["enable_watermark"] = not args.no_watermark

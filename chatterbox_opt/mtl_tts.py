@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .base import MAX_CHARS, Speaker, pretrained_folder
+from .switches import fetch_decoder
 from .text.languages import SUPPORTED_LANGUAGES
 from .text.normalize import punc_norm as any_punc_norm
 from .voice import Conditionals, T3Cond
@@ -42,6 +43,7 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
         **options: Any,
     ) -> OptimizedChatterboxMultilingualTTS:
         """`t3_model` is "v2" (the default), "v3" or a file name; `repo_id` also takes a single-language pack."""
+        options = fetch_decoder("mtl", options)
         folder = pretrained_folder("mtl", t3_model=t3_model, repo_id=repo_id, revision=revision)
         return cls.from_local(folder, device, t3_model, **options)
 

@@ -53,6 +53,7 @@ class EngineOptions:
     kernels: bool | tuple[str, ...] = True  # exact. Triton kernels on CUDA; a tuple = only these of KERNELS
     mel_bucket: int = 48  # exact. flow lengths are padded to multiples of it, best itself one of 8 (frames, CUDA)
     cfm_schedule: str = "cosine"  # approximate unless "cosine". "cosine" | "sway": more steps early
+    flow_steps: int | None = None  # approximate. Euler steps where a call names none; None = the decoder's own number
     cfg_off_last: int = 0  # approximate. Euler steps at the end that run without guidance
     prompt_seconds: float | None = None  # approximate. shorten the voice prompt of the flow
     wav_chunk: int = 2000  # exact. mel frames the vocoder takes at a time, 40 s
@@ -75,6 +76,8 @@ class EngineOptions:
         _integer("cache_len", self.cache_len, low=64)
         _integer("poll_every", self.poll_every, low=1)
         _integer("mel_bucket", self.mel_bucket, low=1)
+        if self.flow_steps is not None:
+            _integer("flow_steps", self.flow_steps, low=1, high=100)
         _integer("cfg_off_last", self.cfg_off_last, low=0)
         _integer("wav_chunk", self.wav_chunk, low=100)
         if self.prompt_seconds is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .base import MAX_CHARS, Speaker, pretrained_folder
+from .switches import fetch_decoder
 from .text.normalize import punc_norm
 from .voice import Conditionals, T3Cond
 from .weights.files import MINI, REPOS
@@ -25,6 +26,8 @@ class OptimizedChatterboxTTS(Speaker):
     def from_pretrained(
         cls, device: str | torch.device, *, repo_id: str | None = None, revision: str | None = None, **options: Any
     ) -> OptimizedChatterboxTTS:
+        """`decoder="meanflow"` fetches Turbo's decoder of two steps beside the model."""
+        options = fetch_decoder("tts", options)
         return cls._load(pretrained_folder("tts", repo_id=repo_id, revision=revision), device, "tts", **options)
 
     @classmethod
@@ -34,12 +37,11 @@ class OptimizedChatterboxTTS(Speaker):
         device: str | torch.device,
         *,
         t3_file: str | None = None,
-        s3gen_file: str | None = None,
         **options: Any,
     ) -> OptimizedChatterboxTTS:
-        """`t3_file` names a fine-tuned T3, `s3gen_file` another decoder, such as Turbo's of two steps: inside the
-        folder, or anywhere else."""
-        return cls._load(ckpt_dir, device, "tts", t3_file, s3gen_file, **options)
+        """`t3_file` names a fine-tuned T3, `decoder` another decoder ("meanflow" is Turbo's of two steps): files inside
+        the folder, or anywhere else."""
+        return cls._load(ckpt_dir, device, "tts", t3_file, **options)
 
     @classmethod
     def from_mini(cls, device: str | torch.device = "cpu", **options: Any) -> OptimizedChatterboxTTS:

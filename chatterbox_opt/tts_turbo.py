@@ -17,6 +17,7 @@ from .base import MAX_CHARS, Speaker, pretrained_folder
 from .config import S3_RATE
 from .options import SamplingOptions
 from .streaming import SpeechStream
+from .switches import fetch_decoder
 from .text.normalize import punc_norm as any_punc_norm
 from .voice import Conditionals, T3Cond
 from .weights.files import REPOS
@@ -50,7 +51,9 @@ class OptimizedChatterboxTurboTTS(Speaker):
         revision: str | None = None,
         **options: Any,
     ) -> OptimizedChatterboxTurboTTS:
-        folder = pretrained_folder("nano" if nano else "turbo", repo_id=repo_id, revision=revision)
+        family = "nano" if nano else "turbo"
+        options = fetch_decoder(family, options)
+        folder = pretrained_folder(family, repo_id=repo_id, revision=revision)
         return cls.from_local(folder, device, nano, **options)
 
     @classmethod

@@ -6,6 +6,7 @@ Needs chatterbox-tts installed; nothing else in this package does.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from chatterbox.tts_turbo import ChatterboxTurboTTS
 from chatterbox.vc import ChatterboxVC
 
 from . import mtl_tts, tts, tts_turbo, vc
-from .base import TOGGLES, Speaker, toggles
+from .base import Speaker
 from .config import MODELS, ModelConfig
 from .engine.resolve import resolve, stored_dtype
+from .presets import choose_decoder
+from .switches import TOGGLES, fetch_decoder, toggles
 from .voice import Conditionals, T3Cond
-from .weights.load import build_s3gen, build_t3, build_voice_encoder
+from .weights.load import build_s3gen, build_t3, build_voice_encoder, load_decoder
 
 
 class OptimizedChatterboxTTS(tts.OptimizedChatterboxTTS, ChatterboxTTS):
@@ -38,26 +41,30 @@ class OptimizedChatterboxVC(vc.OptimizedChatterboxVC, ChatterboxVC):
     pass
 
 
-def optimize(model: Any, *, config: ModelConfig | None = None, **options: Any) -> Any:
+def optimize(
+    model: Any, *, config: ModelConfig | None = None, decoder: str | Path | None = None, **options: Any
+) -> Any:
     """Ours from a loaded upstream object, its weights taken from memory: shared where they are neither
-    fused nor cast. `model` stays usable. `config` is needed only for sizes that were never published."""
+    fused nor cast. `model` stays usable. `config` is needed only for sizes that were never published. `decoder` is read
+    from its file, "meanflow" from the hub or its cache. A preset keeps the model's own."""
     if not isinstance(model, (ChatterboxTTS, ChatterboxMultilingualTTS, ChatterboxTurboTTS, ChatterboxVC)):
         kind = type(model)
         raise ValueError(f"optimize() takes a chatterbox-tts model, not {kind.__module__}.{kind.__name__}")
     if isinstance(model, (Speaker, vc.OptimizedChatterboxVC)):
         raise ValueError("optimize(): this model is optimized already; give the upstream object it was made of")
     device = torch.device(model.device)
-    engine = resolve(toggles(**{k: options[k] for k in TOGGLES if k in options}), device)
+    engine = resolve(toggles(device, **{k: options[k] for k in TOGGLES if k in options}), device)
     if isinstance(model, ChatterboxVC):
         config = config or MODELS["tts"]
-        s3gen = build_s3gen(model.s3gen.state_dict(), config, device)
+        s3gen, config = _s3gen(model, decoder, "vc", config, options.get("preset"))
         return OptimizedChatterboxVC(s3gen, model.device, model.ref_dict, config=config, **options)
     cls, family = _twin(model)
     config = config or MODELS[family]
+    s3gen, config = _s3gen(model, decoder, family, config, options.get("preset"))
     extra = {"model_label": family.capitalize()} if cls is OptimizedChatterboxTurboTTS else {}
     return cls(
         build_t3(model.t3.state_dict(), config, device, stored_dtype(engine, device)),
-        build_s3gen(model.s3gen.state_dict(), config, device),
+        s3gen,
         build_voice_encoder(model.ve.state_dict(), config, device),
         model.tokenizer,
         model.device,
@@ -66,6 +73,18 @@ def optimize(model: Any, *, config: ModelConfig | None = None, **options: Any) -
         **extra,
         **options,
     )
+
+
+def _s3gen(
+    model: Any, decoder: str | Path | None, family: str, config: ModelConfig, preset: str | None
+) -> tuple[Any, ModelConfig]:
+    """The model's own S3Gen, or that of a file."""
+    device, decoder = torch.device(model.device), choose_decoder(preset, decoder, there=False)
+    if decoder == "meanflow" and not config.flow.meanflow:
+        decoder = fetch_decoder(family, {"decoder": decoder})["decoder"]
+    elif decoder in (None, "standard", "meanflow"):
+        return build_s3gen(model.s3gen.state_dict(), config, device), config
+    return load_decoder(Path(), decoder, family, config, device)
 
 
 def _twin(model: Any) -> tuple[type, str]:

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from .audio.io import read, resample
 from .audio.watermark import Watermarker, mark
-from .base import MissingVoice, pretrained_folder, toggles
+from .base import MissingVoice, pretrained_folder
 from .checks import check_seed, check_steps, given, usable_device
 from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
 from .engine.chunks import whole_tokens
-from .engine.resolve import resolve
 from .options import EngineOptions
 from .pipeline import Pipeline
+from .presets import choose_decoder
+from .switches import fetch_decoder, random_decoder, settle, toggles
 from .voice import Conditionals, VoicePreparer
-from .weights.files import REPOS
+from .weights.files import REPOS, has_meanflow
 from .weights.load import load_folder
 from .weights.random_init import random_folder
 
@@ -42,12 +43,14 @@ class OptimizedChatterboxVC:
         config: ModelConfig | None = None,
         enable_watermark: bool = True,
         engine: EngineOptions | None = None,
+        preset: str | None = None,
         **switches: Any,
     ) -> None:
         self.sr = S3GEN_RATE
         self.s3gen, self.device = s3gen, device
         self.config = config or MODELS["tts"]
-        self.options = resolve(toggles(engine, **switches), torch.device(device))
+        asked = toggles(device, self.config.flow.meanflow, engine, preset=preset, **switches)
+        self.options = settle(device, self.config, asked, preset)
         self.watermarker = Watermarker(torch.device(device)) if enable_watermark else None
         self.voices = VoicePreparer(self.config, None, s3gen, torch.device(device), self.options.resampler)
         self.pipeline = Pipeline(self.config, None, s3gen, None, torch.device(device), self.options)
@@ -65,12 +68,16 @@ class OptimizedChatterboxVC:
     def from_pretrained(
         cls, device: str | torch.device, *, repo_id: str | None = None, revision: str | None = None, **options: Any
     ) -> OptimizedChatterboxVC:
+        options = fetch_decoder("vc", options)
         return cls.from_local(pretrained_folder("vc", repo_id=repo_id, revision=revision), device, **options)
 
     @classmethod
-    def from_local(cls, ckpt_dir: str | Path, device: str | torch.device, **options: Any) -> OptimizedChatterboxVC:
+    def from_local(
+        cls, ckpt_dir: str | Path, device: str | torch.device, *, decoder: str | Path | None = None, **options: Any
+    ) -> OptimizedChatterboxVC:
         device = usable_device(device)
-        parts = load_folder(ckpt_dir, "vc", torch.device(device), torch.float32)
+        decoder = choose_decoder(options.get("preset"), decoder, has_meanflow(ckpt_dir))
+        parts = load_folder(ckpt_dir, "vc", torch.device(device), torch.float32, decoder=decoder)
         ref_dict = Conditionals.load(parts.conds_file).gen if parts.conds_file else None
         return cls(parts.s3gen, device, ref_dict, config=parts.config, **options)
 
@@ -78,7 +85,7 @@ class OptimizedChatterboxVC:
     def from_random(
         cls, device: Any = "cpu", size: str = "tiny", seed: int = 0, **options: Any
     ) -> OptimizedChatterboxVC:
-        with random_folder("tts", size, seed) as folder:
+        with random_folder("tts", size, seed, random_decoder(options)) as folder:
             return cls.from_local(folder, device, **options)
 
     def set_target_voice(self, wav_fpath: Any, *, sample_rate: int | None = None) -> None:

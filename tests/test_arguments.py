@@ -201,14 +201,15 @@ def test_random_multilingual_spells_chinese(caplog):
 
 def test_every_piece_has_its_tokens(model, monkeypatch):
     """A piece without a sound has none, and keeps its place."""
-    draw = model.pipeline._draw
+    release = model.pipeline.tokens.release
 
-    def second_is_silent(*args):
-        results = draw(*args)
-        object.__setattr__(results[1], "tokens", results[1].tokens[:0])
-        return results
+    def second_is_silent(gone):
+        for slot in gone:
+            if slot.utterance.index == 1:
+                slot.utterance.tokens.clear()
+        release(gone)
 
-    monkeypatch.setattr(model.pipeline, "_draw", second_is_silent)
+    monkeypatch.setattr(model.pipeline.tokens, "release", second_is_silent)
     text = "One sentence is here. Another one is here. And the third one is here."
     (speech,) = model.speak(model.jobs([text], seeds=0, **SHORT), max_chars=30)
     assert len(speech.tokens) == len(speech.stops) == 3

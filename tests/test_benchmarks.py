@@ -265,12 +265,14 @@ def test_a_voice_is_written_once_and_differs_by_variant(work):
 
 
 def test_options_are_read_by_field():
-    assert workload.engine_options([]) == EngineOptions()
-    assert workload.engine_options(["exact", "quantize=int8"]) == EngineOptions.exact(quantize="int8")
-    made = workload.engine_options(["prompt_seconds=5.0", "compile=none", "prefix_cache=false", "slots=4"])
-    assert made == EngineOptions(prompt_seconds=5.0, compile=None, prefix_cache=False, slots=4)
+    assert workload.switches([])["engine"] == EngineOptions()
+    assert workload.switches(["exact", "quantize=int8"])["engine"] == EngineOptions.exact(quantize="int8")
+    made = workload.switches(["prompt_seconds=5.0", "compile=none", "prefix_cache=false", "slots=4"])
+    assert made["engine"] == EngineOptions(prompt_seconds=5.0, compile=None, prefix_cache=False, slots=4)
+    named = workload.switches(["preset=fast", "decoder=standard", "slots=4"])
+    assert named == {"engine": EngineOptions(slots=4), "preset": "fast", "decoder": "standard"}
     with pytest.raises(SystemExit, match="quantise"):
-        workload.engine_options(["quantise=int8"])
+        workload.switches(["quantise=int8"])
 
 
 def test_commands_hold_no_folders():

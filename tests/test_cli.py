@@ -79,6 +79,8 @@ def test_convert(folder, tmp_path):
         (["say", "Hi.", "--dir", "nowhere", "--device", "cpu"], "nowhere"),
         (["say", "Hi.", "--device", "abacus", "--dir", "."], "abacus"),
         (["say", "Hi.", "--lang", "fr"], "multilingual"),
+        (["say", "Hi.", "--model", "mini", "--device", "cpu", "--decoder", "meanflow"], "s3gen_meanflow.safetensors"),
+        (["say", "Hi.", "--model", "mini", "--device", "cpu", "--decoder", "quick"], "standard, meanflow"),
         (["convert", "missing.wav", "--dir", "nowhere", "--device", "cpu"], "nowhere"),
         (["say", "Hi.", "--dir", "nowhere", "-o", "no/folder.wav"], "no/folder.wav"),
         (["say", "Hi.", "--dir", "nowhere", "-o", "speech.m4a"], ".m4a"),
@@ -100,6 +102,26 @@ def test_a_checkpoint_is_not_written_over(folder, capsys):
     assert main(["random-checkpoint", str(folder), "--family", "turbo"]) == 1
     assert "not empty" in capsys.readouterr().err
     assert before == {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}
+
+
+def test_presets_and_decoders(tmp_path, monkeypatch):
+    from chatterbox_opt.tts import OptimizedChatterboxTTS
+
+    folder = tmp_path / "model"
+    assert main(["random-checkpoint", str(folder), "--decoder", "meanflow"]) == 0
+    models = []
+
+    def generate(self, text, **_):
+        models.append(self)
+        return torch.zeros(1, 9)
+
+    monkeypatch.setattr(OptimizedChatterboxTTS, "generate", generate)
+    say = ["say", "Hello.", "-o", str(tmp_path / "a.wav"), "--dir", str(folder), "--device", "cpu"]
+    for words in ([], ["--decoder", "meanflow"], ["--preset", "fast"], ["--preset", "fast", "--decoder", "standard"]):
+        assert main([*say, *words]) == 0
+    assert [m.config.flow.meanflow for m in models] == [False, True, True, False]
+    assert [m.options.quantize for m in models] == [None, None, "int8", "int8"]
+    assert [m.options.flow_steps for m in models] == [None, None, None, 6]
 
 
 def test_a_hub_out_of_reach_is_told_in_the_shells_words(monkeypatch, capsys):

@@ -12,6 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = {
     "config": set(),
     "options": set(),
+    "presets": {"options"},
     "text": {"config"},
     "models": {"config"},
     "weights": {"config", "models"},
@@ -20,16 +21,17 @@ LAYERS = {
     "voice": {"config", "models", "audio"},
     "checks": {"config"},
     "progress": set(),
+    "switches": {"config", "options", "presets", "engine", "weights"},
     "streaming": {"config", "audio", "engine", "voice"},
     "pipeline": {"config", "options", "text", "voice", "engine", "audio", "models", "streaming"},
 }
-LAYERS["base"] = LAYERS["pipeline"] | {"weights", "checks", "pipeline", "progress"}
+LAYERS["base"] = LAYERS["pipeline"] | {"weights", "checks", "pipeline", "progress", "presets", "switches"}
 DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}
 LAYERS["upstream"] = set(LAYERS["base"]) | DOORS | {"base"}
 LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "__version__"} | DOORS
-LAYERS["cli"] = {"options", "config", "audio", "weights", "serve"} | DOORS
+LAYERS["cli"] = {"options", "presets", "config", "audio", "weights", "serve"} | DOORS
 LAYERS["__main__"] = {"cli"}
 LAYERS["__init__"] = set(LAYERS["base"]) | DOORS | {"base"}
 

@@ -1,4 +1,4 @@
-"""When chunks are rendered, how pieces meet, and what a thread behind an iterator owes to who holds it."""
+"""When chunks are rendered, and what the work behind an iterator owes to who holds it."""
 
 import gc
 import random
@@ -7,115 +7,101 @@ import sys
 import threading
 import time
 import weakref
-from itertools import islice
-from types import SimpleNamespace
+from itertools import count
 
 import pytest
 import torch
+from scripted import saying, scripted_engine, slowly, stream_of
 
-from chatterbox_opt.audio.joins import join
-from chatterbox_opt.engine.stream import LOOKAHEAD
-from chatterbox_opt.streaming import LONGEST, Chunks, Narrator, Outlet, chunk_sizes
+from chatterbox_opt.config import SPEECH_CODES
+from chatterbox_opt.engine.chunks import LOOKAHEAD
+from chatterbox_opt.engine.request import Call, Cancelled
+from chatterbox_opt.streaming import HELD
 
-
-def test_chunks_grow_to_a_limit():
-    first, *sizes = islice(chunk_sizes(25, 10), 8)
-    assert first == 35
-    assert sizes == sorted(sizes)
-    assert sizes[0] == 38
-    assert sizes[-1] == sizes[-2] == LONGEST
-    assert list(islice(chunk_sizes(200, 10), 3)) == [210, 200, 200]
-    assert next(islice(chunk_sizes(25, 10), 5000, None)) == LONGEST, "hours of speech are chunks too"
+CONTROL = SPEECH_CODES + 3
+HUNDRED = list(range(1, 101))
+ENDLESS = list(range(1, 6001)) * 2  # far more than anybody listens to
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_chunks_of_pieces_sound_as_the_pieces_joined(seed):
-    chance = random.Random(seed)
-    parts = [torch.randn(chance.choice([0, 700, 5000, 9000])) for _ in range(4)]
-    heard: list[torch.Tensor] = []
-    outlet = Outlet(None, heard.append, len(parts))
-    for part in parts:
-        inside = range(480, len(part) - 480)  # a chunk is longer than a fade
-        cut = sorted(chance.choices(inside, k=chance.randrange(3))) if inside else []
-        chunks = part.tensor_split(cut)
-        for i, chunk in enumerate(chunks):
-            outlet.add(chunk, last=i == len(chunks) - 1)
-    sounding = [p for p in parts if len(p)]
-    assert outlet.sounding == bool(sounding)
-    got, wanted = torch.cat([torch.zeros(0), *heard]), join(sounding)
-    if len(parts[-1]):
-        assert torch.equal(got, wanted)
-    else:  # what ended in silence could not know that nothing would follow: its end is faded
-        assert len(got) == len(wanted)
-        assert torch.equal(got[:-240], wanted[:-240])
+def steps(engine) -> None:
+    """Until there is nothing more to do."""
+    while engine.step():
+        pass
 
 
-class Recorder:
-    """In the place of an engine's Stream: every token is a sample."""
-
-    def __init__(self) -> None:
-        self.told: list[int] = []
-        self.calls: list[tuple[int, bool]] = []
-
-    def add(self, tokens: torch.Tensor, last: bool = False) -> torch.Tensor:
-        certain = tokens if last else tokens[:-LOOKAHEAD]
-        new = certain[len(self.told) :]
-        self.told += new.tolist()
-        self.calls.append((len(new), last))
-        return new.float()
-
-
-def audible(tokens: torch.Tensor, padded: bool = True) -> torch.Tensor:
-    return tokens[tokens < 100]
+# ---- when chunks are rendered --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_every_token_is_told_once_and_in_order(seed):
-    """Whatever the pace at which the pieces' tokens come."""
+    """Whatever the pace at which the utterances' tokens come."""
     chance = random.Random(seed)
-    whole = [[chance.randrange(101) for _ in range(chance.choice([0, 1, 40, 130, 400]))] for _ in range(3)]
-    live, heard = [Recorder() for _ in whole], []
-    outlet = Outlet(None, heard.append, len(whole))
-    narrator = Narrator(live, chunk_sizes(25, 0), outlet, audible, click=0)
-    drawn: list[list[int]] = [[] for _ in whole]
-    results = [None] * len(whole)
-    while not all(results):
-        for i, tokens in enumerate(whole):
-            drawn[i] = tokens[: len(drawn[i]) + chance.randrange(9)]
-            if len(drawn[i]) == len(tokens):
-                results[i] = SimpleNamespace(tokens=torch.tensor(tokens, dtype=torch.long))
-        narrator.look(drawn, results)
-    for recorder, tokens in zip(live, whole):
-        assert recorder.told == [t for t in tokens if t < 100]
+    whole = [[chance.choice([*range(100), CONTROL]) for _ in range(chance.choice([0, 1, 40, 130, 400]))]
+             for _ in range(3)]
+    whole[1] = whole[1] or [5]
+    engine = scripted_engine(pace=lambda: chance.randrange(9))
+    stream = stream_of(engine, *whole)
+    recorders = [u.sound for u in stream._call.utterances]
+    heard = list(stream)
+    for recorder, tokens in zip(recorders, whole):
+        assert recorder.told == [t for t in tokens if t != CONTROL]
         assert [last for _, last in recorder.calls] == [False] * (len(recorder.calls) - 1) + [True]
-    assert narrator.index == len(whole)
+    assert all(chunk.shape[0] == 1 and chunk.numel() for chunk in heard)
+    assert [t.tolist() for t in stream.tokens] == [recorder.told for recorder in recorders]
+    assert stream.stops == ["eos"] * 3
 
 
+@torch.inference_mode()
 def test_the_first_chunk_does_not_wait_for_the_end():
-    live, heard = [Recorder()], []
-    narrator = Narrator(live, chunk_sizes(25, 0), Outlet(None, heard.append, 1), audible, click=0)
-    tokens = list(range(90))
-    for n in range(1, 91):
-        narrator.look([tokens[:n]], [None])
-        assert len(live[0].told) == (25 if n >= 25 + LOOKAHEAD else 0) + (38 if n >= 25 + 38 + LOOKAHEAD else 0)
-    narrator.look([tokens], [SimpleNamespace(tokens=torch.tensor(tokens))])
-    assert live[0].told == tokens
+    engine = scripted_engine()
+    stream = stream_of(engine, range(90))
+    (u,) = stream._call.utterances
+    sound = u.sound
+    engine.inbox.append(stream._call)
+    seen = {}
+    while not stream.done:
+        engine.step()
+        seen[len(u.tokens)] = len(sound.told)  # by the time its next token comes
+    for n in range(1, 90):
+        assert seen[n] == (25 if n >= 25 + LOOKAHEAD else 0) + (38 if n >= 25 + 38 + LOOKAHEAD else 0)
+    assert sound.told == list(range(90))
 
 
-def test_a_click_is_left_out_of_the_end_only():
-    live, heard = [Recorder()], []
-    narrator = Narrator(live, chunk_sizes(25, 0), Outlet(None, heard.append, 1), audible, click=4)
-    tokens = list(range(60))
-    narrator.look([tokens[:40]], [None])
-    narrator.look([tokens], [SimpleNamespace(tokens=torch.tensor(tokens))])
-    assert torch.cat(heard).tolist() == tokens[:-4]
+@torch.inference_mode()
+def test_no_tiny_last_chunk():
+    for length, chunks in ((30, 1), (51, 2), (60, 2), (63 + 57, 3)):
+        stream = stream_of(scripted_engine(pace=lambda: 500), range(length))
+        sound = stream._call.utterances[0].sound
+        list(stream)
+        sizes = [n for n, _ in sound.calls]
+        assert sum(sizes) == length
+        assert len(sizes) <= chunks
+        assert sizes[-1] >= min(length, 13)
 
 
-# ---- the thread ----------------------------------------------------------------------------------
+@torch.inference_mode()
+def test_a_call_that_is_no_stream_is_rendered_whole_and_at_its_end():
+    """Its utterances in the order in which they end, and nobody has to take anything meanwhile."""
+    engine, told = scripted_engine(), []
+
+    class Sink:
+        def add(self, utterance, wave, last):
+            told.append((utterance.index, wave.tolist(), last))
+
+        def finish(self):
+            told.append("finish")
+
+    scripts = [list(range(60)), list(range(20))]
+    call = Call([saying(script) for script in scripts], Sink())
+    engine.run(call)
+    assert told == [(1, scripts[1], True), (0, scripts[0], True), "finish"]
+
+
+# ---- who does the work ---------------------------------------------------------------------------
 
 
 def threads() -> int:
-    return sum(t.name == "chatterbox-stream" for t in threading.enumerate())
+    return sum(t.name == "chatterbox-engine" for t in threading.enumerate())
 
 
 def soon(done) -> bool:
@@ -125,76 +111,114 @@ def soon(done) -> bool:
     return done()
 
 
-def endless(emit, cancel) -> None:
-    n = 0
-    while not cancel.is_set():
-        emit(n)
-        n += 1
-        time.sleep(0.001)
-
-
 def test_items_come_in_order_and_end():
-    assert list(Chunks(lambda emit, cancel: [emit(i) for i in range(100)])) == list(range(100))
-    assert threads() == 0
+    got = torch.cat(list(stream_of(scripted_engine(), HUNDRED)), 1)
+    assert got[0].tolist() == HUNDRED
+    assert soon(lambda: threads() == 0)
 
 
 def test_nothing_begins_before_it_is_asked_for():
-    began = []
-    items = Chunks(lambda emit, cancel: (began.append(1), emit(1)))
+    began, engine = [], scripted_engine(work=slowly)
+    stream = stream_of(engine, HUNDRED, prepare=lambda: began.append(1))
     assert not began
-    assert next(items) == 1
+    assert not engine.inbox
+    assert threads() == 0
+    assert next(stream).numel() == 25
+    assert began == [1]
+    stream.close()
+    assert stream_of(engine, HUNDRED, prepare=lambda: began.append(1)).begin().started in (True, False)
+    assert began == [1, 1]
+
+
+def fail_after(n: int, error=ValueError):
+    """Work that raises at its n-th turn."""
+    turns = count(1)
+
+    def work() -> None:
+        if next(turns) == n:
+            raise error("no more")
+
+    return work
 
 
 def test_an_error_is_raised_after_what_came_before_it():
-    def work(emit, cancel):
-        emit(1)
-        raise ValueError("no more")
-
-    items = Chunks(work)
-    assert next(items) == 1
+    stream = stream_of(scripted_engine(work=fail_after(50)), HUNDRED).begin()
+    assert soon(lambda: stream.done)
+    assert next(stream).numel() == 25
     with pytest.raises(ValueError, match="no more"):
-        next(items)
-    assert threads() == 0
+        next(stream)
+    assert list(stream) == []
+    assert soon(lambda: threads() == 0)
+
+
+def test_an_engine_survives_what_a_call_dies_of():
+    engine = scripted_engine(work=fail_after(50))
+    with pytest.raises(ValueError, match="no more"):
+        list(stream_of(engine, HUNDRED))
+    assert torch.cat(list(stream_of(engine, HUNDRED)), 1)[0].tolist() == HUNDRED
+    assert engine.stats()["failed"] == engine.stats()["finished"] == 1
+
+
+def test_who_fits_no_memory_leaves_and_nobody_else():
+    engine, asked = scripted_engine(), []
+
+    def reserve(slots: int, length: int) -> None:
+        asked.append(length)
+        if len(asked) == 1:
+            raise MemoryError("too long")
+
+    engine.tokens.reserve = reserve
+    large, other = stream_of(engine, HUNDRED), stream_of(engine, HUNDRED)
+    engine.inbox.append(large._call)
+    assert torch.cat(list(other), 1)[0].tolist() == HUNDRED
+    assert isinstance(large._call.error, MemoryError)
 
 
 @pytest.mark.parametrize("how", ["close", "drop", "break"])
 def test_who_stops_listening_stops_the_work(how):
-    items = Chunks(endless)
+    engine = scripted_engine(work=slowly)
+    items = stream_of(engine, ENDLESS)
     if how == "break":
         for item in items:
-            if item == 3:
+            if item.numel() > 50:
                 break
+        del item
     else:
-        assert next(items) == 0
+        assert next(items).numel() == 25
     assert threads() == 1
     if how == "close":
         items.close()
-        assert threads() == 0
+        assert not engine.calls
         assert list(items) == []
     del items
     gc.collect()
     assert soon(lambda: threads() == 0)
+    assert not engine.calls
+    assert not engine.tokens.live
+    assert engine.stats()["cancelled"] == 1
 
 
-def test_a_garbage_collection_inside_the_thread_may_drop_it():
+def test_a_garbage_collection_inside_the_engines_thread_may_drop_it():
     class Cycle:
         pass
 
-    def work(emit, cancel):
-        emit(1)
-        dropped.wait()
-        gc.collect()
-        while not cancel.is_set():
-            time.sleep(0.001)
+    dropped, collected = threading.Event(), []
 
-    dropped, holder = threading.Event(), Cycle()
-    holder.items, holder.me = Chunks(work), holder
+    def work() -> None:
+        slowly()
+        if dropped.is_set() and not collected:
+            collected.append(threading.current_thread().name)
+            gc.collect()
+
+    holder = Cycle()
+    holder.items, holder.me = stream_of(scripted_engine(work=work), ENDLESS), holder
     next(holder.items)
     gc.disable()
     try:
         del holder
         dropped.set()
         assert soon(lambda: threads() == 0)
+        assert collected == ["chatterbox-engine"]
     finally:
         gc.enable()
 
@@ -205,7 +229,7 @@ def test_an_error_keeps_nothing_alive():
 
     kept = []
 
-    def work(emit, cancel):
+    def work() -> None:
         large = Large()
         kept.append(weakref.ref(large))
         raise ValueError("no more")
@@ -213,7 +237,7 @@ def test_an_error_keeps_nothing_alive():
     gc.disable()
     try:
         with pytest.raises(ValueError, match="no more") as caught:
-            next(Chunks(work))
+            next(stream_of(scripted_engine(work=work), HUNDRED))
         del caught
         assert soon(lambda: kept[0]() is None)
     finally:
@@ -231,24 +255,94 @@ def test_a_process_may_end_in_the_middle():
     assert (ended.returncode, ended.stdout) == (0, "1\n"), ended.stderr
 
 
-def test_the_callers_own_event_stops_it_too():
+@pytest.mark.parametrize("how", ["event", "cancel"])
+def test_the_callers_own_event_stops_it_too(how):
     stop = threading.Event()
-    items = Chunks(endless, stop)
+    items = stream_of(scripted_engine(work=slowly), ENDLESS, cancel=stop)
     next(items)
-    stop.set()
-    list(items)
+    stop.set() if how == "event" else items.cancel()
+    with pytest.raises(Cancelled):
+        list(items)
+    assert soon(lambda: threads() == 0)
+
+
+def test_a_slow_listener_is_waited_for_and_holds_up_nobody_else():
+    engine = scripted_engine()
+    slow = stream_of(engine, ENDLESS).begin()
+    assert soon(lambda: len(slow._queue.chunks) == HELD)
+    for _ in range(3):
+        assert torch.cat(list(stream_of(engine, HUNDRED)), 1)[0].tolist() == HUNDRED
+    quiet = saying(HUNDRED)
+    quiet.voice = None  # its tokens are all that is wanted
+    engine.run(Call([quiet]))
+    assert quiet.tokens == HUNDRED
+    assert len(slow._queue.chunks) == HELD, "nobody has taken one"
+    told = slow._call.utterances[0].told
+    time.sleep(0.1)
+    assert slow._call.utterances[0].told == told
+    samples = [t for _ in range(3 * HELD) for t in next(slow)[0].tolist()]
+    assert samples == list(range(1, len(samples) + 1)), "it goes on where it stood"
+    slow.close()
+
+
+def test_without_waiting():
+    """take() and notify(), as a server uses them."""
+    engine, told = scripted_engine(work=slowly), []
+    stream = stream_of(engine, HUNDRED)
+    stream.notify(lambda: told.append(threading.current_thread().name))
+    assert not told
+    assert stream.take() is None, "it does not begin by itself"
+    assert not stream.started
+    stream.begin()
+    heard = []
+    assert soon(lambda: told)
+    while True:
+        try:
+            chunk = stream.take()
+        except StopIteration:
+            break
+        if chunk is None:
+            time.sleep(0.001)
+        else:
+            heard += chunk[0].tolist()
+    assert heard == HUNDRED
+    assert stream.started
+    assert stream.done
+    assert set(told) == {"chatterbox-engine"}
+    assert len(told) >= 3, "each chunk and the end"
+    with pytest.raises(StopIteration):
+        stream.take()
+    late = stream_of(engine, HUNDRED).begin()
+    assert soon(lambda: late.done)
+    late.notify(lambda: told.append("late"))
+    assert told[-1] == "late", "what is there already is told of at once"
+
+
+def test_no_sound_at_all():
+    for script in ([], [CONTROL] * 60):
+        with pytest.raises(ValueError, match="no sound"):
+            list(stream_of(scripted_engine(), script))
+
+
+def test_a_closed_engine_ends_its_streams_and_takes_no_more():
+    engine = scripted_engine(work=slowly)
+    stream = stream_of(engine, ENDLESS)
+    next(stream)
+    engine.close()
     assert threads() == 0
+    with pytest.raises(RuntimeError, match="closed"):
+        list(stream)
+    with pytest.raises(RuntimeError, match="closed"):
+        next(stream_of(engine, HUNDRED))
 
 
-def test_a_slow_listener_holds_up_nothing():
-    done = threading.Event()
+def test_a_call_from_inside_its_own_progress_is_refused():
+    engine = scripted_engine()
 
-    def work(emit, cancel):
-        for i in range(10):
-            emit(i)
-        done.set()
+    def again(*_) -> None:
+        engine.run(Call([saying(HUNDRED)]))
 
-    items = Chunks(work)
-    next(items)
-    assert done.wait(5)
-    assert list(items) == list(range(1, 10))
+    quiet = saying(HUNDRED)
+    quiet.voice = None
+    with pytest.raises(RuntimeError, match="progress callback"):
+        engine.run(Call([quiet], progress=again))

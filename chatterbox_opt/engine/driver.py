@@ -155,6 +155,7 @@ class Driver:
                 self._driving = None
                 self._turn.release()
                 self.wake()
+                dismiss_workers()  # another thread's, which may be next, would be slowed down by their waiting
 
     def _steps(self, done: Callable[[], bool]) -> None:
         while not done():

@@ -28,11 +28,12 @@ class Engine(Driver):
                  options: EngineOptions, device: torch.device) -> None:
         super().__init__(device)
         self.tokens, self.options = tokens, options
-        self.scheduler, self.counted = Scheduler(options.slots), Stats()
+        self.counted = Stats()
         self.inbox: deque[Call] = deque()  # from any thread
         self.calls: list[Call] = []
         self.waiting: list[Utterance] = []  # for a slot
         self.renderer = Renderer(mel, wav, self.deliver, self.blaming, self.timed)
+        self.scheduler = Scheduler(options.slots, self.renderer.workers.count)
 
     # ---- the whole system --------------------------------------------------------------------------
 
@@ -40,10 +41,11 @@ class Engine(Driver):
     def step(self) -> bool:
         """Returns whether there was anything to do."""
         self.accept()
+        room = self.room()  # ahead of a look at who there is: who fits no memory leaves
         sounding = self.renderer.candidates(self.calls)
-        plan = self.scheduler.plan(self.waiting, self.speaking, sounding, *self.room())
+        plan = self.scheduler.plan(self.waiting, self.speaking, sounding, *room)
         self.prefill(plan.join)
-        if plan.render is not None:
+        if plan.render:
             self.renderer.advance(plan.render, self.calls)
         elif plan.decode:
             self.decode()
@@ -179,7 +181,6 @@ class Engine(Driver):
         self.waiting = [u for u in self.waiting if u.call is not call]
         self.renderer.forget(call)
         for u in call.utterances:
-            u.sound = None
             u.noise.give_back()
         self.counted.ended(call)
         self.ended(call)
@@ -191,6 +192,10 @@ class Engine(Driver):
             self.end(call, error)
         if self.tokens is not None and self.tokens.slots is not None:
             self.tokens.slots.clear()
+
+    def close(self) -> None:
+        super().close()
+        self.renderer.workers.close()
 
     # ---- small things ------------------------------------------------------------------------------
 

@@ -119,7 +119,8 @@ class MelRunner:
 
     def begin(self, rows: Sequence[Row], steps: int | None = None) -> Solve:
         """Encodes the rows; what is left is `steps` times advance()."""
-        counts, steps = [len(row.ids) for row in rows], steps or self.flow.config.default_steps
+        counts = [len(row.ids) for row in rows]
+        steps = steps or self.options.flow_steps or self.flow.config.default_steps
         key = self.graphs.key(len(rows), FRAMES_PER_TOKEN * max(counts))
         size = key[1] if key else self._padded(FRAMES_PER_TOKEN * max(counts))
         ids = torch.stack([F.pad(row.ids, (0, size // FRAMES_PER_TOKEN - len(row.ids))) for row in rows])

@@ -7,7 +7,10 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+import torch
+
 SOFT = 1  # omp_pause_soft: settings stay
+
 
 def dismiss_workers() -> None:
     """The calling thread's OpenMP workers go; it gets new ones when it multiplies again. As long as two threads have
@@ -15,6 +18,18 @@ def dismiss_workers() -> None:
     the thread that does all the work is slow then, most of all with a small network."""
     for library in _libraries():
         library.omp_pause_resource_all(SOFT)
+
+
+def multiply_alone() -> None:
+    """From now on the calling thread multiplies without workers, whatever the others do."""
+    torch.get_num_threads()  # torch's own setting, made at a thread's first use, would undo this
+    for library in _libraries():
+        library.omp_set_num_threads(1)
+
+
+def can_multiply_alone() -> bool:
+    return bool(_libraries())
+
 
 @cache
 def _libraries() -> list[ctypes.CDLL]:

@@ -14,15 +14,17 @@ from .mel import MelRunner, Row, Solve
 from .request import Call, Utterance
 from .scheduler import chunk_due
 from .wav import WavRunner
+from .workers import Workers
 
 
 @dataclass(eq=False)
 class Rendering:
-    """Chunks of several utterances on their way through the flow."""
+    """Chunks of several utterances on their way through flow and vocoder."""
 
     utterances: list[Utterance]
-    rows: list[Row]
-    solve: Solve | None
+    rows: list[Row]  # none where nothing is left for the flow
+    solve: Solve | None = None  # None: not encoded yet
+    waves: list[Tensor] | None = None  # (N,) each, once they are made
 
 
 class Renderer:
@@ -34,6 +36,7 @@ class Renderer:
         """`deliver(utterance, samples, last)`; within `blaming(call)` errors are that call's; `timed` counts seconds.
         """
         self.mel, self.wav, self.deliver, self.blaming, self.timed = mel, wav, deliver, blaming, timed
+        self.workers = Workers(wav.device if wav is not None else torch.device("cpu"))
         self.whole: list[Utterance] = []  # all of whose tokens are there, to be rendered in one
         self.begun: list[Rendering] = []
 
@@ -42,51 +45,66 @@ class Renderer:
         heads = [call.utterances[call.head] for call in calls if call.stream]
         return [r.utterances[0] for r in self.begun] + self.whole + [u for u in heads if not u.rendering]
 
-    def advance(self, utterance: Utterance, calls: Sequence[Call]) -> None:
-        """A step of the flow for a chunk of this utterance and those that are rendered beside it; then its sound."""
-        rendering = next((r for r in self.begun if utterance in r.utterances), None) or self.begin(utterance, calls)
-        if rendering is None:
-            return
-        try:
-            with self.timed("mel", rendering.utterances):
-                self.mel.advance(rendering.solve)
-            if rendering.solve.done:
+    def advance(self, utterances: Sequence[Utterance], calls: Sequence[Call]) -> None:
+        """A step of the flow, and at its end the vocoder, for chunks of these and of those rendered beside them."""
+        chosen: list[Rendering] = []
+        for u in utterances:
+            rendering = next((r for r in self.begun if u in r.utterances), None) or self.begin(u, calls)
+            if rendering is not None and rendering not in chosen:
+                chosen.append(rendering)
+        for rendering, error in zip(chosen, self.workers.run(self.work, chosen)):
+            if error is not None:
+                self.retry_alone(rendering, error)
+            elif rendering.waves is not None:
                 self.begun.remove(rendering)
-                self.vocode(rendering.utterances, rendering.solve.mels())
-        except Exception as error:
-            self.retry_alone(rendering, error)
+                for u, wave in zip(rendering.utterances, rendering.waves):
+                    u.rendering = False
+                    if not u.call.done:
+                        self.deliver(u, wave, u.sound.last)
+
+    def work(self, rendering: Rendering) -> None:
+        """One step of it; writes to nothing but the rendering and its utterances."""
+        utterances, rows = rendering.utterances, rendering.rows
+        with self.timed("mel", utterances):
+            if rows and rendering.solve is None:
+                rendering.solve = self.mel.begin(rows, utterances[0].steps)
+            if rows:
+                self.mel.advance(rendering.solve)
+        if not rows or rendering.solve.done:
+            mels = rendering.solve.mels() if rows else [None] * len(utterances)
+            with self.timed("wav", utterances):
+                rendering.waves = self.vocode([u.sound for u in utterances], mels)
+
+    def vocode(self, sounds: Sequence[Sound], mels: Sequence[Tensor | None]) -> list[Tensor]:
+        windows = [sound.window(mel) for sound, mel in zip(sounds, mels)]
+        some = [w for w in windows if w is not None]
+        waves = iter(self.wav.decode([mel for mel, _ in some], [spectrum for _, spectrum in some]))
+        return [sound.accept(None if w is None else next(waves)) for sound, w in zip(sounds, windows)]
 
     def begin(self, first: Utterance, calls: Sequence[Call]) -> Rendering | None:
-        """What is due and fits beside `first` enters the flow with it."""
+        """What is due and fits beside `first` enters with it."""
         due = [u for u in self.candidates(calls) if u is not first and u.steps == first.steps and chunk_due(u)]
-        together = Rendering([], [], None)
+        together = Rendering([], [])
         for u in [first, *due]:
             longest = max((len(row.noise) for row in together.rows), default=0)
-            if together.rows and not self.mel.fits(len(together.rows) + 1, longest):
+            if together.utterances and not self.mel.fits(len(together.rows) + 1, longest):
                 break
-            with self.blaming(u.call), self.timed("mel", [u]):
+            row = None
+            with self.blaming(u.call):
                 row = self.begin_chunk(u)
-            if row is None or u.call.done:
+            if u.call.done:
                 continue
-            if self.mel.fits(len(together.rows) + 1, max(longest, len(row.noise))):
+            if row is not None and self.mel.fits(len(together.rows) + 1, max(longest, len(row.noise))):
                 together.utterances.append(u)
                 together.rows.append(row)
             else:  # its noise is drawn: it enters by itself, and is served in its turn
-                self.enter(Rendering([u], [row], None))
-        return self.enter(together) if together.rows else None
-
-    def enter(self, rendering: Rendering) -> Rendering | None:
-        try:
-            with self.timed("mel", rendering.utterances):
-                rendering.solve = self.mel.begin(rendering.rows, rendering.utterances[0].steps)
-        except Exception as error:
-            self.retry_alone(rendering, error)
-            return None
-        self.begun.append(rendering)
-        return rendering
+                self.begun.append(Rendering([u], [] if row is None else [row]))
+        if together.rows:
+            self.begun.append(together)
+        return next((r for r in self.begun if first in r.utterances), None)
 
     def begin_chunk(self, u: Utterance) -> Row | None:
-        """The row of its next chunk. One without anything new to solve is told at once."""
+        """The row of its next chunk, if there is anything new in it for the flow."""
         count, last = chunk_due(u)
         if u in self.whole:
             self.whole.remove(u)
@@ -98,31 +116,17 @@ class Renderer:
         if u.call.stream:
             u.told, u.call.size = count - LOOKAHEAD, next(u.call.chunks)
         job = u.sound.begin(tokens, last)
-        if job is None:
-            self.vocode([u], [None])
-            return None
-        return self.mel.row(job)
+        return None if job is None else self.mel.row(job)
 
-    def vocode(self, utterances: Sequence[Utterance], mels: Sequence[Tensor | None]) -> None:
-        with self.timed("wav", utterances):
-            windows = [u.sound.window(mel) for u, mel in zip(utterances, mels) if not u.call.done]
-            some = [w for w in windows if w is not None]
-            waves = iter(self.wav.decode([mel for mel, _ in some], [spectrum for _, spectrum in some]))
-            live = [u for u in utterances if not u.call.done]
-            new = [u.sound.accept(None if w is None else next(waves)) for u, w in zip(live, windows)]
-        for u, wave in zip(live, new):
-            u.rendering = False
-            self.deliver(u, wave, u.sound.last)
-
-    def retry_alone(self, rendering: Rendering, error: Exception) -> None:
+    def retry_alone(self, rendering: Rendering, error: BaseException) -> None:
         """One of several utterances may be the reason."""
-        self.begun = [r for r in self.begun if r is not rendering]
-        if len(rendering.utterances) == 1:
-            with self.blaming(rendering.utterances[0].call):
-                raise error
-        for u, row in zip(rendering.utterances, rendering.rows):
-            if u.rendering and not u.call.done:
-                self.enter(Rendering([u], [row], None))
+        self.begun.remove(rendering)
+        if len(rendering.utterances) == 1 or (rendering.solve is not None and rendering.solve.done):
+            for u in rendering.utterances:
+                with self.blaming(u.call):
+                    raise error
+            return
+        self.begun += [Rendering([u], [row]) for u, row in zip(rendering.utterances, rendering.rows) if not u.call.done]
 
     def forget(self, call: Call) -> None:
         self.whole = [u for u in self.whole if u.call is not call]

@@ -25,12 +25,13 @@ IDLE = float("inf")
 class Plan:
     join: list[Utterance] = field(default_factory=list)
     decode: bool = False  # a block of tokens for all
-    render: Utterance | None = None  # a step of the flow for the chunk of this one
+    render: list[Utterance] = field(default_factory=list)  # a step of the flow for the chunks of these
 
 
 @dataclass
 class Scheduler:
     slots: int
+    renderings: int = 1  # that are worked on at the same time
 
     def plan(
         self, waiting: Sequence[Utterance], speaking: Sequence[Utterance], rendering: Iterable[Utterance], free: int,
@@ -38,10 +39,10 @@ class Scheduler:
     ) -> Plan:
         """`waiting` for a slot, `speaking` in one, `rendering`: whose sound is or could be made now."""
         join = self.join(waiting, speaking, free, fits)
-        first = min(filter(sounds, rendering), key=deadline, default=None)
         urgent = min((deadline(u) for u in speaking if not sounds(u)), default=IDLE)
-        if first is not None and deadline(first) < urgent:
-            return Plan(join, render=first)
+        due = sorted((u for u in rendering if sounds(u) and deadline(u) < urgent), key=deadline)
+        if due:
+            return Plan(join, render=due[: self.renderings])
         return Plan(join, decode=bool(speaking))
 
     def join(

@@ -52,7 +52,8 @@ class TokenRunner:
     @property
     def free(self) -> int:
         """Slots that nobody has."""
-        return self.options.slots if self.slots is None else self.slots.capacity - len(self.live)
+        most = self.options.slots
+        return most if self.slots is None else min(most, self.slots.capacity) - len(self.live)
 
     def fits(self, utterance: Utterance) -> bool:
         """Whether it can join those that are being spoken. A shared cache grows only while there are none."""

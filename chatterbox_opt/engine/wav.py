@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -34,7 +33,6 @@ FADE = S3GEN_RATE // 50  # samples, 20 ms, of silence and then of fade: the voic
 
 
 _flags = threading.RLock()
-_locks: WeakKeyDictionary[Hift, threading.Lock] = WeakKeyDictionary()
 
 
 class Window(NamedTuple):
@@ -55,8 +53,6 @@ class WavRunner:
         mode = "cudagraph" if options.compile and self.device.type == "cuda" else None
         self.captured = Captured(mode, self.device)
         self._inputs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-        with _flags:  # captured runs share their memory, and runners of one network its workspace
-            self.lock = _locks.setdefault(hift, threading.Lock())
         dtype = getattr(torch, "float32" if options.s3gen_dtype == "auto" else options.s3gen_dtype)
         for name, part in hift.named_children():
             part.to(torch.float32 if name in FLOAT32 else dtype)
@@ -91,7 +87,7 @@ class WavRunner:
 
     def decode(self, mels: Sequence[Tensor], spectra: Sequence[Tensor]) -> list[Tensor]:
         """(80, T) mels and (1, 120 T + 1, 18) spectra of their sources -> (480 T,) waves."""
-        with self.lock, full_float32(self.device):
+        with full_float32(self.device):
             return self._decode(mels, spectra)
 
     def _decode(self, mels: Sequence[Tensor], spectra: Sequence[Tensor]) -> list[Tensor]:
@@ -157,7 +153,7 @@ class WavRunner:
         """Capture the windows of up to `batch` utterances ahead of their first use, the largest first."""
         if not self.captured.on:
             return
-        with self.lock, full_float32(self.device):
+        with full_float32(self.device):
             for size in SIZES:
                 for rows in reversed(ROWS):
                     if rows == 1 or (rows <= 2 * batch and self._fits(rows, size)):

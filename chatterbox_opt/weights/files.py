@@ -12,6 +12,7 @@ REPOS = {
     "turbo": "ResembleAI/chatterbox-turbo",
     "nano": "ResembleAI/chatterbox-nano",
 }
+MEANFLOW = "s3gen_meanflow.safetensors"  # the two-step decoder, published with Turbo
 # Of twins, the safetensors file is named; a folder that has only the .pt is taken as well.
 FILES: dict[str, dict[str, str]] = {
     "tts": {
@@ -22,11 +23,12 @@ FILES: dict[str, dict[str, str]] = {
         "t3": "t3_mtl23ls_v2.safetensors", "ve": "ve.safetensors", "s3gen": "s3gen.safetensors",
         "tokenizer": "grapheme_mtl_merged_expanded_v1.json",
     },
-    "turbo": {"t3": "t3_turbo_v1.safetensors", "ve": "ve.safetensors", "s3gen": "s3gen_meanflow.safetensors"},
-    "nano": {"t3": "t3_nano_v1.safetensors", "ve": "ve.safetensors", "s3gen": "s3gen_meanflow.safetensors"},
+    "turbo": {"t3": "t3_turbo_v1.safetensors", "ve": "ve.safetensors", "s3gen": MEANFLOW},
+    "nano": {"t3": "t3_nano_v1.safetensors", "ve": "ve.safetensors", "s3gen": MEANFLOW},
 }
 OPTIONAL = {"conds": "conds.pt", "cangjie": "Cangjie5_TC.json"}
 
+DECODERS = ("standard", "meanflow")  # the checkpoint's own; the two-step one
 
 T3_MODELS = {
     "v2": "t3_mtl23ls_v2.safetensors",
@@ -43,3 +45,18 @@ def multilingual_t3(name: str | None) -> str | None:
     if not str(name).endswith((".safetensors", ".pt")):
         raise ValueError(f"t3_model={name!r}: choose one of {', '.join(T3_MODELS)}, or a .safetensors file name")
     return str(name)
+
+
+def decoder_file(decoder: str | Path | None, own: str) -> str:
+    """A name of DECODERS or any file name -> the file."""
+    if decoder is None or decoder == "standard":
+        return own
+    if decoder == "meanflow":
+        return MEANFLOW
+    if Path(decoder).suffix not in (".safetensors", ".pt"):
+        raise ValueError(f"decoder={str(decoder)!r}: choose one of {', '.join(DECODERS)}, or a .safetensors file")
+    return str(decoder)
+
+
+def has_meanflow(folder: str | Path) -> bool:
+    return any((Path(folder) / MEANFLOW).with_suffix(suffix).is_file() for suffix in (".safetensors", ".pt"))

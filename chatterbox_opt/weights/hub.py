@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from fnmatch import filter as matching
 from pathlib import Path
 
-from .files import FILES, OPTIONAL, REPOS, multilingual_t3
+from .files import FILES, MEANFLOW, OPTIONAL, REPOS, multilingual_t3
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,20 @@ def download(
             logger.warning("%s could not be asked (%s); using the cache", repo, _first_line(error))
             return folder
         raise HubUnreachable(_advice(repo, error)) from error
+
+
+def download_decoder(cache_dir: str | Path | None = None) -> Path:
+    """The two-step decoder: one file of Turbo's repository. No request is made where the cache holds it."""
+    repo, wanted = REPOS["turbo"], {"s3gen": twins(MEANFLOW)}
+    folder = _cached(repo, None, cache_dir, wanted)
+    if folder is None:
+        try:
+            folder = _download(repo, None, cache_dir, wanted, [])
+        except NotInRepository:
+            raise
+        except Exception as error:  # the library's own, httpx', requests' or the system's
+            raise HubUnreachable(_advice(repo, error)) from error
+    return folder / choose(os.listdir(folder), wanted)["s3gen"]
 
 
 def files_of(family: str, t3_model: str | None, official: bool) -> Wanted:

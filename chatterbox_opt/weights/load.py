@@ -17,7 +17,7 @@ from ..models.s3gen import S3Gen
 from ..models.t3 import T3
 from ..models.voice_encoder import VoiceEncoder
 from . import keymap, layout, safefile
-from .files import FILES, OPTIONAL
+from .files import FILES, MEANFLOW, OPTIONAL, decoder_file, has_meanflow
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def load_folder(
     device: torch.device,
     dtype: torch.dtype,
     t3_file: str | Path | None = None,
-    s3gen_file: str | Path | None = None,
+    decoder: str | Path | None = None,
 ) -> Loaded:
     """T3 in `dtype`; the rest in float32, of which the engine casts what may be cast."""
     folder = Path(folder)
@@ -51,13 +51,27 @@ def load_folder(
     if family != "vc":
         t3 = build_t3(_Source(_find_t3(folder, names["t3"], t3_file)), config, device, dtype)
         ve = build_voice_encoder(_Source(_find(folder, names["ve"])), config, device)
-    sound = _Source(_find(folder, str(s3gen_file or names["s3gen"])))
-    if s3gen_file:  # any family's T3 may speak through the other's decoder: their tokens are the same
-        flow = dataclasses.replace(config.flow, meanflow=layout.MEANFLOW_KEY in sound.shapes)
-        config = dataclasses.replace(config, flow=flow)
-    s3gen = build_s3gen(sound, config, device)
+    s3gen, config = load_decoder(folder, decoder, family, config, device)
     conds = folder / OPTIONAL["conds"]
     return Loaded(config, t3, s3gen, ve, conds if conds.is_file() else None)
+
+
+def load_decoder(
+    folder: Path, decoder: str | Path | None, family: str, config: ModelConfig, device: torch.device
+) -> tuple[S3Gen, ModelConfig]:
+    """S3Gen of a file, and the config it makes of the model's: any family's T3 may speak through the other's decoder,
+    their tokens are the same."""
+    name = decoder_file(decoder, FILES[family]["s3gen"])
+    if name == MEANFLOW != FILES[family]["s3gen"] and not has_meanflow(folder):
+        raise FileNotFoundError(
+            f"decoder='meanflow' needs {MEANFLOW}, which Turbo is published with, in {folder}; from_pretrained() "
+            f"fetches it, and decoder= takes its path as well; the folder holds {_listing(folder)}"
+        )
+    source = _Source(_find(folder, name))
+    if decoder is not None:
+        flow = dataclasses.replace(config.flow, meanflow=layout.MEANFLOW_KEY in source.shapes)
+        config = dataclasses.replace(config, flow=flow)
+    return build_s3gen(source, config, device), config
 
 
 def read_config(folder: Path, family: str) -> ModelConfig:

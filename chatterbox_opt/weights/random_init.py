@@ -6,6 +6,7 @@ then prove nothing. The scales below make every part matter, and keep the sound 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -33,7 +34,7 @@ from ..config import (
 )
 from ..models.mel import slaney_filters
 from . import layout, safefile
-from .files import FILES, OPTIONAL
+from .files import DECODERS, FILES, MEANFLOW, OPTIONAL
 from .random_vocab import LANGUAGE_TAGS, write_cangjie, write_english, write_gpt2, write_multilingual
 
 SIZES = ("tiny", "full")
@@ -41,12 +42,17 @@ Init = Callable[[tuple[int, ...], torch.Generator], Tensor]
 Table = list[tuple[str, Init]]  # the first pattern that matches a whole key says how it is drawn
 
 
-def write_checkpoint(folder: str | Path, family: str = "tts", size: str = "tiny", seed: int = 0) -> Path:
-    """A folder that `from_local` loads; at full size upstream loads it too. Tensors are written as they are drawn."""
+def write_checkpoint(
+    folder: str | Path, family: str = "tts", size: str = "tiny", seed: int = 0, decoder: str | None = None
+) -> Path:
+    """A folder that `from_local` loads; at full size upstream loads it too. Tensors are written as they are drawn.
+    `decoder="meanflow"` writes the two-step decoder beside the family's own."""
     if family not in MODELS:
         raise ValueError(f"family={family!r}: choose one of {', '.join(MODELS)}")
     if size not in SIZES:
         raise ValueError(f"size={size!r}: choose one of {', '.join(SIZES)}")
+    if decoder not in (None, *DECODERS):
+        raise ValueError(f"decoder={decoder!r}: choose one of {', '.join(DECODERS)}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
@@ -58,6 +64,9 @@ def write_checkpoint(folder: str | Path, family: str = "tts", size: str = "tiny"
     suffix = ".pt" if family == "mtl" else ".safetensors"
     _write((folder / names["ve"]).with_suffix(suffix), layout.voice_encoder(config.voice_encoder), _VOICE_ENCODER, seed)
     _write((folder / names["s3gen"]).with_suffix(suffix), layout.s3gen(config), _S3GEN, seed)
+    if decoder == "meanflow" and names["s3gen"] != MEANFLOW:
+        two_step = dataclasses.replace(config, flow=dataclasses.replace(config.flow, meanflow=True))
+        _write(folder / MEANFLOW, layout.s3gen(two_step), _S3GEN, seed)
     torch.save(_conditionals(config, 10 if size == "full" else 2, seed), folder / OPTIONAL["conds"])
     _write_vocabulary(folder, config)
     if size != "full":  # published sizes need no telling
@@ -66,10 +75,10 @@ def write_checkpoint(folder: str | Path, family: str = "tts", size: str = "tiny"
 
 
 @contextmanager
-def random_folder(family: str, size: str, seed: int) -> Iterator[Path]:
+def random_folder(family: str, size: str, seed: int, decoder: str | None = None) -> Iterator[Path]:
     """A checkpoint for as long as it takes to load it."""
     with tempfile.TemporaryDirectory(prefix="chatterbox-random-") as folder:
-        yield write_checkpoint(folder, family, size, seed)
+        yield write_checkpoint(folder, family, size, seed, decoder)
 
 
 def _write(path: Path, wanted: layout.Layout, table: Table, seed: int) -> None:

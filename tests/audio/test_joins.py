@@ -1,11 +1,14 @@
 """Seams: between the pieces of a text, and between a watermark and the next."""
 
+import random
+
 import pytest
 import torch
 
-from chatterbox_opt.audio.joins import CONTEXT, OVERLAP, PAUSE, Seam, faded, join
+from chatterbox_opt.audio.joins import CONTEXT, OVERLAP, PAUSE, ChunkJoiner, ChunkMarker, faded, join
 
 RATE = 24_000
+NOTHING = torch.zeros(0)
 
 
 def noise(n: int) -> torch.Tensor:
@@ -40,8 +43,8 @@ def test_fades_keep_their_input_and_the_power():
 def test_marked_chunks_are_the_marked_whole_where_the_mark_is_local(cuts):
     """A mark that depends on the sample alone leaves no trace of the cuts."""
     wave = noise(70_000)
-    seam = Seam(lambda waves: [w + 0.1 * w.abs() for w in waves])
-    parts = [seam.add(w) for w in wave.tensor_split(cuts)] + [seam.rest()]
+    marker = ChunkMarker(lambda waves: [w + 0.1 * w.abs() for w in waves])
+    parts = [marker.add(w) for w in wave.tensor_split(cuts)] + [marker.rest(NOTHING)]
     assert torch.allclose(torch.cat(parts), wave + 0.1 * wave.abs())
 
 
@@ -53,8 +56,8 @@ def test_one_marking_passes_into_the_next():
         seen.append(len(waves[0]))
         return [w + len(seen) for w in waves]
 
-    seam = Seam(mark)
-    parts = [seam.add(torch.zeros(n)) for n in (30_000, 10_000, 5_000)] + [seam.rest()]
+    marker = ChunkMarker(mark)
+    parts = [marker.add(torch.zeros(n)) for n in (30_000, 10_000, 5_000)] + [marker.rest(NOTHING)]
     got = torch.cat(parts)
     assert len(got) == 45_000
     assert seen == [30_000, CONTEXT + 10_000, CONTEXT + 5_000]
@@ -65,6 +68,34 @@ def test_one_marking_passes_into_the_next():
 
 def test_without_a_mark_nothing_waits():
     wave = noise(100)
-    seam = Seam(None)
-    assert seam.add(wave) is wave
-    assert not len(seam.rest())
+    marker = ChunkMarker(None)
+    assert marker.add(wave) is wave
+    assert not len(marker.rest(NOTHING))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_chunks_of_pieces_sound_as_the_pieces_joined(seed):
+    chance = random.Random(seed)
+    parts = [noise(chance.choice([0, 700, 5000, 9000])) for _ in range(4)]
+    joiner, heard = ChunkJoiner(len(parts)), [NOTHING]
+    for part in parts:
+        inside = range(480, len(part) - 480)  # a chunk is longer than a fade
+        cut = sorted(chance.choices(inside, k=chance.randrange(3))) if inside else []
+        chunks = part.tensor_split(cut)
+        heard += [joiner.add(chunk, last=i == len(chunks) - 1) for i, chunk in enumerate(chunks)]
+    sounding = [p for p in parts if len(p)]
+    assert joiner.sounding == bool(sounding)
+    got, wanted = torch.cat(heard), join(sounding)
+    if len(parts[-1]):
+        assert torch.equal(got, wanted)
+    else:  # what ended in silence could not know that nothing would follow: its end is faded
+        assert len(got) == len(wanted)
+        assert torch.equal(got[:-240], wanted[:-240])
+
+
+def test_what_the_marker_held_back_comes_with_the_end():
+    joiner = ChunkJoiner(2, lambda waves: [w + 1 for w in waves])
+    parts = [joiner.add(torch.zeros(n), last) for n, last in ((5000, False), (4000, True), (0, False), (0, True))]
+    assert len(torch.cat(parts)) == 9000, "the second piece has no sound, and no pause ahead of it"
+    assert len(parts[-1]) == OVERLAP
+    assert (torch.cat(parts)[:8700] == 1).all()

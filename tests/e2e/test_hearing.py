@@ -62,6 +62,15 @@ def test_words_are_heard(mode, steps, listener):
     assert errors(speech, listener) <= WORDS
 
 
+def test_words_are_heard_of_the_fast_preset(listener):
+    """mini has no two-step decoder: T3 in int8 and 6 flow steps, more of them early."""
+    model = OptimizedChatterboxTTS.from_mini(preset="fast")
+    assert (model.options.quantize, model.options.flow_steps, model.options.cfm_schedule) == ("int8", 6, "sway")
+    speech = [s for i, t in enumerate(TEXTS) for s in model.speak(model.jobs([t], seeds=i))]
+    assert all(s.stops == ["eos"] for s in speech)
+    assert errors(speech, listener) <= WORDS
+
+
 def test_words_are_heard_in_chunks(listener):
     """A short first chunk, so that a sentence has two seams or more."""
     model = OptimizedChatterboxTTS.from_mini()

@@ -5,6 +5,7 @@ import gc
 import inspect
 import logging
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -216,15 +217,31 @@ def test_cancel_ends_the_rendering(model):
 
 
 def test_cancel_while_another_thread_speaks(model):
-    stop = threading.Event()
-    stop.set()
-    with model.pipeline.tokens.lock:
-        model.pipeline.tokens.generate([], cancel=stop)
-        (job,) = model.jobs(["Hello."], seeds=1)
-        (result,) = model.pipeline.tokens.generate(
-            [p.request for p in model.pipeline._pieces(0, job, 1, None)], cancel=stop
-        )
-    assert result.stopped == "cancelled"
+    """Whose call does all the work: who waits in it is let go at once, not at its end."""
+    stop, end, outcome = threading.Event(), threading.Event(), []
+    text = " ".join(["And on it goes, without an end."] * 200)
+
+    def speak() -> None:
+        try:
+            model.generate(text, cancel=end, max_new_tokens=4000)
+        except Cancelled as error:
+            outcome.append(error)
+
+    other = threading.Thread(target=speak)
+    other.start()
+    while not model.stats()["live"]:
+        time.sleep(0.001)
+    timer = threading.Timer(0.3, stop.set)
+    timer.start()
+    with pytest.raises(Cancelled):
+        model.generate("Hello.", cancel=stop, max_new_tokens=4000)
+    assert other.is_alive()
+    assert not outcome
+    assert model.generate("Hello.", seed=1, max_new_tokens=4).shape[1] > 0, "beside it"
+    assert other.is_alive()
+    end.set()
+    other.join()
+    assert len(outcome) == 1
 
 
 def test_progress_bar_is_on_stderr_only(model, capsys):

@@ -14,7 +14,8 @@ from chatterbox_opt import (
     OptimizedChatterboxTTS,
     OptimizedChatterboxTurboTTS,
 )
-from chatterbox_opt.streaming import AHEAD
+from chatterbox_opt.engine import rendering
+from chatterbox_opt.engine.request import Utterance
 
 LONG = "First comes a sentence of some length. Then there is another one, as long as the first. And then a third."
 
@@ -49,23 +50,22 @@ def test_as_long_as_what_generate_says(family):
 
 
 def test_its_tokens_are_generates(model, monkeypatch):
-    told = []
-    render = model.pipeline.mel.render
-
-    def listen(tokens, voices, *rest):
-        told.append(([t.tolist() for t in tokens], [v.get("spoken", ([],))[0] for v in voices]))
-        return render(tokens, voices, *rest)
-
-    monkeypatch.setattr(model.pipeline.mel, "render", listen)
+    jobs, row = [], model.pipeline.mel.row
+    monkeypatch.setattr(model.pipeline.mel, "row", lambda job: (jobs.append(job), row(job))[1])
     for seed in (3, None):
         torch.manual_seed(8)
         wanted = model.speak(model.jobs(["Hello there."], seeds=seed, max_new_tokens=70))[0].tokens[0].tolist()
-        told.clear()
+        after = torch.rand(2)
+        jobs.clear()
         torch.manual_seed(8)
-        list(model.generate_stream("Hello there.", seed=seed, max_new_tokens=70))
-        ((last,), (before,)) = told[-1]
-        assert len(told) > 1
-        assert [int(t) for t in before] + last == wanted
+        stream = model.generate_stream("Hello there.", seed=seed, max_new_tokens=70)
+        list(stream)
+        assert len(jobs) > 1
+        before, _ = jobs[-1].said
+        assert before.tolist() + jobs[-1].tokens.tolist() == wanted
+        assert [t.tolist() for t in stream.tokens] == [wanted]
+        assert stream.stops == ["limit"]
+        assert seed is None or torch.equal(torch.rand(2), after)
 
 
 def test_pieces_of_a_long_text():
@@ -80,28 +80,28 @@ def test_pieces_of_a_long_text():
 
 def test_what_was_told_is_forgotten(model, monkeypatch):
     """Noise and mels of a text's pieces would be gigabytes after an hour of it."""
-    made, alive = [], []
-    live = model.pipeline._live
+    made, alive, usual = [], [], rendering.Sound
 
     def remember(*args):
-        made.append(weakref.ref(stream := live(*args)))
+        made.append(weakref.ref(sound := usual(*args)))
         alive.append(sum(ref() is not None for ref in made))
-        return stream
+        return sound
 
-    monkeypatch.setattr(model.pipeline, "_live", remember)
+    monkeypatch.setattr(rendering, "Sound", remember)
     list(model.generate_stream("This is a sentence of some words. " * 20, seed=1, max_new_tokens=3, max_chars=40))
     assert len(made) == 20
-    assert max(alive) <= 2 * AHEAD
+    assert max(alive) <= 2
 
 
 def test_the_first_chunk_comes_before_the_last_token(model, monkeypatch):
     """Counted, not timed: how many steps T3 had made when the first sound was there."""
     steps, at = [], []
-    step = model.pipeline.tokens._step
-    monkeypatch.setattr(model.pipeline.tokens, "_step", lambda *args: (steps.append(1), step(*args))[1])
+    run = model.pipeline.tokens.step.run
+    monkeypatch.setattr(model.pipeline.tokens.step, "run", lambda: (steps.append(1), run())[1])
     (job,) = model.jobs(["Hello there."], seeds=1, max_new_tokens=100)
-    speak, sizes = model.pipeline.stream(job, first=25, max_chars=None), []
-    speak(lambda wave: (at.append(len(steps)), sizes.append(wave.shape[1] / model.sr)))
+    stream = model.pipeline.stream(job, first_chunk=1.0, max_chars=None)
+    stream.notify(lambda: at.append(len(steps)))
+    sizes = [wave.shape[1] / model.sr for wave in stream]
     assert at[0] < 40
     assert at[-1] >= 99
     assert sizes[0] == 1.0
@@ -124,6 +124,17 @@ def test_streams_side_by_side(model):
     assert all(torch.equal(torch.cat(parts, 1), wanted) for parts, wanted in zip(heard, alone))
 
 
+def test_what_is_submitted_is_generates(model):
+    """Without a size for its first chunk it comes as a whole; with one, in the chunks of a stream."""
+    how = dict(seed=3, max_new_tokens=40)
+    (whole,) = model.submit("Hello there.", **how)
+    assert torch.equal(whole, model.generate("Hello there.", **how))
+    chunks = list(model.generate_stream("Hello there.", first_chunk=0.5, **how))
+    submitted = list(model.submit("Hello there.", first_chunk=0.5, **how))
+    assert len(chunks) > 1
+    assert all(torch.equal(a, b) for a, b in zip(chunks, submitted, strict=True))
+
+
 def test_cancel(model):
     stop = threading.Event()
     chunks = model.generate_stream(LONG, seed=1, max_new_tokens=900, cancel=stop)
@@ -142,8 +153,6 @@ def test_wrong_arguments_are_told_at_once(model):
         model.generate_stream("Hello there.", n_cfm_timesteps=0)
     with pytest.raises(TypeError, match="cfg_wait"):
         model.generate_stream("Hello there.", cfg_wait=1)
-
-
     with pytest.raises(ValueError, match="max_chars"):
         model.generate_stream("Hello there.", max_chars=5)
     small = OptimizedChatterboxTTS.from_random(size="tiny", engine=EngineOptions(cache_len=64))
@@ -169,7 +178,7 @@ def test_arguments_are_generates(tmp_path):
 
 
 def test_no_sound_at_all(model, monkeypatch):
-    monkeypatch.setattr(model.pipeline, "_audible", lambda tokens, padded=True: tokens[:0])
+    monkeypatch.setattr(Utterance, "audible", lambda self, until=None: [])
     with pytest.raises(NoSpeech, match="Hello there"):
         list(model.generate_stream("Hello there.", max_new_tokens=5))
 

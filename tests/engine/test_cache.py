@@ -6,47 +6,107 @@ import pytest
 import torch
 from t3_pairs import random_t3
 
-from chatterbox_opt.engine.cache import GRAIN, Decode, DecodeLevel, StaticKVCache
+from chatterbox_opt.engine.cache import GRAIN, Decode, DecodeEach, Prefill, StaticKVCache, empty_kv, paste
+from chatterbox_opt.models.layers import rope_table
 
 CPU = torch.device("cpu")
+SPOKEN = [(2, 37), (1, 12), (2, 61), (1, 0)]  # rows of an utterance, and the position it writes
 
 
-def filled(config, rows: int, length: int, dtype: torch.dtype = torch.float32) -> StaticKVCache:
-    cache = StaticKVCache.allocate(config, rows, length, CPU, dtype)
-    cache.kv.normal_()
-    return cache
+def filled(config, rows: int, length: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return empty_kv(config, rows, length, CPU, dtype).normal_()
+
+
+def apart(config, dtype: torch.dtype) -> list[tuple[torch.Tensor, int]]:
+    """Each utterance's own rows, of lengths of their own."""
+    return [(filled(config, rows, position + 3, dtype), position) for rows, position in SPOKEN]
+
+
+def row_positions() -> torch.Tensor:
+    return torch.tensor([position for rows, position in SPOKEN for _ in range(rows)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @torch.inference_mode()
-def test_rows_at_one_position_need_no_mask(family, dtype):
-    """A level step is an ordinary one: the same output, the same cache, spare rows and positions untouched."""
+def test_utterances_apart_are_the_shared_rows(family, dtype):
+    """Rows at different positions: the same output, the same cache, every other position untouched."""
     t3 = random_t3(family).to(dtype)
-    rows, position = 2, 37
-    one = filled(t3.config, rows + 1, 80, dtype)
-    other = copy.deepcopy(one)
-    x = torch.randn(rows, 1, t3.config.dim).to(dtype)
-    at = torch.full((rows,), position)
-    mask = (torch.arange(position + 1) <= at[:, None])[:, None, None]
-    wanted = t3(x, at[:, None], Decode(one, at, position + 1, mask))
-    got = t3(x, at[:, None], DecodeLevel(other, rows, position))
+    each = apart(t3.config, dtype)
+    at, most = row_positions(), max(position for _, position in SPOKEN) + 1
+    shared = StaticKVCache(filled(t3.config, len(at) + 1, most + 3, dtype))
+    row = 0
+    for kv, _ in each:
+        shared.kv[:, :, row : row + kv.shape[2], :, : kv.shape[4]] = kv
+        row += kv.shape[2]
+    before = [kv.clone() for kv, _ in each]
+    x = torch.randn(len(at), 1, t3.config.dim).to(dtype)
+    mask = (torch.arange(most) <= at[:, None])[:, None, None]
+    wanted = t3(x, at[:, None], Decode(shared, at, most, mask))
+    got = t3(x, at[:, None], DecodeEach(each))
     bound = 1e-5 if dtype == torch.float32 else 3e-2
     assert (got - wanted).abs().max() < bound * wanted.abs().max()
-    assert (other.kv - one.kv).abs().max() < bound * one.kv.abs().max()
-    other.kv[:, :, :rows, :, position] = one.kv[:, :, :rows, :, position]
-    assert torch.equal(other.kv, one.kv)
+    row = 0
+    for (kv, position), old in zip(each, before):
+        mine = shared.kv[:, :, row : row + kv.shape[2], :, : kv.shape[4]]
+        assert (kv - mine).abs().max() < bound * mine.abs().max()
+        assert not torch.equal(kv[..., position, :], old[..., position, :])
+        kv[..., position, :] = old[..., position, :]
+        assert torch.equal(kv, old)
+        row += kv.shape[2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+@torch.inference_mode()
+def test_attention_of_an_utterance_does_not_know_the_others(family, dtype):
+    """To the bit: what it reads, how, and what it writes are its own."""
+    config = random_t3(family).config
+    together = apart(config, dtype)
+    alone = copy.deepcopy(together)
+    at = row_positions()
+    for layer in range(config.layers):
+        qkv = torch.randn(len(at), 1, 3 * config.heads * config.head_dim).to(dtype)
+        rope = None if config.is_gpt else rope_table(config, 80, CPU)[at[:, None]]
+        got = DecodeEach(together).fused(layer, qkv.clone(), rope)
+        row = 0
+        for kv, position in alone:
+            mine = slice(row, row + kv.shape[2])
+            own = None if rope is None else rope[mine]
+            wanted = DecodeEach([(kv, position)]).fused(layer, qkv[mine].clone(), own)
+            assert torch.equal(got[mine], wanted)
+            row += kv.shape[2]
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(together, alone))
+
+
+@torch.inference_mode()
+def test_a_prompt_attends_to_what_stands_before_it():
+    """Rows of a shared tensor, behind a pasted prefix: as if all of it were computed in one."""
+    t3 = random_t3("tts")
+    x = torch.randn(2, 30, t3.config.dim)
+    span = torch.arange(30)[None]
+    wanted = t3(x, span)[:, 12:]
+    whole = filled(t3.config, 2, 40)
+    t3(x, span, Prefill(whole, 0))
+    kv = filled(t3.config, 4, 40)
+    mine, others = kv.narrow(2, 1, 2), kv[:, :, [0, 3]].clone()
+    for row in range(2):
+        paste(mine, row, *whole[:, :, row, :, :12].unbind(1))
+    got = t3(x[:, 12:], span[:, 12:], Prefill(mine, 12))
+    assert (got - wanted).abs().max() < 1e-5 * wanted.abs().max()
+    assert (mine[..., :30, :] - whole[..., :30, :]).abs().max() < 1e-5 * whole.abs().max()
+    assert torch.equal(kv[:, :, [0, 3]], others)
 
 
 @torch.inference_mode()
 def test_keys_and_values_are_parts_of_one_tensor():
     config = random_t3("tts").config
-    cache = filled(config, 3, 70)
-    prefix = [torch.randn(config.layers, config.heads, 9, config.head_dim) for _ in range(2)]
-    cache.paste([0, 2], *prefix)
+    cache = StaticKVCache(filled(config, 3, 70))
+    k, v = (torch.randn(config.layers, config.heads, 9, config.head_dim) for _ in range(2))
     for row in (0, 2):
-        assert torch.equal(cache.k[:, row, :, :9], prefix[0])
-        assert torch.equal(cache.v[:, row, :, :9], prefix[1])
+        paste(cache.kv, row, k, v)
+        assert torch.equal(cache.kv[:, 0, row, :, :9], k)
+        assert torch.equal(cache.kv[:, 1, row, :, :9], v)
     cache.move(2, 1, 9)
     assert torch.equal(cache.kv[:, :, 1, :, :9], cache.kv[:, :, 2, :, :9])
     assert not torch.equal(cache.kv[:, :, 1, :, 9:], cache.kv[:, :, 2, :, 9:])
@@ -55,8 +115,11 @@ def test_keys_and_values_are_parts_of_one_tensor():
 @torch.inference_mode()
 def test_memory_is_made_finite_as_far_as_it_is_read():
     config = random_t3("tts").config
-    cache = StaticKVCache.allocate(config, 2, 3 * GRAIN, CPU, torch.float32)
+    cache = StaticKVCache(empty_kv(config, 3, 3 * GRAIN, CPU, torch.float32))
     cache.kv.fill_(torch.nan)
     cache.clear(GRAIN + 1)
     assert not cache.kv[..., : 2 * GRAIN, :].any()
     assert cache.kv[..., 2 * GRAIN :, :].isnan().all()
+    cache.wipe([0, 2])
+    assert not cache.kv[:, :, [0, 2]].any()
+    assert cache.kv[:, :, 1, :, 2 * GRAIN :].isnan().all()

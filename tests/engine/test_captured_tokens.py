@@ -1,22 +1,37 @@
 """The decode step as it is captured: what it may not do, and that padding, replays and compilation change nothing."""
 
-import copy
-
 import pytest
 import torch
 from replay import Replay, cast, crossings, no_gpu
 from t3_pairs import random_t3
-from token_runs import EXACT, mixed, request, tokens_of
+from token_runs import EXACT, draw, engine_of, mixed, request, tokens_of
 
 from chatterbox_opt.config import tiny
+from chatterbox_opt.engine import step
+from chatterbox_opt.engine.cache import StaticKVCache, empty_kv
 from chatterbox_opt.engine.noise import RequestNoise
-from chatterbox_opt.engine.tokens import TokenRequest, TokenRunner
+from chatterbox_opt.engine.request import Call
+from chatterbox_opt.engine.slots import Slots
+from chatterbox_opt.engine.tokens import TokenRunner
 from chatterbox_opt.models.t3 import T3
 
 
+def replaying(t3, options=EXACT):
+    """An engine whose decode steps are captured, as on a GPU."""
+    engine = engine_of(t3, options)
+    engine.tokens.step.captured = Replay()
+    assert engine.tokens.shared
+    return engine
+
+
+def keys_of(engine) -> set:
+    return set(engine.tokens.step.captured.keys)
+
+
 @torch.inference_mode()
+@pytest.mark.parametrize("sorting", [False, True])
 @pytest.mark.parametrize("family", ["tts", "turbo"])
-def test_the_captured_step_never_asks_the_host(family, llama, gpt):
+def test_the_captured_step_never_asks_the_host(family, sorting, llama, gpt):
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Watch(TorchDispatchMode):
@@ -26,13 +41,11 @@ def test_the_captured_step_never_asks_the_host(family, llama, gpt):
             return func(*args, **(kwargs or {}))
 
     t3 = gpt if family == "turbo" else llama
-    runner = TokenRunner(t3, EXACT)
-    runner.warmup(4)
-    runner.filters = runner._usual_filters()
+    runner = replaying(t3, EXACT.replace(slots=4)).tokens
+    runner.reserve(4, 256)
     runner.cache.clear(256)
     with Watch():
-        rows = 4 if t3.config.is_gpt else 8
-        runner._step(4, rows, 256, None)
+        runner.step._captured_step(4, 4 if t3.config.is_gpt else 8, 256, sorting)
 
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
@@ -42,44 +55,127 @@ def test_the_captured_step_takes_nothing_from_the_host(family, dtype):
     config = tiny(family).t3
     with no_gpu():
         runner = TokenRunner(cast(T3(config), dtype), EXACT)
-        runner._make_room(2, 4, 256)
-        runner.filters = runner._usual_filters()
         rows = 2 if config.is_gpt else 4
-        assert crossings(lambda: runner._step(2, rows, 256, None)) == []
+        cache = StaticKVCache(empty_kv(config, rows, 256, runner.device, runner.dtype))
+        runner._use(Slots(2, rows, config, runner.device), cache)
+        for sorting in (False, True):
+            assert crossings(lambda s=sorting: runner.step._captured_step(2, rows, 256, s)) == []
+
+
+def crowd(config) -> list:
+    plain = dict(cfg_weight=0.0)
+    return [request(config, seed=i, text_seed=i, max_new_tokens=n, **s) for i, (n, s) in enumerate([
+        (5, {}), (40, plain), (9, {}), (33, plain), (90, plain), (12, {}), (26, plain), (64, {}), (7, plain)
+    ])]  # fmt: skip
 
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 def test_padded_batches_of_changing_size(family, llama, gpt):
-    """Captured batches have 1, 2, 4... lanes: what fills them up must stay inside every table and disturb nobody."""
+    """Captured batches have 1, 2, 4... slots: what fills them up must stay inside every table and disturb nobody."""
     t3 = gpt if family == "turbo" else llama
-    plain = dict(cfg_weight=0.0)
-    requests = [request(t3.config, seed=i, text_seed=i, max_new_tokens=n, **s) for i, (n, s) in enumerate([
-        (5, {}), (40, plain), (9, {}), (33, plain), (90, plain), (12, {}), (26, plain), (64, {}), (7, plain)
-    ])]  # fmt: skip
-    wanted = tokens_of(t3, copy.deepcopy(requests), EXACT.replace(slots=1))
+    wanted = [tokens_of(t3, [r])[0] for r in crowd(t3.config)]
     for slots, poll in ((5, 1), (3, 8), (16, 4)):
-        runner = TokenRunner(t3, EXACT.replace(slots=slots, poll_every=poll))
-        runner.captured = Replay()
+        engine = replaying(t3, EXACT.replace(slots=slots, poll_every=poll))
         for _ in range(2):  # the second run begins with what the first left behind
-            got = runner.generate(copy.deepcopy(requests))
-            assert [r.tokens.tolist() for r in got] == [w.tolist() for w in wanted]
-        assert {1, 2, 4} <= {n for n, *_ in runner.captured.keys}
+            assert [r.tokens for r in draw(engine, crowd(t3.config))] == wanted
+        assert {1, 2, 4} <= {n for n, *_ in keys_of(engine)}
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+@pytest.mark.parametrize("poll", [1, 8])
+@torch.inference_mode()
+def test_a_step_may_be_captured_in_the_middle_of_an_utterance(family, poll, llama, gpt, monkeypatch):
+    """By those who join, leave or have grown too long for what is captured: no token changes, of nobody."""
+    t3 = gpt if family == "turbo" else llama
+    monkeypatch.setattr(step, "LIVE", tuple(t3.config.prefix_len + 20 * k for k in range(2, 8)))
+    filters = dict(top_p=1.0, top_k=0) if t3.config.is_gpt else {}  # of those that do not sort
+
+    def voices():
+        settings = [dict(max_new_tokens=100, **filters), dict(max_new_tokens=30, top_p=0.8), dict(max_new_tokens=50)]
+        return [request(t3.config, seed=i, text_seed=i, **s) for i, s in enumerate(settings)]
+
+    wanted = [tokens_of(t3, [r])[0] for r in voices()]
+    engine = replaying(t3, EXACT.replace(poll_every=poll))
+    captured, midway = engine.tokens.step.captured, []
+    prepare = captured.prepare
+
+    def watch(key, run):
+        midway.append([len(slot.utterance.tokens) for slot in engine.tokens.live])
+        prepare(key, run)
+
+    monkeypatch.setattr(captured, "prepare", watch)
+    requests = voices()
+    for r, after in zip(requests, (0, 30, 45)):  # each joins once the first has come so far
+        while len(requests[0].tokens) < after:
+            engine.step()
+        engine.check(call := Call([r]))
+        engine.inbox.append(call)
+    while engine.step():
+        pass
+    assert [r.tokens for r in requests] == wanted
+    assert sum(max(counts) > 5 for counts in midway) >= 4, "or nothing was shown"
+    assert any(len(counts) == 3 for counts in midway)
 
 
 def test_only_what_a_run_can_meet_is_captured(llama):
-    runner = TokenRunner(llama, EXACT)
-    runner.captured = Replay()
-    runner.generate([request(llama.config, max_new_tokens=4)])
-    assert {(n, rows) for n, rows, *_ in runner.captured.keys} == {(1, 2)}
-    runner.generate([request(llama.config, max_new_tokens=4, cfg_weight=0.0)] * 2)
-    assert {(n, rows) for n, rows, *_ in runner.captured.keys} >= {(1, 1), (2, 2)}
+    engine = replaying(llama)
+    draw(engine, [request(llama.config, max_new_tokens=4)])
+    assert keys_of(engine) == {(1, 2, 256, False)}
+    draw(engine, [request(llama.config, max_new_tokens=4, cfg_weight=0.0) for _ in range(2)])
+    assert keys_of(engine) == {(1, 2, 256, False), (2, 2, 256, False)}
 
 
-def test_a_warm_up_makes_room_for_the_slots_there_are(llama):
-    runner = TokenRunner(llama, EXACT.replace(slots=2))
-    runner.warmup(64)
-    assert runner.lanes.capacity == 2
-    assert runner.cache.rows == 4
+def test_requests_of_other_options_share_what_is_captured(llama):
+    """Whatever a request asks for, it is served by one of two sets of filters."""
+    engine = replaying(llama)
+    draw(engine, [request(llama.config, max_new_tokens=4)])
+    draw(engine, [request(llama.config, max_new_tokens=4, top_p=0.7)])
+    known = keys_of(engine)
+    assert known == {(1, 2, 256, False), (1, 2, 256, True)}
+    others = [
+        dict(min_p=0.0), dict(min_p=0.3, temperature=1.5), dict(temperature=0.0), dict(repetition_penalty=1.0),
+        dict(cfg_weight=1.5), dict(top_k=20), dict(top_k=7, top_p=0.9, min_p=0.0), dict(emotion=0.9),
+    ]
+    for settings in others:
+        settings = dict(max_new_tokens=12, **settings)
+        (wanted,) = tokens_of(llama, [request(llama.config, **settings)])
+        assert draw(engine, [request(llama.config, **settings)])[0].tokens == wanted, settings
+    assert keys_of(engine) == known
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+def test_nothing_is_captured_after_a_warm_up(family, llama, gpt):
+    t3 = gpt if family == "turbo" else llama
+    engine = replaying(t3, EXACT.replace(slots=4))
+    with engine.resting():
+        engine.tokens.warmup(4)
+    known = keys_of(engine)
+    lives = {live for *_, live, _ in known}
+    width = 1 if t3.config.is_gpt else 2
+    assert known == {(n, width * n, live, sorting) for n in (1, 2, 4) for live in lives for sorting in (False, True)}
+    wanted = [tokens_of(t3, [r])[0] for r in mixed(t3.config)]
+    assert [r.tokens for r in draw(engine, mixed(t3.config))] == wanted
+    assert keys_of(engine) == known
+
+
+def test_what_was_captured_in_other_memory_is_dropped(llama):
+    """A longer utterance than there is room for: new memory, new captures, the same tokens."""
+    engine = replaying(llama)
+    draw(engine, [request(llama.config, max_new_tokens=4)])
+    cache = engine.tokens.cache
+    engine.tokens.reserve(1, cache.length + 1)
+    assert engine.tokens.cache is not cache
+    assert keys_of(engine) == set()
+    (wanted,) = tokens_of(llama, [request(llama.config, max_new_tokens=8)])
+    assert draw(engine, [request(llama.config, max_new_tokens=8)])[0].tokens == wanted
+
+
+@pytest.mark.parametrize("slots", [2, 3])
+def test_a_warm_up_makes_room_for_the_slots_there_are(llama, slots):
+    engine = replaying(llama, EXACT.replace(slots=slots))
+    engine.tokens.warmup(64)
+    assert engine.tokens.free == slots
+    assert engine.tokens.cache.rows == 2 * engine.tokens.slots.capacity <= 8
 
 
 @pytest.mark.slow
@@ -87,10 +183,12 @@ def test_a_warm_up_makes_room_for_the_slots_there_are(llama):
 def test_compiled_is_eager(family, llama, gpt):
     """torch.compile on the CPU: the same step as on a GPU, all but its recording."""
     t3 = gpt if family == "turbo" else llama
-    requests = [request(t3.config, seed=i, max_new_tokens=12) for i in range(2)]
-    wanted = tokens_of(t3, copy.deepcopy(requests))
-    got = tokens_of(t3, requests, EXACT.replace(compile="reduce-overhead"))
-    assert [t.tolist() for t in got] == [t.tolist() for t in wanted]
+
+    def requests():
+        return [request(t3.config, seed=i, max_new_tokens=12) for i in range(2)]
+
+    got = tokens_of(t3, requests(), EXACT.replace(compile="reduce-overhead"))
+    assert got == tokens_of(t3, requests())
 
 
 @pytest.mark.gpu
@@ -101,10 +199,10 @@ def test_graph_is_eager(family, mode):
     gpu = torch.device("cuda")
 
     def requests():
-        made = enumerate(mixed(t3.config))
-        return [TokenRequest(r.text_ids, r.cond, r.sampling, RequestNoise(gpu, i)) for i, r in made]
+        made = mixed(t3.config)
+        for i, r in enumerate(made):
+            r.noise = RequestNoise(gpu, i)
+        return made
 
     for options in (EXACT, EXACT.replace(poll_every=8)):
-        eager = TokenRunner(t3, options).generate(requests())
-        graph = TokenRunner(t3, options.replace(compile=mode)).generate(requests())
-        assert [r.tokens.tolist() for r in eager] == [r.tokens.tolist() for r in graph]
+        assert tokens_of(t3, requests(), options.replace(compile=mode)) == tokens_of(t3, requests(), options)

@@ -6,8 +6,11 @@ from flow_pairs import pair, random_flow, tokens, voice
 from replay import Replay, cast, crossings, no_gpu
 
 from chatterbox_opt.config import MODELS, tiny
+from chatterbox_opt.engine import flow_graphs
 from chatterbox_opt.engine import mel as mel_engine
-from chatterbox_opt.engine.mel import LONGEST, MelRunner, sizes
+from chatterbox_opt.engine.flow_graphs import LONGEST, captured_size, sizes
+from chatterbox_opt.engine.graphs import bucket
+from chatterbox_opt.engine.mel import MelJob, MelRunner
 from chatterbox_opt.engine.noise import RequestNoise
 from chatterbox_opt.models.conformer import HalfLinear, WindowConv
 from chatterbox_opt.models.flow import Flow
@@ -19,6 +22,39 @@ EXACT = EngineOptions.exact()
 
 def noise(seed=0):
     return RequestNoise(CPU, seed)
+
+
+def render(runner, rows, steps=None, **how):
+    """(tokens, voice, noise) each."""
+    return runner.render([MelJob(*row) for row in rows], steps, **how)
+
+
+def rendered(options=EXACT, n=20, steps=None, v=None, flow=None):
+    """One utterance's mel by a runner of these options."""
+    return render(MelRunner(flow or random_flow(), options), [(tokens(n), v or voice(), noise())], steps)[0]
+
+
+def solved(runner, rows, steps=None):
+    solve = runner.begin(rows, steps)
+    while not solve.done:
+        runner.advance(solve)
+    return solve.mels()
+
+
+def row(runner, n, prompt=25):
+    return runner.row(MelJob(tokens(n, n), voice(prompt, n), noise(n)))
+
+
+def replaying(flow, **changes):
+    """A runner whose encodings and steps are captured, as on a GPU."""
+    runner = MelRunner(flow, EXACT.replace(**changes))
+    runner.graphs.captured = Replay()
+    return runner
+
+
+def close(got, wanted, bound=1e-4):
+    assert got.shape == wanted.shape
+    assert (got - wanted).abs().max() < bound * wanted.abs().max()
 
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
@@ -34,7 +70,9 @@ def test_upstreams_mel_from_the_same_seed(family, n):
     )
     after = torch.rand(2)
     torch.manual_seed(5)
-    (got,) = MelRunner(ours, EXACT).render([ids], [voice()], [RequestNoise(CPU, None)])
+    borrowed = RequestNoise(CPU, None)
+    (got,) = render(MelRunner(ours, EXACT), [(ids, voice(), borrowed)])
+    borrowed.give_back()
     assert torch.equal(torch.rand(2), after)
     assert got.shape == (80, 2 * n)
     assert (got - wanted[0]).abs().max() < 1e-4 * wanted.abs().max()
@@ -44,25 +82,26 @@ def test_upstreams_mel_from_the_same_seed(family, n):
 @torch.inference_mode()
 def test_a_row_in_a_padded_batch_is_the_row_alone(family):
     runner = MelRunner(random_flow(family), EXACT)
-    rows = [runner._row(tokens(n, n), voice(25 + n % 3, n), noise(n)) for n in (3, 40, 17, 1)]
-    together = runner._solve(rows, 3)
-    for row, got in zip(rows, together):
-        (alone,) = runner._solve([row], 3)
-        assert got.shape == alone.shape
-        assert (got - alone).abs().max() < 1e-4 * alone.abs().max()
+    rows = [row(runner, n, 25 + n % 3) for n in (3, 40, 17, 1)]
+    for mine, got in zip(rows, solved(runner, rows, 3)):
+        close(got, solved(runner, [mine], 3)[0])
 
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_captured_solve_takes_nothing_from_the_host(family, dtype, monkeypatch):
+def test_a_captured_step_takes_nothing_from_the_host(family, dtype, monkeypatch):
     """Which would end the capture."""
     monkeypatch.setattr(HalfLinear, "to", cast)
     monkeypatch.setattr(WindowConv, "to", cast)
     with no_gpu():
         runner = MelRunner(Flow(tiny(family).flow), EngineOptions.exact(s3gen_dtype=dtype))
         ids, xvector = torch.zeros(2, 30, dtype=torch.long), torch.zeros(2, 192)
-        inputs = ids, torch.zeros(2, 60, 80), torch.zeros(2, 60, 80), xvector, torch.full((2,), 30)
-        assert crossings(lambda: runner._forward(*inputs, full=False, steps=2)) == []
+        inputs = ids, torch.zeros(2, 60, 80), xvector, torch.full((2,), 30)
+        assert crossings(lambda: runner.encode(*inputs, full=False)) == []
+        (span, times), known = runner.schedule(2), runner.encode(*inputs, full=False)
+        x, dt = torch.zeros(2, 60, 80), span[1] - span[0]
+        for unguided in (False, True):
+            assert crossings(lambda off=unguided: runner.flow.euler(x, times[0], dt, *known, off)) == []
 
 
 @pytest.mark.parametrize("step", [1, 50, 64])
@@ -74,45 +113,115 @@ def test_captured_sizes_reach_every_length_and_waste_little(step):
     assert all(gap <= max(step + 1, size / 8) for gap, size in zip(gaps, ladder))
 
 
+@pytest.mark.parametrize("changes", [{}, dict(cfg_off_last=1)], ids=["guided", "unguided at the end"])
 @torch.inference_mode()
-def test_captured_batches_are_each_row_alone(monkeypatch):
-    monkeypatch.setattr(mel_engine, "sizes", lambda step: (60, 100, 160))
+def test_captured_batches_are_each_row_alone(monkeypatch, changes):
+    monkeypatch.setattr(mel_engine, "sizes", ladder := lambda step: (60, 100, 160))
+    monkeypatch.setattr(flow_graphs, "sizes", ladder)
     flow = random_flow()
-    runner = MelRunner(flow, EXACT.replace(mel_bucket=50))
-    runner.captured = Replay()
-    runner.warmup(4, steps=3)
-    ready = set(runner.captured.keys)
-    assert ready == {(rows, size, 3) for rows in (1, 2, 4) for size in (60, 100, 160)}
-    plain = MelRunner(flow, EXACT)
-    # three rows in a graph of four, twice, then what was not foreseen: more rows, more frames, other steps
-    for lengths, steps in (((3, 12, 1), 3), ((20, 21, 19), 3), ((5,) * 7, 3), ((90,), 3), ((8,), 2)):
-        rows = [runner._row(tokens(n, n), voice(25, n), noise(n)) for n in lengths]
-        for row, got in zip(rows, runner._solve(rows, steps)):
-            (alone,) = plain._solve([row], steps)
-            assert got.shape == alone.shape
-            assert (got - alone).abs().max() < 1e-4 * alone.abs().max()
-    assert set(runner.captured.keys) == ready, "nothing may be captured in the middle of a request"
+    runner, plain = replaying(flow, mel_bucket=50, **changes), MelRunner(flow, EXACT.replace(**changes))
+    runner.warmup(4)
+    ready, shapes = set(runner.graphs.captured.keys), [(n, size) for n in (1, 2, 4) for size in (60, 100, 160)]
+    kinds = [("encode",), ("step", False), *([("step", True)] if changes else [])]
+    assert ready == {(kind, *shape, *off) for kind, *off in kinds for shape in shapes}
+    # three rows in a graph of four, then other numbers of steps, then what no graph is long enough for
+    for lengths, steps in (((3, 12, 1), 3), ((20, 21, 19), 1), ((20,), 6), ((8,), 2), ((90,), 3), ((3, 90), 3)):
+        rows = [row(runner, n) for n in lengths]
+        for mine, got in zip(rows, solved(runner, rows, steps)):
+            close(got, solved(plain, [mine], steps)[0])
+    assert set(runner.graphs.captured.keys) == ready, "what a warm-up captured is enough, whatever the steps"
+    rows = [row(runner, 5) for _ in range(7)]
+    for mine, got in zip(rows, solved(runner, rows, 3)):
+        close(got, solved(plain, [mine], 3)[0])
+    new = set(runner.graphs.captured.keys) - ready
+    assert {key[1:3] for key in new} == {(8, 60)}, "what was not foreseen is captured at its first use"
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+@torch.inference_mode()
+def test_solves_that_take_turns_in_one_graph_do_not_mix(family):
+    """Of one shape, begun and advanced in any order, of several numbers of steps; one of them is given up."""
+    flow = random_flow(family)
+    runner, plain = replaying(flow, mel_bucket=50), MelRunner(flow, EXACT)
+    rows = [[row(runner, n) for n in lengths] for lengths in ((20, 11), (15, 22), (17, 18), (21, 12))]
+    counts = (4, 2, 5, 3)
+    a, b = (runner.begin(rows[i], counts[i]) for i in (0, 1))
+    runner.advance(a)
+    runner.advance(b)
+    c, given_up = runner.begin(rows[2], counts[2]), runner.begin(rows[3], counts[3])
+    runner.advance(given_up)
+    for solve in (c, a, b, c, a, c, a, c, c):
+        runner.advance(solve)
+    assert len({s.key for s in (a, b, c, given_up)}) == 1
+    assert all(s.done for s in (a, b, c))
+    for solve, own, steps in zip((a, b, c), rows, counts):
+        for mine, got in zip(own, solve.mels()):
+            close(got, solved(plain, [mine], steps)[0])
+
+
+@pytest.mark.parametrize("step", [2, 48, 64])
+def test_rows_that_stand_side_by_side_are_served_by_graphs_of_a_warm_up(step, monkeypatch):
+    """Memory bounds what is captured, so it is what is captured that bounds a group, not its rows' own lengths."""
+    runner, ready = replaying(random_flow(), mel_bucket=step), set()
+    monkeypatch.setattr(runner.graphs, "capture", ready.add)
+    runner.warmup(16)
+    assert ready
+    chance = torch.Generator().manual_seed(step)
+    mixed = torch.randint(2, LONGEST // 2, (40,), generator=chance) * 2
+    for frames in ([750] * 16, [700] * 16, [400] * 16, [1500] * 5, [LONGEST] * 3, mixed.tolist()):
+        groups = runner.groups(frames)
+        assert sorted(i for group in groups for i in group) == list(range(len(frames)))
+        for group in groups:
+            key = runner.graphs.key(len(group), max(frames[i] for i in group))
+            assert key in ready
+            assert key[0] >= len(group)
+    assert len(runner.groups([750] * 16)) <= 2
+    for rows in range(2, 20):
+        for size in sizes(step):
+            assert runner.fits(rows, size) == ((bucket(rows), size) in ready)
+    assert runner.graphs.key(1, LONGEST * 2) is None, "what is longer runs as it comes"
+    assert captured_size(LONGEST * 2, step) is None
+
+
+def test_without_graphs_a_processor_renders_one_by_one():
+    runner = MelRunner(random_flow(), EXACT)
+    assert runner.groups([30, 10, 20]) == [[1], [2], [0]]
+    runner.graphs.capture((1, 100))
+    runner.warmup(4)
+    assert not runner.graphs._held
+
+
+def test_a_render_can_be_stopped_between_two_steps():
+    runner, steps, looks = MelRunner(random_flow(), EXACT), [], []
+    hook = runner.flow.decoder.estimator.register_forward_pre_hook(lambda *_: steps.append(1))
+
+    def check():
+        looks.append(len(steps))
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        render(runner, [(tokens(5), voice(), noise())], 6, check=check)
+    assert looks == [0, 1, 2]
+    looks.append(None)
+    assert render(runner, [(tokens(5), voice(), noise())], 6, check=check)[0].isfinite().all()
+    hook.remove()
 
 
 @pytest.mark.parametrize("bucket", [2, 50, 64])
 def test_buckets_change_nothing(bucket):
     flow = random_flow()
-    (plain,) = MelRunner(flow, EXACT).render([tokens(23)], [voice()], [noise()], 3)
-    (padded,) = MelRunner(flow, EXACT.replace(mel_bucket=bucket)).render([tokens(23)], [voice()], [noise()], 3)
-    assert (plain - padded).abs().max() < 1e-4 * plain.abs().max()
+    close(rendered(EXACT.replace(mel_bucket=bucket), 23, 3, flow=flow), rendered(EXACT, 23, 3, flow=flow))
 
 
 def test_odd_prompts():
     """A prompt whose mel has one frame more than its tokens: the output starts behind the mel."""
     v = voice()
     v["prompt_feat"] = torch.cat([v["prompt_feat"], torch.zeros(1, 1, 80)], 1)
-    (mel,) = MelRunner(random_flow(), EXACT).render([tokens(10)], [v], [noise()], 2)
-    assert mel.shape == (80, 19)
+    assert rendered(n=10, steps=2, v=v).shape == (80, 19)
     v = voice()
     v["prompt_token"] = v["prompt_token"].float()  # as upstream leaves a voice it has used
-    (again,) = MelRunner(random_flow(), EXACT).render([tokens(10)], [v], [noise()], 2)
-    (plain,) = MelRunner(random_flow(), EXACT).render([tokens(10)], [voice()], [noise()], 2)
-    assert torch.equal(again, plain)
+    assert torch.equal(rendered(n=10, steps=2, v=v), rendered(n=10, steps=2))
 
 
 def snr(got, wanted):
@@ -120,8 +229,7 @@ def snr(got, wanted):
 
 
 def test_bf16_is_close():
-    (wanted,) = MelRunner(random_flow(), EXACT).render([tokens(30)], [voice()], [noise()])
-    (got,) = MelRunner(random_flow(), EXACT.replace(s3gen_dtype="bfloat16")).render([tokens(30)], [voice()], [noise()])
+    wanted, got = rendered(n=30), rendered(EXACT.replace(s3gen_dtype="bfloat16"), 30)
     assert got.dtype == torch.float32
     assert snr(got, wanted) > 30
     assert not torch.equal(got, wanted)
@@ -131,8 +239,7 @@ def test_bf16_is_close():
 def test_bf16_is_close_at_full_size():
     def run(options):
         torch.manual_seed(0)
-        flow = random_flow(config=MODELS["tts"].flow)
-        return MelRunner(flow, options).render([tokens(25)], [voice()], [noise()], 4)[0]
+        return rendered(options, 25, 4, flow=random_flow(config=MODELS["tts"].flow))
 
     assert snr(run(EXACT.replace(s3gen_dtype="bfloat16")), run(EXACT)) > 30
 
@@ -142,8 +249,7 @@ def test_bf16_is_close_at_full_size():
 )
 def test_approximate_options_change_the_mel_and_keep_its_shape(change):
     v = voice(50)
-    (wanted,) = MelRunner(random_flow(), EXACT).render([tokens(20)], [v], [noise()], 6)
-    (got,) = MelRunner(random_flow(), EXACT.replace(**change)).render([tokens(20)], [v], [noise()], 6)
+    wanted, got = (rendered(options, steps=6, v=v) for options in (EXACT, EXACT.replace(**change)))
     assert got.shape == wanted.shape
     assert torch.isfinite(got).all()
     assert not torch.equal(got, wanted)
@@ -153,18 +259,20 @@ def test_bad_rows_are_refused():
     runner = MelRunner(random_flow(), EXACT)
     for bad in (torch.zeros(0, dtype=torch.long), torch.tensor([6561]), torch.tensor([-1])):
         with pytest.raises(ValueError, match="speech tokens"):
-            runner.render([tokens(3), bad], [voice()] * 2, [noise()] * 2)
-    assert runner.render([], [], []) == []
+            render(runner, [(ids, voice(), noise()) for ids in (tokens(3), bad)])
+        with pytest.raises(ValueError, match="speech tokens"):
+            runner.row(MelJob(bad, voice(), noise()))
+    assert runner.render([]) == []
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5])
 def test_a_solve_needs_a_step(steps):
     with pytest.raises(ValueError, match="step"):
-        MelRunner(random_flow(), EXACT).render([tokens(3)], [voice()], [noise()], steps)
+        rendered(n=3, steps=steps)
 
 
 @torch.inference_mode()
-def test_the_captured_solve_never_asks_the_host():
+def test_the_captured_flow_never_asks_the_host():
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Watch(TorchDispatchMode):
@@ -172,21 +280,23 @@ def test_the_captured_solve_never_asks_the_host():
             assert not any(bad in str(func) for bad in ("_local_scalar_dense", "nonzero", "item")), str(func)
             return func(*args, **(kwargs or {}))
 
-    runner = MelRunner(random_flow(), EXACT)
-    row = runner._row(tokens(20), voice(), noise())
-    runner._solve([row], 3)  # tables
-    inputs = batch_of_one(row)
+    runs, _ = recorded()
     with Watch():
-        runner._forward(*inputs, full=False, steps=3)
+        for run in runs:
+            run()
 
 
-def batch_of_one(row):
-    prompt = torch.nn.functional.pad(row["prompt"], (0, 0, 0, len(row["noise"]) - len(row["prompt"])))
-    return [row["ids"][None], prompt[None], row["noise"][None], row["xvector"], torch.tensor([len(row["ids"])])]
+def recorded():
+    """What is captured for one shape, tables made, and all that it may read."""
+    runner = replaying(random_flow(), cfg_off_last=1)
+    runner.graphs.capture(key := (2, 90))
+    held = runner.graphs._held[key]
+    runs = [runner.graphs._encode_of(held), *(runner.graphs._step_of(held, off) for off in (False, True))]
+    return runs, [vars(held), list(runner.flow.parameters()), runner]
 
 
 @torch.inference_mode()
-def test_a_captured_solve_reads_only_what_the_runner_holds():
+def test_the_captured_flow_reads_only_what_the_runner_holds():
     """A graph replays addresses: a table that somebody else may drop would be read after it was freed."""
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
@@ -203,13 +313,11 @@ def test_a_captured_solve_reads_only_what_the_runner_holds():
             alive.append(out)  # or a later tensor could stand where this one stood
             return out
 
-    runner = MelRunner(random_flow(), EXACT)
-    inputs = batch_of_one(runner._row(tokens(20), voice(), noise()))
-    runner._forward(*inputs, full=False, steps=3)  # as a warm-up before the capture
-    held = places([inputs, list(runner.flow.parameters()), runner.schedule(3)])
-    alive = []
+    runs, kept = recorded()
+    held, alive = places(kept), []
     with Watch():
-        runner._forward(*inputs, full=False, steps=3)
+        for run in runs:
+            run()
 
 
 @pytest.mark.slow
@@ -220,20 +328,19 @@ def test_a_long_utterance_stays_in_memory():
 
     flow = Flow(dataclasses.replace(config, layers=1, up_layers=1, mid_blocks=1, block_layers=1))
     flow.eval().requires_grad_(False)
-    (mel,) = MelRunner(flow, EXACT).render([tokens(4096)], [voice()], [noise()], 1)
-    assert mel.shape == (80, 8192)
+    assert rendered(n=4096, steps=1, flow=flow).shape == (80, 8192)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 def test_graph_is_eager(family):
     flow, gpu = random_flow(family).cuda(), torch.device("cuda")
-    sizes = (30, 7, 33, 30)
+    lengths = (30, 7, 33, 30)
     results = []
     for options in (EXACT, EXACT.replace(compile="cudagraph", mel_bucket=50)):
         runner = MelRunner(flow, options)
         runner.warmup(4)
-        noises = [RequestNoise(gpu, i) for i in range(4)]
-        results.append(runner.render([tokens(n, n) for n in sizes], [voice(25, n) for n in sizes], noises))
+        rows = [(tokens(n, n), voice(25, n), RequestNoise(gpu, i)) for i, n in enumerate(lengths)]
+        results.append(render(runner, rows) + render(runner, rows, 3))
     for eager, graph in zip(*results):
         assert (eager - graph).abs().max() < 1e-3 * eager.abs().max()

@@ -1,5 +1,7 @@
 """One request's randomness against torch's own draws, in upstream's order."""
 
+import gc
+
 import pytest
 import torch
 
@@ -23,7 +25,9 @@ def test_an_exponential_race_is_torchs_multinomial(probs):
         assert (probs / noise.exponential(torch.empty(V))).argmax().item() == wanted
         assert torch.equal(noise.normal((2,)), _normals_after(seed)), "as many numbers as multinomial takes"
         torch.manual_seed(seed)
-        RequestNoise(CPU, None).exponential(torch.empty(V))
+        borrowed = RequestNoise(CPU, None)
+        borrowed.exponential(torch.empty(V))
+        borrowed.give_back()
         assert torch.equal(torch.rand(2), after)
 
 
@@ -47,7 +51,9 @@ def test_a_seed_is_manual_seed():
         return [noise.exponential(torch.empty(V)), noise.normal((1, 80, 6)), noise.phases(9), noise.normal((1, 9, 4))]
 
     torch.manual_seed(11)
-    through_global = draws(RequestNoise(CPU, None))
+    borrowed = RequestNoise(CPU, None)
+    through_global = draws(borrowed)
+    borrowed.give_back()
     torch.manual_seed(99)  # what the global generator does is no concern of a seeded request
     for mine, wanted in zip(draws(RequestNoise(CPU, 11)), through_global):
         assert torch.equal(mine, wanted)
@@ -74,3 +80,92 @@ def test_draws_can_be_undone(seed):
     first = noise.normal((4,))
     noise.restore(state)
     assert torch.equal(noise.normal((4,)), first)
+    noise.give_back()
+
+
+# ---- the global generators -----------------------------------------------------------------------
+
+
+def seven_then(n: int) -> torch.Tensor:
+    """What torch draws behind `n` normal numbers from seed 7."""
+    torch.manual_seed(7)
+    torch.randn(n)
+    return torch.rand(3)
+
+
+def test_what_is_borrowed_is_given_back_where_the_request_has_come():
+    wanted = seven_then(16)
+    torch.manual_seed(7)
+    noise = RequestNoise(CPU, None)
+    got = noise.normal((16,))
+    before = torch.random.get_rng_state()
+    noise.give_back()
+    assert not torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(torch.rand(3), wanted)
+    torch.manual_seed(7)
+    assert torch.equal(got, torch.randn(16))
+    state = torch.random.get_rng_state()
+    noise.give_back()
+    assert torch.equal(torch.random.get_rng_state(), state), "once is enough"
+
+
+def test_of_two_borrowers_the_second_has_a_seed_of_its_own():
+    """Neither draws the other's numbers, and each gives back what is its own to give."""
+    torch.manual_seed(7)
+    first = RequestNoise(CPU, None)
+    a = first.normal((16,))
+    second = RequestNoise(CPU, None)  # its seed is drawn from the global generator, as any program's own draw is
+    b = second.normal((16,))
+    assert not set(a.tolist()) & set(b.tolist())
+    torch.manual_seed(7)
+    seed = int(torch.randint(2**62, ()).item())
+    assert torch.equal(b, RequestNoise(CPU, seed).normal((16,)))
+    moved = torch.random.get_rng_state()
+    second.give_back()
+    assert torch.equal(torch.random.get_rng_state(), moved)
+    assert not RequestNoise(CPU, None)._lent, "the first one still has them"
+    first.give_back()
+    third = RequestNoise(CPU, None)
+    assert third._lent
+    third.give_back()
+
+
+def test_a_program_that_draws_meanwhile_is_left_alone():
+    torch.manual_seed(7)
+    noise = RequestNoise(CPU, None)
+    noise.normal((16,))
+    torch.manual_seed(99)
+    state = torch.random.get_rng_state()
+    noise.give_back()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    again = RequestNoise(CPU, None)
+    assert again._lent, "the loan is over even so"
+    again.give_back()
+
+
+def test_a_borrower_that_is_dropped_frees_the_loan():
+    torch.manual_seed(7)
+    state = torch.random.get_rng_state()
+    noise = RequestNoise(CPU, None)
+    noise.normal((16,))
+    del noise
+    gc.collect()
+    assert torch.equal(torch.random.get_rng_state(), state), "what nobody gave back was never drawn"
+    after = RequestNoise(CPU, None)
+    assert after._lent
+    after.give_back()
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+def test_a_fork_follows_from_where_it_is_made_and_moves_nothing(seed):
+    torch.manual_seed(7)
+    noise = RequestNoise(CPU, seed)
+    noise.normal((3,))
+    state, fork = noise.state(), noise.fork()
+    drawn = fork.normal((16,))
+    assert torch.equal(noise.state(), state)
+    assert torch.equal(noise.fork().normal((16,)), drawn)
+    assert not set(noise.normal((16,)).tolist()) & set(drawn.tolist())
+    assert not torch.equal(noise.fork().normal((16,)), drawn)
+    assert not fork._lent
+    noise.give_back()

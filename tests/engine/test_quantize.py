@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from t3_pairs import random_t3, text, voice
+from token_runs import draw, engine_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,8 +26,8 @@ from chatterbox_opt.engine.quantize import (
     prepare_linears,
     unpacked_product,
 )
-from chatterbox_opt.engine.tokens import TokenRequest, TokenRunner
-from chatterbox_opt.options import EngineOptions, SamplingOptions
+from chatterbox_opt.engine.request import Utterance
+from chatterbox_opt.options import SamplingOptions
 
 X86 = pytest.mark.skipif(not packs_float16(torch.device("cpu")), reason="torch packs float16 on x86 only")
 HALF = pytest.param(HalfLinear, 1e-3, marks=X86)
@@ -194,9 +195,8 @@ def test_whole_model(family, quantize):
     def requests():
         sampling = SamplingOptions(max_new_tokens=12, cfg_weight=0.0 if config.is_gpt else 0.5)
         noises = (RequestNoise(torch.device("cpu"), i) for i in range(3))
-        return [TokenRequest(text(config, 9 + i), voice(config, i), sampling, noise) for i, noise in enumerate(noises)]
+        return [Utterance(text(config, 9 + i), voice(config, i), sampling, noise=n) for i, n in enumerate(noises)]
 
-    runner = TokenRunner(t3, EngineOptions.exact())
-    together = runner.generate(requests())
-    for a, request in zip(together, requests()):
-        assert torch.equal(a.tokens, runner.generate([request])[0].tokens)
+    engine = engine_of(t3)
+    together = [r.tokens for r in draw(engine, requests())]
+    assert together == [draw(engine, [request])[0].tokens for request in requests()]

@@ -6,12 +6,14 @@ import logging
 import pytest
 import torch
 from t3_pairs import random_t3, text, voice
+from token_runs import draw, engine_of
 
 from chatterbox_opt.engine.cache import Decode
 from chatterbox_opt.engine.kernels import attention, linear, sampling, trial
 from chatterbox_opt.engine.kernels.step import StepKernels
 from chatterbox_opt.engine.noise import RequestNoise
-from chatterbox_opt.engine.tokens import TokenRequest, TokenRunner
+from chatterbox_opt.engine.request import Utterance
+from chatterbox_opt.engine.tokens import TokenRunner
 from chatterbox_opt.models import layers
 from chatterbox_opt.options import KERNELS, EngineOptions, SamplingOptions
 
@@ -111,17 +113,23 @@ def test_options():
 def request(config, n=12, seed=0, **sampling_options):
     defaults = dict(cfg_weight=0.0) if config.is_gpt else {}
     options = SamplingOptions(**{"max_new_tokens": 8, **defaults, **sampling_options})
-    return TokenRequest(text(config, n, seed), voice(config, seed), options, RequestNoise(CPU, seed))
+    return Utterance(text(config, n, seed), voice(config, seed), options, noise=RequestNoise(CPU, seed))
 
 
-def runner(t3, wanted=KERNELS, judge=lambda *args, **named: True) -> TokenRunner:
-    made = TokenRunner(copy.deepcopy(t3), EXACT)
-    made.kernels = StepKernels(made.t3, wanted, judge=judge)
-    return made
+def with_kernels(t3, wanted=KERNELS, judge=lambda *args, **named: True, options=EXACT):
+    """An engine whose rows lie in one cache, as on a GPU, with these kernels in its step."""
+    engine = engine_of(copy.deepcopy(t3), options)
+    engine.tokens.step.kernels = StepKernels(engine.tokens.t3, wanted, judge=judge)
+    return engine
 
 
 @pytest.fixture
-def counted(monkeypatch):
+def shared(monkeypatch):
+    monkeypatch.setattr(TokenRunner, "shared", True)
+
+
+@pytest.fixture
+def counted(monkeypatch, shared):
     """How often each kernel was called, in the interpreter."""
     pytest.importorskip("triton")
     from kernel_runs import interpret
@@ -146,10 +154,10 @@ def counted(monkeypatch):
 def test_tokens_are_the_plain_steps_tokens(family, counted):
     t3 = random_t3(family)
     for settings in (dict(temperature=0.0), dict(seed=3)):
-        plain = TokenRunner(t3, EXACT).generate([request(t3.config, **settings)])
-        made = runner(t3)
-        assert torch.equal(made.generate([request(t3.config, **settings)])[0].tokens, plain[0].tokens)
-        assert len(plain[0].tokens) == 8
+        (plain,) = draw(engine_of(t3), [request(t3.config, **settings)])
+        (got,) = draw(with_kernels(t3), [request(t3.config, **settings)])
+        assert got.tokens == plain.tokens
+        assert len(plain.tokens) == 8
     steps = 2 * 8 * t3.config.layers
     # a decode step has two products of each kind a layer; the first token comes from the prompt
     assert counted["attention"] >= steps - 2 * t3.config.layers
@@ -162,18 +170,17 @@ def test_tokens_are_the_plain_steps_tokens(family, counted):
 def test_step_of_rows_at_different_positions(family, counted):
     """Logits to a tight tolerance, each row where it stands."""
     t3 = random_t3(family)
-    made, requests = runner(t3), [request(t3.config, 5, 1), request(t3.config, 20, 2)]
-    made._reserve(requests)
-    made._admit(list(enumerate(requests)))
-    rows, live = made.lanes.rows, max(lane.position for lane in made.lanes.active) + 1
+    made = with_kernels(t3).tokens
+    made.prefill([request(t3.config, 5, 1), request(t3.config, 20, 2)])
+    rows, live = made.slots.rows, max(slot.position for slot in made.live) + 1
     made.cache.clear(live)
-    at = made.lanes.position[:rows]
+    at = made.slots.position[:rows]
     assert len(set(at.tolist())) == 2
     x = torch.randn(rows, 1, t3.config.dim)
     mask = (torch.arange(live) <= at[:, None])[:, None, None]
     wanted = t3(x, at[:, None], Decode(copy.deepcopy(made.cache), at, live, mask))
     assert not counted["norm_linear"]
-    kernel = made.kernels.attention(rows)
+    kernel = made.step.kernels.attention(rows)
     got = made.t3(x, at[:, None], Decode(made.cache, at, live, kernel=kernel))
     assert counted["norm_linear"] == 2 * t3.config.layers
     assert trial.difference(t3.logits(got), t3.logits(wanted)) < 1e-5
@@ -187,13 +194,13 @@ def test_only_what_passed_and_what_is_wanted_runs(counted):
         tried.append((name, shape))
         return name == "attention"
 
-    made = runner(t3, ("norm_linear", "attention"), judge)
-    made.generate([request(t3.config, max_new_tokens=2)])
+    made = with_kernels(t3, ("norm_linear", "attention"), judge)
+    draw(made, [request(t3.config, max_new_tokens=2)])
     assert {name for name, _ in tried} == {"norm_linear", "attention"}
     assert len(tried) == len(set(tried)), "once a shape"
     assert counted["attention"]
     assert not counted["norm_linear"] + counted["linear_add"] + counted["sampling"]
-    again = TokenRunner(made.t3, EXACT)
+    again = TokenRunner(made.tokens.t3, EXACT)
     assert again.t3.tfmr.layers[0].norm_linear is layers.norm_linear, "what another runner left there goes"
 
 
@@ -201,23 +208,22 @@ def test_every_kernel_passes_its_own_trial(counted):
     """The trials as they are, only without a device to time them on."""
     for family in ("tts", "turbo"):
         t3 = random_t3(family)
-        made = runner(t3, judge=lambda *args, **named: trial.accepts(*args, **named, timer=lambda run, device: 0.0))
-        made.kernels.fit(2)
-        names = {key[0] for key in made.kernels.good}
+        judge = lambda *args, **named: trial.accepts(*args, **named, timer=lambda run, device: 0.0)  # noqa: E731
+        kernels = with_kernels(t3, judge=judge).tokens.step.kernels
+        kernels.fit(2)
+        names = {key[0] for key in kernels.good}
         assert names == set(KERNELS[:4]) - ({"sampling"} if family == "turbo" else set())
 
 
 def test_filters_that_sort_are_left_to_the_twin(counted):
     t3 = random_t3("tts")
-    runner(t3).generate([request(t3.config, top_p=0.9, max_new_tokens=2)])
+    draw(with_kernels(t3), [request(t3.config, top_p=0.9, max_new_tokens=2)])
     assert counted["attention"]
     assert not counted["sampling"]
 
 
 def test_quantised_linears_are_left_to_their_twin(counted):
     t3 = random_t3("tts")
-    made = TokenRunner(copy.deepcopy(t3), EXACT.replace(few_rows=True))
-    made.kernels = StepKernels(made.t3, KERNELS, judge=lambda *args, **named: True)
-    made.generate([request(t3.config, max_new_tokens=2)])
+    draw(with_kernels(t3, options=EXACT.replace(few_rows=True)), [request(t3.config, max_new_tokens=2)])
     assert counted["attention"]
     assert not counted["norm_linear"] + counted["linear_add"]

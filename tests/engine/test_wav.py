@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 from hift_pairs import error, our_hift, some_mel, upstream_hift
 from replay import Replay, crossings, no_gpu
 
+from chatterbox_opt.engine.graphs import Captured, bucket
 from chatterbox_opt.engine.kernels import toom
 from chatterbox_opt.engine.noise import RequestNoise
 from chatterbox_opt.engine.wav import ROWS, SIZES, WavRunner, fade_in, windows
@@ -41,7 +43,9 @@ def test_same_as_upstream_to_the_fade_and_the_generator(net, frames):
     wanted = torch.cat([wanted[:, :n] * fade[:n], wanted[:, n:]], 1)
     after = torch.rand(4)
     torch.manual_seed(11)
-    (got,) = runner(net).render([mel], [RequestNoise(CPU, None)])
+    borrowed = RequestNoise(CPU, None)
+    (got,) = runner(net).render([mel], [borrowed])
+    borrowed.give_back()
     assert error(got, wanted[0]) < 1e-4 if frames > 1 else got.abs().max() == 0  # 20 ms are all silence
     assert torch.equal(torch.rand(4), after), "the next draw must be upstream's next draw"
     (again,) = runner(net).render([mel], seeds(11))
@@ -69,15 +73,55 @@ def test_a_captured_window_takes_nothing_from_the_host(net):
         assert crossings(lambda: fake.decode(mel, spectrum) * torch.zeros(9 * 480, device="cpu").to("cuda"))
 
 
-def test_a_batch_of_windows_is_no_larger_than_what_is_captured(net):
+def test_a_batch_of_windows_is_no_larger_than_what_memory_allows(net):
     made = runner(net, wav_chunk=2000)
-    made.captured, made._inputs = Replay(), {(2, 512): None, (1, 512): None, (4, 256): None}
-    for size, most in ((512, 2), (256, 4), (128, 8)):
-        batches = list(made._batches(size, [None] * 9))
-        made.device = torch.device("cuda")
-        assert max(len(b) for b in made._batches(size, [None] * 9)) == most
-        made.device = CPU
-        assert all(len(b) == 1 for b in batches)
+    for captured, device, many in ((False, "cpu", False), (True, "cpu", True), (False, "cuda", True)):
+        made.device = torch.device(device)
+        made.captured = Replay() if captured else Captured(None, CPU)
+        for size, most in ((512, 2), (256, 4), (128, 8), (64, 8), (1500, 1), (2500, 1)):
+            counts = [len(batch) for batch in made._batches(size, [None] * 9)]
+            assert max(counts) == (most if many else 1)
+            assert sum(counts) == 9
+            assert all(n == 1 or made._fits(bucket(n), size) for n in counts)
+
+
+def test_windows_are_captured_at_their_first_use_or_ahead_of_it(net):
+    """Either way the same few, and each once."""
+    mels = [some_mel(t, seed=t) for t in (64, 203, 600)]
+    lazy, ready = runner(net, wav_chunk=2000), runner(net, wav_chunk=2000)
+    for made in (lazy, ready):
+        made.captured = Replay()
+    ready.warmup(4)
+    known = set(ready.captured.keys)
+    assert known == {(rows, size) for rows in ROWS for size in SIZES if rows * size <= 2000}
+    for a, b in zip(lazy.render(mels, seeds(0, 1, 2)), ready.render(mels, seeds(0, 1, 2))):
+        assert torch.equal(a, b)
+    assert set(ready.captured.keys) == known
+    once = list(lazy.captured.keys)
+    assert once
+    assert set(once) < known
+    lazy.render(mels, seeds(0, 1, 2))
+    assert lazy.captured.keys == once
+
+
+def test_two_threads_may_decode_at_once(net):
+    """Captured runs share their memory: one comes after the other."""
+    made, mels = runner(net), [some_mel(t, seed=t) for t in (128, 128, 256, 256)]
+    made.captured = Replay()
+    wanted = [made.render([mel], seeds(i))[0] for i, mel in enumerate(mels)]
+    got: list = [None] * 4
+
+    def work(i: int) -> None:
+        (got[i],) = made.render([mels[i]], seeds(i))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted))
+    other = WavRunner(made.hift, made.options)
+    assert other.lock is made.lock, "runners of one network share its workspace"
 
 
 @pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9 has one kind of switch")
@@ -97,12 +141,14 @@ assert torch.backends.cuda.matmul.{name} == {value}
 
 
 @pytest.mark.parametrize("captured", [False, True])
-def test_a_row_of_a_batch_is_itself_alone(net, captured):
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_row_of_a_batch_is_itself_alone(net, captured, warm):
     lengths = [2, 30, 64, 100, 203, 100]
     mels = [some_mel(t, seed=t) for t in lengths]
     batch = runner(net)
     if captured:
         batch.captured = Replay()
+    if warm:
         batch.warmup(4)
     got = batch.render(mels, seeds(*range(6)))
     for i, mel in enumerate(mels):

@@ -1,8 +1,10 @@
 """The flow against upstream's on the same weights and noise, float32."""
 
+import dataclasses
+
 import pytest
 import torch
-from flow_pairs import pair, tokens, voice
+from flow_pairs import pair, random_flow, tokens, voice
 
 from chatterbox_opt.models import estimator
 from chatterbox_opt.models.conformer import position_waves
@@ -60,8 +62,28 @@ def test_whole_flow(family, steps):
     prompt = torch.nn.functional.pad(v["prompt_feat"], (0, 0, 0, 80))
     span = time_span(steps, config.meanflow)
     times = ours.decoder.estimator.time_table(span)
-    got = ours.solve(noise.mT, mu, ours.speaker(v["embedding"]), prompt, span, times)
-    close(got.mT[:, :, 50:], wanted)
+    conditions, x = ours.conditions(mu, ours.speaker(v["embedding"]), prompt), noise.mT
+    for time, dt in zip(times, span.diff()):
+        x = ours.euler(x, time, dt, conditions)
+    close(x.mT[:, :, 50:], wanted)
+
+
+@torch.inference_mode()
+def test_a_step_without_guidance_asks_once():
+    """It is the guided one at rate 0, and half of its work."""
+    flow, v = random_flow("tts"), voice()
+    mu, prompt = flow.encode(v["prompt_token"]), v["prompt_feat"]
+    conditions, x = flow.conditions(mu, flow.speaker(v["embedding"]), prompt), torch.randn(1, 50, 80)
+    span = time_span(4, False)
+    time, dt, rows = flow.decoder.estimator.time_table(span)[1], span[2] - span[1], []
+    hook = flow.decoder.estimator.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[2][0])))
+    usual, plain = (flow.euler(x, time, dt, conditions, unguided=off) for off in (False, True))
+    flow.config = dataclasses.replace(flow.config, cfg_rate=1e-9)
+    weak = flow.euler(x, time, dt, conditions)
+    hook.remove()
+    assert rows == [2, 1, 2]
+    close(plain, weak, 1e-5)
+    assert (usual - plain).abs().max() > 1e-3
 
 
 def test_schedules():

@@ -108,6 +108,31 @@ def test_a_cache_with_holes_is_completed(tmp_path, fake_hub):
     assert {p.name for p in folder.iterdir()} == set(TTS)
 
 
+def test_the_two_step_decoder_is_one_file_of_turbos(tmp_path, fake_hub):
+    file = hub.download_decoder(cache_dir=tmp_path)
+    assert {p.name for p in file.parent.iterdir()} == {"s3gen_meanflow.safetensors"} == {file.name}
+    assert [c[:2] for c in fake_hub] == [("list", REPOS["turbo"]), ("get", REPOS["turbo"])]
+    assert hub.download_decoder(cache_dir=tmp_path) == file
+    assert len(fake_hub) == 2, "the second time nobody is asked"
+
+
+def test_a_cached_turbo_has_the_decoder(tmp_path, no_network):
+    folder = fill(tmp_path, REPOS["turbo"], REPO_FILES[REPOS["turbo"]])
+    assert hub.download_decoder(cache_dir=tmp_path) == folder / "s3gen_meanflow.safetensors"
+
+
+def test_a_decoder_out_of_reach(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: 1 / 0)
+    with pytest.raises(hub.HubUnreachable, match=REPOS["turbo"]):
+        hub.download_decoder(cache_dir=tmp_path)
+
+
+def test_a_decoder_alone_is_not_taken_for_turbo(tmp_path, fake_hub):
+    hub.download_decoder(cache_dir=tmp_path)
+    got = {p.name for p in hub.download("turbo", cache_dir=tmp_path).iterdir()}
+    assert WANTED["turbo"] <= got
+
+
 def test_nobody_answers(tmp_path, monkeypatch):
     def unreachable(*_, **__):
         raise OSError("[Errno -2] Name or service not known")

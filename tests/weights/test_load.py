@@ -96,11 +96,10 @@ def test_fine_tunes(folder, tmp_path, absolute):
 
 def test_turbos_decoder_under_english(folders):
     from chatterbox_opt import OptimizedChatterboxTTS, OptimizedChatterboxTurboTTS
-    from chatterbox_opt.engine.noise import RequestNoise
 
     file = folders["turbo"] / "s3gen_meanflow.safetensors"
     usual, mixed = (
-        OptimizedChatterboxTTS.from_local(folders["tts"], "cpu", s3gen_file=f, enable_watermark=False)
+        OptimizedChatterboxTTS.from_local(folders["tts"], "cpu", decoder=f, enable_watermark=False)
         for f in (None, file)
     )
     turbo = OptimizedChatterboxTurboTTS.from_local(folders["turbo"], "cpu", enable_watermark=False)
@@ -108,7 +107,7 @@ def test_turbos_decoder_under_english(folders):
     assert not usual.s3gen.flow.config.meanflow
     tokens = mixed.generate_tokens("Hello there.", seed=1, max_new_tokens=12)
     assert torch.equal(tokens, usual.generate_tokens("Hello there.", seed=1, max_new_tokens=12))
-    a, b, c = (m.pipeline.render([tokens], [usual.conds], [RequestNoise(CPU, 3)])[0] for m in (mixed, turbo, usual))
+    a, b, c = (m.pipeline.render([tokens], usual.conds, 3) for m in (mixed, turbo, usual))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
 

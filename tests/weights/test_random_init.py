@@ -89,6 +89,17 @@ def test_the_same_seed_writes_the_same_files(folders, tmp_path):
     assert not filecmp.cmp(other / "t3_cfg.safetensors", again / "t3_cfg.safetensors", shallow=False)
 
 
+@pytest.mark.parametrize("family", ["tts", "mtl"])
+def test_the_two_step_decoder_beside_its_own(folders, tmp_path, family):
+    """Turbo's file to the byte, and nothing else changes."""
+    name = "s3gen_meanflow.safetensors"
+    both = write_checkpoint(tmp_path / "both", family, decoder="meanflow")
+    assert {p.name for p in both.iterdir()} == {name, *(p.name for p in folders[family].iterdir())}
+    assert filecmp.cmp(both / name, folders["turbo"] / name, shallow=False)
+    with pytest.raises(ValueError, match=r"decoder='quick'.*standard, meanflow"):
+        write_checkpoint(tmp_path / "other", family, decoder="quick")
+
+
 @pytest.mark.parametrize("family", ["tts", "mtl", "turbo"])
 def test_tokenizers_have_the_size_of_the_model(folders, family, caplog):
     config = read_config(folders[family], family)

@@ -70,8 +70,10 @@ class Speaker:
             noise = torch.randn(mu.shape, generator=torch.Generator().manual_seed(0))
             span = time_span(self.steps, False)
             times = net.decoder.estimator.time_table(span)
-            mel = net.solve(noise, mu, net.speaker(self.gen["embedding"]), known, span, times)
-        return mel[0, given.shape[1] :].t()
+            conditions, x = net.conditions(mu, net.speaker(self.gen["embedding"]), known), noise
+            for time, dt in zip(times, span.diff()):
+                x = net.euler(x, time, dt, conditions)
+        return x[0, given.shape[1] :].t()
 
     def wav(self, mel: Tensor) -> Tensor:
         net = self.model.s3gen.mel2wav

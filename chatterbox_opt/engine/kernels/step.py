@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...models import layers
 from ...models.t3 import T3
-from ..cache import Decode, StaticKVCache
+from ..cache import Decode, StaticKVCache, empty_kv
 from ..graphs import bucket
 from ..sampling import Filters, RowParams, guide, next_token
 from . import attention, linear, sampling, trial
@@ -116,11 +116,11 @@ class StepKernels:
         qkv = self._random(size, 1, 3 * config.dim)
 
         def side(kernel: Callable | None) -> trial.Run:
-            cache = StaticKVCache.allocate(config, size, LIVE, self.device, self.dtype)
-            cache.kv.copy_(self._random(*cache.kv.shape))
-            kv = Decode(cache, positions, LIVE, mask, self.flash, kernel)
+            kv = empty_kv(config, size, LIVE, self.device, self.dtype)
+            cache = StaticKVCache(kv.copy_(self._random(*kv.shape)))
+            step = Decode(cache, positions, LIVE, mask, self.flash, kernel)
             given = (qkv,) if gpt else (qkv, rope)
-            return lambda i: (self._attn[i % len(self._attn)](*given, 0, kv), cache.kv)
+            return lambda i: (self._attn[i % len(self._attn)](*given, 0, step), cache.kv)
 
         shape = f"{config.heads} heads of {config.head_dim}, {'no ' * gpt}rope, {size} rows of {LIVE} positions"
         self._judge(("attention", size), shape, side(attention.decode), side(None), trial.TOLERANCE[self.dtype])

@@ -8,6 +8,7 @@ transforms stand matrix products over contiguous rows, and everything is written
 from __future__ import annotations
 
 import math
+import threading
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,9 @@ def worthwhile(conv: nn.Conv2d) -> bool:
     return same and min(conv.in_channels, conv.out_channels) >= FEWEST[0] and conv.kernel_size[1] >= FEWEST[1]
 
 
-class Workspace:
-    """Memory written anew by each call and never given back: fresh pages cost more than what is done in them."""
+class Workspace(threading.local):
+    """Memory written anew by each call and never given back: fresh pages cost more than what is done in them. Each
+    thread has its own."""
 
     def __init__(self) -> None:
         self._parts: dict[str, Tensor] = {}

@@ -1,0 +1,81 @@
+"""Names for bundles of EngineOptions and a decoder. The table below is the one place that says what they change."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .options import EngineOptions
+
+logger = logging.getLogger(__name__)
+
+
+def differing(options: EngineOptions) -> dict[str, Any]:
+    """The fields that are not the defaults."""
+    usual = vars(EngineOptions())
+    return {name: value for name, value in vars(options).items() if value != usual[name]}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Fields of EngineOptions by where they hold."""
+
+    always: Mapping[str, Any] = field(default_factory=dict)
+    on_cpu: Mapping[str, Any] = field(default_factory=dict)
+    guided: Mapping[str, Any] = field(default_factory=dict)  # where the decoder in use is not the two-step one
+    decoder: str | None = None  # "meanflow" where its file is | "standard" | None: nothing is said about it
+    approximate: bool = False
+
+    def changes(self, device_type: str, meanflow: bool) -> dict[str, Any]:
+        on_cpu = self.on_cpu if device_type == "cpu" else {}
+        return {**self.always, **on_cpu, **({} if meanflow else self.guided)}
+
+
+SIZES = ("slots", "cache_len")  # what is held, not what is computed
+EXACT = {name: value for name, value in vars(EngineOptions.exact()).items() if name not in SIZES}
+PRESETS = {
+    "exact": Preset(always=EXACT, decoder="standard"),
+    "balanced": Preset(),
+    "fast": Preset(
+        on_cpu=dict(quantize="int8"),
+        guided=dict(flow_steps=6, cfm_schedule="sway", prompt_seconds=5.0),
+        decoder="meanflow",
+        approximate=True,
+    ),
+}
+
+
+def find(name: str) -> Preset:
+    if not isinstance(name, str) or name not in PRESETS:
+        raise ValueError(f"preset={name!r}: choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def wants_meanflow(preset: str | None) -> bool:
+    return preset is not None and find(preset).decoder == "meanflow"
+
+
+def choose_decoder(preset: str | None, decoder: str | Path | None, there: bool) -> str | Path | None:
+    """What was asked for, or else what the preset takes where the two-step decoder's file is `there`."""
+    if decoder is None:
+        return "meanflow" if there and wants_meanflow(preset) else None
+    if preset is not None and find(preset).decoder == "standard" and decoder != "standard":
+        logger.warning("preset=%r is of the checkpoint's own decoder; decoder=%r goes before it", preset, str(decoder))
+    return decoder
+
+
+def bundle(preset: str, device_type: str, meanflow: bool, explicit: Mapping[str, Any]) -> EngineOptions:
+    """The preset's options, and what was asked for beside it in front of them."""
+    return EngineOptions().replace(**{**find(preset).changes(device_type, meanflow), **explicit})
+
+
+def tell_overridden(preset: str | None, device_type: str, meanflow: bool, options: EngineOptions) -> None:
+    """A warning about what the preset says and `options`, before they are resolved, do not."""
+    if preset is None:
+        return
+    said = find(preset).changes(device_type, meanflow)
+    if over := [f"{k}={getattr(options, k)!r} and not {v!r}" for k, v in said.items() if getattr(options, k) != v]:
+        logger.warning("preset=%r: what was asked for beside it goes before it: %s", preset, ", ".join(over))

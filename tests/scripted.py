@@ -1,0 +1,93 @@
+"""An engine whose tokens are written down and whose samples are tokens: when things are done, without any network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+import torch
+
+from chatterbox_opt.audio.joins import ChunkJoiner
+from chatterbox_opt.config import tiny
+from chatterbox_opt.engine.chunks import LOOKAHEAD, chunk_sizes
+from chatterbox_opt.engine.engine import Engine
+from chatterbox_opt.engine.noise import RequestNoise
+from chatterbox_opt.engine.request import Call, Utterance
+from chatterbox_opt.options import EngineOptions
+from chatterbox_opt.streaming import ChunkQueue, SpeechStream
+
+CPU = torch.device("cpu")
+
+
+class Recorder:
+    """In the place of an utterance's Sound: every token is a sample, and nothing has to be solved for it."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+        self.calls: list[tuple[int, bool]] = []
+        self.last = False
+
+    def begin(self, tokens: torch.Tensor, last: bool) -> None:
+        certain = tokens if last else tokens[:-LOOKAHEAD]
+        self.new, self.last = certain[len(self.told) :], last
+
+    def window(self, mel: None) -> None:
+        return None
+
+    def accept(self, wave: None) -> torch.Tensor:
+        self.told += self.new.tolist()
+        self.calls.append((len(self.new), self.last))
+        return self.new.float()
+
+
+class Scripted:
+    """In the place of a TokenRunner: `pace()` tokens of every script come at once, `work` is called ahead."""
+
+    def __init__(self, pace: Callable[[], int], work: Callable[[], None]) -> None:
+        self.pace, self.work = pace, work
+        self.config = tiny("tts").t3
+        self.live: list[SimpleNamespace] = []
+        self.free, self.slots = 16, None
+
+    def reserve(self, slots: int, length: int) -> None: ...
+
+    def fits(self, utterance: Utterance) -> bool:
+        return True
+
+    def prefill(self, new: Sequence[Utterance]) -> None:
+        self.live += [SimpleNamespace(utterance=u, rows=[0, 1]) for u in new]
+
+    def decode(self) -> None:
+        self.work()
+        for u in (slot.utterance for slot in self.live):
+            at, count = len(u.tokens), self.pace()
+            u.tokens += u.script[at : at + count]
+            if at + count > len(u.script):
+                u.stopped = "eos"
+
+    def release(self, gone: Sequence[SimpleNamespace]) -> None:
+        self.live = [slot for slot in self.live if slot not in gone]
+
+
+def scripted_engine(pace: Callable[[], int] = lambda: 1, work: Callable[[], None] = lambda: None) -> Engine:
+    no_wav = SimpleNamespace(decode=lambda mels, spectra: [])
+    return Engine(Scripted(pace, work), None, no_wav, EngineOptions.exact(), CPU)
+
+
+def saying(script: Sequence[int]) -> Utterance:
+    cond = SimpleNamespace(cond_prompt_speech_tokens=torch.zeros(1, 4))
+    u = Utterance(torch.zeros(5, dtype=torch.long), cond, voice={}, noise=RequestNoise(CPU, 0))
+    u.script, u.sound = script, Recorder()
+    return u
+
+
+def stream_of(engine: Engine, *scripts: Sequence[int], cancel=None, prepare=lambda: None) -> SpeechStream:
+    utterances = [saying(script) for script in scripts]
+    queue = ChunkQueue(ChunkJoiner(len(utterances)), cancel, lambda: ValueError("no sound"))
+    how = dict(chunks=chunk_sizes(25, 0), cancel=queue, paused=queue.paused, ended=queue.tell)
+    return SpeechStream(engine, queue, Call(utterances, queue, **how), prepare)
+
+
+def slowly() -> None:
+    time.sleep(0.001)
