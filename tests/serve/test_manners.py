@@ -176,8 +176,9 @@ def test_pages_of_other_sites(tmp_path, allowed):
         asked = {"origin": "http://chat.example", "access-control-request-method": "POST"}
         preflight = httpx.options(f"{one.url}/v1/audio/speech", headers=asked)
         assert ("access-control-allow-origin" in preflight.headers) == bool(allowed)
-        other = httpx.get(f"{one.url}/v1/models", headers={"origin": "http://evil.example"})
-        assert other.status_code == (200 if allowed == ("*",) else 403)
+        for strange in ("http://evil.example", "null", "http://[", f"http://evil.example#{one.url}", "://"):
+            other = httpx.get(f"{one.url}/v1/models", headers={"origin": strange})
+            assert other.status_code == (200 if allowed == ("*",) else 403)
 
 
 def test_while_the_model_is_loaded(tmp_path):
