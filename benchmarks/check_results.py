@@ -23,7 +23,7 @@ from typing import Any
 import tables
 from workload import ROOT
 
-DOCUMENTS = ("README.md", "OPTIMIZATION.md", "docs/serving.md")
+DOCUMENTS = ("README.md", "OPTIMIZATION.md")
 MARKED = re.compile(r"(<!-- results:([a-z]+)((?: [a-z0-9]+)*) -->\n).*?(<!-- /results -->)", re.S)
 NEEDED = ("benchmark", "label", "command", "environment", "settings", "rows")
 PRIVATE = re.compile(r"(?<![\w.])/(home|root|work|tmp|users|mnt)/", re.I)
