@@ -1,7 +1,7 @@
 """The tables in README.md and OPTIMIZATION.md are written from benchmarks/results/*.json, between markers:
 
     <!-- results:readme -->  <!-- results:comparison turbo -->  <!-- results:ladder tts -->
-    <!-- results:inference tokens -->  <!-- results:quality -->  <!-- results:streaming -->
+    <!-- results:inference tokens -->  <!-- results:quality -->  <!-- results:streaming -->  <!-- results:server -->
     ... each up to  <!-- /results -->
 
 A word behind the name keeps one model, or one stage. The newest file of a benchmark on a device counts.
@@ -168,7 +168,7 @@ def _only(page: str, document: dict[str, Any], words: list[str]) -> str:
 
 WRITERS: dict[str, Callable[[list[dict[str, Any]], list[str]], str]] = {
     "readme": readme,
-    **{name: pages(name) for name in ("comparison", "inference", "ladder", "quality", "streaming")},
+    **{name: pages(name) for name in ("comparison", "inference", "ladder", "quality", "streaming", "server")},
 }
 
 

@@ -186,3 +186,38 @@ def ladder(document: dict[str, Any], path: Path) -> None:
     figure.tight_layout(rect=(0, 0.025, 1, 1))
     figure.savefig(path, dpi=110, bbox_inches="tight")  # long names at the right edge stay whole
     plt.close(figure)
+
+
+def server(document: dict[str, Any], path: Path) -> None:
+    """By number of clients: how soon they hear something, and how much is spoken in all."""
+    from matplotlib import pyplot as plt
+
+    rows = document["rows"]
+    names = [f"{r['clients']}" + (f"\n{r['refused']} sent away" if r["refused"] else "") for r in rows]
+    places = range(len(rows))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8))
+    for key, name, colour in (("first_p95", "p95", BLUES[2]), ("first_p50", "median", BLUES[0])):
+        left.plot(places, [r[key] for r in rows], "o-", color=colour, label=name)
+        for x, r in zip(places, rows):
+            left.annotate(f"{r[key]:.2g}", (x, r[key]), (0, 6), textcoords="offset points", ha="center", fontsize=9)
+    left.set_yscale("log")
+    left.set_title("Seconds to the first sound (lower is better)", fontsize=10, loc="left")
+    left.legend(frameon=False)
+    right.bar(places, [r["speech_per_second"] for r in rows], color=BLUES[1])
+    for x, r in zip(places, rows):
+        text = f"{r['speech_per_second']:.1f}\n{100 * r['continuous']:.0f} % without a gap"
+        right.annotate(text, (x, r["speech_per_second"]), (0, 4), textcoords="offset points", ha="center", fontsize=8)
+    right.axhline(1, color=RED, ls="--", lw=1.2)
+    right.margins(y=0.18)
+    right.set_title("Speech made in a second, all clients together, s (dashed: real time)", fontsize=10, loc="left")
+    for axes in (left, right):
+        axes.set_xticks(places, names)
+        axes.set_xlabel("clients, all at once")
+        axes.spines[["top", "right"]].set_visible(False)
+    settings = document["settings"]
+    what = f"{tables.FAMILY[settings['model']]}, {settings['weights']} weights, served"
+    figure.suptitle(what, x=0.01, ha="left", weight="bold")
+    figure.text(0.01, 0.01, tables.where(document["environment"]), fontsize=7, color="#555555")
+    figure.tight_layout(rect=(0, 0.03, 1, 0.97))
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)

@@ -27,6 +27,7 @@ def markdown(document: dict[str, Any]) -> str:
     """The page a benchmark prints: what and where, its tables, the command."""
     page = {
         "comparison": comparison, "inference": inference, "ladder": ladder, "quality": quality, "streaming": streaming,
+        "server": server,
     }
     return "\n".join([*page[document["benchmark"]](document), "", f"`{document['command']}`"])
 
@@ -275,3 +276,41 @@ def streaming(document: dict[str, Any]) -> list[str]:
         "",
         "Seconds from the call, medians. Gaps: the silence in all, for one who plays each chunk when it is there.",
     ]
+
+
+# ---- server --------------------------------------------------------------------------------------
+
+
+def server(document: dict[str, Any]) -> list[str]:
+    gap = 1000 * document["settings"]["gap"]
+    return [
+        title(document, ", served"),
+        "",
+        server_table(document),
+        "",
+        "All clients ask at the same moment, each for one sentence. RTF: seconds from asking to the last sample for a "
+        f"second of speech, medians. Without a gap: streams that play on, once begun, with no silence above {gap:.0f} "
+        f"ms. {_served(document['rows'])}",
+    ]
+
+
+def server_table(document: dict[str, Any]) -> str:
+    head = ["clients", "may wait", "answered", "sent away (429)", "first sound, p50", "p95", "RTF"]
+    rows = [
+        [
+            r["clients"], r["waiting"], r["answered"], r["refused"], f"{r['first_p50']:.2f} s",
+            f"{r['first_p95']:.2f} s", f"{r['rtf_p50']:.2f}", f"{r['speech_per_second']:.1f}",
+            f"{100 * r['continuous']:.0f} %",
+        ]
+        for r in document["rows"]
+    ]
+    return table([*head, "speech a second, s", "without a gap"], rows)
+
+
+def _served(rows: list[dict[str, Any]]) -> str:
+    lost, other, same, answered = (sum(r[key] for r in rows) for key in ("lost", "other", "same", "answered"))
+    if lost or other:
+        return f"{lost} ANSWERS WERE LOST, AND {other} ARE NOT WHAT THE SAME REQUEST GETS ALONE."
+    alone = f"{same} of {answered} answers are byte for byte what the same request gets alone"
+    rest = "." if same == answered else ", the others but for where its chunks met."
+    return f"Nothing was lost or mixed up. {alone}{rest}"

@@ -1,4 +1,4 @@
-"""`chatterbox-opt say | convert | random-checkpoint`: the front doors from a shell."""
+"""`chatterbox-opt say | convert | serve | random-checkpoint`: the front doors from a shell."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("chatterbox-opt", description="Chatterbox TTS, faster.")
-    commands = top.add_subparsers(required=True, metavar="say | convert | random-checkpoint")
+    commands = top.add_subparsers(required=True, metavar="say | convert | serve | random-checkpoint")
 
     say = commands.add_parser("say", help="speak a text into a wav file")
     say.add_argument("text", help="the text; - reads standard input")
@@ -60,8 +60,13 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("--target", type=Path, help="a recording of the voice; the built-in one otherwise")
     convert.set_defaults(run=run_convert)
 
+    serve = commands.add_parser("serve", help="speak over HTTP, for OpenAI's clients and others")
+    add_serve_arguments(serve)
+    serve.set_defaults(run=run_serve)
+
     for command in (say, convert):
         command.add_argument("--seed", type=int, help="the same text, voice and seed give the same audio")
+    for command in (say, convert, serve):
         command.add_argument("--device", default="auto", help="cuda, mps or cpu; the best there is otherwise")
         command.add_argument("--dir", type=Path, help="a checkpoint folder instead of the published weights")
         command.add_argument("--no-watermark", action="store_true")
@@ -76,6 +81,22 @@ def parser() -> argparse.ArgumentParser:
     random.add_argument("--seed", type=int, default=0)
     random.set_defaults(run=run_random)
     return top
+
+
+def add_serve_arguments(serve: argparse.ArgumentParser) -> None:
+    serve.add_argument("--model", choices=MODELS, default="english", help="mini: the small one that needs no download")
+    serve.add_argument("--quantize", choices=("int8", "int4"))
+    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in: set a key then")
+    serve.add_argument("--port", type=int, default=8004)
+    serve.add_argument("--api-key", help="asked for as a bearer token; any user of this machine can see it here")
+    serve.add_argument("--api-key-file", type=Path, help="a file that holds the key")
+    serve.add_argument("--voices", type=Path, default=Path("voices"), help="the folder of uploaded voices")
+    serve.add_argument("--max-waiting", type=int, default=64, help="speeches that may wait; others are sent away (429)")
+    serve.add_argument("--max-text", type=int, default=100_000, help="characters of a request")
+    serve.add_argument("--max-upload-mb", type=int, default=25)
+    serve.add_argument("--allow-origin", action="append", default=[], help="of a page elsewhere; may be repeated")
+    serve.add_argument("--wyoming", type=int, metavar="PORT", help="speak Home Assistant's protocol too")
+    serve.add_argument("--drain-seconds", type=float, default=120, help="to finish what was accepted, after SIGTERM")
 
 
 def run_say(args: argparse.Namespace) -> None:
@@ -98,6 +119,8 @@ def run_say(args: argparse.Namespace) -> None:
         options["language_id"] = args.lang or "en"
     options |= {"audio_prompt_path": args.voice, "seed": args.seed}
     if args.stream:
+        from .audio.io import pcm16
+
         for chunk in model.generate_stream(text, **options):
             sys.stdout.buffer.write(pcm16(chunk))
             sys.stdout.buffer.flush()
@@ -111,6 +134,25 @@ def run_convert(args: argparse.Namespace) -> None:
     check_output(args.output)
     model = source(OptimizedChatterboxVC, args)
     save(args.output, model.generate(args.input, args.target, seed=args.seed), model.sr)
+
+
+def run_serve(args: argparse.Namespace) -> None:
+    try:
+        from .serve.run import serve
+        from .serve.settings import MEGABYTE, ServeSettings
+    except ImportError as error:
+        raise ValueError(f"{error}; the server needs more: pip install 'chatterbox-opt[serve]'") from error
+    if args.dir and args.model == "mini":
+        raise ValueError(f"--dir {args.dir}: mini comes with the package; leave out one of the two")
+    if args.api_key and args.api_key_file:
+        raise ValueError("--api-key and --api-key-file: one of the two is enough")
+    key = args.api_key_file.read_text(encoding="utf-8").strip() if args.api_key_file else args.api_key
+    settings = ServeSettings(
+        model_id=args.model, host=args.host, port=args.port, api_key=key, voices_dir=args.voices,
+        max_waiting=args.max_waiting, allowed_origins=tuple(args.allow_origin), wyoming_port=args.wyoming,
+        max_text=args.max_text, max_upload=args.max_upload_mb * MEGABYTE, drain_seconds=args.drain_seconds,
+    )
+    serve(settings, lambda: load(args))
 
 
 def run_random(args: argparse.Namespace) -> None:
@@ -164,11 +206,6 @@ def check_output(path: Path) -> None:
         raise ValueError(f"{path}: cannot be written")
     if path.suffix and path.suffix[1:].upper() not in writable_kinds():
         raise ValueError(f"{path}: sound cannot be written as {path.suffix}; .wav, .flac and .ogg are known")
-
-
-def pcm16(wav: Any) -> bytes:
-    """(1, N) in [-1, 1] -> little-endian samples of 16 bits."""
-    return (wav[0].clamp(-1, 1) * 32767).round().numpy().astype("<i2").tobytes()
 
 
 def save(path: Path, wav: Any, rate: int) -> None:

@@ -347,3 +347,46 @@ def test_results_name_no_machine(tmp_path, capsys):
 
 def test_committed_documents_agree_with_committed_results():
     assert check_results.main(["--check"]) == 0
+
+
+# ---- the server ----------------------------------------------------------------------------------
+
+
+def test_server(work, tmp_path, capsys):
+    pytest.importorskip("fastapi", reason="the server is not installed: pip install -e '.[serve]'")
+    import benchmark_server
+
+    status, document, _ = run(benchmark_server, work, tmp_path, capsys, "--load", "3:1")
+    assert status == 0
+    (row,) = document["rows"]
+    assert row["answered"] + row["refused"] == 3
+    assert row["answered"] >= 1
+    assert row["lost"] == row["other"] == 0
+    assert 0 < row["first_p50"] <= row["first_p95"] < row["wall_seconds"]
+    assert 0 <= row["continuous"] <= 1
+
+
+def test_what_a_listener_of_a_server_notices():
+    import benchmark_server
+
+    second = 2 * workload.SAMPLE_RATE
+    answer = {"came": [1.0, 1.5, 4.0, 4.1], "sizes": [second, second, second // 2, second]}
+    assert benchmark_server.longest_gap(answer) == 1.0  # two seconds from 1.0 on are over at 3.0
+    assert benchmark_server.longest_gap({"came": [5.0], "sizes": [second]}) == 0.0
+    assert benchmark_server.percentile([1, 2, 3, 4], 0.5) == 2
+    assert benchmark_server.percentile(list(range(1, 101)), 0.95) == 95
+    assert benchmark_server.percentile([7], 0.95) == 7
+
+
+def test_mixed_up_answers_are_found():
+    import benchmark_server
+
+    a, b = (torch.randn(4800, generator=torch.Generator().manual_seed(k)) for k in range(2))
+    sounds = [(9000 * x).short().numpy().tobytes() for x in (a, b)]
+    answers = [{"which": k, "status": s, "sound": x, "came": [1.0], "sizes": [len(x)]}
+               for k, s, x in ((0, 200, sounds[0]), (1, 200, sounds[0]), (0, 429, b""), (1, 0, b""))]
+    found = benchmark_server.summary(answers, sounds, 2.0)
+    assert (found["answered"], found["refused"], found["lost"], found["same"], found["other"]) == (2, 1, 1, 1, 1)
+    nearly = bytes(sounds[0][:-2]) + b"\x01\x00"
+    assert benchmark_server.alike(nearly, sounds[0])
+    assert not benchmark_server.alike(sounds[0][:-2], sounds[0])

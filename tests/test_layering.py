@@ -30,7 +30,8 @@ DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}
 LAYERS["upstream"] = set(LAYERS["base"]) | DOORS | {"base"}
-LAYERS["cli"] = {"options", "presets", "config", "audio", "weights"} | DOORS
+LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "__version__"} | DOORS
+LAYERS["cli"] = {"options", "presets", "config", "audio", "weights", "serve"} | DOORS
 LAYERS["__main__"] = {"cli"}
 LAYERS["__init__"] = set(LAYERS["base"]) | DOORS | {"base"}
 
@@ -40,7 +41,7 @@ CONFINED = {
     "CUDAGraph": {"engine/graphs.py"},
     "torch.cuda.graph": {"engine/graphs.py"},
     "huggingface_hub": {"weights/hub.py"},
-    "soundfile": {"audio/io.py"},
+    "soundfile": {"audio/io.py", "serve/encoders.py"},
     "soxr": {"audio/io.py"},
     "import perth": set(),
     "chatterbox.": {"upstream.py"},

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 READABLE = "wav, flac, ogg and mp3 can be read; anything else becomes one with `ffmpeg -i IN out.wav`"
 MAX_CHANNELS = 8
+MOST_FRAMES = 1 << 48  # libsndfile says 2^63 - 1 where a header leaves the length open
 LOUDEST = 8.0  # that a float sample can be in earnest; 1 is full scale
 DENSE_KERNEL = 1 << 20  # weights; above it the kernel of an awkward pair of rates is kept phase by phase
 PHASES_AT_ONCE = 1 << 14  # output samples computed at a time in that case
@@ -48,6 +49,22 @@ def read(audio: Any, sample_rate: int | None = None, *, seconds: float | None = 
     if not torch.isfinite(wav).all():
         raise ValueError(f"{name}: some samples are NaN or infinite; they must be numbers, as a rule within -1 to 1")
     return wav, rate
+
+
+def describe(file: BinaryIO) -> tuple[float, int, int]:
+    """Seconds, rate and channels that an open recording claims; nothing is decoded."""
+    import soundfile
+
+    start = file.tell()
+    try:
+        with soundfile.SoundFile(file) as sound:
+            if sound.frames > MOST_FRAMES:
+                raise ValueError(f"{label(file)}: it does not say how long it is; {READABLE}")
+            return sound.frames / sound.samplerate, sound.samplerate, sound.channels
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"{label(file)}: not a recording, or damaged ({error}); {READABLE}") from error
+    finally:
+        file.seek(start)
 
 
 def _no_rate(sample_rate: int | None) -> None:
@@ -278,6 +295,11 @@ def writable_kinds() -> Collection[str]:
     import soundfile
 
     return [kind for kind in soundfile.available_formats() if soundfile.default_subtype(kind)]
+
+
+def pcm16(wav: Tensor) -> bytes:
+    """(1, N) in [-1, 1] -> little-endian samples of 16 bits."""
+    return (wav[0].clamp(-1, 1) * 32767).round().numpy().astype("<i2").tobytes()
 
 
 def write_wav(path: str | os.PathLike, wav: Tensor | np.ndarray, rate: int) -> None:

@@ -83,6 +83,16 @@ def split(text: str, max_chars: int = 280) -> list[str]:
     return [p for p in pieces if p] or [""]
 
 
+def finished_length(text: str) -> int:
+    """Characters up to the last sentence end that is certain: more has come behind it. 0 where none is."""
+    for match in reversed(list(_BLANKS.finditer(text))):
+        paragraph = _blank(text, match.start(), match.end()) == PARAGRAPH
+        if paragraph or (match.end() < len(text) and _blank(text, match.start(), match.end()) <= SENTENCE):
+            return match.end()
+    stops = [m.end() for m in _UNSPACED.finditer(text) if any(c in _WIDE_STOPS for c in m.group())]
+    return next((at for at in reversed(stops) if at < len(text)), 0)
+
+
 def _widths(text: str) -> list[int]:
     widths = [1] * len(text)
     if not text.isascii():

@@ -1,0 +1,78 @@
+"""Text that comes while it is written, spoken sentence by sentence; each begins while the one before it is heard."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from ..text.split import finished_length
+from .errors import ApiError
+from .live import LiveSpeech
+from .service import Service
+from .speech_request import Manner
+
+SHORTEST = 25  # letters; less is held back until more is there, as a few letters by themselves are spoken badly
+AHEAD = 2  # sentences that are made while one is heard
+
+
+class IncomingText:
+    def __init__(self, service: Service, manner: Manner) -> None:
+        self.service, self.manner = service, manner
+        self._buffer = ""
+        self._taken = 0  # characters in all
+        self._sentences: asyncio.Queue[str | None] = asyncio.Queue()
+        self._speeches: asyncio.Queue = asyncio.Queue(AHEAD)
+        self._starting = asyncio.ensure_future(self._start())
+
+    def feed(self, text: str) -> None:
+        self._taken += len(text)
+        if self._taken > self.service.settings.max_text:
+            message = f"The text has grown past the {self.service.settings.max_text} characters this server takes"
+            raise ApiError(400, message, param="text", code="text_too_long")
+        self._buffer += text
+        end = finished_length(self._buffer)
+        if len(self._buffer[:end].strip()) >= SHORTEST:
+            self._put(self._buffer[:end])
+            self._buffer = self._buffer[end:]
+
+    def finish(self) -> None:
+        """No more comes: what is left is spoken."""
+        self._put(self._buffer)
+        self._buffer = ""
+        self._sentences.put_nowait(None)
+
+    def _put(self, text: str) -> None:
+        if text.strip():
+            self._sentences.put_nowait(text.strip())
+
+    async def _start(self) -> None:
+        """Gives the engine the next sentences, a few ahead of the one that is heard."""
+        first = True
+        while (text := await self._sentences.get()) is not None:
+            try:
+                live: LiveSpeech | Exception = await self.service.speak(text, self.manner, patient=not first)
+            except Exception as error:
+                live = error
+            first = False
+            try:
+                await self._speeches.put((text, live))
+            except asyncio.CancelledError:
+                _close(live)
+                raise
+        await self._speeches.put(None)
+
+    async def __aiter__(self) -> AsyncIterator[tuple[str, LiveSpeech | Exception]]:
+        """Sentences in their order, with their speech or with what was wrong with it. Close each when it was heard."""
+        while (item := await self._speeches.get()) is not None:
+            yield item
+
+    def close(self) -> None:
+        self._starting.cancel()
+        while not self._speeches.empty():
+            if (item := self._speeches.get_nowait()) is not None:
+                _close(item[1])
+
+
+def _close(live: LiveSpeech | Exception) -> None:
+    if isinstance(live, LiveSpeech):
+        live.close()

@@ -1,0 +1,113 @@
+"""What every request passes before a route sees it: its size, its key, the page it comes from; and a name for it."""
+
+from __future__ import annotations
+
+import hmac
+import uuid
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+
+from .errors import ApiError
+from .settings import ServeSettings
+
+OPEN = ("/", "/health/live", "/health/ready", "/page.css", "/page.js", "/favicon.ico")  # nobody needs a key for these
+MOST_FORM_OVERHEAD = 64 * 1024  # bytes of a form around its file
+
+
+class Gate:
+    """ASGI around the app."""
+
+    def __init__(self, app: Any, settings: ServeSettings) -> None:
+        self.app, self.settings = app, settings
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            self._check_key(scope, headers)
+            self._check_origin(scope, headers)
+            if scope["type"] == "http":
+                await self._limited(scope, receive, _named(send), headers)
+                return
+        except ApiError as error:
+            await _refuse(error, scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+    def _check_key(self, scope: Any, headers: Headers) -> None:
+        key = self.settings.api_key
+        preflight = scope.get("method") == "OPTIONS" and "access-control-request-method" in headers
+        if key is None or preflight or scope["path"] in OPEN:
+            return
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), key.encode()):
+            message = "A valid API key is needed: Authorization: Bearer KEY"
+            raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+    def _check_origin(self, scope: Any, headers: Headers) -> None:
+        """A page of another site must not use a server that its visitor can reach."""
+        origin = headers.get("origin")
+        if origin is None or "*" in self.settings.allowed_origins or origin in self.settings.allowed_origins:
+            return
+        if origin.split("://", 1)[-1] != headers.get("host"):
+            message = f"Pages of {origin} may not call this server; whoever runs it allows them by --allow-origin"
+            raise ApiError(403, message, code="origin_not_allowed")
+
+    async def _limited(self, scope: Any, receive: Any, send: Any, headers: Headers) -> None:
+        form = headers.get("content-type", "").lower().startswith("multipart/form-data")
+        most = self.settings.max_upload + MOST_FORM_OVERHEAD if form else self.settings.max_json
+        meter = Meter(receive, send, most)
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > most:
+            await meter.too_large()(scope, receive, send)
+            return
+        await self.app(scope, meter.receive, meter.send)
+
+
+class Meter:
+    """Counts what comes; past the limit, whatever the app has to say becomes a 413."""
+
+    def __init__(self, receive: Any, send: Any, most: int) -> None:
+        self._receive, self._send, self.most = receive, send, most
+        self._count, self._over = 0, False
+
+    def too_large(self) -> Any:
+        message = f"The request is larger than the {self.most} bytes that this server takes"
+        return ApiError(413, message, code="too_large", headers={"connection": "close"}).response()
+
+    async def receive(self) -> Any:
+        message = await self._receive()
+        self._count += len(message.get("body", b""))
+        if self._count > self.most:
+            self._over = True
+            return {"type": "http.disconnect"}
+        return message
+
+    async def send(self, message: Any) -> None:
+        if not self._over:
+            await self._send(message)
+        elif message["type"] == "http.response.start":
+            await self.too_large()({"type": "http"}, self._receive, self._send)
+
+
+def _named(send: Any) -> Any:
+    """Every answer has an id that the log and the client share."""
+    identity = f"req_{uuid.uuid4().hex}"
+
+    async def wrapped(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["x-request-id"] = identity
+        await send(message)
+
+    return wrapped
+
+
+async def _refuse(error: ApiError, scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 1008, "reason": error.message[:100]})
+        return
+    await error.response()(scope, receive, _named(send))

@@ -1,0 +1,170 @@
+"""What the routes stand on: the model, its voices, who is let in, and the threads for what would block."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+from .conversions import Converter
+from .errors import ApiError, busy, told, unavailable
+from .live import LiveSpeech, Sound
+from .settings import ServeSettings
+from .speech_request import Manner
+from .voices import VoiceStore
+
+logger = logging.getLogger(__name__)
+ENCODING_THREADS = 4
+MOST_CHANGES = 16  # uploads and deletions in hand
+MOST_SESSIONS = 1000  # that text comes over, most of them silent most of the time
+RECENT = 32  # speeches whose duration tells how long the others will wait
+
+
+class Service:
+    def __init__(self, settings: ServeSettings) -> None:
+        self.settings = settings
+        self.model: Any = None  # None while it is being loaded
+        self.voices: VoiceStore | None = None
+        self.converter: Converter | None = None
+        self.draining = asyncio.Event()
+        self.live: dict[LiveSpeech, float] = {}  # -> when it began
+        self.busy = 0  # conversions, uploads and sessions in hand
+        self.changes = 0  # uploads and deletions of voices among them
+        self.refused = 0  # requests answered with 429
+        self.left = 0  # clients that left before the end
+        self._entering = 0  # speeches on their way into the engine
+        self._durations: collections.deque[float] = collections.deque(maxlen=RECENT)
+        self._encoding = ThreadPoolExecutor(ENCODING_THREADS, "serve-encode")
+        self._entry = ThreadPoolExecutor(1, "serve-submit")  # one: speeches begin in the order they came
+        self._preparing = ThreadPoolExecutor(1, "serve-voices")
+
+    def opened(self, model: Any) -> None:
+        """The model is there. Called in the thread that loaded it, before anybody can ask for speech."""
+        self.voices = VoiceStore(self.settings.voices_dir, model, self.settings.max_voices)
+        self.converter = Converter(model)
+        self.model = model
+
+    def close(self) -> None:
+        for live in list(self.live):
+            live.close()
+        if self.model is not None:
+            self.model.close()
+        for pool in (self._encoding, self._entry, self._preparing):
+            pool.shutdown(cancel_futures=True)
+        if self.converter is not None:
+            self.converter.close()
+
+    # ---- who is let in ---------------------------------------------------------------------------
+
+    def check_ready(self) -> None:
+        if self.draining.is_set():
+            raise unavailable("The server is shutting down")
+        if self.model is None:
+            raise unavailable("The model is being loaded")
+
+    def waiting(self) -> int:
+        return self._entering + sum(not live.started for live in self.live)
+
+    def idle(self) -> bool:
+        return not (self.live or self._entering or self.busy)
+
+    def retry_after(self) -> int:
+        """Seconds until about as many speeches have ended as are waiting now, from how long the last ones took."""
+        if not self._durations:
+            return 1
+        usual = sum(self._durations) / len(self._durations)
+        working = max(1, len(self.live) - self.waiting())
+        return max(1, min(60, math.ceil(usual * self.waiting() / working)))
+
+    # ---- speech ----------------------------------------------------------------------------------
+
+    async def speak(self, text: str, manner: Manner, *, patient: bool = False) -> LiveSpeech:
+        """`patient`: waits for a place in the queue instead of being refused."""
+        self.check_text(text)
+        arguments = manner.arguments(self.model, self.settings.model_id)
+        arguments["voice"] = await self.voice(manner.voice_name())
+        while patient and self.waiting() >= self.settings.max_waiting:
+            await asyncio.sleep(0.05)
+        return await self._enter(text, arguments)
+
+    async def voice(self, name: str | None) -> Any:
+        """What the engine calls a voice; from the folder where it was not used lately."""
+        return await self.in_thread(self._encoding, self.voices.get, name)
+
+    def check_text(self, text: str) -> None:
+        if not text.strip():
+            raise ApiError(400, "There is no text to say", param="input", code="empty_text")
+        if len(text) > self.settings.max_text:
+            message = f"The text has {len(text)} characters; this server takes {self.settings.max_text} at a time"
+            raise ApiError(400, message, param="input", code="text_too_long")
+
+    async def _enter(self, text: str, arguments: dict[str, Any]) -> LiveSpeech:
+        """Into the engine, from a thread: a long text takes a while to be cut up and tokenized."""
+        self._entering += 1
+        try:
+            if self.waiting() > self.settings.max_waiting:
+                self.refused += 1
+                raise busy(self.retry_after())
+            entry = asyncio.get_running_loop().run_in_executor(
+                self._entry, lambda: self.model.submit(text, **arguments)
+            )
+            try:
+                speech = await asyncio.shield(entry)
+            except asyncio.CancelledError:  # whoever asked has left meanwhile
+                entry.add_done_callback(lambda done: done.cancelled() or done.exception() or done.result().cancel())
+                raise
+            except (ValueError, TypeError) as error:
+                raise told(error) from error
+            live = LiveSpeech(speech, self._closed)
+            self.live[live] = time.monotonic()
+            return live
+        finally:
+            self._entering -= 1
+
+    def _closed(self, live: LiveSpeech) -> None:
+        began = self.live.pop(live, None)
+        if began is not None:
+            self._durations.append(time.monotonic() - began)
+
+    def sound(self, live: LiveSpeech, manner: Manner) -> Sound:
+        return Sound(
+            live, manner.response_format, self.model.sr, self._encoding, speed=manner.speed, whole=manner.whole()
+        )
+
+    async def count_tokens(self, text: str) -> int:
+        return await self.in_thread(self._encoding, lambda: len(self.model.tokenizer.encode(text)))
+
+    async def prepare(self, work: Callable[..., Any], *given: Any) -> Any:
+        """Changes to the voices, one after another."""
+        if self.changes >= MOST_CHANGES:
+            self.refused += 1
+            raise busy(5)
+        self.changes += 1
+        try:
+            with self.in_hand():
+                return await self.in_thread(self._preparing, work, *given)
+        finally:
+            self.changes -= 1
+
+    def check_sessions(self) -> None:
+        if self.busy >= MOST_SESSIONS:
+            self.refused += 1
+            raise busy(30)
+
+    @contextmanager
+    def in_hand(self) -> Iterator[None]:
+        """The server does not end before this has."""
+        self.busy += 1
+        try:
+            yield
+        finally:
+            self.busy -= 1
+
+    async def in_thread(self, pool: ThreadPoolExecutor, work: Callable[..., Any], *given: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(pool, work, *given)

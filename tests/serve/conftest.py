@@ -1,0 +1,21 @@
+"""A server with the small voice, and one with random weights that can clone."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the server is not installed: pip install -e '.[serve-test]'")
+
+from serving import load_mini, load_tiny, ready, running
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("voices"), load_mini) as one:
+        yield ready(one)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("voices"), load_tiny, model_id="english") as one:
+        yield ready(one)

@@ -1,0 +1,78 @@
+"""A recording spoken again in another voice."""
+
+import io
+import threading
+import time
+
+import httpx
+import pytest
+import soundfile
+from serving import recording
+
+
+def convert(one, sound, timeout=60, **form):
+    files = {"file": ("in.wav", sound)}
+    return httpx.post(f"{one.url}/v1/audio/conversions", data=form, files=files, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def anna(tiny):
+    files = {"audio_sample": ("anna.wav", recording(seed=3))}
+    httpx.post(f"{tiny.url}/v1/audio/voices", data={"name": "anna"}, files=files, timeout=60).raise_for_status()
+    return "anna"
+
+
+def test_it_is_the_librarys(tiny, anna):
+    from chatterbox_opt.audio.io import pcm16
+    from chatterbox_opt.vc import ChatterboxVC
+
+    answer = convert(tiny, recording(2.0), voice=anna, seed=5, response_format="pcm")
+    model = tiny.model
+    vc = ChatterboxVC(model.s3gen, model.device, config=model.config, enable_watermark=False, engine=model.options)
+    wanted = vc.generate(io.BytesIO(recording(2.0)), tiny.service.voices.get(anna), seed=5)
+    assert answer.content == pcm16(wanted)
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3"])
+def test_formats(tiny, anna, kind):
+    answer = convert(tiny, recording(2.0), voice=anna, response_format=kind)
+    assert answer.status_code == 200
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    assert soundfile.info(io.BytesIO(answer.content)).duration == pytest.approx(2.0, abs=0.15)
+
+
+def test_what_is_wrong_is_said(tiny, mini, anna):
+    for how, param in (
+        ({"voice": "nobody"}, "voice"), ({"response_format": "au"}, "response_format"), ({"seed": "x"}, "seed"),
+        ({"colour": "red"}, "colour"),
+    ):
+        answer = convert(tiny, recording(1.0), **how)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == param
+    for sound in (b"", b"RIFF", b"x" * 1000, recording(0.005)):
+        answer = convert(tiny, sound, voice=anna)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["type"] == "invalid_request_error"
+    assert "cannot convert" in convert(mini, recording(1.0)).json()["error"]["message"]
+
+
+def test_a_client_that_leaves_ends_it(tiny, anna, monkeypatch):
+    seen = threading.Event()
+    ended = threading.Event()
+
+    def slow(recording, voice, seed, cancel):
+        seen.set()
+        cancel.wait(20)
+        if cancel.is_set():
+            ended.set()
+        raise ValueError("cancelled")
+
+    monkeypatch.setattr(tiny.service.converter, "convert", slow)
+    with pytest.raises(httpx.ReadTimeout):
+        convert(tiny, recording(1.0), voice=anna, timeout=1.0)
+    assert seen.is_set()
+    assert ended.wait(20)
+    until = time.monotonic() + 20
+    while tiny.service.busy:
+        assert time.monotonic() < until
+        time.sleep(0.01)

@@ -1,0 +1,67 @@
+"""What docs/serving.md, the README and deploy/ say of the server is so."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.sync.client import connect
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+FILES = ["docs/serving.md", "deploy/Dockerfile", "deploy/compose.yaml", "deploy/chatterbox-opt.service"]
+OTHERS = {"--gpus", "--build-arg", "--index-url", "--no-cache-dir", "--create-home", "--uid", "--start-period",
+          "--interval", "--now"}  # docker's, pip's and systemd's
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_option_exists(file, capsys):
+    from chatterbox_opt.cli import main
+
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    known = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
+    said = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / file).read_text(encoding="utf-8")))
+    assert said - known - OTHERS == set()
+
+
+@pytest.mark.parametrize("file", ["docs/serving.md", "README.md"])
+def test_the_curl_speaks(mini, file):
+    text = (ROOT / file).read_text(encoding="utf-8").replace("\\\n", " ")
+    (line,) = [line for line in text.splitlines() if line.startswith("curl ")]
+    words = shlex.split(line)
+    body = json.loads(words[words.index("-d") + 1])
+    kind, value = words[words.index("-H") + 1].split(": ")
+    path = words[1].removeprefix("http://127.0.0.1:8004")
+    answer = httpx.post(mini.url + path, json=body, headers={kind: value}, timeout=60)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == {"wav": "audio/wav", "mp3": "audio/mpeg"}[words[-1].split(".")[-1]]
+
+
+def test_the_session_speaks(mini):
+    (lines,) = re.findall(r"```json\n(.*?)```", PAGE, re.S)
+    with connect(f"ws://127.0.0.1:{mini.port}/v1/audio/speech/stream") as socket:
+        for line in lines.splitlines():
+            socket.send(line)
+        got = [json.loads(item) for item in socket if isinstance(item, str)]
+    assert [item["type"] for item in got] == ["audio.start", "audio.done"] * 2 + ["session.done"]
+
+
+def test_the_fields_of_the_page_are_those_of_the_server(mini):
+    schema = httpx.get(f"{mini.url}/openapi.json").json()["components"]["schemas"]["SpeechRequest"]["properties"]
+    for name in schema:
+        assert f"`{name}`" in PAGE, name
+
+
+def test_the_limits_it_names_are_the_defaults():
+    from chatterbox_opt.serve.settings import MEGABYTE, ServeSettings
+    from chatterbox_opt.serve.voices import MAX_SECONDS
+
+    usual = ServeSettings()
+    assert (usual.max_waiting, usual.max_text, usual.max_upload // MEGABYTE) == (64, 100_000, 25)
+    assert (usual.max_voices, usual.stall_seconds, MAX_SECONDS, usual.port) == (1000, 60, 600, 8004)
+    assert usual.host == "127.0.0.1"
+    for text in ("(64)", "(100 000)", "(25)", "recordings of 10 minutes", "1000 voices"):
+        assert text in PAGE

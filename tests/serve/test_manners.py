@@ -1,0 +1,221 @@
+"""Under load and misuse: who is sent away, who is let finish, what a client that leaves costs."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+
+import httpx
+import openai
+import pytest
+from serving import load_mini, quiet_within, ready, running
+
+LONG = "This goes on for quite a while, and nobody may have the patience to hear all of it. " * 12
+
+
+def body(text=LONG, **how):
+    return {"input": text, "response_format": "pcm", "seed": 1} | how
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """One row at a time, and two that wait."""
+    from chatterbox_opt import EngineOptions
+    from chatterbox_opt.tts import ChatterboxTTS
+
+    with running(
+        tmp_path_factory.mktemp("voices"), lambda: ChatterboxTTS.from_mini(engine=EngineOptions(slots=1)),
+        max_waiting=2, max_json=200_000, max_upload=100_000, stall_seconds=1.0,
+    ) as one:
+        yield ready(one)
+
+
+def test_one_too_many_is_told_when_to_come_back(small):
+    async def crowd():
+        async with httpx.AsyncClient(timeout=60) as client:
+            asked = [client.post(f"{small.url}/v1/audio/speech", json=body("Hello there.")) for _ in range(8)]
+            return await asyncio.gather(*asked)
+
+    answers = asyncio.run(crowd())
+    codes = sorted(answer.status_code for answer in answers)
+    assert set(codes) == {200, 429}
+    assert codes.count(200) >= 2
+    assert len({answer.content for answer in answers if answer.status_code == 200}) == 1  # nothing is mixed up
+    for answer in answers:
+        if answer.status_code == 429:
+            assert 1 <= int(answer.headers["retry-after"]) <= 60
+            assert answer.json()["error"]["type"] == "rate_limit_error"
+    assert quiet_within(small.service)
+
+
+def test_the_official_client_comes_back_and_is_heard(small):
+    with openai.OpenAI(base_url=f"{small.url}/v1", api_key="x", max_retries=8, timeout=60) as client:
+        sounds = []
+
+        def ask():
+            how = dict(model="tts-1", voice="alloy", input="Hello there.", response_format="pcm")
+            sounds.append(client.audio.speech.create(**how, extra_body={"seed": 1}).content)
+
+        threads = [threading.Thread(target=ask) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(sounds) == 6
+    assert len(set(sounds)) == 1
+
+
+@pytest.mark.parametrize("chunks", [0, 1], ids=["before its first sound", "in mid-stream"])
+def test_a_client_that_leaves_frees_its_rows(small, chunks):
+    left = small.service.left
+    assert quiet_within(small.service)
+    with httpx.stream("POST", f"{small.url}/v1/audio/speech", json=body(), timeout=60) as answer:
+        parts = answer.iter_raw()
+        for _ in range(chunks):
+            next(parts)
+        if chunks:
+            assert small.model.stats()["calls"] == 1
+    spoken = small.model.stats()["tokens"]
+    assert quiet_within(small.service)
+    assert small.model.stats()["tokens"] - spoken < 150  # of some 1500: it ended soon, however busy the machine is
+    assert small.service.left > left
+
+
+def test_a_client_that_times_out_before_the_sound_has_left(small):
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{small.url}/v1/audio/speech", json=body(stream=False), timeout=0.3)
+    assert quiet_within(small.service)
+
+
+def test_a_client_that_does_not_read_has_left_in_the_end(small):
+    """Its connection is full, its speech pauses, and its rows are taken from it; others are served meanwhile."""
+    small.server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # its connections have it
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", small.port))
+    data = json.dumps(body(LONG, speed=0.25)).encode()
+    head = f"POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}"
+    client.sendall(head.encode() + b"\r\n\r\n" + data)
+    until = time.monotonic() + 20
+    while not small.model.stats()["calls"]:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    spoken = small.model.stats()["tokens"]
+    assert quiet_within(small.service)
+    assert small.model.stats()["tokens"] - spoken < 1000
+    client.close()
+
+
+def test_too_much_is_refused_before_it_is_read(small):
+    ten_megabytes = b'{"input": "' + b"x" * 10_000_000 + b'"}'
+    answer = httpx.post(
+        f"{small.url}/v1/audio/speech", content=ten_megabytes, headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 413
+    assert answer.json()["error"]["code"] == "too_large"
+
+    def in_parts():
+        for _ in range(100):
+            yield b"x" * 10_000
+
+    as_json = {"content-type": "application/json"}
+    answer = httpx.post(f"{small.url}/v1/audio/speech", content=in_parts(), headers=as_json)
+    assert answer.status_code == 413
+    files = {"audio_sample": ("a.wav", b"x" * 200_000)}
+    answer = httpx.post(f"{small.url}/v1/audio/voices", data={"name": "a"}, files=files)
+    assert answer.status_code == 413
+    assert quiet_within(small.service)
+
+
+def test_figures(small):
+    before = _figures(small)
+    assert httpx.post(f"{small.url}/v1/audio/speech", json=body("Hello there."), timeout=60).status_code == 200
+    after = _figures(small)
+    assert after["chatterbox_ready"] == 1
+    assert after["chatterbox_engine_finished_total"] == before["chatterbox_engine_finished_total"] + 1
+    for name in ("first_sound_seconds", "real_time_factor"):
+        buckets = [v for k, v in after.items() if k.startswith(f"chatterbox_engine_{name}_bucket")]
+        assert buckets == sorted(buckets)
+        assert buckets[-1] == after[f"chatterbox_engine_{name}_count"]
+    assert after["chatterbox_refused_total"] > 0
+    assert {"chatterbox_engine_underruns_total", "chatterbox_engine_rows", "chatterbox_queue"} <= set(after)
+
+
+def _figures(one):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    text = httpx.get(f"{one.url}/metrics").text
+    samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
+    return {s.name + str(s.labels.get("le", "")): s.value for s in samples}
+
+
+def test_a_key(tmp_path):
+    with running(tmp_path, load_mini, api_key="secret-ключ") as one:
+        ready(one)
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic secret"}):
+            for path in ("/v1/models", "/v1/audio/voices", "/metrics", "/tts", "/nothing", "/openapi.json"):
+                answer = httpx.get(one.url + path, headers=headers)
+                assert answer.status_code == 401
+                assert answer.json()["error"]["type"] == "authentication_error"
+        right = {"authorization": "Bearer secret-ключ".encode()}
+        assert httpx.get(f"{one.url}/v1/models", headers=right).status_code == 200
+        for path in ("/", "/page.js", "/health/live", "/health/ready"):
+            assert httpx.get(one.url + path).status_code == 200
+
+
+@pytest.mark.parametrize("allowed", [(), ("http://chat.example",), ("*",)])
+def test_pages_of_other_sites(tmp_path, allowed):
+    with running(tmp_path, load_mini, allowed_origins=allowed) as one:
+        ready(one)
+        here = {"origin": one.url}
+        assert httpx.get(f"{one.url}/v1/models", headers=here).status_code == 200
+        answer = httpx.get(f"{one.url}/v1/models", headers={"origin": "http://chat.example"})
+        assert answer.status_code == (200 if allowed else 403)
+        assert ("access-control-allow-origin" in answer.headers) == bool(allowed)
+        asked = {"origin": "http://chat.example", "access-control-request-method": "POST"}
+        preflight = httpx.options(f"{one.url}/v1/audio/speech", headers=asked)
+        assert ("access-control-allow-origin" in preflight.headers) == bool(allowed)
+        for strange in ("http://evil.example", "null", "http://[", f"http://evil.example#{one.url}", "://"):
+            other = httpx.get(f"{one.url}/v1/models", headers={"origin": strange})
+            assert other.status_code == (200 if allowed == ("*",) else 403)
+
+
+def test_while_the_model_is_loaded(tmp_path):
+    gate = threading.Event()
+
+    def late():
+        gate.wait(30)
+        return load_mini()
+
+    with running(tmp_path, late) as one:
+        assert httpx.get(f"{one.url}/health/live").status_code == 200
+        assert httpx.get(f"{one.url}/health/ready").json() == {"status": "loading"}
+        for answer in (
+            httpx.get(f"{one.url}/health/ready"), httpx.get(f"{one.url}/v1/models"),
+            httpx.post(f"{one.url}/v1/audio/speech", json=body()),
+        ):
+            assert answer.status_code == 503
+            assert int(answer.headers["retry-after"]) > 0
+        assert httpx.get(f"{one.url}/metrics").status_code == 200
+        gate.set()
+        assert httpx.get(f"{ready(one).url}/health/ready").json() == {"status": "ready"}
+
+
+def test_draining_finishes_what_was_accepted(tmp_path):
+    with running(tmp_path, load_mini) as one:
+        ready(one)
+        asked = body(LONG[:170])
+        whole = httpx.post(f"{one.url}/v1/audio/speech", json=asked, timeout=60).content
+        with httpx.stream("POST", f"{one.url}/v1/audio/speech", json=asked, timeout=60) as answer:
+            parts = answer.iter_raw()
+            first = next(parts)
+            one.server.handle_exit(15, None)
+            time.sleep(0.3)
+            assert httpx.get(f"{one.url}/health/ready").json() == {"status": "draining"}
+            assert httpx.post(f"{one.url}/v1/audio/speech", json=body()).status_code == 503
+            assert first + b"".join(parts) == whole
+        until = time.monotonic() + 60
+        while not one.server.should_exit:
+            assert time.monotonic() < until
+            time.sleep(0.02)

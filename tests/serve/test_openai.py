@@ -1,0 +1,183 @@
+"""OpenAI's own client against the server: every format, streams, errors, lists."""
+
+import base64
+import io
+import json
+
+import httpx
+import openai
+import pytest
+import soundfile
+import torch
+
+from chatterbox_opt.audio.io import pcm16
+from chatterbox_opt.serve import encoders
+
+TEXT = "Hello there, how are you today?"
+
+
+@pytest.fixture(scope="module")
+def client(mini):
+    return mini.openai()
+
+
+@pytest.fixture(scope="module")
+def own(mini):
+    """What the library says, by a model of its own."""
+    from chatterbox_opt.tts import ChatterboxTTS
+
+    return ChatterboxTTS.from_mini()
+
+
+def speech(client, **how):
+    return client.audio.speech.create(**{"model": "tts-1", "voice": "alloy", "input": TEXT} | how)
+
+
+@pytest.mark.parametrize("kind", ["mp3", "opus", "aac", "flac", "wav", "pcm"])
+def test_every_format(client, kind):
+    if encoders.missing(kind):
+        pytest.skip(encoders.missing(kind))
+    with client.audio.speech.with_streaming_response.create(
+        model="tts-1", voice="nova", input=TEXT, response_format=kind, extra_body={"seed": 1}
+    ) as response:
+        assert response.headers["content-type"] == encoders.MEDIA[kind]
+        assert response.headers["x-request-id"].startswith("req_")
+        data = b"".join(response.iter_bytes())
+    if kind in ("pcm", "wav"):
+        return
+    av = pytest.importorskip("av")
+    with av.open(io.BytesIO(data)) as file:
+        samples = sum(frame.samples / frame.sample_rate for frame in file.decode(audio=0))
+    assert 0.5 < samples < 6
+
+
+def test_the_sound_is_the_librarys_byte_for_byte(client, own):
+    stream = b"".join(pcm16(chunk) for chunk in own.generate_stream(TEXT, seed=7))
+    assert speech(client, response_format="pcm", extra_body={"seed": 7}).content == stream
+    whole = pcm16(own.generate(TEXT, seed=7))
+    assert speech(client, response_format="pcm", extra_body={"seed": 7, "stream": False}).content == whole
+
+
+def test_options_reach_the_engine(client, own):
+    how = {"seed": 3, "temperature": 0.4, "cfg_weight": 0.2, "exaggeration": 0.9, "top_p": 0.9, "min_p": 0.1,
+           "repetition_penalty": 1.4}
+    wanted = b"".join(pcm16(chunk) for chunk in own.generate_stream(TEXT, first_chunk=0.5, **how))
+    assert speech(client, response_format="pcm", extra_body={**how, "first_chunk": 0.5}).content == wanted
+
+
+def test_a_whole_has_its_length(mini):
+    body = {"input": TEXT, "response_format": "wav", "stream": False, "seed": 1}
+    answer = httpx.post(f"{mini.url}/v1/audio/speech", json=body, timeout=60)
+    assert int(answer.headers["content-length"]) == len(answer.content)
+    assert answer.content[40:44] == (len(answer.content) - 44).to_bytes(4, "little")
+
+
+def test_chunks_come_before_the_end(mini):
+    body = {"input": "This is a rather long text, to be heard in parts. " * 6, "response_format": "pcm", "seed": 1}
+    with httpx.stream("POST", f"{mini.url}/v1/audio/speech", json=body, timeout=60) as answer:
+        parts = answer.iter_raw()
+        assert next(parts)
+        assert mini.service.live  # still being made
+        assert len(b"".join(parts)) > 5 * 48_000
+
+
+def test_events(client, mini, own):
+    body = {"input": TEXT, "stream_format": "sse", "response_format": "pcm", "seed": 7}
+    answer = httpx.post(f"{mini.url}/v1/audio/speech", json=body, timeout=60)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    lines = [line for line in answer.text.split("\n\n") if line]
+    assert all(line.startswith("data: ") for line in lines)
+    events = [json.loads(line[6:]) for line in lines]
+    assert {e["type"] for e in events[:-1]} == {"speech.audio.delta"}
+    assert max(map(len, lines)) < 64 * 1024  # what line readers take
+    sound = b"".join(base64.b64decode(e["audio"]) for e in events[:-1])
+    stream = torch.cat(list(own.generate_stream(TEXT, seed=7)), 1)
+    assert sound == pcm16(stream)
+    usage = events[-1]["usage"]
+    assert events[-1]["type"] == "speech.audio.done"
+    assert usage["input_tokens"] == len(own.tokenizer.encode(TEXT))
+    assert usage["output_tokens"] * 960 >= stream.shape[1] - 2400
+    assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
+
+
+def test_speed(client):
+    def seconds(speed):
+        data = speech(client, response_format="wav", speed=speed, extra_body={"seed": 1}).content
+        return len(soundfile.read(io.BytesIO(data))[0]) / 24_000
+
+    usual = seconds(1.0)
+    assert seconds(2.0) == pytest.approx(usual / 2, abs=0.001)
+    assert seconds(0.5) == pytest.approx(usual * 2, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "param"),
+    [
+        ({"input": ""}, 400, "input"),
+        ({"input": "  \n"}, 400, "input"),
+        ({"input": "x" * 100_001}, 400, "input"),
+        ({"voice": "nobody"}, 400, "voice"),
+        ({"voice": "../../etc/passwd"}, 400, "voice"),
+        ({"model": "gpt-9"}, 404, "model"),
+        ({"response_format": "au"}, 400, "response_format"),
+        ({"speed": 5}, 400, "speed"),
+        ({"instructions": "Whisper."}, 400, "instructions"),
+        ({"extra_body": {"volume": 2}}, 400, "volume"),
+        ({"extra_body": {"temperature": -1}}, 400, "temperature"),
+        ({"extra_body": {"temperature": "hot"}}, 400, "temperature"),
+        ({"extra_body": {"top_p": 2}}, 400, "top_p"),
+        ({"extra_body": {"exaggeration": 11}}, 400, "exaggeration"),
+        ({"extra_body": {"max_new_tokens": 0}}, 400, "max_new_tokens"),
+        ({"extra_body": {"n_cfm_timesteps": 1000}}, 400, "n_cfm_timesteps"),
+        ({"extra_body": {"max_chars": 3}}, 400, "max_chars"),
+        ({"extra_body": {"first_chunk": 0}}, 400, "first_chunk"),
+        ({"extra_body": {"language": "fr"}}, 400, "language"),
+        ({"extra_body": {"seed": "one"}}, 400, "seed"),
+    ],
+)
+def test_what_is_wrong_is_said(client, how, status, param):
+    with pytest.raises(openai.APIStatusError) as caught:
+        speech(client, **how)
+    assert caught.value.status_code == status
+    error = caught.value.body
+    assert error["param"] == param
+    assert error["type"] == "invalid_request_error"
+    assert error["message"]
+    assert caught.value.request_id.startswith("req_")
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"input": NaN}', b'{"input": "a", "speed": NaN}',
+                                  b"\xff\xfe", b'{"input": "\\ud800", "voice": "\\ud800"}', b"[" * 100_000])
+def test_bodies_that_are_none(mini, body):
+    answer = httpx.post(f"{mini.url}/v1/audio/speech", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"]
+
+
+def test_half_a_surrogate_pair_in_a_text_is_no_fault_of_ours(mini):
+    answer = httpx.post(
+        f"{mini.url}/v1/audio/speech", content=b'{"input": "Hello \\ud800 there.", "response_format": "pcm"}',
+        headers={"content-type": "application/json"}, timeout=60,
+    )
+    assert answer.status_code in (200, 400)
+
+
+def test_routes_that_are_none(mini):
+    for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/audio/speech", 405)):
+        answer = httpx.request(method, mini.url + path)
+        assert answer.status_code == status
+        assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_models(client, mini):
+    names = [model.id for model in client.models.list()]
+    assert names[0] == "mini"
+    assert {"tts-1", "tts-1-hd", "gpt-4o-mini-tts"} <= set(names)
+    assert client.models.retrieve("tts-1").id == "tts-1"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-9")
+    listed = httpx.get(f"{mini.url}/v1/audio/models").json()
+    assert [m["id"] for m in listed["models"]] == names
+    assert set(listed["data"][0]["parameters"]) >= {"temperature", "exaggeration", "cfg_weight"}
+
+

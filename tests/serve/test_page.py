@@ -1,0 +1,202 @@
+"""The page in a real browser: it speaks while the speech is made, stops, and brings and deletes voices."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from serving import load_mini, quiet_within, ready, recording, running
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: '.[serve-test]'")
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no chromium: apt-get install chromium")
+LONG = "This is quite a long text, and the page plays it while the rest is still being made. " * 8
+SHOTS = os.environ.get("PAGE_SHOTS")  # a folder for pictures to be looked at
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as play:
+        one = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--mute-audio"])
+        yield one
+        one.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens the page; whatever its console complains of fails the test."""
+    complaints, contexts = [], []
+
+    def opened(one, **how):
+        context = browser.new_context(**how)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
+        page.on("request", lambda request: request.url.startswith((one.url, "blob:")) or complaints.append(request.url))
+        page.goto(one.url)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert [text for text in complaints if "status of 4" not in text] == []
+
+
+def until(page, what, seconds=60):
+    """playwright's own waiting evaluates strings inside the page, which its policy forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(what):
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+def state(page, name):
+    return page.get_attribute("#progress", f"data-{name}")
+
+
+def test_it_is_heard_before_it_is_made(mini, visit):
+    page = visit(mini)
+    page.get_by_text("Ready: mini").wait_for()
+    page.get_by_label("Text", exact=True).fill(LONG)
+    page.get_by_label("Seed").fill("3")
+    page.get_by_role("button", name="Speak", exact=True).click()
+    until(page, "document.getElementById('progress').dataset.received > 0")
+    assert state(page, "state") == "working"
+    assert mini.model.stats()["calls"] == 1
+    until(page, "current.heard > 0.3")  # by the audio device's own clock
+    assert state(page, "state") == "working"
+    assert page.evaluate("current.peaks.some((peak) => peak > 0.05)")
+    page.get_by_role("button", name="Stop").first.click()
+    until(page, "document.getElementById('progress').dataset.state == 'stopped'")
+    assert quiet_within(mini.service)
+    assert page.locator("#history li").count() == 1
+
+
+def test_all_of_it(mini, visit, tmp_path):
+    from chatterbox_opt.audio.io import pcm16
+
+    page = visit(mini)
+    page.get_by_text("Ready: mini").wait_for()
+    page.get_by_label("Text", exact=True).fill("Hello there.")
+    page.get_by_label("Seed").fill("3")
+    page.get_by_text("Expression").click()
+    page.get_by_label("Temperature").fill("0.5")
+    page.keyboard.press("Control+Enter")
+    until(page, "document.getElementById('progress').dataset.state == 'done'")
+    if SHOTS:
+        page.screenshot(path=f"{SHOTS}/spoken.png", full_page=True)
+    with page.expect_download() as caught:
+        page.get_by_role("link", name="Download").click()
+    wanted = b"".join(map(pcm16, mini.model.generate_stream("Hello there.", seed=3, temperature=0.5)))
+    file = Path(caught.value.path()).read_bytes()
+    assert file[44:] == wanted
+    assert file[40:44] == len(wanted).to_bytes(4, "little")
+    until(page, "!current.sources.size")
+    page.get_by_role("button", name="Hear again").click()
+    until(page, "current.heard > 0.1")
+    page.get_by_role("button", name="Use the text").click()
+    assert page.get_by_label("Text", exact=True).input_value() == "Hello there."
+
+
+def test_what_is_wrong_is_said(mini, visit):
+    page = visit(mini)
+    page.get_by_text("Ready: mini").wait_for()
+    page.get_by_label("Text", exact=True).fill("x" * 100_001)
+    page.get_by_role("button", name="Speak", exact=True).click()
+    page.get_by_role("alert").get_by_text("100001 characters").wait_for()
+    assert page.get_by_role("button", name="Speak", exact=True).is_enabled()
+    assert page.get_by_text("This model speaks in its own voice only.").is_visible()
+    assert not page.locator("#upload").is_visible()
+
+
+def test_voices_and_conversion(tiny, visit):
+    page = visit(tiny)
+    page.get_by_text("Ready: english").wait_for()
+    file = {"name": "anna.wav", "mimeType": "audio/wav", "buffer": recording()}
+    page.get_by_label("Name of a new voice").fill("Anna <b>")
+    page.get_by_label("Recording", exact=True).set_input_files(file)
+    page.get_by_label("I may use this voice").check()
+    page.get_by_role("button", name="Add voice").click()
+    page.get_by_text("Anna <b> is there.").wait_for()
+    assert page.locator("#voice option:checked").inner_text() == "Anna <b>"
+    page.get_by_label("Text", exact=True).fill("Hello.")
+    page.get_by_role("button", name="Speak", exact=True).click()
+    until(page, "document.getElementById('progress').dataset.state == 'done'")
+    page.get_by_label("Recording to speak again").set_input_files(file)
+    page.get_by_label("In the voice").select_option(label="Anna <b>")
+    page.get_by_role("button", name="Convert").click()
+    page.get_by_text("Done.").wait_for()
+    until(page, "document.getElementById('converted').duration > 5")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Delete the voice Anna <b>").click()
+    page.get_by_text("Anna <b> is deleted.").wait_for()
+    assert page.locator("#voice option").filter(has_text="Anna").count() == 0
+
+
+def test_a_key_is_asked_for(tmp_path, visit):
+    with running(tmp_path, load_mini, api_key="secret") as one:
+        page = visit(ready(one))
+        page.get_by_label("Key", exact=True).fill("secret")
+        page.get_by_role("button", name="Use it").click()
+        page.get_by_text("Ready: mini").wait_for()
+
+
+def test_the_keyboard_alone(mini, visit):
+    page = visit(mini)
+    page.get_by_text("Ready: mini").wait_for()
+    named = page.evaluate("""() => [...document.querySelectorAll('button, input, select, textarea, canvas, a')]
+        .filter((e) => !(e.labels?.length || e.getAttribute('aria-label') || e.textContent.trim())).map((e) => e.id)""")
+    assert named == []
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.get_by_label("Text", exact=True).focus()
+    page.keyboard.type(LONG[:170])
+    page.keyboard.press("Control+Enter")
+    until(page, "document.getElementById('progress').dataset.received > 0")
+    page.keyboard.press("Escape")
+    until(page, "['stopped', 'done'].includes(document.getElementById('progress').dataset.state)")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 375])
+def test_it_fits_and_can_be_read(tiny, visit, theme, width):
+    """No sideways scrolling, targets large enough for a finger, contrast of at least 4.5 for every text."""
+    page = visit(tiny, viewport={"width": width, "height": 900}, color_scheme=theme)
+    page.get_by_text("Ready: english").wait_for()
+    page.get_by_text("Expression").click()
+    if SHOTS:
+        page.get_by_label("Text", exact=True).fill("Hello there. This is what the page looks like.")
+        page.screenshot(path=f"{SHOTS}/{theme}-{width}.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("""() => [...document.querySelectorAll('button, select, textarea, input:not([type=checkbox])')]
+        .filter((e) => e.offsetParent && e.getBoundingClientRect().height < 28).map((e) => e.id)""") == []
+    assert page.evaluate(CONTRAST) == []
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.get_by_role("button", name="Change between light and dark").click()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+
+
+CONTRAST = """() => {
+  const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = (c) => c.slice(0, 3).map((v) => v / 255)
+    .map((v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = (e) => {
+    for (; e; e = e.parentElement) {
+      const c = rgb(getComputedStyle(e).backgroundColor);
+      if (c.length < 4 || c[3] > 0) return c;
+    }
+    return [255, 255, 255];
+  };
+  const poor = [];
+  for (const e of document.querySelectorAll('p, h1, h2, label, button, a, summary, span, small, output')) {
+    if (!e.offsetParent || !e.textContent.trim() || e.disabled || e.className === 'skip') continue;
+    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x);
+    if ((a + 0.05) / (b + 0.05) < 4.5) poor.push(e.id || e.textContent);
+  }
+  return poor;
+}"""

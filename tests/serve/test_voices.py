@@ -1,0 +1,186 @@
+"""Voices that clients bring: kept as a whole or not at all, found again, deleted while in use."""
+
+import errno
+import io
+import threading
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+from serving import load_mini, load_tiny, ready, recording, running
+
+from chatterbox_opt.serve import voices
+from chatterbox_opt.serve.errors import ApiError
+from chatterbox_opt.serve.voices import VoiceStore, check_name, voice_id
+
+
+def upload(one, name, sound=None, **more):
+    files = {"audio_sample": ("../../x.wav", recording() if sound is None else sound, "audio/wav")}
+    return httpx.post(f"{one.url}/v1/audio/voices", data={"name": name, **more}, files=files, timeout=60)
+
+
+def speak(one, voice, seed=1):
+    body = {"input": "Hello.", "voice": voice, "response_format": "pcm", "seed": seed}
+    return httpx.post(f"{one.url}/v1/audio/speech", json=body, timeout=60)
+
+
+def names(one):
+    return [voice["name"] for voice in httpx.get(f"{one.url}/v1/audio/voices").json()["voices"]]
+
+
+def test_from_upload_to_deletion(tiny):
+    made = upload(tiny, "Zoë Müller", consent="yes")
+    assert made.status_code == 200
+    assert made.json()["id"] == voice_id("Zoë Müller")
+    assert "Zoë Müller" in names(tiny)
+    listed = httpx.get(f"{tiny.url}/v1/audio/voices").json()
+    assert listed["data"] == listed["voices"]
+    assert {"id", "name", "value", "label"} <= set(listed["data"][0])
+    sound = speak(tiny, "zoë müller")
+    assert sound.status_code == 200
+    assert speak(tiny, {"id": made.json()["id"]}).content == sound.content
+    assert speak(tiny, "default").content != sound.content
+    assert upload(tiny, "zoë MÜLLER").status_code == 409
+    gone = httpx.delete(f"{tiny.url}/v1/audio/voices/{made.json()['id']}")
+    assert gone.json()["deleted"] is True
+    assert "Zoë Müller" not in names(tiny)
+    assert speak(tiny, "Zoë Müller").status_code == 400
+    assert httpx.delete(f"{tiny.url}/v1/audio/voices/{made.json()['id']}").status_code == 404
+    assert not [p for p in tiny.service.voices.folder.iterdir() if voice_id("Zoë Müller") in p.name]
+
+
+def test_what_is_served_is_the_librarys_voice(tiny, tmp_path):
+    from chatterbox_opt.audio.io import pcm16
+
+    sound = recording(seed=5)
+    assert upload(tiny, "five", sound).status_code == 200
+    path = tmp_path / "ref.wav"
+    path.write_bytes(sound)
+    wanted = tiny.model.generate_stream("Hello.", voice=tiny.model.prepare_voice(path), seed=1)
+    assert speak(tiny, "five").content == b"".join(map(pcm16, wanted))
+
+
+def test_a_name_of_openais_may_be_taken(tiny):
+    before = speak(tiny, "echo").content
+    assert upload(tiny, "echo").status_code == 200
+    assert names(tiny).count("echo") == 1
+    assert speak(tiny, "echo").content != before
+    httpx.delete(f"{tiny.url}/v1/audio/voices/echo")
+    assert speak(tiny, "echo").content == before
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "..\\x", "x" * 65, "a\nb", "a\x00b", "default", "voice_" + "0" * 16])
+def test_names_that_are_refused(name):
+    with pytest.raises(ApiError) as caught:
+        check_name(name)
+    assert caught.value.param == "name"
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [b"", b"RIFF", b"x" * 5000, recording()[:30], recording(0.1), recording(601.0, kind="FLAC")],
+    ids=["empty", "cut", "no sound", "header alone", "too short", "too long"],
+)
+def test_recordings_that_are_refused(tiny, sound):
+    before = set(tiny.service.voices.folder.iterdir()) if tiny.service.voices.folder.is_dir() else set()
+    answer = upload(tiny, "broken", sound)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "audio_sample"
+    assert "open file" not in answer.json()["error"]["message"]
+    after = set(tiny.service.voices.folder.iterdir()) if tiny.service.voices.folder.is_dir() else set()
+    assert before == after
+
+
+def test_a_small_file_of_endless_sound_is_not_decoded(tiny):
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros((96_000 * 100, 8), np.int16), 96_000, format="FLAC")
+    assert len(file.getvalue()) < 1 << 20
+    answer = upload(tiny, "bomb", file.getvalue())
+    assert answer.status_code == 400
+    assert "samples" in answer.json()["error"]["message"]
+
+
+def test_forms_that_are_none(tiny):
+    where = f"{tiny.url}/v1/audio/voices"
+    boundary = {"content-type": "multipart/form-data; boundary=x"}
+    for how in (
+        dict(data={"name": "a"}), dict(json={"name": "a"}), dict(content=b"--x\r\nnothing", headers=boundary),
+        dict(content=b"", headers={"content-type": "multipart/form-data"}),
+        dict(data={"name": "a", "colour": "red"}, files={"audio_sample": ("a", recording())}),
+        dict(data={"name": "a", "audio_sample": "a text"}, files={"x": ("a", b"")}),
+    ):
+        answer = httpx.post(where, **how)
+        assert answer.status_code == 400, how
+        assert answer.json()["error"]["message"]
+
+
+def test_mini_says_that_it_cannot_clone(mini):
+    answer = upload(mini, "somebody")
+    assert answer.status_code == 400
+    assert "own voice only" in answer.json()["error"]["message"]
+    assert "somebody" not in names(mini)
+
+
+def test_a_full_disk(tiny, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(voices.os, "fsync", full)
+    answer = upload(tiny, "full")
+    assert answer.status_code == 507
+    assert answer.headers["x-should-retry"] == "false"
+    assert "full" not in names(tiny)
+    assert not list(tiny.service.voices.folder.glob("*.part"))
+    monkeypatch.undo()
+    assert upload(tiny, "full").status_code == 200
+
+
+def test_a_voice_that_is_deleted_while_it_speaks(tiny):
+    assert upload(tiny, "brief").status_code == 200
+    alone = speak(tiny, "brief").content
+    body = {"input": "Hello.", "voice": "brief", "response_format": "pcm", "seed": 1}
+    with httpx.stream("POST", f"{tiny.url}/v1/audio/speech", json=body, timeout=60) as answer:
+        parts = answer.iter_raw()
+        first = next(parts)
+        assert httpx.delete(f"{tiny.url}/v1/audio/voices/brief").status_code == 200
+        assert first + b"".join(parts) == alone
+
+
+def test_voices_survive_a_restart_and_half_written_ones_do_not(tmp_path):
+    with running(tmp_path, load_tiny, model_id="english") as one:
+        ready(one)
+        assert upload(one, "Anna").status_code == 200
+        sound = speak(one, "Anna").content
+    (tmp_path / f"{voice_id('Half')}.pt.part").write_bytes(b"half")
+    (tmp_path / f"{voice_id('Alone')}.json").write_text('{"name": "Alone", "kind": "llama"}')
+    (tmp_path / "voice_strange.json").write_text("[]")
+    (tmp_path / f"{voice_id('Damaged')}.json").write_text('{"name": "Damaged", "kind": "llama"}')
+    (tmp_path / f"{voice_id('Damaged')}.pt").write_bytes(b"not a voice")
+    with running(tmp_path, load_tiny, model_id="english", max_voices=2) as one:
+        ready(one)
+        assert {"Anna", "Damaged"} <= set(names(one))
+        assert not {"Half", "Alone"} & set(names(one))
+        assert speak(one, "Anna").content == sound
+        assert speak(one, "Damaged").status_code == 400
+        assert not list(tmp_path.glob("*.part"))
+        assert upload(one, "Third").json()["error"]["code"] == "too_many_voices"
+    with running(tmp_path, lambda: load_tiny("turbo"), model_id="turbo") as one:
+        assert "Anna" not in names(ready(one))  # Turbo hears other things in a recording
+
+
+def test_uploads_at_once(tiny):
+    """One name, many uploads: one of them is it."""
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(upload(tiny, "same").status_code)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [200, 409, 409, 409]
+
+
+def test_the_folder_is_made_when_it_is_needed(tmp_path):
+    store = VoiceStore(tmp_path / "a" / "b", load_mini(), 10)
+    assert not (tmp_path / "a").exists()
+    assert store.listing()["data"][0]["id"] == "default"
