@@ -168,7 +168,7 @@ def _only(page: str, document: dict[str, Any], words: list[str]) -> str:
 
 WRITERS: dict[str, Callable[[list[dict[str, Any]], list[str]], str]] = {
     "readme": readme,
-    **{name: pages(name) for name in ("comparison", "inference", "ladder", "quality", "streaming", "server")},
+    **{name: pages(name) for name in ("comparison", "inference", "ladder", "quality", "streaming", "server", "concurrency")},
 }
 
 

@@ -221,3 +221,33 @@ def server(document: dict[str, Any], path: Path) -> None:
     figure.tight_layout(rect=(0, 0.03, 1, 0.97))
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
+
+
+def concurrency(document: dict[str, Any], path: Path) -> None:
+    """By number of callers: sentences a minute in all, and the first sound of streams."""
+    from matplotlib import pyplot as plt
+
+    rows, sides = document["rows"], [s for s in ("before", "now") if any(r["side"] == s for r in document["rows"])]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8))
+    colours = dict(zip(sides, (GREY, BLUES[0]) if len(sides) > 1 else (BLUES[0],)))
+    modes = list(dict.fromkeys(r["mode"] for r in rows))
+    panels = ((left, modes[0], "sentences_per_minute"), (right, modes[-1], "first_p95"))
+    for axes, mode, key in panels:
+        for side in sides:
+            mine = [r for r in rows if r["mode"] == mode and r["side"] == side]
+            axes.plot([str(r["callers"]) for r in mine], [r[key] for r in mine], "o-", color=colours[side], label=side)
+            for i, r in enumerate(mine):
+                axes.annotate(f"{r[key]:.2g}", (i, r[key]), (0, 6), textcoords="offset points", ha="center", fontsize=9)
+        axes.set_xlabel("callers, all at once")
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    left.set_title(f"Sentences a minute, all callers together ({modes[0]}; higher is better)", fontsize=10, loc="left")
+    right.set_title(f"Seconds to the first sound, p95 ({modes[-1]}; lower is better)", fontsize=10, loc="left")
+    settings = document["settings"]
+    what = f"{tables.FAMILY[settings['model']]}, {settings['weights']} weights, {settings['options']}: many callers"
+    figure.suptitle(what, x=0.01, ha="left", weight="bold")
+    figure.text(0.01, 0.01, tables.where(document["environment"]), fontsize=7, color="#555555")
+    figure.tight_layout(rect=(0, 0.03, 1, 0.97))
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)

@@ -27,7 +27,7 @@ def markdown(document: dict[str, Any]) -> str:
     """The page a benchmark prints: what and where, its tables, the command."""
     page = {
         "comparison": comparison, "inference": inference, "ladder": ladder, "quality": quality, "streaming": streaming,
-        "server": server,
+        "server": server, "concurrency": concurrency,
     }
     return "\n".join([*page[document["benchmark"]](document), "", f"`{document['command']}`"])
 
@@ -314,3 +314,36 @@ def _served(rows: list[dict[str, Any]]) -> str:
     alone = f"{same} of {answered} answers are byte for byte what the same request gets alone"
     rest = "." if same == answered else ", the others but for where its chunks met."
     return f"Nothing was lost or mixed up. {alone}{rest}"
+
+
+# ---- concurrency ---------------------------------------------------------------------------------
+
+
+def concurrency(document: dict[str, Any]) -> list[str]:
+    each = document["settings"]["each"]
+    return [
+        title(document, ", many callers at once"),
+        "",
+        concurrency_table(document),
+        "",
+        f"Each caller is a thread that asks for {each} sentences, one after another. First sound: of a call its end. "
+        "RTF: seconds from asking to the last sample for a second of speech, median. Gap: silence in all while it plays, "
+        "median." + (" Before: an older commit, measured by turns with this one." if sides(document) > 1 else ""),
+    ]
+
+
+def sides(document: dict[str, Any]) -> int:
+    return len({r["side"] for r in document["rows"]})
+
+
+def concurrency_table(document: dict[str, Any]) -> str:
+    head = ["", "callers", *(["side"] if sides(document) > 1 else []), "sentences a minute", "first sound, p50", "p95"]
+    rows = [
+        [
+            r["mode"], r["callers"], *([r["side"]] if sides(document) > 1 else []), f"{r['sentences_per_minute']:.0f}",
+            f"{r['first_p50']:.2f} s", f"{r['first_p95']:.2f} s", f"{r['rtf_p50']:.2f}", f"{r['gap_p50']:.2f} s",
+            f"{r['speech_per_second']:.2f}",
+        ]
+        for r in document["rows"]
+    ]
+    return table([*head, "RTF", "gap", "speech a second, s"], rows)
