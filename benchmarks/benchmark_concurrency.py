@@ -127,8 +127,7 @@ def measure(model: Any, source: workload.Weights, mode: str, callers: int, args:
     ask(0)  # lazy initialisation is nobody's
 
     def caller(i: int) -> None:
-        for k in range(args.each):
-            said.append(ask(i + k))
+        said.extend(ask(i + k) for k in range(args.each))
 
     return summary(said, together(caller, callers))
 
@@ -160,8 +159,8 @@ def summary(said: list[dict[str, Any]], wall: float) -> dict[str, Any]:
 
 def say(row: dict[str, Any]) -> None:
     workload.say(
-        f"{row['side']}, {row['mode']} of {row['callers']}: {row['sentences_per_minute']:.0f} sentences a minute, first "
-        f"sound {row['first_p50']:.2f} s (p95 {row['first_p95']:.2f} s)"
+        f"{row['side']}, {row['mode']} of {row['callers']}: {row['sentences_per_minute']:.0f} sentences a minute, "
+        f"first sound {row['first_p50']:.2f} s (p95 {row['first_p95']:.2f} s)"
     )
 
 

@@ -168,7 +168,8 @@ def _only(page: str, document: dict[str, Any], words: list[str]) -> str:
 
 WRITERS: dict[str, Callable[[list[dict[str, Any]], list[str]], str]] = {
     "readme": readme,
-    **{name: pages(name) for name in ("comparison", "inference", "ladder", "quality", "streaming", "server", "concurrency")},
+    **{name: pages(name) for name in ("comparison", "inference", "ladder", "quality")},
+    **{name: pages(name) for name in ("streaming", "server", "concurrency")},
 }
 
 

@@ -321,14 +321,15 @@ def _served(rows: list[dict[str, Any]]) -> str:
 
 def concurrency(document: dict[str, Any]) -> list[str]:
     each = document["settings"]["each"]
+    beside = " Before: an older commit, measured by turns with this one." if sides(document) > 1 else ""
     return [
         title(document, ", many callers at once"),
         "",
         concurrency_table(document),
         "",
         f"Each caller is a thread that asks for {each} sentences, one after another. First sound: of a call its end. "
-        "RTF: seconds from asking to the last sample for a second of speech, median. Gap: silence in all while it plays, "
-        "median." + (" Before: an older commit, measured by turns with this one." if sides(document) > 1 else ""),
+        "RTF: seconds from asking to the last sample for a second of speech, median. Gap: silence in all while it "
+        f"plays, median.{beside}",
     ]
 
 

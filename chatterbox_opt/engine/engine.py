@@ -43,7 +43,7 @@ class Engine(Driver):
         self.accept()
         room = self.room()  # ahead of a look at who there is: who fits no memory leaves
         sounding = self.renderer.candidates(self.calls)
-        plan = self.scheduler.plan(self.waiting, self.speaking, sounding, *room)
+        plan = self.scheduler.plan(self.waiting, self.speaking, sounding, *room, time.perf_counter())
         self.prefill(plan.join)
         if plan.render:
             self.renderer.advance(plan.render, self.calls)

@@ -1,8 +1,9 @@
 """Who is served next: order and limits, no tensors.
 
 Work has a deadline: for a stream the moment its listener runs dry, for everything else a few seconds after it was
-asked for. The earliest deadline goes first. A deadline does not move while nothing is delivered, and what comes later
-has a later one, so nothing starves.
+asked for. The earliest deadline goes first, but for listeners who have begun to hear something and are about to run
+dry: with more of them than the machine can serve, the later ones wait instead of all of them hearing gaps. A deadline
+does not move while nothing is delivered, what comes later has a later one, and speech ends, so nothing starves.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ PATIENCE = 2.0  # s that speech nobody hears yet lets streams go ahead of it
 AHEAD = 4  # utterances of a streamed text that are spoken side by side: the first a little later, the others in time
 APART = 1.0  # s between the deadlines of a call's utterances: what follows has time
 POSITIONS = 512  # that may be prefilled in a step, beside at least one utterance: speech in progress waits for it
-IDLE = float("inf")
+LEAD = 0.5  # s before it runs dry that a stream goes ahead of everything that has not begun
+IDLE = 2, 0.0  # behind everything
 
 
 @dataclass
@@ -35,12 +37,13 @@ class Scheduler:
 
     def plan(
         self, waiting: Sequence[Utterance], speaking: Sequence[Utterance], rendering: Iterable[Utterance], free: int,
-        fits: Callable[[Utterance], bool] = lambda _: True,
+        fits: Callable[[Utterance], bool] = lambda _: True, now: float = 0.0,
     ) -> Plan:
-        """`waiting` for a slot, `speaking` in one, `rendering`: whose sound is or could be made now."""
+        """`waiting` for a slot, `speaking` in one, `rendering`: whose sound is or could be made at `now`."""
         join = self.join(waiting, speaking, free, fits)
-        urgent = min((deadline(u, together=True) for u in speaking if not sounds(u)), default=IDLE)
-        due = sorted((u for u in rendering if sounds(u) and deadline(u) < urgent), key=deadline)
+        urgent = min((urgency(u, now, together=True) for u in speaking if not sounds(u)), default=IDLE)
+        due = sorted(((urgency(u, now), i, u) for i, u in enumerate(rendering) if sounds(u)), key=lambda d: d[:2])
+        due = [u for when, _, u in due if when < urgent]
         if due:
             return Plan(join, render=due[: self.renderings])
         return Plan(join, decode=bool(speaking))
@@ -80,6 +83,12 @@ def deadline(u: Utterance, together: bool = False) -> float:
     return start + (0.0 if together and not call.stream else APART * (u.index - call.head))
 
 
+def urgency(u: Utterance, now: float, together: bool = False) -> tuple[int, float]:
+    """The smallest goes first."""
+    begun = u.call.stream and u.call.first_sound is not None and u.index == u.call.head
+    return 0 if begun and u.call.runs_dry < now + LEAD else 1, deadline(u, together)
+
+
 def sounds(u: Utterance) -> bool:
     """Whether the next thing it needs is to be rendered, not to be spoken on."""
     return u.rendering or chunk_due(u) is not None
@@ -95,6 +104,6 @@ def chunk_due(u: Utterance) -> tuple[int, bool] | None:
     if u.index != call.head or call.paused():
         return None
     end = u.told + call.size
-    if ended and len(u.tokens) <= end + call.size:  # no tiny last chunk
-        return len(u.tokens), True
-    return (end + LOOKAHEAD, False) if len(u.tokens) >= end + LOOKAHEAD else None
+    if len(u.tokens) >= end + LOOKAHEAD:  # where chunks meet does not depend on how late it is looked
+        return end + LOOKAHEAD, False
+    return (len(u.tokens), True) if ended else None

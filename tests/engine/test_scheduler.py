@@ -79,6 +79,15 @@ def test_tokens_of_a_stream_run_dry_go_before_sound_that_has_time():
     assert not got.render
 
 
+def test_with_more_listeners_than_can_be_served_the_later_ones_wait():
+    """Instead of all of them hearing gaps."""
+    begun, new = call(at=5.0, stream=True, heard=(9.0, 1.0)), call(at=6.0, stream=True)
+    heads = [spoken(c.utterances[0], 200, ended=False) for c in (new, begun)]
+    late = Scheduler(4).plan([], heads, heads, 0, now=9.8)
+    early = Scheduler(4).plan([], heads, heads, 0, now=9.1)
+    assert (late.render, early.render) == ([heads[1]], [heads[0]])
+
+
 def test_a_batch_is_spoken_before_it_is_rendered_and_a_later_call_is_not_held_up():
     batch, later = call(20, at=0.0), call(at=3.0)
     done, going = batch.utterances[:10], batch.utterances[10:]
@@ -92,7 +101,8 @@ def test_a_batch_is_spoken_before_it_is_rendered_and_a_later_call_is_not_held_up
 
 @pytest.mark.parametrize(("tokens", "ended", "due"), [
     (0, False, None), (25 + LOOKAHEAD - 1, False, None), (25 + LOOKAHEAD, False, (25 + LOOKAHEAD, False)),
-    (30, True, (30, True)), (50, True, (50, True)), (51, True, (25 + LOOKAHEAD, False)), (0, True, (0, True)),
+    (27, True, (27, True)), (28, True, (25 + LOOKAHEAD, False)), (80, True, (25 + LOOKAHEAD, False)),
+    (0, True, (0, True)),
 ])  # fmt: skip
 def test_when_a_chunk_is_due(tokens, ended, due):
     stream = call(2, stream=True)
@@ -132,7 +142,8 @@ class World:
     def step(self, length: dict[Utterance, int]) -> None:
         heads = [c.utterances[c.head] for c in self.calls if c.stream and c.head < len(c.utterances)]
         whole = [u for c in self.calls if not c.stream for u in c.utterances if u.stopped and not u.done]
-        plan = self.scheduler.plan(self.waiting, self.speaking, heads + whole, self.slots - len(self.speaking))
+        plan = self.scheduler.plan(self.waiting, self.speaking, heads + whole, self.slots - len(self.speaking),
+                                   now=self.now)
         assert len(set(plan.join)) == len(plan.join)
         assert len(self.speaking) + len(plan.join) <= self.slots
         for u in plan.join:
@@ -156,7 +167,7 @@ class World:
         self.steps[u], u.rendering = 0, False
         count, last = len(u.tokens) if not u.call.stream else u.told + u.call.size, not u.call.stream
         if u.call.stream:
-            last = u.stopped is not None and len(u.tokens) <= u.told + 2 * u.call.size
+            last = u.stopped is not None and len(u.tokens) < u.told + u.call.size + LOOKAHEAD
         u.call.first_sound = u.call.first_sound or self.now
         u.call.heard += (count - u.told) / 25
         u.told = count

@@ -104,10 +104,10 @@ def test_windows_are_captured_at_their_first_use_or_ahead_of_it(net):
     assert lazy.captured.keys == once
 
 
-def test_two_threads_may_decode_at_once(net):
-    """Captured runs share their memory: one comes after the other."""
-    made, mels = runner(net), [some_mel(t, seed=t) for t in (128, 128, 256, 256)]
-    made.captured = Replay()
+def test_threads_may_decode_at_once(net, monkeypatch):
+    """As an engine's workers do on a CPU: what a thread writes in the meantime is its own."""
+    monkeypatch.setattr(toom, "FEWEST", (8, 7))
+    made, mels = runner(net, short_convs=True), [some_mel(t, seed=t) for t in (128, 128, 256, 256)]
     wanted = [made.render([mel], seeds(i))[0] for i, mel in enumerate(mels)]
     got: list = [None] * 4
 
@@ -119,9 +119,7 @@ def test_two_threads_may_decode_at_once(net):
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(torch.equal(a, b) for a, b in zip(got, wanted))
-    other = WavRunner(made.hift, made.options)
-    assert other.lock is made.lock, "runners of one network share its workspace"
+    assert all(error(a, b) < 1e-5 for a, b in zip(got, wanted))
 
 
 @pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9 has one kind of switch")
