@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import SPEECH_CODES
-
 logger = logging.getLogger(__name__)
 
 
@@ -68,18 +66,6 @@ def check_exaggeration(value: float | None) -> float:
 def check_first_chunk(value: float) -> None:
     if not isinstance(value, Real) or isinstance(value, bool) or not 0.2 <= value <= 60:
         raise ValueError(f"first_chunk={value!r}: seconds from 0.2 to 60 are needed")
-
-
-def check_tokens(tokens: Any) -> Tensor:
-    tokens = torch.as_tensor(tokens).long().reshape(-1)
-    if not len(tokens):
-        raise ValueError("no speech tokens were given; at least one is needed")
-    if int(tokens.min()) < 0 or int(tokens.max()) >= SPEECH_CODES:
-        raise ValueError(
-            f"speech tokens reach from {int(tokens.min())} to {int(tokens.max())}; "
-            f"ids from 0 to {SPEECH_CODES - 1} are sound, drop the others"
-        )
-    return tokens
 
 
 def one_per_text(name: str, value: Any, n: int) -> list:

@@ -17,7 +17,7 @@ LAYERS = {
     "models": {"config"},
     "weights": {"config", "models"},
     "engine": {"config", "options", "models"},
-    "audio": {"config"},
+    "audio": {"config", "models"},
     "voice": {"config", "models", "audio"},
     "checks": {"config"},
     "progress": set(),

@@ -227,23 +227,24 @@ def _sinc(time: np.ndarray, orig: int, new: int, kind: Filter) -> np.ndarray:
 
 @functools.lru_cache(maxsize=32)
 def _kernel(orig: int, new: int, kind: Filter, device: torch.device) -> Tensor:
-    """(taps, new): what each of `new` output samples takes from `orig` input samples and their surroundings."""
+    """(taps, new): what each of `new` output samples takes from `orig` input samples and their surroundings. In double
+    on CUDA: there a user may have allowed TF32 for products, which would leave 10 bits of the sound."""
     width = _width(orig, new, kind)
     taps = np.arange(-width, width + orig) / orig
     weights = _sinc(taps[:, None] - np.arange(new) / new, orig, new, kind)
     with torch.inference_mode(False):
-        return torch.from_numpy(weights.astype(np.float32)).to(device)
+        return torch.from_numpy(weights).to(device, torch.float64 if device.type == "cuda" else torch.float32)
 
 
 def _by_block(flat: Tensor, orig: int, new: int, width: int, length: int, kind: Filter) -> Tensor:
     """A matrix product: rows are overlapping stretches of input, several periods long where a period is short."""
     periods = max(1, 2 * width // orig)
     orig, new = orig * periods, new * periods
-    kernel = _kernel(orig, new, kind, flat.device).to(flat.dtype)
+    kernel = _kernel(orig, new, kind, flat.device)
     count = -(-length // new)
     padded = F.pad(flat, (width, width + count * orig - flat.shape[1]))
     rows = padded.unfold(1, len(kernel), orig)  # (B, count, taps), a view
-    out = torch.cat([part @ kernel for part in rows.split(BLOCKS_AT_ONCE, 1)], 1)
+    out = torch.cat([(part.to(kernel.dtype) @ kernel).to(flat.dtype) for part in rows.split(BLOCKS_AT_ONCE, 1)], 1)
     return out.flatten(1)[:, :length]
 
 

@@ -6,21 +6,18 @@ Only what the mark adds goes through the inverse transform; the rest of the soun
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..models.layers import overlap_add
 
 HEADROOM = 15.0  # dB above full scale that the normalised spectrum reaches up to
 QUIET = 0.05  # of the loudest frame: what is below it carries no mark
 BLOCK = 2000  # frames analysed at a time, 20 s
 SLOPE = 0.01  # of the leaky ReLUs
-# What soxr's HQ setting, with which Perth changes the rate, amounts to: a sinc under a Kaiser window, to 1e-4 of peak.
-CUTOFF, HALF, BETA = 0.95687, 97.0, 13.04  # of the lower Nyquist rate; samples of the lower rate; shape
-LARGEST = 1 << 22  # entries of a resampling matrix
 
 
 class Facts(NamedTuple):
@@ -130,8 +127,9 @@ def synthesise(added: Tensor, length: int, facts: Facts) -> Tensor:
     weight = torch.zeros_like(wave)
     for start in range(0, frames, BLOCK):
         parts = torch.fft.irfft(added[:, start : start + BLOCK].t(), n=n_fft) * window
-        _overlap_add(parts, hop, wave[start * hop :])
-        _overlap_add((window * window).expand(len(parts), -1), hop, weight[start * hop :])
+        for onto, block in ((wave, parts), (weight, (window * window).expand(len(parts), -1))):
+            (sums,) = overlap_add(block[None], hop)
+            onto[start * hop : start * hop + len(sums)] += sums
     kept = slice(n_fft // 2, n_fft // 2 + length)
     return wave[kept] / weight[kept].clamp_(min=1e-11)
 
@@ -159,53 +157,3 @@ def _mirrored(wav: Tensor, n: int) -> Tensor:
     if len(wav) <= n:
         wav = F.pad(wav, (0, n + 1 - len(wav)))
     return F.pad(wav[None, None], (n, n), mode="reflect")[0, 0]
-
-
-def _overlap_add(frames: Tensor, hop: int, out: Tensor) -> None:
-    """(T, n) frames, hop samples apart, onto `out` from its start."""
-    count, size = frames.shape
-    slots = -(-size // hop)
-    frames = F.pad(frames, (0, slots * hop - size)).view(count, slots, hop)
-    rows = out[: (count + slots - 1) * hop].view(-1, hop)
-    for i in range(slots):
-        rows[i : i + count] += frames[:, i]
-
-
-# ---- changing the rate ---------------------------------------------------------------------------
-
-
-def can_change(orig: int, new: int) -> bool:
-    return _shape(orig, new)[0] * _shape(orig, new)[1] <= LARGEST
-
-
-def change_rate(wav: Tensor, orig: int, new: int) -> Tensor:
-    """(N,) -> (ceil(N * new / orig),), as soxr's HQ does it: blocks of samples times one matrix."""
-    length = -(-len(wav) * new // orig)
-    matrix, n_in, reach = _matrix(orig, new, wav.device)
-    blocks = -(-length // matrix.shape[1])
-    padded = F.pad(wav, (reach, blocks * n_in + reach - len(wav)))
-    # In double on CUDA: there a user may have allowed TF32 for products, which would leave 10 bits of the sound.
-    frames = padded.unfold(0, len(matrix), n_in).to(matrix.dtype)
-    return (frames @ matrix).view(-1)[:length].to(wav.dtype)
-
-
-def _shape(orig: int, new: int) -> tuple[int, int, int, int]:
-    """Rows and columns of the matrix, new samples a block, and how far a sample reaches."""
-    common = math.gcd(orig, new)
-    periods = max(1, 128 * common // new)
-    n_in, n_out = periods * orig // common, periods * new // common
-    reach = math.ceil(HALF * orig / min(orig, new)) + 1
-    return n_in + 2 * reach, n_out, n_in, reach
-
-
-@lru_cache(maxsize=8)
-def _matrix(orig: int, new: int, device: torch.device) -> tuple[Tensor, int, int]:
-    rows, n_out, n_in, reach = _shape(orig, new)
-    lower = min(orig, new)
-    time = np.arange(n_out) / new - (np.arange(rows)[:, None] - reach) / orig  # s
-    inside = np.clip(1 - (time * lower / HALF) ** 2, 0, None)
-    window = np.where(inside > 0, np.i0(BETA * np.sqrt(inside)) / np.i0(BETA), 0)
-    matrix = CUTOFF * lower / orig * np.sinc(CUTOFF * lower * time) * window
-    with torch.inference_mode(False):
-        dtype = torch.float64 if device.type == "cuda" else torch.float32
-        return torch.from_numpy(matrix).to(device, dtype), n_in, reach

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..config import S3GEN_RATE
 from .io import resample
-from .perth_net import Decoder, Encoder, Facts, added_by, analyse, can_change, change_rate, synthesise
+from .perth_net import Decoder, Encoder, Facts, added_by, analyse, synthesise
 
 logger = logging.getLogger(__name__)
 
@@ -97,9 +97,7 @@ class Watermarker:
         return groups
 
     def _rate(self, wav: Tensor, orig: int, new: int) -> Tensor:
-        if orig == new:
-            return wav
-        return change_rate(wav, orig, new) if can_change(orig, new) else resample(wav, orig, new)
+        return resample(wav, orig, new, sharp=True)  # Perth does it by soxr
 
 
 def mark(watermarker: Any, wavs: Sequence[Tensor], rate: int = S3GEN_RATE) -> list[Tensor]:
@@ -159,12 +157,9 @@ def _facts(file: Path) -> Facts:
 
 def _load(module: torch.nn.Module, prefix: str, file: Path) -> torch.nn.Module:
     state = torch.load(file, map_location="cpu", weights_only=True)["model"]
-    state = {k[len(prefix) :]: _flat(v) for k, v in state.items() if k.startswith(prefix)}
-    module.load_state_dict(state, strict=True, assign=True)
+    state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+    flat = {k: v.unsqueeze(2) if v.dim() == 3 else v for k, v in state.items()}  # of 1-D convolutions, for 2-D ones
+    module.load_state_dict(flat, strict=True, assign=True)
+    module.to(memory_format=torch.channels_last)
     logger.debug("watermark: %s from %s", prefix[:-1], file)
     return module.eval().requires_grad_(False)
-
-
-def _flat(weight: Tensor) -> Tensor:
-    """A 1-D convolution as a 2-D one of height 1, channels last."""
-    return weight.unsqueeze(2).contiguous(memory_format=torch.channels_last) if weight.dim() == 3 else weight

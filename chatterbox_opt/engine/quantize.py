@@ -35,7 +35,7 @@ FIXED = 8  # rows of a product in half precision: oneDNN takes as long for 8 row
 
 def prepare_linears(t3: T3, quantize: str | None, few_rows: bool, half: bool = False) -> None:
     """In place, one layer at a time, so that no more than one layer exists twice. `half`: as 16 bits on the CPU."""
-    plain = HalfLinear if half else partial(plain_linear, few_rows=few_rows)
+    plain = Float16WeightLinear if half else partial(plain_linear, few_rows=few_rows)
     kinds = {"int8": int8_linear, "int4": Int4Linear, None: plain}
     replace_linears(t3, plain, recurse=False)
     replace_linears(t3.tfmr, kinds[quantize])
@@ -109,7 +109,7 @@ class FixedRowsLinear(nn.Module):
         return (torch.cat(y) if len(y) > 1 else y[0])[:rows].view(*x.shape[:-1], n)
 
 
-class HalfLinear(nn.Module):
+class Float16WeightLinear(nn.Module):
     """The CPU without bf16 units: the weight in 16 bits, which is half of what a few rows wait for; x, sums and result
     in float32. Half a bit in 2**11 is lost, where bfloat16 loses half a bit in 2**8."""
 
@@ -128,7 +128,7 @@ def packs_float16(device: torch.device) -> bool:
     if device.type != "cpu":
         return False
     try:
-        return bool(HalfLinear(nn.Linear(8, 8, device=device))(torch.ones(1, 8)).isfinite().all())
+        return bool(Float16WeightLinear(nn.Linear(8, 8, device=device))(torch.ones(1, 8)).isfinite().all())
     except (RuntimeError, AttributeError):
         return False
 

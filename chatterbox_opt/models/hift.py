@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import MEL_BINS, HiftConfig
+from .layers import overlap_add
 from .source import F0Predictor, HarmonicSource
 
 FLOAT32 = ("f0_predictor", "m_source", "conv_post")  # kept so when the rest runs in half precision
@@ -147,16 +148,6 @@ class Hift(nn.Module):
 def down_rates(cfg: HiftConfig) -> list[int]:
     """How far the source's spectrum is decimated to meet each level: 15, 3, 1."""
     return [math.prod(cfg.up_rates[i + 1 :]) for i in range(len(cfg.up_rates))]
-
-
-def overlap_add(frames: Tensor, hop: int) -> Tensor:
-    """(B, T, n) frames, hop samples apart -> (B, hop (T - 1) + n)."""
-    batch, count, size = frames.shape
-    parts = frames.unflatten(-1, (-1, hop))
-    out = frames.new_zeros(batch, count + size // hop - 1, hop)
-    for i in range(size // hop):
-        out[:, i : i + count] += parts[:, :, i]
-    return out.flatten(1)
 
 
 def window(n_fft: int) -> Tensor:

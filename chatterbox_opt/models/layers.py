@@ -74,3 +74,16 @@ def norm_linear(x: Tensor, norm: nn.Module, linear: nn.Module, act: Callable[[Te
 
 def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
     return residual + linear(x)
+
+
+def overlap_add(frames: Tensor, hop: int) -> Tensor:
+    """(B, T, n) frames, hop samples apart -> (B, hop (T - 1) + n), n rounded up to whole hops."""
+    batch, count, size = frames.shape
+    slots = -(-size // hop)
+    if size < slots * hop:
+        frames = F.pad(frames, (0, slots * hop - size))
+    parts = frames.unflatten(-1, (slots, hop))
+    out = frames.new_zeros(batch, count + slots - 1, hop)
+    for i in range(slots):
+        out[:, i : i + count] += parts[:, :, i]
+    return out.flatten(1)

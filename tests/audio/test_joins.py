@@ -73,6 +73,15 @@ def test_without_a_mark_nothing_waits():
     assert not len(marker.rest(NOTHING))
 
 
+def test_a_stream_without_a_watermark_ends_on_the_device_of_its_sound():
+    """Its last chunk is joined to what the marker held back, which is nothing."""
+    joiner = ChunkJoiner(2)
+    wave = torch.zeros(5000, device="meta")
+    parts = [joiner.add(wave), joiner.add(wave, last=True), joiner.add(wave), joiner.add(wave[:0], last=True)]
+    assert {part.device.type for part in parts} == {"meta"}
+    assert sum(map(len, parts)) == 15_000 + int(PAUSE * RATE)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_chunks_of_pieces_sound_as_the_pieces_joined(seed):
     chance = random.Random(seed)

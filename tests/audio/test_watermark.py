@@ -10,7 +10,8 @@ import torch
 from hift_pairs import TINY, noise_of, some_mel
 
 from chatterbox_opt.audio import perth_net, watermark
-from chatterbox_opt.audio.perth_net import Facts, added_by, analyse, change_rate, synthesise
+from chatterbox_opt.audio.io import resample
+from chatterbox_opt.audio.perth_net import Facts, added_by, analyse, synthesise
 from chatterbox_opt.audio.watermark import Watermarker
 from chatterbox_opt.models.hift import Hift
 
@@ -41,7 +42,7 @@ def clips() -> list[np.ndarray]:
     out = []
     for file in files:
         wav, rate = soundfile.read(str(file.locate()), dtype="float32")
-        wav = change_rate(torch.from_numpy(wav), rate, RATE).numpy()
+        wav = resample(torch.from_numpy(wav), rate, RATE, sharp=True).numpy()
         out.append(wav[: len(wav) // 960 * 960])
     assert len(out) == 2
     return out
@@ -93,7 +94,7 @@ def test_perth_hears_it_in_what_the_vocoder_makes(ours, perth):
 
 @pytest.mark.parametrize("rate", [16_000, 22_050, 32_000, 44_100, 48_000])
 def test_other_rates(ours, perth, clips, rate):
-    wav = change_rate(torch.from_numpy(clips[0]), RATE, rate)[: 2 * rate].numpy()
+    wav = resample(torch.from_numpy(clips[0]), RATE, rate, sharp=True)[: 2 * rate].numpy()
     got, wanted = ours.apply_watermark(wav, rate), perth.apply_watermark(wav, rate)
     assert got.shape == wav.shape
     # Perth drops what does not fill a frame, and soxr in several stages rings otherwise where a recording is cut.
@@ -167,7 +168,7 @@ def test_blocks_are_seamless_and_the_transform_has_an_inverse(monkeypatch, clips
 def test_rate_changes_as_soxr_does_it(orig, new):
     soxr = pytest.importorskip("soxr")
     wav = noise(9999)
-    got = change_rate(torch.from_numpy(wav), orig, new).numpy()
+    got = resample(torch.from_numpy(wav), orig, new, sharp=True).numpy()
     wanted = soxr.resample(wav, orig, new, quality="soxr_hq")
     n = min(len(got), len(wanted))
     assert abs(len(got) - len(wanted)) <= 1

@@ -16,7 +16,7 @@ from chatterbox_opt.engine.quantize import (
     FIXED,
     FewRowsLinear,
     FixedRowsLinear,
-    HalfLinear,
+    Float16WeightLinear,
     Int4Linear,
     Int8Linear,
     Int8WeightLinear,
@@ -30,7 +30,7 @@ from chatterbox_opt.engine.request import Utterance
 from chatterbox_opt.options import SamplingOptions
 
 X86 = pytest.mark.skipif(not packs_float16(torch.device("cpu")), reason="torch packs float16 on x86 only")
-HALF = pytest.param(HalfLinear, 1e-3, marks=X86)
+HALF = pytest.param(Float16WeightLinear, 1e-3, marks=X86)
 KINDS = [(FewRowsLinear, 1e-5), (Int8Linear, 0.03), (Int4Linear, 0.15), HALF]
 
 
@@ -91,7 +91,7 @@ BF16, FP16 = partial(fixed_rows, dtype=torch.bfloat16), partial(fixed_rows, dtyp
 COMPANY = {
     "bfloat16": (BF16, 0), "float16": (FP16, 0), "int8": (Int8Linear, 0), "int8, pinned range": (pinned_int8, 0),
     "int4": (Int4Linear, 0), "float32": (nn.Sequential, 1e-5), "float32, few rows": (FewRowsLinear, 1e-5),
-    "float16 weights": (HalfLinear, 1e-5),
+    "float16 weights": (Float16WeightLinear, 1e-5),
 }
 FORMS = [pytest.param(name, marks=X86 if name == "float16 weights" else ()) for name in COMPANY]
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from chatterbox_opt.config import S3GEN_RATE, SAMPLES_PER_FRAME
 from chatterbox_opt.models import hift
 from chatterbox_opt.models.hift import MAX_MAGNITUDE, Hift
+from chatterbox_opt.models.layers import overlap_add
 from chatterbox_opt.models.mel import slaney_filters
 from chatterbox_opt.weights import keymap, layout
 
@@ -66,9 +67,9 @@ class Trainable(Hift):
         magnitude, phase = magnitude.exp().clamp(max=MAX_MAGNITUDE), phase.sin()
         frames = torch.cat([magnitude * phase.cos(), magnitude * phase.sin()], -1) @ hift.synthesis(n_fft, x.device)
         half, length = n_fft // 2, hop * (x.shape[1] - 1)
-        wave = hift.overlap_add(frames, hop)[:, half : half + length]
+        wave = overlap_add(frames, hop)[:, half : half + length]
         square = (hift.window(n_fft) ** 2).float().expand(1, x.shape[1], -1)
-        return wave / hift.overlap_add(square, hop)[:, half : half + length].to(wave)
+        return wave / overlap_add(square, hop)[:, half : half + length].to(wave)
 
 
 class Teach(nn.Module):

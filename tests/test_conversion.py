@@ -1,0 +1,35 @@
+"""Voice conversion of input longer than one piece."""
+
+import pytest
+import torch
+
+from chatterbox_opt import OptimizedChatterboxVC
+from chatterbox_opt.config import SAMPLES_PER_TOKEN
+from chatterbox_opt.vc import OVERLAP, cross_faded, overlapping
+
+LONG = 700  # tokens, 28 s: two pieces
+
+
+@pytest.mark.parametrize("odd", [0, 1], ids=["even", "odd"])
+def test_long_conversion_behind_an_odd_prompt_keeps_in_step(odd, monkeypatch):
+    """Both pieces stand right behind the prompt: as many samples as tokens, and the same tokens overlap."""
+    model = OptimizedChatterboxVC.from_random(size="tiny", enable_watermark=False)
+    voice = dict(model.ref_dict)
+    pairs = 2 * voice["prompt_token"].shape[1]
+    mel = voice["prompt_feat"][:, :pairs]
+    voice["prompt_feat"] = torch.cat([mel, mel[:, :odd]], 1)
+    model.ref_dict = voice
+    tokens = torch.arange(LONG) % 50
+    monkeypatch.setattr(model, "tokens", lambda *_: tokens)
+    lengths = []
+
+    def joined(parts):
+        lengths.extend(map(len, parts))
+        return cross_faded(parts)
+
+    monkeypatch.setattr("chatterbox_opt.vc.cross_faded", joined)
+    wav = model.generate(None, seed=0, n_cfm_timesteps=1)
+    assert lengths == [len(part) * SAMPLES_PER_TOKEN for part in overlapping(tokens)]
+    assert len(lengths) == 2
+    assert wav.shape == (1, LONG * SAMPLES_PER_TOKEN)
+    assert sum(lengths) - wav.shape[1] == int(OVERLAP * model.sr)
