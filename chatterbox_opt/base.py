@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .audio.watermark import Watermarker, mark
 from .checks import (
+    NEUTRAL,
     check_exaggeration,
     check_first_chunk,
     check_seed,
@@ -23,7 +24,7 @@ from .checks import (
     usable_device,
 )
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
-from .engine.resolve import resolve, stored_dtype
+from .engine.resolve import indexed, resolve, stored_dtype
 from .options import EngineOptions, SamplingOptions
 from .pipeline import Job, NoSpeech, Pipeline, Speech
 from .presets import choose_decoder
@@ -71,14 +72,14 @@ class Speaker:
     ) -> None:
         self.sr = S3GEN_RATE
         self.t3, self.s3gen, self.ve, self.tokenizer = t3, s3gen, ve, tokenizer
-        self.device = device
+        self.device, place = device, indexed(device)
         self.config = config or MODELS[self.family]
-        self.conds = conds.to(device) if conds is not None else None
+        self.conds = conds.to(place) if conds is not None else None
         asked = (engine, enable_compilation, use_mixed_precision, attention, quantize, preset)
-        self.options = settle(device, self.config, toggles(device, self.config.flow.meanflow, *asked), preset)
-        self.watermarker = Watermarker(torch.device(device)) if enable_watermark else None
-        self.voices = VoicePreparer(self.config, ve, s3gen, torch.device(device), self.options.resampler)
-        self.pipeline = Pipeline(self.config, t3, s3gen, tokenizer, torch.device(device), self.options)
+        self.options = settle(place, self.config, toggles(place, self.config.flow.meanflow, *asked), preset)
+        self.watermarker = Watermarker(place) if enable_watermark else None
+        self.voices = VoicePreparer(self.config, ve, s3gen, place, self.options.resampler)
+        self.pipeline = Pipeline(self.config, t3, s3gen, tokenizer, place, self.options)
 
     # ---- where a model comes from ----------------------------------------------------------------
 
@@ -117,27 +118,31 @@ class Speaker:
     # ---- voices ----------------------------------------------------------------------------------
 
     def prepare_voice(
-        self, audio: Any, exaggeration: float = 0.5, *, sample_rate: int | None = None, **how: Any
+        self, audio: Any, exaggeration: float | None = None, *, sample_rate: int | None = None, **how: Any
     ) -> Conditionals:
-        """A voice from a recording (a path, or samples with their rate) or from a saved voice. Cached by content."""
+        """A voice from a recording (a path, or samples with their rate) or from a saved voice. Cached by content. It
+        speaks with its `exaggeration` (0.5 where none is given, a saved voice with its own) unless a call gives one."""
         exaggeration = check_exaggeration(exaggeration)
         return self.voices.prepare(audio, exaggeration=exaggeration, sample_rate=sample_rate, **how)
 
     def prepare_conditionals(self, wav_fpath: Any, exaggeration: float = 0.5) -> None:
+        """The model's own voice. As upstream has it, calls speak in it with their own exaggeration, 0.5 by default."""
         self.conds = self.prepare_voice(wav_fpath, exaggeration)
 
     def _heard(self, voice: Any, audio_prompt_path: Any, exaggeration: float | None, **how: Any) -> Any:
         """The voice that was given, or that of the recording, which becomes the model's own, as upstream has it."""
         if voice is not None or not given(audio_prompt_path):
             return voice
-        self.conds = self.prepare_voice(audio_prompt_path, exaggeration, **how)
-        return self.conds
+        voice = self.conds = self.prepare_voice(audio_prompt_path, exaggeration, **how)
+        return voice  # not read back: another thread may have set it since
 
-    def _voice(self, voice: Any, exaggeration: float = 0.5) -> Conditionals:
-        """The voice to speak in: the one given, or the path of one, or the model's own."""
+    def _voice(self, voice: Any, exaggeration: float | None = None) -> Conditionals:
+        """The voice to speak in: the one given, or the path of one, each with its own exaggeration unless the call says
+        it; or the model's own, with 0.5 then."""
         if isinstance(voice, (str, Path)):
             voice = self.prepare_voice(voice)
-        voice = voice if voice is not None else self.conds
+        if voice is None:
+            voice, exaggeration = self.conds, NEUTRAL if exaggeration is None else exaggeration
         if voice is None:
             raise MissingVoice(
                 "Please `prepare_conditionals` first or specify `audio_prompt_path`: this model has no built-in voice"

@@ -55,9 +55,17 @@ def given(recording: Any) -> bool:
     return recording is not None and not (isinstance(recording, str) and not recording)
 
 
-def check_exaggeration(value: float | None) -> float:
-    if value is None:
-        return 0.5
+class Unsaid(float):
+    """A default that is upstream's, told from the same number when a caller gives it."""
+
+
+NEUTRAL = Unsaid(0.5)  # exaggeration
+
+
+def check_exaggeration(value: float | None) -> float | None:
+    """None where the call does not say it."""
+    if value is None or isinstance(value, Unsaid):
+        return None
     if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 10:
         raise ValueError(f"exaggeration={value!r}: a number from 0 to 10 is needed; 0.5 is neutral")
     return float(value)

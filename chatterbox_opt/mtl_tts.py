@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .base import MAX_CHARS, Speaker, pretrained_folder
+from .checks import NEUTRAL
 from .switches import fetch_decoder
 from .text.languages import SUPPORTED_LANGUAGES
 from .text.normalize import punc_norm as any_punc_norm
@@ -58,7 +59,7 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
         text: str,
         language_id: str | None,
         audio_prompt_path: str | Path | None = None,
-        exaggeration: float = 0.5,
+        exaggeration: float = NEUTRAL,
         cfg_weight: float = 0.5,
         temperature: float = 0.8,
         repetition_penalty: float = 1.2,
@@ -74,7 +75,8 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """(1, N) float32 on the CPU at `self.sr`. Without a `language_id` the text carries no language tag."""
+        """(1, N) float32 on the CPU at `self.sr`. Without a `language_id` the text carries no language tag. A
+        `voice` keeps the exaggeration it was prepared with unless the call gives one."""
         voice = self._heard(voice, audio_prompt_path, exaggeration)
         job = self._job(
             text, voice, exaggeration, seed, language_id, repetition_penalty=repetition_penalty, min_p=min_p,

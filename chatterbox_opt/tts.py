@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .base import MAX_CHARS, Speaker, pretrained_folder
+from .checks import NEUTRAL
 from .switches import fetch_decoder
 from .text.normalize import punc_norm
 from .voice import Conditionals, T3Cond
@@ -55,7 +56,7 @@ class OptimizedChatterboxTTS(Speaker):
         min_p: float = 0.05,
         top_p: float = 1.0,
         audio_prompt_path: str | Path | None = None,
-        exaggeration: float = 0.5,
+        exaggeration: float = NEUTRAL,
         cfg_weight: float = 0.5,
         temperature: float = 0.8,
         *,
@@ -68,7 +69,8 @@ class OptimizedChatterboxTTS(Speaker):
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
-        """(1, N) float32 on the CPU at `self.sr`. `max_chars=None` speaks a long text in one go, as upstream does."""
+        """(1, N) float32 on the CPU at `self.sr`. `max_chars=None` speaks a long text in one go, as upstream does. A
+        `voice` keeps the exaggeration it was prepared with unless the call gives one."""
         voice = self._heard(voice, audio_prompt_path, exaggeration)
         job = self._job(
             text, voice, exaggeration, seed, repetition_penalty=repetition_penalty, min_p=min_p, top_p=top_p,

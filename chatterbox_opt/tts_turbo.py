@@ -75,7 +75,8 @@ class OptimizedChatterboxTurboTTS(Speaker):
         return normalize_loudness(wav, sr, target_lufs)
 
     def prepare_voice(
-        self, audio: Any, exaggeration: float = 0.5, norm_loudness: bool = True, *, sample_rate: int | None = None
+        self, audio: Any, exaggeration: float | None = None, norm_loudness: bool = True, *,
+        sample_rate: int | None = None,
     ) -> Conditionals:
         return super().prepare_voice(audio, exaggeration, sample_rate=sample_rate, norm_loudness=norm_loudness)
 

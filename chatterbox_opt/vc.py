@@ -16,6 +16,7 @@ from .base import MissingVoice, pretrained_folder
 from .checks import check_seed, check_steps, given, usable_device
 from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
 from .engine.chunks import whole_tokens
+from .engine.resolve import indexed
 from .options import EngineOptions
 from .pipeline import Pipeline
 from .presets import choose_decoder
@@ -47,14 +48,14 @@ class OptimizedChatterboxVC:
         **switches: Any,
     ) -> None:
         self.sr = S3GEN_RATE
-        self.s3gen, self.device = s3gen, device
+        self.s3gen, self.device, place = s3gen, device, indexed(device)
         self.config = config or MODELS["tts"]
-        asked = toggles(device, self.config.flow.meanflow, engine, preset=preset, **switches)
-        self.options = settle(device, self.config, asked, preset)
-        self.watermarker = Watermarker(torch.device(device)) if enable_watermark else None
-        self.voices = VoicePreparer(self.config, None, s3gen, torch.device(device), self.options.resampler)
-        self.pipeline = Pipeline(self.config, None, s3gen, None, torch.device(device), self.options)
-        self.ref_dict = ref_dict and {k: v.to(device) if torch.is_tensor(v) else v for k, v in ref_dict.items()}
+        asked = toggles(place, self.config.flow.meanflow, engine, preset=preset, **switches)
+        self.options = settle(place, self.config, asked, preset)
+        self.watermarker = Watermarker(place) if enable_watermark else None
+        self.voices = VoicePreparer(self.config, None, s3gen, place, self.options.resampler)
+        self.pipeline = Pipeline(self.config, None, s3gen, None, place, self.options)
+        self.ref_dict = ref_dict and {k: v.to(place) if torch.is_tensor(v) else v for k, v in ref_dict.items()}
 
     def warmup(self, batch: int = 1) -> None:
         """Do now what the first requests would otherwise wait for."""
@@ -120,7 +121,7 @@ class OptimizedChatterboxVC:
     def tokens(self, audio: Any, sample_rate: int | None = None) -> Tensor:
         """(n,) speech tokens of a recording of any length."""
         wav, rate = read(audio, sample_rate)
-        wav = resample(wav.to(self.device), rate, S3_RATE, exact=self.options.resampler == "exact")
+        wav = resample(wav.to(self.voices.device), rate, S3_RATE, exact=self.options.resampler == "exact")
         return self.voices.speech_tokens(wav)
 
 

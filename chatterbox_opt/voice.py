@@ -150,8 +150,11 @@ def settled(value: Any, device: Any = None) -> Any:
         return value.detach().to(device).clone(memory_format=torch.contiguous_format)
 
 
-def with_exaggeration(voice: Conditionals, exaggeration: float) -> Conditionals:
-    """The voice with that emotion. It shares every other tensor with the one given, which stays as it is."""
+def with_exaggeration(voice: Conditionals, exaggeration: float | None) -> Conditionals:
+    """The voice with that emotion, or with its own where it is None. It shares every other tensor with the one given,
+    which stays as it is."""
+    if exaggeration is None:
+        exaggeration = 0.5 if voice.t3.emotion_adv is None else voice.t3.emotion_adv
     with torch.inference_mode(False), torch.no_grad():
         emotion = _emotion(float(exaggeration), voice.t3.speaker_emb.device)
     return Conditionals(dataclasses.replace(voice.t3, emotion_adv=emotion), dict(voice.gen))
@@ -190,12 +193,13 @@ class VoicePreparer:
         self,
         audio: Any,
         *,
-        exaggeration: float = 0.5,
+        exaggeration: float | None = None,
         sample_rate: int | None = None,
         norm_loudness: bool | None = None,
     ) -> Conditionals:
         """A voice from a path, an open file, or samples with their rate. Only Turbo and Nano level the loudness.
-        The path may also be that of a voice that was saved: `*.pt`."""
+        The path may also be that of a voice that was saved: `*.pt`. Where `exaggeration` is None, a recording's is 0.5,
+        a saved voice's its own."""
         if saved(audio):
             return with_exaggeration(self._saved(audio).check(self.config, audio), exaggeration)
         loud = self.config.t3.is_gpt and norm_loudness is not False

@@ -33,11 +33,11 @@ class Watermarker:
     """Marks sound and finds marks. `apply_watermark` and `get_watermark` are as Perth's own watermarker has them."""
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
-        self.device = torch.device(device)
         folder = _folder()
         self.facts = _facts(folder / "hparams.yaml")
         self._file = _checkpoint(folder)
-        self._encoder = _load(Encoder(self.facts), "encoder.", self._file).to(self.device)
+        self._encoder = _load(Encoder(self.facts), "encoder.", self._file).to(device)
+        self.device = next(self._encoder.parameters()).device  # with its index, where "cuda" was given without one
         self._decoder: Decoder | None = None
         self._lock = threading.Lock()
 

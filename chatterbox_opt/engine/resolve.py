@@ -47,6 +47,15 @@ def resolve(options: EngineOptions, device: torch.device) -> EngineOptions:
     return options.replace(**changes)
 
 
+def indexed(device: str | torch.device) -> torch.device:
+    """"cuda" -> the device that is the calling thread's current one now: another thread has one of its own, and this
+    thread may have another later."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 def settle_attention(device: torch.device) -> None:
     """SDPA may not go to cuDNN: torch prefers it on Hopper, where it makes a plan for every new length and thread, and
     a text has a length of its own. The switch belongs to the process."""
