@@ -205,11 +205,12 @@ def server(document: dict[str, Any], path: Path) -> None:
     left.legend(frameon=False)
     right.bar(places, [r["speech_per_second"] for r in rows], color=BLUES[1])
     for x, r in zip(places, rows):
-        text = f"{r['speech_per_second']:.1f}\n{100 * r['continuous']:.0f} % without a gap"
+        text = f"{r['speech_per_second']:.1f}\n{100 * r['continuous']:.0f} %"
         right.annotate(text, (x, r["speech_per_second"]), (0, 4), textcoords="offset points", ha="center", fontsize=8)
     right.axhline(1, color=RED, ls="--", lw=1.2)
     right.margins(y=0.18)
-    right.set_title("Speech made in a second, all clients together, s (dashed: real time)", fontsize=10, loc="left")
+    what = "Speech made in a second, all clients together, s; below: streams without a gap"
+    right.set_title(what, fontsize=10, loc="left")
     for axes in (left, right):
         axes.set_xticks(places, names)
         axes.set_xlabel("clients, all at once")

@@ -312,7 +312,8 @@ def _served(rows: list[dict[str, Any]]) -> str:
     if lost or other:
         return f"{lost} ANSWERS WERE LOST, AND {other} ARE NOT WHAT THE SAME REQUEST GETS ALONE."
     alone = f"{same} of {answered} answers are byte for byte what the same request gets alone"
-    rest = "." if same == answered else ", the others but for where its chunks met."
+    others = "; the others are as long to the sample, and correlate with it above 0.9."
+    rest = "." if same == answered else others
     return f"Nothing was lost or mixed up. {alone}{rest}"
 
 
