@@ -46,7 +46,7 @@ class EngineOptions:
     compile: str | None = "auto"  # exact. None = eager | "cudagraph" | "reduce-overhead"
     slots: int = 16  # exact. utterances decoded side by side
     cache_len: int = 4096 + 512  # positions a slot can hold at most; memory is taken as needed
-    poll_every: int = 8  # exact. tokens between two looks at who has finished (1 on the CPU)
+    poll_every: int = 8  # exact. tokens between two looks at who has ended (CPU: 1); on a GPU part of a seed's meaning
     prefix_cache: bool = True  # exact. keep a voice's k/v and copy it into slots
     few_rows: bool = True  # exact. products of up to 16 rows laid out for reading W once (CPU, float32)
     short_convs: bool = True  # exact. convolutions of the vocoder with half the products (CPU, float32)

