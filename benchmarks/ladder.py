@@ -61,6 +61,7 @@ UNMEASURED = {  # fields that are no rung, and why
     "slots": "how many utterances run side by side: benchmark_inference.py --batch",
     "cache_len": "a limit, not a speed",
     "wav_chunk": "bounds memory from 40 s of audio on",
+    "flow_steps": "the same as n_cfm_timesteps, which the rung of 6 steps sets",
     "resampler": "part of preparing a voice: benchmark_inference.py --stage voice",
 }
 
