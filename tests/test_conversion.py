@@ -1,10 +1,10 @@
-"""Voice conversion of input longer than one piece."""
+"""Voice conversion behind a prompt that ends with half a token's mel, as that of a recording may."""
 
 import pytest
 import torch
 
 from chatterbox_opt import OptimizedChatterboxVC
-from chatterbox_opt.config import SAMPLES_PER_TOKEN
+from chatterbox_opt.config import SAMPLES_PER_FRAME, SAMPLES_PER_TOKEN
 from chatterbox_opt.vc import OVERLAP, cross_faded, overlapping
 
 LONG = 700  # tokens, 28 s: two pieces
@@ -33,3 +33,14 @@ def test_long_conversion_behind_an_odd_prompt_keeps_in_step(odd, monkeypatch):
     assert len(lengths) == 2
     assert wav.shape == (1, LONG * SAMPLES_PER_TOKEN)
     assert sum(lengths) - wav.shape[1] == int(OVERLAP * model.sr)
+
+
+def test_a_short_conversion_behind_an_odd_prompt_is_upstreams():
+    """In one piece, which lacks the frame that the prompt has too much."""
+    model = OptimizedChatterboxVC.from_random(size="tiny", enable_watermark=False)
+    mel = model.ref_dict["prompt_feat"]
+    model.ref_dict = model.ref_dict | {"prompt_feat": torch.cat([mel, mel[:, :1]], 1)}
+    recording = 0.1 * torch.randn(16_000)
+    wav = model.generate(recording, sample_rate=16_000, seed=0)
+    assert wav.shape == (1, 25 * SAMPLES_PER_TOKEN - SAMPLES_PER_FRAME)
+    assert torch.equal(wav, model.pipeline.render([model.tokens(recording, 16_000)], model.ref_dict, 0))

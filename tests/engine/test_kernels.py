@@ -96,7 +96,7 @@ def sides(positions: list[int], live: int, heads: int, dim: int, turn: bool, dty
     for kernel in (attention.decode, None):
         cache = StaticKVCache(kv.clone())
         out = attn(*given, 1, Decode(cache, at, live, mask, kernel=kernel))
-        results.append((out, cache.k, cache.v))
+        results.append((out, *cache.kv.unbind(1)))
     return results
 
 
@@ -123,8 +123,9 @@ def test_attention_reads_nothing_behind_a_rows_position():
     rows, live = 2, 300
     cache = StaticKVCache(torch.full((1, 2, rows, 2, 512, 16), torch.nan))
     positions = torch.tensor([0, 90])
-    cache.k[:, 1, :, :90], cache.v[:, 1, :, :90] = 1, 2
-    out = attention.decode(torch.ones(rows, 1, 96), None, cache.k[0], cache.v[0], positions, live)
+    keys, values = cache.kv.unbind(1)
+    keys[:, 1, :, :90], values[:, 1, :, :90] = 1, 2
+    out = attention.decode(torch.ones(rows, 1, 96), None, keys[0], values[0], positions, live)
     assert out.isfinite().all()
     assert torch.allclose(out[1], torch.tensor((2 * 90 + 1) / 91))
 
