@@ -84,6 +84,8 @@ class Engine(Driver):
         while self.inbox:
             call = self.inbox.popleft()
             self.wait_for_inputs(call)
+            for u in call.utterances if call.stream else ():
+                u.sound_noise = u.noise.fork()  # ahead of its first token: what is drawn when is another's concern
             self.calls.append(call)
             self.waiting += [u for u in call.utterances if u.stopped is None]
             self.renderer.whole += [u for u in call.utterances if u.stopped is not None and not call.stream]

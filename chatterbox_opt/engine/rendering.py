@@ -109,7 +109,7 @@ class Renderer:
         if u in self.whole:
             self.whole.remove(u)
         if u.sound is None:
-            noise = u.noise.fork() if u.call.stream else u.noise  # a stream's tokens are drawn as they are without it
+            noise = u.sound_noise or u.noise
             u.sound = Sound(MelState(u.voice, noise, u.steps), WaveState(self.wav, noise), u.drop_last_token)
         tokens = torch.tensor(u.audible(None if last else count), dtype=torch.long)
         u.rendering = True

@@ -37,6 +37,7 @@ class Utterance:
     drop_last_token: bool = False  # leave out its sound
     tokens: list[int] = field(default_factory=list)  # drawn so far, or given
     noise: RequestNoise | None = None  # there when its call is submitted
+    sound_noise: RequestNoise | None = None  # of a stream, whose tokens are drawn as they are without it
 
     # the engine's own
     call: Call | None = None
