@@ -117,6 +117,8 @@ def ratio_cell(found: dict | None, digits: int) -> str:
 def timed(documents: list[dict[str, Any]]) -> str:
     """What a figure of these comparisons is."""
     counts = sorted({len(r["rtf"]["runs"]) for d in documents for r in d["rows"]})
+    if not counts:
+        return "no call fitted into the time given"
     if counts[-1] == 1:
         return "one call each"
     return f"medians of {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} calls"
