@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
-KERNELS = ("norm_linear", "attention", "linear_add", "sampling", "snake")  # by what they compute
+KERNELS = ("norm_linear", "attention", "linear_add", "sampling", "snake", "flow_attention")  # by what they compute
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from chatterbox_opt.engine.kernels import attention, linear, sampling, snake
+from chatterbox_opt.engine.kernels import attention, flash, linear, sampling, snake
 
 SHARED = {80: 163 << 10, 90: 227 << 10}  # bytes a program may have
 TYPES = {
@@ -37,7 +37,14 @@ def interpret(monkeypatch) -> None:
     """Every kernel of the package, and every function that one calls, the language's own included."""
     with suppress(ImportError):  # of newer versions; at its first import it wants the language as it was
         importlib.import_module("triton.experimental.gluon")
-    for module in (attention, linear, sampling, snake, triton.language, triton.language.standard):
+    plain = interpreter._patch_lang_tensor
+
+    def patch_tensor(tensor, scope):  # numpy no longer makes a number of an array of one, which `range` asks for
+        plain(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_tensor)
+    for module in (attention, flash, linear, sampling, snake, triton.language, triton.language.standard):
         for name, value in list(vars(module).items()):
             if isinstance(value, JITFunction):
                 monkeypatch.setattr(module, name, Interpreted(value.fn))

@@ -13,14 +13,17 @@ from torch.nn import functional as F
 
 from ..config import FRAMES_PER_TOKEN, MEL_BINS, SPEECH_CODES, TOKEN_RATE
 from ..models.conformer import HalfLinear, WindowConv, padding_mask
+from ..models.estimator import Attention, attend_all
 from ..models.flow import Flow, time_span
 from ..options import EngineOptions
 from .flow_graphs import FlowGraphs, captured_size, sizes
 from .graphs import bucket
+from .kernels import flash, trial
 from .noise import RequestNoise
 
 FRAMES_AT_ONCE = 12_000  # of a padded batch, prompts included: what bounds memory, not what bounds an utterance
 ROWS_AT_ONCE = 16
+TRIAL = 1000  # frames a kernel is tried at: 10 s of speech behind 10 s of voice
 
 
 def in_half(module: nn.Module, dtype: torch.dtype) -> None:
@@ -92,8 +95,26 @@ class MelRunner:
         self.device = flow.input_embedding.weight.device
         if options.s3gen_dtype != "float32":
             in_half(flow, getattr(torch, options.s3gen_dtype))
+        self._choose_attention()
         self._schedules: dict[int, tuple[Tensor, Tensor]] = {}
         self.graphs = FlowGraphs(self)
+
+    def _choose_attention(self) -> None:
+        layers = [part for part in self.flow.modules() if isinstance(part, Attention)]
+        weight = layers[0].qkv.weight
+        fused = self.options.wants("flow_attention") and weight.is_cuda and weight.element_size() == 2
+        fused = fused and flash.available() and self._trusts_attention(layers[0].heads, weight)
+        for layer in layers:
+            layer.attend = flash.attend_all if fused else attend_all
+
+    def _trusts_attention(self, heads: int, weight: Tensor) -> bool:
+        generator = torch.Generator(self.device).manual_seed(0)  # the requests' generators stay where they are
+        qkv = torch.randn(2, TRIAL, len(weight), generator=generator, device=self.device).to(weight.dtype)
+        mask = self._mask(torch.tensor([TRIAL, TRIAL - 100], device=self.device), TRIAL)[:2]
+        both = [lambda i, f=f: (f(qkv, mask, heads),) for f in (flash.attend_all, attend_all)]
+        shape = f"{heads} heads, {TRIAL} frames, {str(weight.dtype).removeprefix('torch.')}"
+        tolerance = trial.TOLERANCE[weight.dtype]
+        return trial.accepts("flow_attention", shape, *both, device=self.device, tolerance=tolerance)
 
     # ---- the three calls of a mel ------------------------------------------------------------------
 

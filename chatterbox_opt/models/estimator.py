@@ -100,7 +100,19 @@ def attention_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.view(b, h, n, size)
 
 
+def attend_all(qkv: Tensor, mask: Tensor | None, heads: int) -> Tensor:
+    """(B, T, 3 H Dh) -> (B, T, H Dh); `mask` as Estimator.forward has it."""
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    if mask is None and q.is_cpu and q.dtype == torch.bfloat16:
+        out = attention_by_products(q, k, v)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return out.transpose(1, 2).flatten(2)
+
+
 class Attention(nn.Module):
+    attend = staticmethod(attend_all)  # the engine may put a fused kernel here
+
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
         self.heads, inner = config.est_heads, config.est_heads * config.est_head_dim
@@ -108,12 +120,7 @@ class Attention(nn.Module):
         self.to_out = HalfLinear(inner, config.channels)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        if mask is None and q.is_cpu and q.dtype == torch.bfloat16:
-            out = attention_by_products(q, k, v)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.to_out(out.transpose(1, 2).flatten(2))
+        return self.to_out(self.attend(self.qkv(x), mask, self.heads))
 
 
 class Transformer(nn.Module):

@@ -11,8 +11,9 @@ from torch import nn
 from chatterbox_opt.config import tiny
 from chatterbox_opt.engine import sampling as plain
 from chatterbox_opt.engine.cache import Decode, StaticKVCache
-from chatterbox_opt.engine.kernels import attention, linear, sampling, snake, trial
+from chatterbox_opt.engine.kernels import attention, flash, linear, sampling, snake, trial
 from chatterbox_opt.models import hift
+from chatterbox_opt.models.estimator import attend_all
 from chatterbox_opt.models.gpt2 import Attention as GptAttention
 from chatterbox_opt.models.gpt2 import LayerNorm
 from chatterbox_opt.models.layers import gelu, linear_add, norm_linear, rope_table, swiglu
@@ -196,6 +197,36 @@ def test_snake():
         snake.snake(torch.randn(1, 4, 2, 3))
 
 
+def some_frames(rows: int, frames: int, heads: int, dim: int, dtype: torch.dtype, device=CPU):
+    """qkv of the flow, and the mask of rows that end at different frames."""
+    qkv = torch.randn(rows, frames, 3 * heads * dim, device=device).to(dtype)
+    lengths = torch.tensor([frames - 7 * i for i in range(rows)], device=device).clamp(min=1)
+    there = torch.arange(frames, device=device) < lengths[:, None]
+    return qkv, torch.zeros_like(there, dtype=dtype).masked_fill_(~there, -torch.inf)[:, None, None]
+
+
+@pytest.mark.parametrize(
+    ("rows", "frames", "heads", "dim"), [(1, 1, 1, 16), (2, 64, 2, 16), (3, 65, 2, 12), (2, 200, 1, 64)], ids=str
+)
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.usefixtures("interpreted")
+@torch.inference_mode()
+def test_flow_attention(masked, rows, frames, heads, dim):
+    qkv, mask = some_frames(rows, frames, heads, dim, torch.float16)
+    mask = mask if masked else None
+    got = flash.attend_all(qkv, mask, heads)
+    assert difference(got, attend_all(qkv, mask, heads)) < TOLERANCE[torch.float16]
+
+
+@pytest.mark.usefixtures("interpreted")
+@torch.inference_mode()
+def test_flow_attention_hears_nothing_behind_a_rows_end():
+    qkv, mask = some_frames(2, 100, 2, 16, torch.float16)
+    before = flash.attend_all(qkv, mask, 2)
+    qkv[1, 93:] = 100
+    assert torch.equal(flash.attend_all(qkv, mask, 2)[1, :93], before[1, :93])
+
+
 def full_size(dtype: torch.dtype, rows: int, device=CPU):
     """Every kernel launched and its twin computed at the published models' shapes, one pair after the other."""
     dim, ff = 1024, 4096
@@ -218,6 +249,9 @@ def full_size(dtype: torch.dtype, rows: int, device=CPU):
             yield lambda p=positions, v=live, t=turn: sides(p, v, 16, 64, t, dtype, device)
     given = some_draw(8194, device)
     yield lambda: [(f(*given, True),) for f in (sampling.draw, drawn_plainly)]
+    if dtype != torch.float32:
+        frames = some_frames(2, 500, 8, 64, dtype, device)
+        yield lambda: [(f(*frames, 8),) for f in (flash.attend_all, attend_all)]
     mel = torch.randn(1, 256, 1, 500, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     yield lambda: [(f(mel, mel[0, :, 0, 0]),) for f in (snake.snake, hift.snake)]
 
@@ -228,7 +262,7 @@ def full_size(dtype: torch.dtype, rows: int, device=CPU):
 @torch.inference_mode()
 def test_kernels_compile(target, dtype, monkeypatch):
     """What the interpreter does not see: types, layouts, shared memory. Nothing is run."""
-    problem = compile_launches(monkeypatch, target, [linear, attention, sampling, snake])
+    problem = compile_launches(monkeypatch, target, [linear, attention, flash, sampling, snake])
     if problem:
         pytest.skip(problem)
     for rows in (2, 16):
