@@ -4,7 +4,7 @@ the models' Attention over engine/cache.Decode.
 A row reads its own positions and no more, however long the live part is; nothing waits for the host, because the grid
 follows from `live` alone. Where rows and heads are too few to fill the device, the positions are dealt out to several
 programs, and a second launch joins what they found.
-Compared with the twin in Triton's interpreter and compiled for sm_80 and sm_90; not yet timed on a GPU.
+Compared with the twin in Triton's interpreter and compiled for sm_80 and sm_90; run and timed on an H200.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ and models/layers.linear_add.
 Such a product takes as long as its weights take to read, so every weight is read once, and for all rows. Up to
 FMA_ROWS rows it is multiplied and added; beyond that, half precision goes through the tensor cores, and float32 is
 left to the twin, because the sums of more rows do not fit into registers.
-Compared with the twins in Triton's interpreter and compiled for sm_80 and sm_90; not yet timed on a GPU.
+Compared with the twins in Triton's interpreter and compiled for sm_80 and sm_90; run and timed on an H200.
 """
 
 from __future__ import annotations

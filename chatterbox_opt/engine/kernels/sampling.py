@@ -2,7 +2,7 @@
 engine/sampling.next_token; what sorts (top-p, top-k) and Turbo's order are left to them.
 
 A whole row of logits lies in one program's registers, so that it is read once.
-Compared with the twins in Triton's interpreter and compiled for sm_80 and sm_90; not yet timed on a GPU.
+Compared with the twins in Triton's interpreter and compiled for sm_80 and sm_90; run and timed on an H200.
 """
 
 from __future__ import annotations
