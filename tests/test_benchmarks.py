@@ -283,14 +283,14 @@ def test_commands_hold_no_folders():
 # ---- documents agree with results ----------------------------------------------------------------
 
 
-def result(folder, commit="abc", date="2026-01-01 00:00 UTC", seconds=2.0):
+def compared(commit="abc", date="2026-01-01 00:00 UTC", seconds=2.0):
     stages = dict.fromkeys(tables.STAGES, 0.1)
     row = {"length": "short", "speech_seconds": 5.0, "stages": stages, "warmup_seconds": None}
     rows = [
         {**row, "side": side, "seconds": report.spread([s]), "rtf": report.spread([s / 5])}
         for side, s in (("baseline", 20.0), ("optimized", seconds))
     ]
-    document = {
+    return {
         "benchmark": "comparison", "label": "tts", "command": "python benchmarks/benchmark_comparison.py",
         "environment": {"device": "A GPU", "kind": "cuda", "cores": 4, "threads": 4, "torch": "2.6", "commit": commit,
                         "date": date},
@@ -300,7 +300,15 @@ def result(folder, commit="abc", date="2026-01-01 00:00 UTC", seconds=2.0):
         "rows": rows, "equal_work": True, "notes": [],
         "ratios": [{"length": "short", "side": "optimized", "ratio": 20 / seconds, "low": 9, "high": 11, "turns": 3}],
     }
-    (folder / f"{commit}.json").write_text(json.dumps(document))
+
+
+def result(folder, commit="abc", **how):
+    (folder / f"{commit}.json").write_text(json.dumps(compared(commit, **how)))
+
+
+def test_a_comparison_whose_time_is_up_before_its_first_turn_has_a_page():
+    page = tables.markdown(compared() | {"rows": [], "ratios": []})
+    assert "no call fitted into the time given" in page
 
 
 def test_results_are_written_and_checked(tmp_path, capsys):
@@ -322,7 +330,7 @@ def test_results_are_written_and_checked(tmp_path, capsys):
     assert "| A GPU | English | defaults | 5 s | 4 | 0.4 | **10.0** (9.0 to 11.0) |" in text
     assert "\nold\n" not in text
     assert check_results.main([*arguments, "--check"]) == 0
-    result(results, "newer", "2026-02-01 00:00 UTC", seconds=1.0)
+    result(results, "newer", date="2026-02-01 00:00 UTC", seconds=1.0)
     assert check_results.main([*arguments, "--check"]) == 1
     check_results.main(arguments)
     assert "**20.0**" in page.read_text()

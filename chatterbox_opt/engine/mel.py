@@ -18,12 +18,11 @@ from ..models.flow import Flow, time_span
 from ..options import EngineOptions
 from .flow_graphs import FlowGraphs, captured_size, sizes
 from .graphs import bucket
-from .kernels import flash, trial
+from .kernels import flash
 from .noise import RequestNoise
 
 FRAMES_AT_ONCE = 12_000  # of a padded batch, prompts included: what bounds memory, not what bounds an utterance
 ROWS_AT_ONCE = 16
-TRIAL = 1000  # frames a kernel is tried at: 10 s of speech behind 10 s of voice
 
 
 def in_half(module: nn.Module, dtype: torch.dtype) -> None:
@@ -101,20 +100,9 @@ class MelRunner:
 
     def _choose_attention(self) -> None:
         layers = [part for part in self.flow.modules() if isinstance(part, Attention)]
-        weight = layers[0].qkv.weight
-        fused = self.options.wants("flow_attention") and weight.is_cuda and weight.element_size() == 2
-        fused = fused and flash.available() and self._trusts_attention(layers[0].heads, weight)
+        fused = self.options.wants("flow_attention") and flash.trusted(layers[0].heads, layers[0].qkv.weight)
         for layer in layers:
             layer.attend = flash.attend_all if fused else attend_all
-
-    def _trusts_attention(self, heads: int, weight: Tensor) -> bool:
-        generator = torch.Generator(self.device).manual_seed(0)  # the requests' generators stay where they are
-        qkv = torch.randn(2, TRIAL, len(weight), generator=generator, device=self.device).to(weight.dtype)
-        mask = self._mask(torch.tensor([TRIAL, TRIAL - 100], device=self.device), TRIAL)[:2]
-        both = [lambda i, f=f: (f(qkv, mask, heads),) for f in (flash.attend_all, attend_all)]
-        shape = f"{heads} heads, {TRIAL} frames, {str(weight.dtype).removeprefix('torch.')}"
-        tolerance = trial.TOLERANCE[weight.dtype]
-        return trial.accepts("flow_attention", shape, *both, device=self.device, tolerance=tolerance)
 
     # ---- the three calls of a mel ------------------------------------------------------------------
 

@@ -12,14 +12,18 @@ from chatterbox_opt.config import tiny
 from chatterbox_opt.engine import sampling as plain
 from chatterbox_opt.engine.cache import Decode, StaticKVCache
 from chatterbox_opt.engine.kernels import attention, flash, linear, sampling, snake, trial
+from chatterbox_opt.engine.mel import in_half
 from chatterbox_opt.models import hift
+from chatterbox_opt.models.estimator import Attention as FlowAttention
 from chatterbox_opt.models.estimator import attend_all
+from chatterbox_opt.models.flow import time_span
 from chatterbox_opt.models.gpt2 import Attention as GptAttention
 from chatterbox_opt.models.gpt2 import LayerNorm
 from chatterbox_opt.models.layers import gelu, linear_add, norm_linear, rope_table, swiglu
 from chatterbox_opt.models.llama import Attention, RMSNorm
 
 triton = pytest.importorskip("triton")
+from flow_pairs import random_flow  # noqa: E402
 from kernel_runs import compile_launches, interpret  # noqa: E402
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -225,6 +229,24 @@ def test_flow_attention_hears_nothing_behind_a_rows_end():
     before = flash.attend_all(qkv, mask, 2)
     qkv[1, 93:] = 100
     assert torch.equal(flash.attend_all(qkv, mask, 2)[1, :93], before[1, :93])
+
+
+@pytest.mark.usefixtures("interpreted")
+@torch.inference_mode()
+def test_a_step_of_the_flow_with_its_kernel():
+    flow = random_flow()
+    in_half(flow, torch.float16)
+    lengths = torch.tensor([20, 31])
+    ids, prompt, xvector = torch.randint(0, 6561, (2, 31)), torch.zeros(2, 62, 80), torch.randn(2, 192)
+    conditions = flow.conditions(flow.encode(ids, lengths), flow.speaker(xvector), prompt)
+    there = torch.arange(62) < 2 * lengths[:, None]
+    mask = torch.zeros(2, 1, 1, 62, dtype=torch.float16).masked_fill_(~there[:, None, None], -torch.inf)
+    time = flow.decoder.estimator.time_table(time_span(10, False))[0]
+    given = torch.randn(2, 62, 80), time, torch.tensor(0.1), conditions, mask.repeat(2, 1, 1, 1)
+    wanted = flow.euler(*given)
+    for layer in (part for part in flow.modules() if isinstance(part, FlowAttention)):
+        layer.attend = flash.attend_all
+    assert difference(flow.euler(*given)[there], wanted[there]) < TOLERANCE[torch.float16]
 
 
 def full_size(dtype: torch.dtype, rows: int, device=CPU):

@@ -1,13 +1,16 @@
 """The flow's attention over all frames of a padded batch. Its twin is models/estimator.attend_all.
 
-With a mask torch goes another way than without, five times as slow at 1,000 frames. Here keys come tile by tile, each
-with its entry of the mask, and queries, keys and values are read where the product of all three has left them.
+With a mask, torch leaves the kernels that it has without one. Here keys come tile by tile, each with its entry of the
+mask, and queries, keys and values are read where the product of all three has left them.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from ...models import estimator
+from . import trial
 
 try:
     import triton
@@ -17,10 +20,8 @@ except ImportError:  # the CPU builds of torch have none
 
 QUERIES, KEYS = 64, 128  # of a tile: on an H200 a third quicker than 64 keys at 1,000 frames, as quick at 16 rows
 WARPS, STAGES = 4, 3
-
-
-def available() -> bool:
-    return triton is not None
+FRAMES = 1000  # of a trial: 10 s of speech behind 10 s of voice
+LOG2_E = 1.4426950408889634
 
 
 if triton is not None:
@@ -28,8 +29,7 @@ if triton is not None:
     @triton.jit(do_not_specialize=["frames"])
     def _attend_all(
         qkv, mask, out, frames, scale,
-        HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, QUERIES: tl.constexpr,
-        KEYS: tl.constexpr,
+        HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
     ):  # fmt: skip
         row, head = tl.program_id(1) // HEADS, tl.program_id(1) % HEADS
         t = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
@@ -47,10 +47,8 @@ if triton is not None:
             at = base + s[:, None] * step + d[None, :]
             k = tl.load(at + HEADS * DIM, mask=there, other=0.0)
             v = tl.load(at + 2 * HEADS * DIM, mask=there, other=0.0)
-            score = tl.dot(q, tl.trans(k)) * scale  # in powers of 2
-            if MASKED:
-                score += tl.load(mask + row * frames + s, mask=s < frames, other=0.0).to(tl.float32)[None, :]
-            score = tl.where((s < frames)[None, :], score, -float("inf"))
+            hidden = tl.load(mask + row * frames + s, mask=s < frames, other=-float("inf")).to(tl.float32)
+            score = tl.dot(q, tl.trans(k)) * scale + hidden[None, :]  # in powers of 2
             top = tl.maximum(best, tl.max(score, 1))  # finite from the first tile on: every row has a first frame
             weight = tl.exp2(score - top[:, None])
             shrink = tl.exp2(best - top)
@@ -63,16 +61,31 @@ if triton is not None:
 
 def attend_all(qkv: Tensor, mask: Tensor | None, heads: int) -> Tensor:
     """qkv (B, T, 3 H Dh) in half precision, mask (B, 1, 1, T) with 0 at keys that exist and -inf at others, frame 0 of
-    every row among those that do -> (B, T, H Dh)."""
+    every row among those that do -> (B, T, H Dh). Without a mask torch's own kernels do as well."""
+    if mask is None:
+        return estimator.attend_all(qkv, mask, heads)
     rows, frames, width = qkv.shape
     dim = width // (3 * heads)
     qkv = qkv.contiguous()
     out = qkv.new_empty(rows, frames, heads * dim)
-    mask = None if mask is None else mask.contiguous()
     with torch.cuda.device_of(qkv):
         _attend_all[(triton.cdiv(frames, QUERIES), rows * heads)](
-            qkv, qkv if mask is None else mask, out, frames, dim**-0.5 * 1.4426950408889634,
-            HEADS=heads, DIM=dim, WIDTH=max(16, triton.next_power_of_2(dim)), MASKED=mask is not None,
-            QUERIES=QUERIES, KEYS=KEYS, num_warps=WARPS, num_stages=STAGES,
+            qkv, mask.contiguous(), out, frames, LOG2_E * dim**-0.5, HEADS=heads, DIM=dim,
+            WIDTH=max(16, triton.next_power_of_2(dim)), QUERIES=QUERIES, KEYS=KEYS, num_warps=WARPS, num_stages=STAGES,
         )  # fmt: skip
     return out
+
+
+def trusted(heads: int, weight: Tensor) -> bool:
+    """Whether a trial lets it stand in where `weight` (3 H Dh, C) makes queries, keys and values."""
+    if not (triton is not None and weight.is_cuda and weight.element_size() == 2):
+        return False
+    full = dict(device=weight.device)
+    generator = torch.Generator(weight.device).manual_seed(0)  # the requests' generators stay where they are
+    qkv = torch.randn(2, FRAMES, len(weight), generator=generator, **full).to(weight.dtype)
+    mask = torch.zeros(2, 1, 1, FRAMES, dtype=weight.dtype, **full)
+    mask[1, ..., -FRAMES // 10 :] = -torch.inf
+    both = [lambda i, f=f: (f(qkv, mask, heads),) for f in (attend_all, estimator.attend_all)]
+    shape = f"{heads} heads, {FRAMES} frames, {str(weight.dtype).removeprefix('torch.')}"
+    tolerance = trial.TOLERANCE[weight.dtype]
+    return trial.accepts("flow_attention", shape, *both, device=weight.device, tolerance=tolerance)
