@@ -14,6 +14,7 @@ from starlette.responses import Response
 from .encoders import MEDIA
 from .errors import told
 from .live import Sound
+from .sending import in_time
 from .service import Service
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ class SpeechResponse(Response):
 
     async def _send(self, send: Any, data: bytes) -> None:
         message = {"type": "http.response.body", "body": data, "more_body": True}
-        await asyncio.wait_for(send(message), self.service.settings.stall_seconds)
+        await in_time(send(message), self.service.settings.stall_seconds)
 
     def parts(self) -> AsyncIterator[bytes]:
         return aiter(self.sound)

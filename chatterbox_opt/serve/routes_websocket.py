@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from .errors import ApiError, told
 from .incoming_text import IncomingText
+from .sending import in_time
 from .service import Service
 from .speech_request import Format, Manner
 
@@ -155,7 +156,7 @@ class Session:
         """A client that reads nothing for long has left. JSON in ASCII: a text may hold half a surrogate pair."""
         sending = self.socket.send_bytes(what) if isinstance(what, bytes) else self.socket.send_text(json.dumps(what))
         try:
-            await asyncio.wait_for(sending, self.service.settings.stall_seconds)
+            await in_time(sending, self.service.settings.stall_seconds)
         except (RuntimeError, OSError, asyncio.TimeoutError):
             raise WebSocketDisconnect(1006) from None
 

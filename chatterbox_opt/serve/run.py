@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 
 from .app import create_app
+from .logs import written_aside
 from .service import Service
 from .settings import ServeSettings
 
@@ -41,6 +42,7 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._load, args=[loop], name="serve-load", daemon=True).start()
         async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(written_aside())
             if self.service.settings.wyoming_port is not None:
                 from .wyoming_server import listening
 

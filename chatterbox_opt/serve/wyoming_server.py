@@ -21,6 +21,7 @@ from .. import __version__
 from . import catalogue
 from .errors import ApiError, told
 from .incoming_text import IncomingText
+from .sending import in_time
 from .service import Service
 from .speech_request import Manner
 
@@ -140,7 +141,7 @@ class Handler(AsyncEventHandler):
                 await self.write_event(AudioStop().event())
 
     async def _write(self, chunk: AudioChunk) -> None:
-        await asyncio.wait_for(self.write_event(chunk.event()), self.service.settings.stall_seconds)
+        await in_time(self.write_event(chunk.event()), self.service.settings.stall_seconds)
 
     async def _fail(self, error: ApiError) -> None:
         await self._drop()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import socket
 import threading
 import time
@@ -9,7 +10,10 @@ import time
 import httpx
 import openai
 import pytest
-from serving import load_mini, quiet_within, ready, running
+import uvicorn
+from serving import load_mini, load_tiny, quiet_within, ready, running
+
+from chatterbox_opt.serve.sending import in_time
 
 LONG = "This goes on for quite a while, and nobody may have the patience to hear all of it. " * 12
 
@@ -64,6 +68,62 @@ def test_the_official_client_comes_back_and_is_heard(small):
             thread.join()
     assert len(sounds) == 6
     assert len(set(sounds)) == 1
+
+
+@pytest.mark.parametrize("turns", range(6))
+def test_a_cancellation_is_not_lost_as_something_is_sent(turns):
+    """Whatever turn of the event loop it comes in."""
+
+    async def cancelled_meanwhile():
+        sent = asyncio.get_running_loop().create_future()
+
+        async def send():
+            await sent
+
+        task = asyncio.ensure_future(in_time(send(), 30))
+        await asyncio.sleep(0.01)
+        sent.set_result(None)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        was_over = task.done()
+        task.cancel()
+        await asyncio.wait({task})
+        return was_over or task.cancelled()
+
+    assert asyncio.run(cancelled_meanwhile())
+
+
+def test_what_is_not_sent_in_time_is_given_up():
+    async def never():
+        await asyncio.sleep(60)
+
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(in_time(never(), 0.01))
+
+
+def test_nobody_waits_for_a_log_that_is_stuck(tmp_path, monkeypatch):
+    """As a stopped terminal is, or a disk that is busy for seconds."""
+    stuck, go_on = threading.Event(), threading.Event()
+
+    class Stuck(logging.Handler):
+        def emit(self, record):
+            stuck.set()
+            go_on.wait(60)
+
+    plain = uvicorn.Config.configure_logging
+
+    def configure(config):
+        plain(config)
+        logging.getLogger("uvicorn.access").handlers = [Stuck()]
+
+    monkeypatch.setattr(uvicorn.Config, "configure_logging", configure)
+    with running(tmp_path, load_tiny) as one:
+        try:
+            for _ in range(3):
+                assert httpx.get(f"{one.url}/health/live", timeout=5).status_code == 200
+            assert stuck.wait(5)
+        finally:
+            go_on.set()
 
 
 @pytest.mark.parametrize("chunks", [0, 1], ids=["before its first sound", "in mid-stream"])
