@@ -65,7 +65,9 @@ def turbo(request, tmp_path_factory):
 def same_sound(got: torch.Tensor, wanted: torch.Tensor) -> None:
     assert got.shape == wanted.shape
     assert wanted.abs().max() > 1e-3, "silence would prove nothing"
-    assert (got - wanted).abs().max() < 1e-3 * wanted.abs().max()
+    # A last bit of the pitch turns the source's phase the further, the longer it lasts: the error grows with time.
+    seconds = max(1.0, wanted.shape[-1] / 24_000)
+    assert (got - wanted).abs().max() < 1e-3 * seconds * wanted.abs().max()
 
 
 def both(pair, *args, seed: int = 0, **how):
