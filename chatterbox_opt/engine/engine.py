@@ -178,13 +178,14 @@ class Engine(Driver):
         """Nothing of the call is left in the engine; its slots are given up by release()."""
         if call.done:
             return
-        call.error, call.done = error, True
+        call.error = error
+        self.counted.ended(call)
+        call.done = True  # behind what another thread reads once it is
         self.calls.remove(call)
         self.waiting = [u for u in self.waiting if u.call is not call]
         self.renderer.forget(call)
         for u in call.utterances:
             u.noise.give_back()
-        self.counted.ended(call)
         self.ended(call)
 
     @torch.inference_mode()
