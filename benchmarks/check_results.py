@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The newest result of each benchmark, label and device, and what is wrong with any file."""
+    """The newest result of each benchmark, label, device and its instructions; and what is wrong with any file."""
     newest: dict[tuple, dict[str, Any]] = {}
     problems = []
     for path in sorted(folder.glob("*.json")):
@@ -74,7 +74,7 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
             problems.append(f"{path.name}: holds a path of the machine it was made on")
         document["file"] = path.name
         where = document["environment"]
-        key = (document["benchmark"], document["label"], where["device"], where["cores"])
+        key = (document["benchmark"], document["label"], where["device"], where["cores"], where.get("capability"))
         if key not in newest or newest[key]["environment"]["date"] < where["date"]:
             newest[key] = document
     return sorted(newest.values(), key=_order), problems
@@ -84,7 +84,8 @@ def _order(document: dict[str, Any]) -> tuple:
     """GPUs first, then CPUs by cores; models in the order of the family."""
     where, settings = document["environment"], document["settings"]
     family = list(tables.FAMILY).index(settings.get("model") or settings["family"])
-    return (where["kind"] == "cpu", where["device"], -where["cores"], family, document["label"])
+    place = (where["device"], -where["cores"], where.get("capability", ""))
+    return (where["kind"] == "cpu", *place, family, document["label"])
 
 
 def fill(text: str, results: list[dict[str, Any]]) -> str:
@@ -114,7 +115,7 @@ def readme(results: list[dict[str, Any]], words: list[str]) -> str:
         ours = [r for r in document["rows"] if r["side"] != "baseline" and not document["sides"][r["side"]]["failed"]]
         rows += [_summary(document, r) for r in ours]
         where = document["environment"]
-        sources.append(f"[{where['device']}, {where['commit']}](benchmarks/results/{document['file']})")
+        sources.append(f"[{tables.device(where)}, {where['commit']}](benchmarks/results/{document['file']})")
     if not rows:
         return ""
     head = ["device", "model", "options", "speech", "chatterbox-tts, RTF", "chatterbox_opt, RTF", "times faster"]
@@ -128,9 +129,8 @@ def _summary(document: dict[str, Any], r: dict[str, Any]) -> list[str]:
     where, side = document["environment"], r["side"]
     base = next((b for b in document["rows"] if b["side"] == "baseline" and b["length"] == r["length"]), None)
     ratio = next((q for q in document["ratios"] if q["side"] == side and q["length"] == r["length"]), None)
-    device = where["device"] if where["kind"] != "cpu" else f"{where['cores']} cores of {where['device']}"
     return [
-        device,
+        tables.device(where),
         tables.FAMILY[document["settings"]["model"]].removeprefix("Chatterbox ").replace("Chatterbox", "English"),
         " ".join(document["sides"][side]["asked"]) or "defaults",
         f"{r['speech_seconds']:.3g} s",

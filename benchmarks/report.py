@@ -85,9 +85,14 @@ def result_path(document: dict[str, Any], out: Path) -> Path:
         return out
     where = document["environment"]
     name = [document["benchmark"], document.get("label", ""), where["device"]]
-    name += [f"{where['cores']}-core"] if where["kind"] == "cpu" else []
+    name += [f"{where['cores']}-core", *instructions(where)] if where["kind"] == "cpu" else []
     name.append(where["commit"])
     return out / (workload.slug("-".join(filter(None, name))) + ".json")
+
+
+def instructions(where: dict[str, Any]) -> list[str]:
+    """Processors of one name differ in them, and in speed by them."""
+    return [where["capability"]] if "capability" in where else []
 
 
 def label(family: str, size: str, source: workload.Weights, *more: str) -> str:

@@ -15,10 +15,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
 
+def device(record: dict[str, Any]) -> str:
+    if record["kind"] != "cpu":
+        return record["device"]
+    known = f" ({record['capability']})" if "capability" in record else ""
+    return f"{record['cores']} cores of {record['device']}{known}"
+
+
 def where(record: dict[str, Any]) -> str:
     kind = f", {record['threads']} threads" if record["kind"] == "cpu" else ""
     return (
-        f"{record['device']} ({record['cores']} cores{kind}), torch {record['torch']}, "
+        f"{device(record)}{kind}, torch {record['torch']}, "
         f"commit {record['commit']}, {record['date']}"
     )
 

@@ -258,7 +258,9 @@ def environment(device: str) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
     if record["kind"] == "cpu":
-        record["capability"] = torch.backends.cpu.get_cpu_capability()
+        from chatterbox_opt.engine.resolve import cpu_has_bf16
+
+        record["capability"] = torch.backends.cpu.get_cpu_capability() + ("-BF16" if cpu_has_bf16() else "")
     return record
 
 

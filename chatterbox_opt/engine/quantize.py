@@ -2,8 +2,8 @@
 
 Only products are replaced, and the head's by none below 16 bits; embeddings and norms keep their precision.
 All but float32 are approximate. In every form a row's result does not depend on what the rows beside it hold. On a CPU:
-- int8 and int4 sum each row in one order (int8 in whole numbers), and bf16 and fp16 multiply blocks of a fixed number
-  of rows: the result of a row is the same to the last bit, alone or among any number of others;
+- int8 and int4 sum each row in one order (int8 in whole numbers), and bf16 and fp16 multiply as many rows at a time as
+  share one order: the result of a row is the same to the last bit, alone or among any number of others;
 - float32, with or without 16-bit weights, sums in an order that depends on the number of rows: 1e-6 of the largest
   result, which nothing after it rounds to fewer bits.
 On other devices kernels are chosen by the number of rows, in half precision too.
@@ -24,13 +24,14 @@ from torch.nn import functional as F
 
 from ..models.t3 import T3
 from .kernels import trial
+from .row_counts import MOST, least_rows
 
 logger = logging.getLogger(__name__)
 
 GROUP = 32  # int4: weights that share one scale
 FEW = 16  # rows up to which a product is bound by reading its weights
 BLOCK = 128  # rows of a weight that one thread multiplies at a time, where x is a single row
-FIXED = 8  # rows of a product in half precision: oneDNN takes as long for 8 rows of bf16 as for 2 (measured on Zen 4)
+FIXED = 8  # rows of a product in half precision whose bits depend on them: a third slower than 2 on Zen 4
 
 
 def prepare_linears(t3: T3, quantize: str | None, few_rows: bool, half: bool = False) -> None:
@@ -87,10 +88,11 @@ class FewRowsLinear(nn.Module):
 
 
 class FixedRowsLinear(nn.Module):
-    """bf16 and fp16 on the CPU. The order of a product's sums depends on its number of rows; rounding a sum to 8 bits
-    turns a last bit of float32 into a last bit of bf16, and after some tokens another one is drawn. So the rows of a
-    decode step, which belong to different requests, are multiplied in blocks of `FIXED`, the last one filled up with
-    zeros: a row meets the same kernel alone and in company. A sequence belongs to one request and is not cut."""
+    """bf16 and fp16 on the CPU. The order of a product's sums may depend on its number of rows; rounding a sum to 8
+    bits turns a last bit of float32 into a last bit of bf16, and after some tokens another one is drawn. So the rows of
+    a decode step, which belong to different requests, are filled up with zeros to a number from which on this
+    processor's product gives a row the same bits; where there is none, to blocks of `FIXED` rows. A row meets the same
+    kernel alone and in company. A sequence belongs to one request and is not cut."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -102,11 +104,20 @@ class FixedRowsLinear(nn.Module):
             return F.linear(x, self.weight, self.bias)
         n, k = self.weight.shape
         rows = x.numel() // k
-        x_rows, missing = x.reshape(rows, k), -rows % FIXED
-        if missing:  # F.pad takes twice as long
+        least, most = self._block_rows()
+        x_rows, missing = x.reshape(rows, k), least - (rows % most or most)
+        if missing > 0:  # F.pad takes twice as long
             x_rows = torch.cat([x_rows, x.new_zeros(missing, k)])
-        y = [F.linear(block, self.weight, self.bias) for block in x_rows.split(FIXED)]
-        return (torch.cat(y) if len(y) > 1 else y[0])[:rows].view(*x.shape[:-1], n)
+        if rows <= most:
+            y = F.linear(x_rows, self.weight, self.bias)
+        else:
+            y = torch.cat([F.linear(block, self.weight, self.bias) for block in x_rows.split(most)])
+        return y[:rows].view(*x.shape[:-1], n)
+
+    def _block_rows(self) -> tuple[int, int]:
+        """The fewest and the most rows of one product."""
+        least = least_rows(*self.weight.shape, self.weight.dtype, self.bias is not None, torch.get_num_threads())
+        return (least, MOST) if least <= FIXED else (FIXED, FIXED)
 
 
 class Float16WeightLinear(nn.Module):

@@ -27,6 +27,7 @@ from chatterbox_opt.engine.quantize import (
     unpacked_product,
 )
 from chatterbox_opt.engine.request import Utterance
+from chatterbox_opt.engine.row_counts import MOST, least_rows
 from chatterbox_opt.options import SamplingOptions
 
 X86 = pytest.mark.skipif(not packs_float16(torch.device("cpu")), reason="torch packs float16 on x86 only")
@@ -97,7 +98,7 @@ FORMS = [pytest.param(name, marks=X86 if name == "float16 weights" else ()) for 
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("shape", [(64, 192), (1024, 256), (192, 1040)])
+@pytest.mark.parametrize("shape", [(64, 192), (1024, 256), (192, 1040), (4096, 128)])
 @pytest.mark.parametrize("form", FORMS)
 @torch.inference_mode()
 def test_a_row_is_what_it_is_alone(form, shape, threads):
@@ -118,16 +119,58 @@ def test_a_row_is_what_it_is_alone(form, shape, threads):
 
 
 def by_number_of_rows(x, weight, bias=None, product=F.linear):
-    """A product whose sums plainly depend on how many rows there are, as a bf16 unit's do in their last bits."""
+    """A product whose sums plainly depend on how many rows there are, as a bf16 unit's may in their last bits."""
     return product(x, weight, bias) * (1 + x.shape[:-1].numel() / 64)
+
+
+def few_apart(x, weight, bias=None, product=F.linear):
+    """A product with a kernel of its own for less than three rows."""
+    return product(x, weight, bias) * (2 if x.shape[:-1].numel() < 3 else 1)
+
+
+@pytest.fixture
+def linear_replaced(monkeypatch):
+    """Puts another product in the place of torch's, and forgets what is known of that one's rows."""
+
+    def replace(product):
+        least_rows.cache_clear()
+        monkeypatch.setattr(F, "linear", product)
+
+    yield replace
+    monkeypatch.undo()
+    least_rows.cache_clear()
+
+
+@pytest.mark.parametrize(("product", "least"), [(few_apart, 3), (by_number_of_rows, MOST)])
+def test_numbers_of_rows_that_share_an_order_are_found(product, least, linear_replaced):
+    linear_replaced(product)
+    assert least_rows(96, 64, torch.bfloat16, False, 1) == least
+    assert least_rows(95, 63, torch.bfloat16, True, 1) == least
+
+
+@torch.inference_mode()
+def test_a_row_is_joined_by_zeros_only_where_its_bits_depend_on_it(linear_replaced):
+    shapes = []
+
+    def watched(x, weight, bias=None):
+        shapes.append(x.shape[0])
+        return few_apart(x, weight, bias)
+
+    linear, x = BF16(nn.Linear(64, 96)), torch.randn(2 * MOST + 1, 64).bfloat16()
+    linear_replaced(watched)
+    whole = linear(x)
+    for rows, multiplied in ((1, [3]), (3, [3]), (5, [5]), (MOST, [MOST]), (2 * MOST + 1, [MOST, MOST, 3])):
+        shapes.clear()
+        assert torch.equal(linear(x[:rows]), whole[:rows])
+        assert shapes == multiplied
 
 
 @pytest.mark.parametrize("form", ["bfloat16", "float16"])
 @torch.inference_mode()
-def test_half_precision_multiplies_a_fixed_number_of_rows(form, monkeypatch):
+def test_half_precision_multiplies_a_fixed_number_of_rows(form, linear_replaced):
     linear = COMPANY[form][0](nn.Linear(64, 96))
     x = torch.randn(40, 64).to(linear.weight.dtype)
-    monkeypatch.setattr(F, "linear", by_number_of_rows)
+    linear_replaced(by_number_of_rows)
     alone = torch.cat([linear(x[i : i + 1]) for i in range(40)])
     assert torch.equal(alone, linear(x))
     assert torch.equal(linear(x[:3, None]), alone[:3, None])
@@ -143,12 +186,12 @@ ROUNDED += [("float32", "int8"), ("float32", "int4")]
 @pytest.mark.parametrize(("dtype", "quantize"), ROUNDED)
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @torch.inference_mode()
-def test_a_step_of_t3_is_what_it_is_alone(family, dtype, quantize, monkeypatch):
+def test_a_step_of_t3_is_what_it_is_alone(family, dtype, quantize, linear_replaced):
     """To the last bit wherever one is rounded up: every product, norm, rotation and activation. Each row attends to
     itself. A head in float32 is left out: nothing rounds what it returns."""
     t3 = random_t3(family).to(getattr(torch, dtype))
     prepare_linears(t3, quantize, few_rows=True)
-    monkeypatch.setattr(F, "linear", by_number_of_rows)
+    linear_replaced(by_number_of_rows)
     x, positions = torch.randn(19, 1, t3.config.dim).to(t3.speech_emb.weight.dtype), torch.arange(19)[:, None]
 
     def step(rows):
