@@ -199,7 +199,7 @@ def server(document: dict[str, Any], path: Path) -> None:
     for key, name, colour in (("first_p95", "p95", BLUES[2]), ("first_p50", "median", BLUES[0])):
         left.plot(places, [r[key] for r in rows], "o-", color=colour, label=name)
         for x, r in zip(places, rows):
-            left.annotate(f"{r[key]:.2g}", (x, r[key]), (0, 6), textcoords="offset points", ha="center", fontsize=9)
+            left.annotate(f"{r[key]:.3g}", (x, r[key]), (0, 6), textcoords="offset points", ha="center", fontsize=9)
     left.set_yscale("log")
     left.set_title("Seconds to the first sound (lower is better)", fontsize=10, loc="left")
     left.legend(frameon=False)
@@ -238,7 +238,7 @@ def concurrency(document: dict[str, Any], path: Path) -> None:
             mine = [r for r in rows if r["mode"] == mode and r["side"] == side]
             axes.plot([str(r["callers"]) for r in mine], [r[key] for r in mine], "o-", color=colours[side], label=side)
             for i, r in enumerate(mine):
-                axes.annotate(f"{r[key]:.2g}", (i, r[key]), (0, 6), textcoords="offset points", ha="center", fontsize=9)
+                axes.annotate(f"{r[key]:.3g}", (i, r[key]), (0, 6), textcoords="offset points", ha="center", fontsize=9)
         axes.set_xlabel("callers, all at once")
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)

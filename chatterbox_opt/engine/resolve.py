@@ -19,8 +19,9 @@ def resolve(options: EngineOptions, device: torch.device) -> EngineOptions:
     changes: dict[str, object] = {}
     half = half_dtype(device)
     if options.dtype == "auto":
-        # A processor that computes in nothing below float32 still reads weights of half the size in half the time.
-        changes["dtype"] = "float16" if half == "float32" and packs_float16(device) else half
+        # A processor reads weights of 16 bits in half the time, whatever it computes in. One that computes in bf16 too
+        # is twice as quick with float32 sums: a single query's attention takes 2.5 times as long in bf16 (Zen 5).
+        changes["dtype"] = "float16" if packs_float16(device) else half
     if options.s3gen_dtype == "auto":
         changes["s3gen_dtype"] = half
     in_half = changes.get("dtype", options.dtype) != "float32"

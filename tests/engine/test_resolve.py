@@ -12,7 +12,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 @pytest.mark.parametrize(
     ("computes_bf16", "packs", "wanted"),
-    [(True, True, "bfloat16"), (True, False, "bfloat16"), (False, True, "float16"), (False, False, "float32")],
+    [(True, True, "float16"), (True, False, "bfloat16"), (False, True, "float16"), (False, False, "float32")],
 )
 def test_a_processors_precision(monkeypatch, computes_bf16, packs, wanted):
     monkeypatch.setattr(module, "cpu_has_bf16", lambda: computes_bf16)
@@ -21,7 +21,7 @@ def test_a_processors_precision(monkeypatch, computes_bf16, packs, wanted):
     assert options.dtype == wanted
     assert options.s3gen_dtype == ("bfloat16" if computes_bf16 else "float32"), "nothing of it only reads weights"
     assert (options.compile, options.poll_every, options.kernels) == (None, 1, False)
-    assert stored_dtype(options, CPU) == (torch.bfloat16 if computes_bf16 else torch.float32)
+    assert stored_dtype(options, CPU) == (torch.float32 if packs or not computes_bf16 else torch.bfloat16)
     assert resolve(options, CPU) == options
 
 
