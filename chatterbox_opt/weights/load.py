@@ -172,10 +172,18 @@ class _Source:
         """Cast and moved as it comes, so that no more than one tensor exists twice."""
         keys = [k for k in keys if k in self.shapes]
         if self.state is None:
-            pairs: Iterable = safefile.read_tensors(self.path, {k: self.entries[k] for k in keys})
+            keys.sort(key=lambda key: self.entries[key].start)
+            pairs: Iterable = ((k, self._read(k, dtype, device)) for k in keys)
         else:  # a pickle is in memory whole; each tensor is let go when it has been taken
             pairs = ((k, self.state.pop(k)) for k in keys)
         return {k: t.detach().to(device, dtype if t.is_floating_point() else None) for k, t in pairs}
+
+    def _read(self, key: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """In memory of its own; or, of what is copied anyway, the file's pages."""
+        entry = self.entries[key]
+        if device.type != "cpu" or (entry.dtype.is_floating_point and entry.dtype != dtype):
+            return safefile.map_tensors(self.path, {key: entry})[key]
+        return dict(safefile.read_tensors(self.path, {key: entry}))[key]
 
 
 def _as_source(source: _Source | dict[str, Tensor]) -> _Source:
