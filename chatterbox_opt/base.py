@@ -26,6 +26,8 @@ from .checks import (
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
 from .engine.resolve import indexed, resolve, stored_dtype
 from .options import EngineOptions, SamplingOptions
+from .packing.cache import cached
+from .packing.forms import as_packed
 from .pipeline import Job, NoSpeech, Pipeline, Speech
 from .presets import choose_decoder
 from .progress import ProgressBar, progress_bar
@@ -35,7 +37,7 @@ from .text.tokenizer import load_tokenizer
 from .voice import Conditionals, VoicePreparer, with_exaggeration
 from .weights import hub
 from .weights.files import has_meanflow
-from .weights.load import load_folder
+from .weights.packed import load_any
 from .weights.random_init import random_folder
 
 logger = logging.getLogger(__name__)
@@ -91,13 +93,20 @@ class Speaker:
         family: str,
         t3_file: str | None = None,
         decoder: str | Path | None = None,
+        cache_packed: bool | str | Path = False,
         **options: Any,
     ) -> Speaker:
+        """`cache_packed` keeps what is made of the weights, in the user's cache folder or in one of your own, and loads
+        that from then on."""
         device = usable_device(device)
-        resolved = resolve(toggles(device, **{k: options[k] for k in TOGGLES if k in options}), torch.device(device))
-        dtype = stored_dtype(resolved, torch.device(device))
+        place = torch.device(device)
         decoder = choose_decoder(options.get("preset"), decoder, has_meanflow(folder))
-        parts = load_folder(folder, family, torch.device(device), dtype, t3_file, decoder)
+        if cache_packed and (entry := cached(folder, family, place, t3_file, decoder, options, cache_packed)):
+            folder, t3_file, decoder = entry, None, None
+        options = as_packed(folder, place, options)
+        resolved = resolve(toggles(device, **{k: options[k] for k in TOGGLES if k in options}), place)
+        dtype = stored_dtype(resolved, place)
+        parts = load_any(folder, family, place, dtype, t3_file, decoder)
         conds = Conditionals.load(parts.conds_file, map_location="cpu") if parts.conds_file else None
         if conds is not None:
             conds.check(parts.config, parts.conds_file)

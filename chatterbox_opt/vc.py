@@ -23,7 +23,7 @@ from .presets import choose_decoder
 from .switches import fetch_decoder, random_decoder, settle, toggles
 from .voice import Conditionals, VoicePreparer
 from .weights.files import REPOS, has_meanflow
-from .weights.load import load_folder
+from .weights.packed import load_any
 from .weights.random_init import random_folder
 
 REPO_ID = REPOS["vc"]
@@ -78,7 +78,7 @@ class OptimizedChatterboxVC:
     ) -> OptimizedChatterboxVC:
         device = usable_device(device)
         decoder = choose_decoder(options.get("preset"), decoder, has_meanflow(ckpt_dir))
-        parts = load_folder(ckpt_dir, "vc", torch.device(device), torch.float32, decoder=decoder)
+        parts = load_any(ckpt_dir, "vc", torch.device(device), torch.float32, decoder=decoder)
         ref_dict = Conditionals.load(parts.conds_file).gen if parts.conds_file else None
         return cls(parts.s3gen, device, ref_dict, config=parts.config, **options)
 

@@ -42,18 +42,36 @@ def load_folder(
     decoder: str | Path | None = None,
 ) -> Loaded:
     """T3 in `dtype`; the rest in float32, of which the engine casts what may be cast."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such checkpoint folder; from_pretrained() downloads one")
+    folder = existing(folder)
     config = read_config(folder, family)
-    names = FILES[family]
+    files = weight_files(folder, family, t3_file, decoder)
     t3 = ve = None
     if family != "vc":
-        t3 = build_t3(_Source(_find_t3(folder, names["t3"], t3_file)), config, device, dtype)
-        ve = build_voice_encoder(_Source(_find(folder, names["ve"])), config, device)
+        t3 = build_t3(_Source(files["t3"]), config, device, dtype)
+        ve = build_voice_encoder(_Source(files["ve"]), config, device)
     s3gen, config = load_decoder(folder, decoder, family, config, device)
+    return Loaded(config, t3, s3gen, ve, conds_of(folder))
+
+
+def existing(folder: str | Path) -> Path:
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such checkpoint folder; from_pretrained() downloads one")
+    return Path(folder)
+
+
+def conds_of(folder: Path) -> Path | None:
     conds = folder / OPTIONAL["conds"]
-    return Loaded(config, t3, s3gen, ve, conds if conds.is_file() else None)
+    return conds if conds.is_file() else None
+
+
+def weight_files(
+    folder: Path, family: str, t3_file: str | Path | None = None, decoder: str | Path | None = None
+) -> dict[str, Path]:
+    """The file of each network."""
+    names, out = FILES[family], {}
+    if family != "vc":
+        out = {"t3": _find_t3(folder, names["t3"], t3_file), "ve": _find(folder, names["ve"])}
+    return out | {"s3gen": _find_decoder(folder, decoder, family)}
 
 
 def load_decoder(
@@ -61,13 +79,7 @@ def load_decoder(
 ) -> tuple[S3Gen, ModelConfig]:
     """S3Gen of a file, and the config it makes of the model's: any family's T3 may speak through the other's decoder,
     their tokens are the same."""
-    name = decoder_file(decoder, FILES[family]["s3gen"])
-    if name == MEANFLOW != FILES[family]["s3gen"] and not has_meanflow(folder):
-        raise FileNotFoundError(
-            f"decoder='meanflow' needs {MEANFLOW}, which Turbo is published with, in {folder}; from_pretrained() "
-            f"fetches it, and decoder= takes its path as well; the folder holds {_listing(folder)}"
-        )
-    source = _Source(_find(folder, name))
+    source = _Source(_find_decoder(folder, decoder, family))
     if decoder is not None:
         flow = dataclasses.replace(config.flow, meanflow=layout.MEANFLOW_KEY in source.shapes)
         config = dataclasses.replace(config, flow=flow)
@@ -101,7 +113,7 @@ def build_t3(source: _Source | dict[str, Tensor], config: ModelConfig, device: t
     if foreign:  # an adapter left unmerged would be a voice left unheard
         raise ValueError(f"{source.name} has {len(foreign)} tensors T3 has no place for, the first {foreign[0]}")
     state = source.read(dtype, device, [k for k in wanted if k not in unread])
-    return _fill(lambda: T3(cfg), state, rules, source.name)
+    return fill(lambda: T3(cfg), state, rules, source.name)
 
 
 def build_s3gen(source: _Source | dict[str, Tensor], config: ModelConfig, device: torch.device) -> S3Gen:
@@ -109,7 +121,7 @@ def build_s3gen(source: _Source | dict[str, Tensor], config: ModelConfig, device
     wanted = layout.s3gen(config)
     source.check(wanted, optional=lambda key: key in layout.COMPUTED or key.endswith(layout.BATCH_COUNT))
     state = source.read(torch.float32, device, [k for k in wanted if k not in layout.COMPUTED])
-    return _fill(lambda: S3Gen(config), state, keymap.S3GEN, source.name)
+    return fill(lambda: S3Gen(config), state, keymap.S3GEN, source.name)
 
 
 def build_voice_encoder(
@@ -120,10 +132,10 @@ def build_voice_encoder(
     wanted = layout.voice_encoder(config.voice_encoder)
     source.check(wanted, optional=unread.__contains__)
     state = source.read(torch.float32, device, [k for k in wanted if k not in unread])
-    return _fill(lambda: VoiceEncoder(config.voice_encoder), state, keymap.VOICE_ENCODER, source.name)
+    return fill(lambda: VoiceEncoder(config.voice_encoder), state, keymap.VOICE_ENCODER, source.name)
 
 
-def _fill(make: Callable[[], nn.Module], state: dict[str, Tensor], rules: Iterable, name: str) -> nn.Module:
+def fill(make: Callable[[], nn.Module], state: dict[str, Tensor], rules: Iterable, name: str) -> nn.Module:
     with torch.device("meta"):
         module = make()
     try:
@@ -216,6 +228,16 @@ def _find_t3(folder: Path, usual: str, chosen: str | Path | None) -> Path:
     others = sorted(folder.glob("t3_*.safetensors"))
     own = any((folder / usual).with_suffix(suffix).is_file() for suffix in (".safetensors", ".pt"))
     return others[0] if len(others) == 1 and not own else _find(folder, usual)
+
+
+def _find_decoder(folder: Path, decoder: str | Path | None, family: str) -> Path:
+    name = decoder_file(decoder, FILES[family]["s3gen"])
+    if name == MEANFLOW != FILES[family]["s3gen"] and not has_meanflow(folder):
+        raise FileNotFoundError(
+            f"decoder='meanflow' needs {MEANFLOW}, which Turbo is published with, in {folder}; from_pretrained() "
+            f"fetches it, and decoder= takes its path as well; the folder holds {_listing(folder)}"
+        )
+    return _find(folder, name)
 
 
 def _find(folder: Path, name: str) -> Path:
