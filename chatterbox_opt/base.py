@@ -24,10 +24,9 @@ from .checks import (
     usable_device,
 )
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
-from .engine.resolve import indexed, resolve, stored_dtype
+from .engine.resolve import indexed
 from .options import EngineOptions, SamplingOptions
-from .packing.cache import cached
-from .packing.forms import as_packed
+from .packing.load import load_any
 from .pipeline import Job, NoSpeech, Pipeline, Speech
 from .presets import choose_decoder
 from .progress import ProgressBar, progress_bar
@@ -37,7 +36,6 @@ from .text.tokenizer import load_tokenizer
 from .voice import Conditionals, VoicePreparer, with_exaggeration
 from .weights import hub
 from .weights.files import has_meanflow
-from .weights.packed import load_any
 from .weights.random_init import random_folder
 
 logger = logging.getLogger(__name__)
@@ -96,22 +94,17 @@ class Speaker:
         cache_packed: bool | str | Path = False,
         **options: Any,
     ) -> Speaker:
-        """`cache_packed` keeps what is made of the weights, in the user's cache folder or in one of your own, and loads
-        that from then on."""
+        """`cache_packed`: see packing/load.py."""
         device = usable_device(device)
-        place = torch.device(device)
         decoder = choose_decoder(options.get("preset"), decoder, has_meanflow(folder))
-        if cache_packed and (entry := cached(folder, family, place, t3_file, decoder, options, cache_packed)):
-            folder, t3_file, decoder = entry, None, None
-        options = as_packed(folder, place, options)
-        resolved = resolve(toggles(device, **{k: options[k] for k in TOGGLES if k in options}), place)
-        dtype = stored_dtype(resolved, place)
-        parts = load_any(folder, family, place, dtype, t3_file, decoder)
+        switches = {name: options.pop(name) for name in TOGGLES if name in options}
+        parts, switches = load_any(folder, family, torch.device(device), switches, t3_file, decoder, cache_packed)
+        options |= {"config": parts.config, **switches}
         conds = Conditionals.load(parts.conds_file, map_location="cpu") if parts.conds_file else None
         if conds is not None:
             conds.check(parts.config, parts.conds_file)
         tokenizer = load_tokenizer(folder, parts.config)
-        return cls(parts.t3, parts.s3gen, parts.ve, tokenizer, device, conds, config=parts.config, **options)
+        return cls(parts.t3, parts.s3gen, parts.ve, tokenizer, device, conds, **options)
 
     @classmethod
     def from_random(

@@ -25,7 +25,9 @@ LAYERS = {
     "streaming": {"config", "audio", "engine", "voice"},
     "pipeline": {"config", "options", "text", "voice", "engine", "audio", "models", "streaming"},
 }
-LAYERS["packing"] = {"options", "models", "checks", "switches", "engine", "weights", "__version__"}
+LAYERS["packing"] = {
+    "config", "options", "models", "checks", "switches", "engine", "weights", "__version__",
+}
 LAYERS["base"] = LAYERS["pipeline"] | {"weights", "checks", "pipeline", "progress", "presets", "switches", "packing"}
 DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:

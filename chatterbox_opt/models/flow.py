@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from ..config import MEL_BINS, SPEECH_CODES, XVECTOR_DIM, FlowConfig
 from .conformer import Conformer, HalfLinear
 from .estimator import Estimator
-from .layers import Embedding
 
 
 class Decoder(nn.Module):
@@ -24,7 +23,7 @@ class Flow(nn.Module):
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
         self.config = config
-        self.input_embedding = Embedding(SPEECH_CODES, config.dim)
+        self.input_embedding = nn.Embedding(SPEECH_CODES, config.dim)
         self.spk_embed_affine_layer = nn.Linear(XVECTOR_DIM, MEL_BINS)
         self.encoder = Conformer(config)
         self.encoder_proj = HalfLinear(config.dim, MEL_BINS)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import T3Config
-from .layers import Embedding, attend, gelu, linear_add, norm_linear
+from .layers import attend, gelu, linear_add, norm_linear
 from .llama import KV
 
 
@@ -58,7 +58,7 @@ class Block(nn.Module):
 class Gpt2(nn.Module):
     def __init__(self, config: T3Config) -> None:
         super().__init__()
-        self.wpe = Embedding(config.max_positions, config.dim)
+        self.wpe = nn.Embedding(config.max_positions, config.dim)
         self.h = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.ln_f = LayerNorm(config.dim, config.norm_eps)
 

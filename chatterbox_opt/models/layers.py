@@ -12,15 +12,6 @@ from torch.nn import functional as F
 from ..config import T3Config
 
 
-class Embedding(nn.Embedding):
-    """On "meta", where a load builds its networks, the draw of first values imports torch's compiler: a second, and
-    80 MB."""
-
-    def reset_parameters(self) -> None:
-        if not self.weight.is_meta:
-            super().reset_parameters()
-
-
 def rope_table(config: T3Config, positions: int, device: torch.device) -> Tensor:
     """(positions, head_dim/2, 2): cosine and sine of each position's angle, Llama 3's frequency scaling applied."""
     with torch.inference_mode(False):

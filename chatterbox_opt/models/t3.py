@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from ..config import START_SPEECH, T3Config
 from .gpt2 import Gpt2
-from .layers import Embedding
 from .llama import KV, Llama
 from .t3_cond import CondEncoder
 
@@ -15,7 +14,7 @@ from .t3_cond import CondEncoder
 class LearnedPositions(nn.Module):
     def __init__(self, positions: int, dim: int) -> None:
         super().__init__()
-        self.emb = Embedding(positions, dim)
+        self.emb = nn.Embedding(positions, dim)
 
     def forward(self, positions: Tensor) -> Tensor:
         return self.emb(positions)
@@ -27,8 +26,8 @@ class T3(nn.Module):
         self.config = config
         self.cond_enc = CondEncoder(config)
         self.tfmr = Gpt2(config) if config.is_gpt else Llama(config)
-        self.text_emb = Embedding(config.text_vocab, config.dim)
-        self.speech_emb = Embedding(config.speech_vocab, config.dim)
+        self.text_emb = nn.Embedding(config.text_vocab, config.dim)
+        self.speech_emb = nn.Embedding(config.speech_vocab, config.dim)
         # GPT-2 counts positions itself, over the whole sequence; Llama's two parts each start at 0.
         self.text_pos_emb = None if config.is_gpt else LearnedPositions(config.text_positions, config.dim)
         self.speech_pos_emb = None if config.is_gpt else LearnedPositions(config.speech_positions, config.dim)

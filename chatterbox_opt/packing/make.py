@@ -16,8 +16,10 @@ from torch import Tensor
 
 from .. import __version__
 from ..checks import usable_device
+from ..config import MODELS
 from ..engine.digits import Digits, half_digits, int4_digits, int8_digits, int8_gpu_digits, unannounced
 from ..engine.linears import own_linears
+from ..engine.mel import in_half
 from ..models.t3 import T3
 from ..switches import TOGGLES
 from ..weights.files import OPTIONAL
@@ -25,7 +27,7 @@ from ..weights.load import load_folder, weight_files
 from ..weights.packed import MARKER, NAMES, Form, Packed, described, is_packed, write_marker, write_rest, write_t3
 from .forms import form_of
 
-CHUNK = 1 << 22  # bytes hashed at a time
+SAMPLES, SAMPLE = 64, 4096  # places of a file that are looked at, bytes each
 UNFINISHED = ".part"
 
 
@@ -37,30 +39,32 @@ def pack(
     *,
     t3_file: str | Path | None = None,
     decoder: str | Path | None = None,
-    **options: Any,
+    **switches: Any,
 ) -> Form:
-    """`options` are the constructor's (`quantize`, `engine`, ...): those that the packed folder is to be loaded with.
+    """`switches` are the constructor's (`quantize`, `engine`, ...): those that the packed folder is to be loaded with.
     `device`: the one it is to be loaded on; another processor may want another precision."""
-    if unknown := sorted(set(options) - set(TOGGLES)):
+    if unknown := sorted(set(switches) - set(TOGGLES)):
         raise TypeError(f"unknown argument {', '.join(unknown)}; how weights are kept depends on {', '.join(TOGGLES)}")
     folder, out = Path(folder), Path(out)
     if is_packed(folder):
         raise ValueError(f"{folder} is packed already; give the checkpoint that it was made from")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is there, and not empty; a new folder is needed, so that nothing is written over")
-    form = form_of(torch.device(usable_device(device)), options)
-    stored = torch.float32 if form.half else getattr(torch, form.dtype)
+        raise FileExistsError(f"{out} is there, and not empty; a new folder is needed, so that nothing is written over")
+    if family not in MODELS:
+        raise ValueError(f"family={family!r}: choose one of {', '.join(MODELS)}")
+    form = form_of(torch.device(usable_device(device)), switches)
+    stored = torch.float32 if form.half else getattr(torch, form.dtype)  # before its linears become digits
     files = weight_files(folder, family, t3_file, decoder)
-    source = {path: stamp(path) for path in [*files.values(), *goes_along(folder)]}  # as they are ahead of the reading
+    source = {path.name: stamp(path) for path in [*files.values(), *goes_along(folder)]}  # ahead of the reading
     parts = load_folder(folder, family, torch.device("cpu"), stored, t3_file, decoder)
+    in_half(parts.s3gen.flow, getattr(torch, form.s3gen_dtype))
     with whole_folder(out) as part, unannounced():
         write_t3(part, parts.t3, _digits(parts.t3, form))
         write_rest(part, parts)
         for path in goes_along(folder):
             shutil.copyfile(path, part / path.name)
         made = {name: described(part / name) for name in NAMES.values()}
-        known = {path.name: {**seen, "sha256": _sha256(path)} for path, seen in source.items()}
-        write_marker(part, Packed(form, files["t3"].name, files["s3gen"].name, made, known, __version__))
+        write_marker(part, Packed(form, files["t3"].stem, files["s3gen"].stem, made, source, __version__))
     return form
 
 
@@ -80,18 +84,15 @@ def goes_along(folder: Path) -> list[Path]:
     return sorted(path for path in kinds if path.is_file() and path.name not in ("config.json", MARKER))
 
 
-def stamp(path: Path) -> dict[str, int]:
-    """What tells, without reading it, that a file is the one it was."""
-    found = path.stat()
-    return {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns}
-
-
-def _sha256(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
+def stamp(path: Path) -> dict[str, Any]:
+    """What tells that a file is the one it was: its size, its time, and places all over it. To hash all of a full-size
+    checkpoint takes longer than to load the packed one."""
+    found, sample = path.stat(), hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        for i in range(SAMPLES):
+            file.seek(found.st_size * i // SAMPLES)
+            sample.update(file.read(SAMPLE))
+    return {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "sample": sample.hexdigest()}
 
 
 @contextmanager

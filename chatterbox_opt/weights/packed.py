@@ -1,17 +1,18 @@
 """Packed checkpoints: the tensors as the networks have them, fused, cast and quantised. A load maps the files and
-computes nothing; what is never used is never read.
+computes nothing; what is never used takes no memory.
 
-packed.json says what a folder holds and what it was made from. The files' names and sizes and their headers are
-compared with it on load, not all of their bytes: reading those is what a packed checkpoint saves.
+packed.json says what a folder holds and what it was made from. Every byte is held against its checksum on load: a file
+is read at the speed of memory then, and a wrong weight would be heard, or not, with nothing to tell why.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,25 +28,28 @@ from ..models.t3 import T3
 from ..models.voice_encoder import VoiceEncoder
 from . import safefile
 from .files import FILES, decoder_file
-from .load import Loaded, conds_of, existing, fill, load_decoder, load_folder, read_config
+from .load import Loaded, conds_of, fill, load_decoder, read_config
 
 FORMAT = 1  # counts up with whatever changes in the modules' keys, in keymap.py's rules or in engine/digits.py
 MARKER = "packed.json"
 NAMES = {"t3": "packed_t3.safetensors", "ve": "packed_ve.safetensors", "s3gen": "packed_s3gen.safetensors"}
 PARTS = ("digits", "scale", "half")  # what a StoredLinear's weight is made of
+BLOCK = 1 << 22  # bytes that one thread sums up at a time
 
 
 @dataclass(frozen=True)
 class Form:
-    """What options make of T3 on a device: what it can be packed for."""
+    """What options make of the networks on a device: what they can be packed for."""
 
     device: str  # "cpu" | "cuda" | "mps"
     dtype: str
+    s3gen_dtype: str
     quantize: str | None
     half: bool  # products with weights of 16 bits in a T3 of float32
 
     def __str__(self) -> str:
-        return f"dtype={self.dtype!r}, quantize={self.quantize!r} on {self.device}"
+        fields = (f"{name}={getattr(self, name)!r}" for name in ("dtype", "s3gen_dtype", "quantize"))
+        return f"{', '.join(fields)} on {self.device}"
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,10 @@ class Packed:
     """What packed.json says."""
 
     form: Form
-    t3: str  # names of the files it was made from
+    t3: str  # names of the files it was made from, without their endings
     decoder: str
-    files: dict[str, dict[str, Any]]  # name -> bytes, and the SHA-256 of its header
-    source: dict[str, dict[str, Any]]  # name -> bytes and SHA-256
+    files: dict[str, dict[str, int]]  # name -> bytes and checksum
+    source: dict[str, dict[str, Any]]  # name -> what packing/make.py's stamp() saw
     made_by: str
     format: int = FORMAT
 
@@ -84,12 +88,23 @@ def read_packed(folder: str | Path) -> Packed:
     return packed
 
 
-def described(path: Path) -> dict[str, Any]:
+def described(path: Path) -> dict[str, int]:
+    """Its size, and the checksum of its blocks' checksums. Read and not mapped: pages that were mapped would count as
+    memory of the process."""
     size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = hashlib.sha256(file.read(min(length, size)))
-    return {"bytes": size, "header": header.hexdigest()}
+
+    def checksum(at: int) -> bytes:
+        with path.open("rb", buffering=0) as file:
+            file.seek(at)
+            return zlib.crc32(file.read(BLOCK)).to_bytes(4, "little")
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return {"bytes": size, "crc32": zlib.crc32(b"".join(pool.map(checksum, range(0, size, BLOCK))))}
+
+
+def same_file(asked: str | Path, name: str) -> bool:
+    """Whether what was asked for is the file of this name: .safetensors and .pt are twins."""
+    return Path(asked).with_suffix("") == Path(name)
 
 
 def write_marker(folder: Path, packed: Packed) -> None:
@@ -99,27 +114,16 @@ def write_marker(folder: Path, packed: Packed) -> None:
 # ---- loading -------------------------------------------------------------------------------------
 
 
-def load_any(
-    folder: str | Path,
-    family: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    t3_file: str | Path | None = None,
-    decoder: str | Path | None = None,
+def load_packed(
+    folder: Path, packed: Packed, family: str, device: torch.device, decoder: str | Path | None = None
 ) -> Loaded:
-    """As load_folder(); a packed folder has the dtype that it has."""
-    if not is_packed(folder):
-        return load_folder(folder, family, device, dtype, t3_file, decoder)
-    packed = read_packed(existing(folder))
-    if t3_file not in (None, packed.t3):
-        raise ValueError(f"{folder} is packed, its T3 made from {packed.t3}: {t3_file} goes with the checkpoint itself")
-    folder = Path(folder)
+    """As load_folder(), in the form that the folder has."""
     config = read_config(folder, family)
     t3 = ve = None
     if family != "vc":
         t3 = _load_t3(folder / NAMES["t3"], config, device)
         ve = _load(lambda: VoiceEncoder(config.voice_encoder), folder / NAMES["ve"], device)
-    if decoder is None or decoder_file(decoder, FILES[family]["s3gen"]) == packed.decoder:
+    if decoder is None or same_file(decoder_file(decoder, FILES[family]["s3gen"]), packed.decoder):
         s3gen = _load(lambda: S3Gen(config), folder / NAMES["s3gen"], device)
     else:
         s3gen, config = load_decoder(folder, decoder, family, config, device)
