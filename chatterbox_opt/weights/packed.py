@@ -151,7 +151,8 @@ def _load_t3(path: Path, config: ModelConfig, device: torch.device) -> T3:
 
 
 def _tensors(path: Path, entries: Mapping[str, safefile.Entry], device: torch.device) -> dict[str, Tensor]:
-    return {key: tensor.to(device) for key, tensor in safefile.map_tensors(path, entries).items()}
+    tensors = safefile.map_tensors(path, entries, safefile.ALIGNED)
+    return {key: tensor.to(device) for key, tensor in tensors.items()}
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -175,7 +176,7 @@ def write_rest(folder: Path, parts: Loaded) -> None:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """The widest numbers first, so that each lies where its width divides its place."""
-    keys = sorted(tensors, key=lambda key: -tensors[key].dtype.itemsize)
+    """Those that fill whole lines first, so that these lie where they can be mapped."""
+    keys = sorted(tensors, key=lambda key: tensors[key].nbytes % safefile.ALIGNED)
     layout = {key: (tensors[key].dtype, tuple(tensors[key].shape)) for key in keys}
     safefile.write(path, layout, (tensors[key] for key in keys))
