@@ -134,7 +134,7 @@ def test_another_family_is_refused(packed):
 
 def test_another_format_is_refused(spoilt):
     edit_marker(spoilt, format=FORMAT + 1, made_by="9.9", new_field=1)
-    with pytest.raises(ValueError, match=rf"packed by chatterbox_opt 9\.9, in a format of its own \({FORMAT + 1}, here"):
+    with pytest.raises(ValueError, match=rf"by chatterbox_opt 9\.9, in a format of its own \({FORMAT + 1}, here"):
         load(spoilt)
 
 
