@@ -39,17 +39,19 @@ def replace(linears: list[tuple[nn.Module, str]], kind: Callable[[Linear], nn.Mo
     def one(at: tuple[nn.Module, str]) -> None:
         setattr(*at, kind(getattr(*at)))
 
-    if device.type != "cpu" or not linears:
+    if device.type != "cpu":
         for at in linears:
             one(at)
         return
     workers = Workers(device)
-    for i in range(0, len(linears), BETWEEN):
-        for error in workers.run(one, linears[i : i + BETWEEN]):
-            if error is not None:
-                raise error
-        give_back_memory()  # each thread takes its memory from a part of its own
-    workers.close()
+    try:
+        for i in range(0, len(linears), BETWEEN):
+            for error in workers.run(one, linears[i : i + BETWEEN]):
+                if error is not None:
+                    raise error
+            give_back_memory()  # each thread takes its memory from a part of its own
+    finally:
+        workers.close()
 
 
 def give_back_memory() -> None:

@@ -20,15 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models.stored import StoredLinear
-from .digits import (
-    GROUP,
-    digits_of,
-    half_digits,
-    int4_digits,
-    int8_digits,
-    int8_gpu_digits,
-    quantized_tensor,
-)
+from .digits import GROUP, digits_of, half_digits, int4_digits, int8_digits, int8_gpu_digits, quantized_tensor
 from .kernels import trial
 from .row_counts import MOST, least_rows
 
@@ -36,8 +28,8 @@ logger = logging.getLogger(__name__)
 
 FEW = 16  # rows up to which a product is bound by reading its weights
 BLOCK = 128  # rows of a weight that one thread multiplies at a time, where x is a single row
-Linear = nn.Linear | StoredLinear
 FIXED = 8  # rows of a product in half precision whose bits depend on them: a third slower than 2 on Zen 4
+Linear = nn.Linear | StoredLinear
 
 
 def plain_linear(linear: nn.Linear, few_rows: bool) -> nn.Module:
