@@ -24,8 +24,9 @@ from .checks import (
     usable_device,
 )
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
-from .engine.resolve import indexed, resolve, stored_dtype
+from .engine.resolve import indexed
 from .options import EngineOptions, SamplingOptions
+from .packing.load import load_any
 from .pipeline import Job, NoSpeech, Pipeline, Speech
 from .presets import choose_decoder
 from .progress import ProgressBar, progress_bar
@@ -35,7 +36,6 @@ from .text.tokenizer import load_tokenizer
 from .voice import Conditionals, VoicePreparer, with_exaggeration
 from .weights import hub
 from .weights.files import has_meanflow
-from .weights.load import load_folder
 from .weights.random_init import random_folder
 
 logger = logging.getLogger(__name__)
@@ -91,18 +91,20 @@ class Speaker:
         family: str,
         t3_file: str | None = None,
         decoder: str | Path | None = None,
+        cache_packed: bool | str | Path = False,
         **options: Any,
     ) -> Speaker:
+        """`cache_packed`: see packing/load.py."""
         device = usable_device(device)
-        resolved = resolve(toggles(device, **{k: options[k] for k in TOGGLES if k in options}), torch.device(device))
-        dtype = stored_dtype(resolved, torch.device(device))
         decoder = choose_decoder(options.get("preset"), decoder, has_meanflow(folder))
-        parts = load_folder(folder, family, torch.device(device), dtype, t3_file, decoder)
+        switches = {name: options.pop(name) for name in TOGGLES if name in options}
+        parts, switches = load_any(folder, family, torch.device(device), switches, t3_file, decoder, cache_packed)
+        options |= {"config": parts.config, **switches}
         conds = Conditionals.load(parts.conds_file, map_location="cpu") if parts.conds_file else None
         if conds is not None:
             conds.check(parts.config, parts.conds_file)
         tokenizer = load_tokenizer(folder, parts.config)
-        return cls(parts.t3, parts.s3gen, parts.ve, tokenizer, device, conds, config=parts.config, **options)
+        return cls(parts.t3, parts.s3gen, parts.ve, tokenizer, device, conds, **options)
 
     @classmethod
     def from_random(

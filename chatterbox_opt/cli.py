@@ -1,4 +1,4 @@
-"""`chatterbox-opt say | convert | serve | random-checkpoint`: the front doors from a shell."""
+"""`chatterbox-opt say | convert | serve | pack | random-checkpoint`: the front doors from a shell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 from .presets import PRESETS
 from .weights.files import DECODERS
 
-MODELS = ("english", "multilingual", "turbo", "nano", "mini")
+FAMILIES = {"english": "tts", "multilingual": "mtl", "turbo": "turbo", "nano": "nano"}
+MODELS = (*FAMILIES, "mini")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("chatterbox-opt", description="Chatterbox TTS, faster.")
-    commands = top.add_subparsers(required=True, metavar="say | convert | serve | random-checkpoint")
+    commands = top.add_subparsers(required=True, metavar="say | convert | serve | pack | random-checkpoint")
 
     say = commands.add_parser("say", help="speak a text into a wav file")
     say.add_argument("text", help="the text; - reads standard input")
@@ -64,6 +65,8 @@ def parser() -> argparse.ArgumentParser:
     add_serve_arguments(serve)
     serve.set_defaults(run=run_serve)
 
+    add_pack_command(commands)
+
     for command in (say, convert):
         command.add_argument("--seed", type=int, help="the same text, voice and seed give the same audio")
     for command in (say, convert, serve):
@@ -72,6 +75,10 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--no-watermark", action="store_true")
         command.add_argument("--preset", choices=PRESETS, help="a bundle of options, see OPTIMIZATION.md")
         command.add_argument("--decoder", help="meanflow: Turbo's of two steps; or a file; standard: the model's own")
+    for command in (say, serve):
+        command.add_argument(
+            "--cache-packed", action="store_true", help="keep the weights as they are used: the next start is quicker",
+        )
 
     random = commands.add_parser("random-checkpoint", help="write a checkpoint of seeded random weights")
     random.add_argument("folder", type=Path)
@@ -81,6 +88,19 @@ def parser() -> argparse.ArgumentParser:
     random.add_argument("--seed", type=int, default=0)
     random.set_defaults(run=run_random)
     return top
+
+
+def add_pack_command(commands: Any) -> None:
+    pack = commands.add_parser("pack", help="write a checkpoint with its weights as they are used: quicker to load")
+    pack.add_argument("folder", type=Path, help="a checkpoint folder")
+    pack.add_argument("out", type=Path, help="a new folder, for --dir or from_local()")
+    pack.add_argument("--model", choices=tuple(FAMILIES), default="english")
+    pack.add_argument("--device", default="cpu", help="the one to load it on later: cpu, cuda or mps")
+    pack.add_argument("--quantize", choices=("int8", "int4"))
+    pack.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of T3; the device's own otherwise")
+    pack.add_argument("--t3-file", help="a fine-tuned T3: a file of the folder, or any other")
+    pack.add_argument("--decoder", help="meanflow: Turbo's of two steps; or a file; standard: the model's own")
+    pack.set_defaults(run=run_pack)
 
 
 def add_serve_arguments(serve: argparse.ArgumentParser) -> None:
@@ -155,6 +175,16 @@ def run_serve(args: argparse.Namespace) -> None:
     serve(settings, lambda: load(args))
 
 
+def run_pack(args: argparse.Namespace) -> None:
+    from .options import EngineOptions
+    from .packing import pack
+
+    engine = EngineOptions(quantize=args.quantize, dtype=args.dtype or "auto")
+    how = dict(t3_file=args.t3_file, decoder=args.decoder, engine=engine)
+    form = pack(args.folder, args.out, FAMILIES[args.model], args.device, **how)
+    print(f"{args.out}: {form}")
+
+
 def run_random(args: argparse.Namespace) -> None:
     from .weights.random_init import write_checkpoint
 
@@ -181,6 +211,8 @@ def source(cls: Any, args: argparse.Namespace, **options: Any) -> Any:
     options = {k: v for k, v in options.items() if v is not None}
     device = best_device() if args.device == "auto" else args.device
     options["enable_watermark"] = not args.no_watermark
+    if getattr(args, "cache_packed", False):
+        options["cache_packed"] = True
     if args.dir:
         return cls.from_local(args.dir, device, **options)
     if getattr(args, "model", None) == "mini":

@@ -18,12 +18,12 @@ from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
 from .engine.chunks import whole_tokens
 from .engine.resolve import indexed
 from .options import EngineOptions
+from .packing.load import load_any
 from .pipeline import Pipeline
 from .presets import choose_decoder
-from .switches import fetch_decoder, random_decoder, settle, toggles
+from .switches import TOGGLES, fetch_decoder, random_decoder, settle, toggles
 from .voice import Conditionals, VoicePreparer
 from .weights.files import REPOS, has_meanflow
-from .weights.load import load_folder
 from .weights.random_init import random_folder
 
 REPO_ID = REPOS["vc"]
@@ -78,9 +78,10 @@ class OptimizedChatterboxVC:
     ) -> OptimizedChatterboxVC:
         device = usable_device(device)
         decoder = choose_decoder(options.get("preset"), decoder, has_meanflow(ckpt_dir))
-        parts = load_folder(ckpt_dir, "vc", torch.device(device), torch.float32, decoder=decoder)
+        switches = {name: options.pop(name) for name in TOGGLES if name in options}
+        parts, switches = load_any(ckpt_dir, "vc", torch.device(device), switches, decoder=decoder)
         ref_dict = Conditionals.load(parts.conds_file).gen if parts.conds_file else None
-        return cls(parts.s3gen, device, ref_dict, config=parts.config, **options)
+        return cls(parts.s3gen, device, ref_dict, config=parts.config, **switches, **options)
 
     @classmethod
     def from_random(

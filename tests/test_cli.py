@@ -124,6 +124,36 @@ def test_presets_and_decoders(tmp_path, monkeypatch):
     assert [m.options.flow_steps for m in models] == [None, None, None, 6]
 
 
+def test_a_packed_checkpoint_is_spoken_with(folder, tmp_path, capsys):
+    from chatterbox_opt.tts import OptimizedChatterboxTTS
+
+    out = tmp_path / "packed"
+    assert main(["pack", str(folder), str(out), "--quantize", "int8", "--dtype", "float32"]) == 0
+    assert f"{out}: dtype='float32'" in capsys.readouterr().out
+    model = OptimizedChatterboxTTS.from_local(out, "cpu", enable_watermark=False)
+    assert (model.options.quantize, model.options.dtype) == ("int8", "float32")
+    before = sorted(out.iterdir())
+    assert main(["pack", str(folder), str(out)]) == 1
+    assert "not empty" in capsys.readouterr().err
+    assert main(["pack", str(out), str(tmp_path / "again")]) == 1
+    assert "packed already" in capsys.readouterr().err
+    assert main(["say", "Hi.", "--dir", str(out), "--device", "cpu", "--preset", "exact"]) == 1
+    assert "is packed as" in capsys.readouterr().err
+    assert sorted(out.iterdir()) == before
+
+
+def test_the_cache_is_opt_in(folder, tmp_path, monkeypatch):
+    from chatterbox_opt.tts import OptimizedChatterboxTTS
+
+    monkeypatch.setattr(OptimizedChatterboxTTS, "generate", lambda self, text, **_: torch.zeros(1, 9))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    say = ["say", "Hi.", "-o", str(tmp_path / "a.wav"), "--dir", str(folder), "--device", "cpu"]
+    assert main(say) == 0
+    assert not (tmp_path / "home").exists()
+    assert main([*say, "--cache-packed"]) == 0
+    assert len(list((tmp_path / "home" / "chatterbox_opt" / "packed").iterdir())) == 1
+
+
 def test_a_hub_out_of_reach_is_told_in_the_shells_words(monkeypatch, capsys):
     from chatterbox_opt.weights import hub
 

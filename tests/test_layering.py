@@ -25,13 +25,16 @@ LAYERS = {
     "streaming": {"config", "audio", "engine", "voice"},
     "pipeline": {"config", "options", "text", "voice", "engine", "audio", "models", "streaming"},
 }
-LAYERS["base"] = LAYERS["pipeline"] | {"weights", "checks", "pipeline", "progress", "presets", "switches"}
+LAYERS["packing"] = {
+    "config", "options", "models", "checks", "switches", "engine", "weights", "__version__",
+}
+LAYERS["base"] = LAYERS["pipeline"] | {"weights", "checks", "pipeline", "progress", "presets", "switches", "packing"}
 DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}
 LAYERS["upstream"] = set(LAYERS["base"]) | DOORS | {"base"}
 LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "__version__"} | DOORS
-LAYERS["cli"] = {"options", "presets", "config", "audio", "weights", "serve"} | DOORS
+LAYERS["cli"] = {"options", "presets", "config", "audio", "weights", "serve", "packing"} | DOORS
 LAYERS["__main__"] = {"cli"}
 LAYERS["__init__"] = set(LAYERS["base"]) | DOORS | {"base"}
 

@@ -11,50 +11,25 @@ On other devices kernels are chosen by the number of rows, in half precision too
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import warnings
 from collections.abc import Callable
-from contextlib import suppress
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..models.t3 import T3
+from ..models.stored import StoredLinear
+from .digits import GROUP, digits_of, half_digits, int4_digits, int8_digits, int8_gpu_digits, quantized_tensor
 from .kernels import trial
 from .row_counts import MOST, least_rows
 
 logger = logging.getLogger(__name__)
 
-GROUP = 32  # int4: weights that share one scale
 FEW = 16  # rows up to which a product is bound by reading its weights
 BLOCK = 128  # rows of a weight that one thread multiplies at a time, where x is a single row
 FIXED = 8  # rows of a product in half precision whose bits depend on them: a third slower than 2 on Zen 4
-
-
-def prepare_linears(t3: T3, quantize: str | None, few_rows: bool, half: bool = False) -> None:
-    """In place, one layer at a time, so that no more than one layer exists twice. `half`: as 16 bits on the CPU."""
-    plain = Float16WeightLinear if half else partial(plain_linear, few_rows=few_rows)
-    kinds = {"int8": int8_linear, "int4": Int4Linear, None: plain}
-    replace_linears(t3, plain, recurse=False)
-    replace_linears(t3.tfmr, kinds[quantize])
-    if quantize or half:
-        give_back_memory()
-
-
-def replace_linears(module: nn.Module, kind: Callable[[nn.Linear], nn.Module], recurse: bool = True) -> None:
-    for parent in module.modules() if recurse else [module]:
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                setattr(parent, name, kind(child))
-
-
-def give_back_memory() -> None:
-    """glibc keeps the freed weights that lie between blocks still in use: 0.8 GB of Turbo's."""
-    with suppress(OSError, AttributeError):  # of another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+Linear = nn.Linear | StoredLinear
 
 
 def plain_linear(linear: nn.Linear, few_rows: bool) -> nn.Module:
@@ -124,9 +99,10 @@ class Float16WeightLinear(nn.Module):
     """The CPU without bf16 units: the weight in 16 bits, which is half of what a few rows wait for; x, sums and result
     in float32. Half a bit in 2**11 is lost, where bfloat16 loses half a bit in 2**8."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: Linear) -> None:
         super().__init__()
-        weight, bias = (None if p is None else p.detach().float() for p in (linear.weight, linear.bias))
+        weight = digits_of(linear, half_digits)["half"].float()
+        bias = None if linear.bias is None else linear.bias.detach().float()
         self.packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,17 +120,13 @@ def packs_float16(device: torch.device) -> bool:
         return False
 
 
-def int8_linear(linear: nn.Linear) -> nn.Module:
-    return Int8Linear(linear) if linear.weight.is_cpu else Int8WeightLinear(linear)
-
-
 class Int8Linear(nn.Module):
     """CPU: int8 weights, one scale an output, times activations quantised as they come, one scale a row: the kernels
     take one range for all rows, so rows are brought to a largest value of 1 first."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: Linear) -> None:
         super().__init__()
-        self.packed = packed_int8(linear.weight)
+        self.packed = packed_int8(**digits_of(linear, int8_digits))
         self.bias = linear.bias
         self.product = int8_product(self.packed, linear.in_features)
 
@@ -166,16 +138,10 @@ class Int8Linear(nn.Module):
         return y.view(*x.shape[:-1], -1).to(x.dtype)
 
 
-def packed_int8(weight: Tensor) -> torch.ScriptObject:
-    weight = weight.detach().float()
-    scale = weight.abs().amax(1).clamp(min=1e-8).double() / 127
-    zero = torch.zeros(len(weight), dtype=torch.long)
-    with warnings.catch_warnings():  # torch 2.15 announces the end of these tensors, and has no other way in yet
-        warnings.filterwarnings("ignore", message=".*quantized tensor creation", category=UserWarning)
-        quantized = torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8)
+def packed_int8(digits: Tensor, scale: Tensor) -> torch.ScriptObject:
     if torch.backends.quantized.engine == "none":  # as torch is built for macOS
         torch.backends.quantized.engine = "qnnpack"
-    return torch.ops.quantized.linear_prepack(quantized, None)
+    return torch.ops.quantized.linear_prepack(quantized_tensor(digits, scale), None)
 
 
 def int8_product(packed: torch.ScriptObject, width: int) -> Callable[[Tensor, torch.ScriptObject], Tensor]:
@@ -209,14 +175,13 @@ def pin(width: int) -> Tensor:
 class Int8WeightLinear(nn.Module):
     """CUDA and MPS: int8 weights, one scale an output, times bf16 activations."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: Linear) -> None:
         super().__init__()
-        weight = linear.weight.detach().float()
-        scale = weight.abs().amax(1).clamp(min=1e-8) / 127
-        self.register_buffer("weight", (weight / scale[:, None]).round_().to(torch.int8), persistent=False)
-        self.register_buffer("scale", scale.to(torch.bfloat16), persistent=False)
+        held = digits_of(linear, int8_gpu_digits)
+        self.register_buffer("weight", held["digits"], persistent=False)
+        self.register_buffer("scale", held["scale"], persistent=False)
         self.bias = linear.bias
-        self.product = self._quicker() if has_int8_product(weight.device) else unpacked_product
+        self.product = self._quicker() if has_int8_product(self.weight.device) else unpacked_product
 
     def _quicker(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """On CUDA torch's own has to earn its place, as kernels have."""
@@ -251,20 +216,15 @@ def unpacked_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 class Int4Linear(nn.Module):
     """4-bit weights in groups of 32 with a scale and an offset, times bf16 activations."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: Linear) -> None:
         super().__init__()
-        weight = linear.weight.detach().float()
-        groups = weight.unflatten(1, (-1, GROUP))
-        low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-        scale = ((high - low) / 15).clamp(min=1e-8)
-        digits = ((groups - low) / scale).round_().clamp_(0, 15).to(torch.int32).flatten(1)
-        # the kernel reads (digit - 8) * scale + offset
-        table = torch.cat([scale, low + 8 * scale], -1).transpose(0, 1).contiguous().to(torch.bfloat16)
-        if weight.is_cpu:
+        held = digits_of(linear, int4_digits)
+        pairs, table = held["digits"], held["scale"]
+        if pairs.is_cpu:
+            digits = torch.stack([pairs >> 4, pairs & 15], -1).flatten(1).to(torch.int32)
             packed = torch._convert_weight_to_int4pack_for_cpu(digits, 1)
             self.product = torch._weight_int4pack_mm_for_cpu
         else:
-            pairs = (digits[:, ::2] << 4 | digits[:, 1::2]).to(torch.uint8)
             packed = torch._convert_weight_to_int4pack(pairs, 8)
             self.product = torch._weight_int4pack_mm
         self.register_buffer("packed", packed, persistent=False)

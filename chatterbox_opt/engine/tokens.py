@@ -16,8 +16,9 @@ from ..options import EngineOptions
 from .cache import Prefill, StaticKVCache, empty_kv, paste
 from .endings import ending
 from .graphs import bucket
+from .linears import prepare_linears
 from .prefix import Prefix, PrefixCache
-from .quantize import packs_float16, prepare_linears
+from .quantize import packs_float16
 from .request import Utterance, positions
 from .slots import Slot, Slots
 from .step import LIVE, DecodeStep

@@ -8,9 +8,11 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..config import MODELS, ModelConfig
 from ..models.s3gen import S3Gen
@@ -42,18 +44,36 @@ def load_folder(
     decoder: str | Path | None = None,
 ) -> Loaded:
     """T3 in `dtype`; the rest in float32, of which the engine casts what may be cast."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such checkpoint folder; from_pretrained() downloads one")
+    folder = existing(folder)
     config = read_config(folder, family)
-    names = FILES[family]
+    files = weight_files(folder, family, t3_file, decoder)
     t3 = ve = None
     if family != "vc":
-        t3 = build_t3(_Source(_find_t3(folder, names["t3"], t3_file)), config, device, dtype)
-        ve = build_voice_encoder(_Source(_find(folder, names["ve"])), config, device)
+        t3 = build_t3(_Source(files["t3"]), config, device, dtype)
+        ve = build_voice_encoder(_Source(files["ve"]), config, device)
     s3gen, config = load_decoder(folder, decoder, family, config, device)
+    return Loaded(config, t3, s3gen, ve, conds_of(folder))
+
+
+def existing(folder: str | Path) -> Path:
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such checkpoint folder; from_pretrained() downloads one")
+    return Path(folder)
+
+
+def conds_of(folder: Path) -> Path | None:
     conds = folder / OPTIONAL["conds"]
-    return Loaded(config, t3, s3gen, ve, conds if conds.is_file() else None)
+    return conds if conds.is_file() else None
+
+
+def weight_files(
+    folder: Path, family: str, t3_file: str | Path | None = None, decoder: str | Path | None = None
+) -> dict[str, Path]:
+    """The file of each network."""
+    names, out = FILES[family], {}
+    if family != "vc":
+        out = {"t3": _find_t3(folder, names["t3"], t3_file), "ve": _find(folder, names["ve"])}
+    return out | {"s3gen": _find_decoder(folder, decoder, family)}
 
 
 def load_decoder(
@@ -61,13 +81,7 @@ def load_decoder(
 ) -> tuple[S3Gen, ModelConfig]:
     """S3Gen of a file, and the config it makes of the model's: any family's T3 may speak through the other's decoder,
     their tokens are the same."""
-    name = decoder_file(decoder, FILES[family]["s3gen"])
-    if name == MEANFLOW != FILES[family]["s3gen"] and not has_meanflow(folder):
-        raise FileNotFoundError(
-            f"decoder='meanflow' needs {MEANFLOW}, which Turbo is published with, in {folder}; from_pretrained() "
-            f"fetches it, and decoder= takes its path as well; the folder holds {_listing(folder)}"
-        )
-    source = _Source(_find(folder, name))
+    source = _Source(_find_decoder(folder, decoder, family))
     if decoder is not None:
         flow = dataclasses.replace(config.flow, meanflow=layout.MEANFLOW_KEY in source.shapes)
         config = dataclasses.replace(config, flow=flow)
@@ -101,7 +115,7 @@ def build_t3(source: _Source | dict[str, Tensor], config: ModelConfig, device: t
     if foreign:  # an adapter left unmerged would be a voice left unheard
         raise ValueError(f"{source.name} has {len(foreign)} tensors T3 has no place for, the first {foreign[0]}")
     state = source.read(dtype, device, [k for k in wanted if k not in unread])
-    return _fill(lambda: T3(cfg), state, rules, source.name)
+    return fill(lambda: T3(cfg), state, rules, source.name)
 
 
 def build_s3gen(source: _Source | dict[str, Tensor], config: ModelConfig, device: torch.device) -> S3Gen:
@@ -109,7 +123,7 @@ def build_s3gen(source: _Source | dict[str, Tensor], config: ModelConfig, device
     wanted = layout.s3gen(config)
     source.check(wanted, optional=lambda key: key in layout.COMPUTED or key.endswith(layout.BATCH_COUNT))
     state = source.read(torch.float32, device, [k for k in wanted if k not in layout.COMPUTED])
-    return _fill(lambda: S3Gen(config), state, keymap.S3GEN, source.name)
+    return fill(lambda: S3Gen(config), state, keymap.S3GEN, source.name)
 
 
 def build_voice_encoder(
@@ -120,11 +134,21 @@ def build_voice_encoder(
     wanted = layout.voice_encoder(config.voice_encoder)
     source.check(wanted, optional=unread.__contains__)
     state = source.read(torch.float32, device, [k for k in wanted if k not in unread])
-    return _fill(lambda: VoiceEncoder(config.voice_encoder), state, keymap.VOICE_ENCODER, source.name)
+    return fill(lambda: VoiceEncoder(config.voice_encoder), state, keymap.VOICE_ENCODER, source.name)
 
 
-def _fill(make: Callable[[], nn.Module], state: dict[str, Tensor], rules: Iterable, name: str) -> nn.Module:
-    with torch.device("meta"):
+class Undrawn(TorchFunctionMode):
+    """Modules without their first values. On "meta" drawing them takes a tenth of a second, and an embedding's imports
+    torch's compiler for it: a second, and 80 MB."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def fill(make: Callable[[], nn.Module], state: dict[str, Tensor], rules: Iterable, name: str) -> nn.Module:
+    with torch.device("meta"), Undrawn():
         module = make()
     try:
         module.load_state_dict(keymap.remap(state, rules, consume=True), strict=True, assign=True)
@@ -172,10 +196,18 @@ class _Source:
         """Cast and moved as it comes, so that no more than one tensor exists twice."""
         keys = [k for k in keys if k in self.shapes]
         if self.state is None:
-            pairs: Iterable = safefile.read_tensors(self.path, {k: self.entries[k] for k in keys})
+            keys.sort(key=lambda key: self.entries[key].start)
+            pairs: Iterable = ((k, self._read(k, dtype, device)) for k in keys)
         else:  # a pickle is in memory whole; each tensor is let go when it has been taken
             pairs = ((k, self.state.pop(k)) for k in keys)
         return {k: t.detach().to(device, dtype if t.is_floating_point() else None) for k, t in pairs}
+
+    def _read(self, key: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """In memory of its own; or, of what is copied anyway, the file's pages."""
+        entry = self.entries[key]
+        if device.type != "cpu" or (entry.dtype.is_floating_point and entry.dtype != dtype):
+            return safefile.map_tensors(self.path, {key: entry})[key]
+        return dict(safefile.read_tensors(self.path, {key: entry}))[key]
 
 
 def _as_source(source: _Source | dict[str, Tensor]) -> _Source:
@@ -208,6 +240,16 @@ def _find_t3(folder: Path, usual: str, chosen: str | Path | None) -> Path:
     others = sorted(folder.glob("t3_*.safetensors"))
     own = any((folder / usual).with_suffix(suffix).is_file() for suffix in (".safetensors", ".pt"))
     return others[0] if len(others) == 1 and not own else _find(folder, usual)
+
+
+def _find_decoder(folder: Path, decoder: str | Path | None, family: str) -> Path:
+    name = decoder_file(decoder, FILES[family]["s3gen"])
+    if name == MEANFLOW != FILES[family]["s3gen"] and not has_meanflow(folder):
+        raise FileNotFoundError(
+            f"decoder='meanflow' needs {MEANFLOW}, which Turbo is published with, in {folder}; from_pretrained() "
+            f"fetches it, and decoder= takes its path as well; the folder holds {_listing(folder)}"
+        )
+    return _find(folder, name)
 
 
 def _find(folder: Path, name: str) -> Path:

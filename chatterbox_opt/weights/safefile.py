@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ _DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+ALIGNED = 64  # bytes, as torch's own memory is: the order of BLAS's sums depends on it
 _MAX_HEADER = 100_000_000  # bytes, the format's own limit
 
 
@@ -73,6 +75,24 @@ def read_tensors(path: Path, entries: Mapping[str, Entry]) -> Iterator[tuple[str
             yield key, tensor
 
 
+def map_tensors(path: Path, entries: Mapping[str, Entry], aligned: int = 1) -> dict[str, Tensor]:
+    """The named tensors as the file's own pages, of which a page is read when it is first touched; what is written to
+    a tensor stays in memory. The pages go with the last of these tensors. Those that do not lie at a multiple of
+    `aligned` bytes, or of their own width, get memory of their own."""
+    mapped = {k: e for k, e in entries.items() if e.nbytes and not e.start % max(aligned, e.dtype.itemsize)}
+    tensors = dict(read_tensors(path, {key: entry for key, entry in entries.items() if key not in mapped}))
+    if mapped:
+        first = min(entry.start for entry in mapped.values())
+        first -= first % mmap.ALLOCATIONGRANULARITY
+        end = max(entry.start + entry.nbytes for entry in mapped.values())
+        with path.open("rb") as file:
+            pages = mmap.mmap(file.fileno(), end - first, access=mmap.ACCESS_COPY, offset=first)
+        for key, (dtype, shape, start, _) in mapped.items():
+            flat = torch.frombuffer(pages, dtype=dtype, count=math.prod(shape), offset=start - first)
+            tensors[key] = flat.view(shape)
+    return tensors
+
+
 def write(path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], tensors: Iterable[Tensor]) -> None:
     """`tensors` come in the order of `layout` and are asked for one by one."""
     header: dict[str, dict] = {}
@@ -82,7 +102,7 @@ def write(path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
         header[key] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, end]}
         at = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the data starts aligned
+    encoded += b" " * (-(8 + len(encoded)) % ALIGNED)  # the data starts aligned
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for (key, (dtype, shape)), tensor in zip(layout.items(), tensors):

@@ -11,6 +11,7 @@ from token_runs import draw, engine_of
 from torch import nn
 from torch.nn import functional as F
 
+from chatterbox_opt.engine.linears import prepare_linears
 from chatterbox_opt.engine.noise import RequestNoise
 from chatterbox_opt.engine.quantize import (
     FIXED,
@@ -23,7 +24,6 @@ from chatterbox_opt.engine.quantize import (
     in_fixed_range,
     in_pinned_range,
     packs_float16,
-    prepare_linears,
     unpacked_product,
 )
 from chatterbox_opt.engine.request import Utterance

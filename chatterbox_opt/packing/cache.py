@@ -1,0 +1,89 @@
+"""Packed checkpoints in the user's cache folder: made at a first start, taken at every other.
+
+An entry belongs to the files it was made from, by their real paths, and to a form. It is used as long as these files
+are what they were (see make.stamp()) and the entry what was written, and is made anew otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..weights.load import existing, weight_files
+from ..weights.packed import Packed, read_packed
+from .forms import form_of
+from .make import UNFINISHED, goes_along, pack, stamp
+
+logger = logging.getLogger(__name__)
+
+ABANDONED = 3600  # s after which an unfinished entry is nobody's any more
+
+
+def cached(
+    folder: Path,
+    family: str,
+    device: torch.device,
+    t3_file: str | Path | None,
+    decoder: str | Path | None,
+    switches: dict[str, Any],
+    root: bool | str | Path,
+) -> tuple[Path, Packed] | None:
+    """The entry for this checkpoint, below the folder `root` or in the user's cache. None where the cache cannot be
+    written."""
+    form = form_of(device, switches)
+    files = [*weight_files(existing(folder), family, t3_file, decoder).values(), *goes_along(folder)]
+    belongs = [family, sorted(str(path.resolve()) for path in files), dataclasses.astuple(form)]
+    key = hashlib.sha256(json.dumps(belongs).encode()).hexdigest()[:16]
+    entry = (default_root() if root is True else Path(root)) / f"{family}-{form.quantize or form.dtype}-{key}"
+    if packed := _usable(entry, files):
+        return entry, packed
+    failed: OSError | None = None
+    try:
+        _sweep(entry)
+        pack(folder, entry, family, str(device), t3_file=t3_file, decoder=decoder, **switches)
+    except OSError as error:
+        failed = error
+    if packed := _usable(entry, files):  # also where another process was faster
+        return entry, packed
+    logger.warning("%s: the packed checkpoint could not be kept (%s); going on without", entry, failed)
+    return None
+
+
+def default_root() -> Path:
+    if sys.platform == "win32" and (found := os.environ.get("LOCALAPPDATA")):
+        return Path(found) / "chatterbox_opt" / "packed"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatterbox_opt" / "packed"
+
+
+def _usable(entry: Path, files: list[Path]) -> Packed | None:
+    if not entry.exists():
+        return None
+    try:
+        packed = read_packed(entry)
+        changed = [path for path in files if packed.source.get(path.name) != stamp(path)]
+        if not changed:
+            return packed
+        why: object = f"{changed[0]} has changed since"
+    except (ValueError, OSError) as error:
+        why = error
+    logger.warning("%s is made anew: %s", entry, why)
+    return None
+
+
+def _sweep(entry: Path) -> None:
+    """What is of no use goes: the entry, and what a process that was ended left unfinished."""
+    if entry.exists():
+        shutil.rmtree(entry)
+    for part in entry.parent.glob(f".*{UNFINISHED}"):
+        if time.time() - part.stat().st_mtime > ABANDONED:
+            shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,113 @@
+"""A checkpoint folder -> a packed one, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..checks import usable_device
+from ..config import MODELS
+from ..engine.digits import Digits, half_digits, int4_digits, int8_digits, int8_gpu_digits, unannounced
+from ..engine.linears import own_linears
+from ..engine.mel import in_half
+from ..models.t3 import T3
+from ..switches import TOGGLES
+from ..weights.files import OPTIONAL
+from ..weights.load import load_folder, weight_files
+from ..weights.packed import MARKER, NAMES, Form, Packed, described, is_packed, write_marker, write_rest, write_t3
+from .forms import form_of
+
+SAMPLES, SAMPLE = 64, 4096  # places of a file that are looked at, bytes each
+UNFINISHED = ".part"
+
+
+def pack(
+    folder: str | Path,
+    out: str | Path,
+    family: str = "tts",
+    device: str = "cpu",
+    *,
+    t3_file: str | Path | None = None,
+    decoder: str | Path | None = None,
+    **switches: Any,
+) -> Form:
+    """`switches` are the constructor's (`quantize`, `engine`, ...): those that the packed folder is to be loaded with.
+    `device`: the one it is to be loaded on; another processor may want another precision."""
+    if unknown := sorted(set(switches) - set(TOGGLES)):
+        raise TypeError(f"unknown argument {', '.join(unknown)}; how weights are kept depends on {', '.join(TOGGLES)}")
+    folder, out = Path(folder), Path(out)
+    if is_packed(folder):
+        raise ValueError(f"{folder} is packed already; give the checkpoint that it was made from")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is there, and not empty; a new folder is needed, so that nothing is written over")
+    if family not in MODELS:
+        raise ValueError(f"family={family!r}: choose one of {', '.join(MODELS)}")
+    form = form_of(torch.device(usable_device(device)), switches)
+    stored = torch.float32 if form.half else getattr(torch, form.dtype)  # before its linears become digits
+    files = weight_files(folder, family, t3_file, decoder)
+    source = {path.name: stamp(path) for path in [*files.values(), *goes_along(folder)]}  # ahead of the reading
+    parts = load_folder(folder, family, torch.device("cpu"), stored, t3_file, decoder)
+    in_half(parts.s3gen.flow, getattr(torch, form.s3gen_dtype))
+    with whole_folder(out) as part, unannounced():
+        write_t3(part, parts.t3, _digits(parts.t3, form))
+        write_rest(part, parts)
+        for path in goes_along(folder):
+            shutil.copyfile(path, part / path.name)
+        made = {name: described(part / name) for name in NAMES.values()}
+        write_marker(part, Packed(form, files["t3"].stem, files["s3gen"].stem, made, source, __version__))
+    return form
+
+
+def _digits(t3: T3, form: Form) -> dict[str, Callable[[Tensor], Digits]]:
+    """What is to be stored of which linear. The others stay as they are."""
+    kinds = {"int8": int8_digits if form.device == "cpu" else int8_gpu_digits, "int4": int4_digits, None: None}
+    plain = half_digits if form.half else None
+    names = {module: name for name, module in t3.named_modules()}
+    by_parents = (([t3], plain), (t3.tfmr.modules(), kinds[form.quantize] or plain))
+    out = {names[getattr(*at)]: kind for parents, kind in by_parents for at in own_linears(parents)}
+    return {name: kind for name, kind in out.items() if kind is not None}
+
+
+def goes_along(folder: Path) -> list[Path]:
+    """What a packed folder has unchanged: vocabularies and the built-in voice."""
+    kinds = [path for path in folder.iterdir() if path.suffix in (".json", ".txt") or path.name == OPTIONAL["conds"]]
+    return sorted(path for path in kinds if path.is_file() and path.name not in ("config.json", MARKER))
+
+
+def stamp(path: Path) -> dict[str, Any]:
+    """What tells that a file is the one it was: its size, its time, and places all over it. To hash all of a full-size
+    checkpoint takes longer than to load the packed one."""
+    found, sample = path.stat(), hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        for i in range(SAMPLES):
+            file.seek(found.st_size * i // SAMPLES)
+            sample.update(file.read(SAMPLE))
+    return {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "sample": sample.hexdigest()}
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes `out` when all of it is on the disk, or goes."""
+    part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for path in part.iterdir():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        if out.is_dir():
+            out.rmdir()
+        part.rename(out)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
