@@ -24,7 +24,8 @@ from .checks import (
     usable_device,
 )
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
-from .engine.resolve import indexed, resolve, stored_dtype
+from .engine.resolve import indexed, resolve
+from .executor import at_home, load_t3
 from .options import EngineOptions, SamplingOptions
 from .pipeline import Job, NoSpeech, Pipeline, Speech
 from .presets import choose_decoder
@@ -71,15 +72,16 @@ class Speaker:
         preset: str | None = None,
     ) -> None:
         self.sr = S3GEN_RATE
-        self.t3, self.s3gen, self.ve, self.tokenizer = t3, s3gen, ve, tokenizer
+        self.s3gen, self.ve, self.tokenizer = s3gen, ve, tokenizer
         self.device, place = device, indexed(device)
         self.config = config or MODELS[self.family]
         self.conds = conds.to(place) if conds is not None else None
         asked = (engine, enable_compilation, use_mixed_precision, attention, quantize, preset)
-        self.options = settle(place, self.config, toggles(place, self.config.flow.meanflow, *asked), preset)
+        self.options = settle(device, self.config, toggles(device, self.config.flow.meanflow, *asked), preset)
+        self.t3 = at_home(t3, device, self.options)
         self.watermarker = Watermarker(place) if enable_watermark else None
         self.voices = VoicePreparer(self.config, ve, s3gen, place, self.options.resampler)
-        self.pipeline = Pipeline(self.config, t3, s3gen, tokenizer, place, self.options)
+        self.pipeline = Pipeline(self.config, self.t3, s3gen, tokenizer, place, self.options)
 
     # ---- where a model comes from ----------------------------------------------------------------
 
@@ -94,10 +96,10 @@ class Speaker:
         **options: Any,
     ) -> Speaker:
         device = usable_device(device)
-        resolved = resolve(toggles(device, **{k: options[k] for k in TOGGLES if k in options}), torch.device(device))
-        dtype = stored_dtype(resolved, torch.device(device))
+        resolved = resolve(toggles(device, **{k: options[k] for k in TOGGLES if k in options}), device)
+        make_t3 = partial(load_t3, device=device, options=resolved)
         decoder = choose_decoder(options.get("preset"), decoder, has_meanflow(folder))
-        parts = load_folder(folder, family, torch.device(device), dtype, t3_file, decoder)
+        parts = load_folder(folder, family, indexed(device), torch.float32, t3_file, decoder, make_t3)
         conds = Conditionals.load(parts.conds_file, map_location="cpu") if parts.conds_file else None
         if conds is not None:
             conds.check(parts.config, parts.conds_file)

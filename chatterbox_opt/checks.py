@@ -16,10 +16,13 @@ logger = logging.getLogger(__name__)
 
 def usable_device(device: Any) -> Any:
     """The device as given, or cpu where MPS is asked for and missing, as upstream does; others must exist."""
+    if device == "mlx":
+        _require_mlx()
+        return device
     try:
         kind = torch.device(device).type
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={device!r}: give 'cuda', 'cuda:N', 'mps', 'cpu' or a torch.device") from error
+        raise ValueError(f"device={device!r}: give 'cuda', 'cuda:N', 'mps', 'mlx', 'cpu' or a torch.device") from error
     if kind == "mps" and not torch.backends.mps.is_available():
         logger.warning("MPS is not available here (torch %s); using the CPU", torch.__version__)
         return "cpu"
@@ -28,8 +31,15 @@ def usable_device(device: Any) -> Any:
         if index >= count:
             raise ValueError(f"device={device!r}: torch {torch.__version__} sees {count} CUDA devices; try 'cpu'")
     elif kind not in ("cpu", "mps"):
-        raise ValueError(f"device={device!r}: give 'cuda', 'cuda:N', 'mps', 'cpu' or a torch.device")
+        raise ValueError(f"device={device!r}: give 'cuda', 'cuda:N', 'mps', 'mlx', 'cpu' or a torch.device")
     return device
+
+
+def _require_mlx() -> None:
+    try:
+        import mlx.core  # noqa: F401
+    except ImportError as error:  # not installed, or for another processor or system
+        raise ValueError(f"device='mlx' needs MLX: pip install 'chatterbox-opt[mlx]' ({error})") from error
 
 
 def _whole(value: Any) -> bool:

@@ -23,9 +23,11 @@ LAYERS = {
     "progress": set(),
     "switches": {"config", "options", "presets", "engine", "weights"},
     "streaming": {"config", "audio", "engine", "voice"},
-    "pipeline": {"config", "options", "text", "voice", "engine", "audio", "models", "streaming"},
+    "mlx": {"config", "options", "models", "engine"},
+    "executor": {"config", "options", "models", "engine", "weights", "mlx"},
+    "pipeline": {"config", "options", "text", "voice", "engine", "audio", "models", "streaming", "executor"},
 }
-LAYERS["base"] = LAYERS["pipeline"] | {"weights", "checks", "pipeline", "progress", "presets", "switches"}
+LAYERS["base"] = LAYERS["pipeline"] | {"weights", "checks", "pipeline", "progress", "presets", "switches", "executor"}
 DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}
@@ -45,6 +47,7 @@ CONFINED = {
     "soxr": {"audio/io.py"},
     "import perth": set(),
     "chatterbox.": {"upstream.py"},
+    "mlx": {"checks.py", *(f"mlx/{file.name}" for file in (ROOT / "mlx").glob("*.py"))},
 }
 FOREIGN = {"torchaudio", "transformers", "s3tokenizer", "librosa", "einops", "scipy", "diffusers", "omegaconf"}
 

@@ -14,8 +14,11 @@ from .quantize import packs_float16
 logger = logging.getLogger(__name__)
 
 
-def resolve(options: EngineOptions, device: torch.device) -> EngineOptions:
+def resolve(options: EngineOptions, device: str | torch.device) -> EngineOptions:
     """A copy without a single "auto". Resolving twice changes nothing."""
+    if is_mlx(device):
+        return _resolve_beside_mlx(options)
+    device = torch.device(device)
     changes: dict[str, object] = {}
     half = half_dtype(device)
     if options.dtype == "auto":
@@ -47,9 +50,25 @@ def resolve(options: EngineOptions, device: torch.device) -> EngineOptions:
     return options.replace(**changes)
 
 
+def _resolve_beside_mlx(options: EngineOptions) -> EngineOptions:
+    """`dtype` and `poll_every` are of MLX's part, which is T3; the rest is torch's."""
+    place = indexed("mlx")
+    dtype = options.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if place.type == "mps" else "float32"  # MLX on a CPU is for tests
+    rest = resolve(options.replace(dtype=dtype), place)
+    return rest.replace(poll_every=options.poll_every)
+
+
+def is_mlx(device: str | torch.device) -> bool:
+    return isinstance(device, str) and device == "mlx"
+
+
 def indexed(device: str | torch.device) -> torch.device:
-    """"cuda" -> the device that is the calling thread's current one now: another thread has one of its own, and this
-    thread may have another later."""
+    """"mlx" -> where torch's part of such a model runs. "cuda" -> the device that is the calling thread's current one
+    now: another thread has one of its own, and this thread may have another later."""
+    if is_mlx(device):
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())
