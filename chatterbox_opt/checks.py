@@ -17,7 +17,8 @@ logger = logging.getLogger(__name__)
 def usable_device(device: Any) -> Any:
     """The device as given, or cpu where MPS is asked for and missing, as upstream does; others must exist."""
     if device == "mlx":
-        _require_mlx()
+        if why := missing_mlx():
+            raise ValueError(f"device='mlx' needs MLX: pip install 'chatterbox-opt[mlx]' ({why})")
         return device
     try:
         kind = torch.device(device).type
@@ -35,11 +36,13 @@ def usable_device(device: Any) -> Any:
     return device
 
 
-def _require_mlx() -> None:
+def missing_mlx() -> str | None:
+    """Why MLX cannot be imported: it is not installed, or is of another processor or system."""
     try:
         import mlx.core  # noqa: F401
-    except ImportError as error:  # not installed, or for another processor or system
-        raise ValueError(f"device='mlx' needs MLX: pip install 'chatterbox-opt[mlx]' ({error})") from error
+    except ImportError as error:
+        return str(error)
+    return None
 
 
 def _whole(value: Any) -> bool:

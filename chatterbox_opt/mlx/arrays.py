@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mlx.core as mx
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,9 +18,10 @@ def to_mlx(tensor: Tensor) -> mx.array:
 
 
 def to_torch(array: mx.array) -> Tensor:
-    """Waits for it. Whole numbers come as torch counts, in 64 bits."""
-    tensor = torch.from_dlpack(array)
-    return tensor.long() if array.dtype == mx.int32 else tensor.clone()
+    """Waits for it. Whole numbers come as torch counts, in 64 bits. By numpy: under Metal a DLPack capsule is of the GPU,
+    and would become a tensor of MPS."""
+    tensor = torch.from_numpy(np.array(array))
+    return tensor.long() if array.dtype == mx.int32 else tensor
 
 
 def dtype_of(name: str) -> mx.Dtype:

@@ -96,10 +96,11 @@ class MlxTokenRunner(Speaking):
                                                    slots.seen[span]))
         drawn = []
         for k in range(steps):
-            # The cache holds the only reference to its arrays, so that they are written where they are.
-            state = State(token, step, position, seen, self.cache.k, self.cache.v)
-            tokens, (token, step, position, seen, *kv) = self.steps.run(filters, rows, state, noise[k])
-            self.cache.k, self.cache.v = kv
+            # The cache holds the only reference to its arrays, so that they are written where they are: a name for the
+            # state before would hold them too.
+            tokens, (token, step, position, seen, self.cache.k, self.cache.v) = self.steps.run(
+                filters, rows, State(token, step, position, seen, self.cache.k, self.cache.v), noise[k]
+            )
             mx.async_eval(tokens, *self.cache.k, *self.cache.v)
             drawn.append(tokens)
         mx.eval(drawn, token, seen, self.cache.k, self.cache.v)
