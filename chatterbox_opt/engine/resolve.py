@@ -13,6 +13,8 @@ from .quantize import packs_float16
 
 logger = logging.getLogger(__name__)
 
+MPS_FRAMES = 512  # up to macOS 15.0 a convolution there gives no more than 65,536 of anything: 546 mel frames of samples
+
 
 def resolve(options: EngineOptions, device: str | torch.device) -> EngineOptions:
     """A copy without a single "auto". Resolving twice changes nothing."""
@@ -41,6 +43,8 @@ def resolve(options: EngineOptions, device: str | torch.device) -> EngineOptions
         changes["compile"] = "cudagraph" if device.type == "cuda" else None
     elif options.compile == "cudagraph" and device.type != "cuda":
         raise ValueError(f"compile='cudagraph' needs a CUDA device, not {device}; 'auto' takes what there is")
+    if device.type == "mps":
+        changes["wav_chunk"] = min(options.wav_chunk, MPS_FRAMES)
     if device.type != "cuda":
         changes["poll_every"] = 1  # looking costs nothing where nothing runs ahead
         changes["kernels"] = False

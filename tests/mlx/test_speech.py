@@ -55,7 +55,7 @@ def kl(wanted: torch.Tensor, got: torch.Tensor) -> float:
 def test_what_fewer_bits_cost(by_torch, dtype, quantize, most):
     """Along what the exact model says; the conditional row."""
     t3, cond = by_torch.t3, by_torch.conds.t3
-    ids = by_torch.tokenizer.text_to_tokens(TEXTS[0]).view(-1)
+    ids = by_torch.pipeline.text_ids(TEXTS[0])
     speech = by_torch.generate_tokens(TEXTS[0], seed=1)[:60]
     exact, got = (mlx_logits(of_torch(t3, *how), cond, ids, speech)[0] for how in ((), (dtype, quantize)))
     apart = kl(exact, got)
