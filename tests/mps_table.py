@@ -5,11 +5,9 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-import torch
 import torchgen
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 TABLE = Path(torchgen.__file__).parent / "packaged" / "ATen" / "native" / "native_functions.yaml"
 ANY_DEVICE = ("CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional", "CompositeImplicitAutograd")
@@ -35,31 +33,18 @@ def runs_on_mps(name: str) -> bool:
 
 
 class Recorder(TorchDispatchMode):
-    """Names of operations, and the types of what goes into them and comes out."""
+    """Names of operations, as in the table."""
 
-    def __init__(self, device: str = "cpu") -> None:
-        """Of the tensors on this kind of device."""
+    def __init__(self) -> None:
         super().__init__()
-        self.device = device
-        self.seen: dict[str, set[torch.dtype]] = {}
+        self.seen: set[str] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        values, _ = tree_flatten((args, kwargs, out))
-        tensors = [v for v in values if isinstance(v, torch.Tensor) and v.device.type == self.device]
-        if not tensors:
-            return out
         namespace, _, name = func._schema.name.partition("::")
         name += f".{func._schema.overload_name}" if func._schema.overload_name else ""
-        if namespace == "aten":
-            self.seen.setdefault(name, set()).update(tensor.dtype for tensor in tensors)
-        else:
-            self.seen.setdefault(f"{namespace}::{name}", set())
-        return out
+        self.seen.add(name if namespace == "aten" else f"{namespace}::{name}")
+        return func(*args, **(kwargs or {}))
 
     @property
     def not_on_mps(self) -> set[str]:
         return {name for name in self.seen if "::" in name or not runs_on_mps(name)}
-
-    def with_type(self, *dtypes: torch.dtype) -> set[str]:
-        return {name for name, seen in self.seen.items() if seen & set(dtypes)}

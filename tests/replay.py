@@ -49,10 +49,10 @@ class Replay:
 
 
 @contextmanager
-def no_gpu(device: str = "cuda") -> Iterator[None]:
-    """Within, what is made claims to be on a GPU, or on MPS: shapes and devices without numbers. Tables that were kept
-    meanwhile are dropped behind it, as a real GPU would be given them."""
-    with FakeTensorMode(), torch.inference_mode(), torch.device(device):
+def no_gpu() -> Iterator[None]:
+    """Within, what is made claims to be on a GPU: shapes and devices without numbers. Tables that were kept meanwhile
+    are dropped behind it, as a real GPU would be given them."""
+    with FakeTensorMode(), torch.inference_mode(), torch.device("cuda"):
         yield
     for name, module in list(sys.modules.items()):
         if name.startswith("chatterbox_opt."):

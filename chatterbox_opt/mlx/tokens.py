@@ -1,4 +1,4 @@
-"""T3's tokens by MLX: the rows of all utterances in one cache that grows with them, any number of steps in flight."""
+"""T3's tokens by MLX: the rows of all utterances in one cache that grows with them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class MlxTokenRunner(Speaking):
 
     @torch.inference_mode()
     def _block(self, steps: int) -> Tensor:
-        """Every step is on its way before the next is put together."""
+        """A step is put together while the one before it is computed."""
         slots, n, r = self.slots, len(self.live), self.slots.rows
         self.cache.grow(max(slot.position for slot in self.live) + steps)
         span, filters = slice(0, n), slots.filters()
@@ -96,11 +96,12 @@ class MlxTokenRunner(Speaking):
                                                    slots.seen[span]))
         drawn = []
         for k in range(steps):
-            # The cache holds the only reference to its arrays, so that they are written where they are: a name for the
-            # state before would hold them too.
+            # The cache holds the only reference to its arrays, and nothing that reads them is on its way any more when
+            # they are to be written: else MLX would write a copy of them.
             tokens, (token, step, position, seen, self.cache.k, self.cache.v) = self.steps.run(
                 filters, rows, State(token, step, position, seen, self.cache.k, self.cache.v), noise[k]
             )
+            mx.eval(drawn[-1:])
             mx.async_eval(tokens, *self.cache.k, *self.cache.v)
             drawn.append(tokens)
         mx.eval(drawn, token, seen, self.cache.k, self.cache.v)
