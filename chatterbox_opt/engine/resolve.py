@@ -13,7 +13,8 @@ from .quantize import packs_float16
 
 logger = logging.getLogger(__name__)
 
-MPS_FRAMES = 512  # up to macOS 15.0 a convolution there gives no more than 65,536 of anything: 546 mel frames of samples
+# Up to macOS 15.0 a convolution there gives no more than 65,536 of anything: 120 of each of 546 mel frames.
+MPS_FRAMES = 512
 
 
 def resolve(options: EngineOptions, device: str | torch.device) -> EngineOptions:

@@ -18,8 +18,8 @@ def to_mlx(tensor: Tensor) -> mx.array:
 
 
 def to_torch(array: mx.array) -> Tensor:
-    """Waits for it. Whole numbers come as torch counts, in 64 bits. By numpy: under Metal a DLPack capsule is of the GPU,
-    and would become a tensor of MPS."""
+    """Waits for it. Whole numbers come as torch counts, in 64 bits. By numpy: under Metal a DLPack capsule is of the
+    GPU, and would become a tensor of MPS."""
     tensor = torch.from_numpy(np.array(array))
     return tensor.long() if array.dtype == mx.int32 else tensor
 

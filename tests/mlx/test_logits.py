@@ -17,7 +17,8 @@ from mlx_pairs import mlx_logits, of_torch, some_history, torch_logits
 
 
 def full_depth(family: str) -> T3:
-    config = dataclasses.replace(tiny(family).t3, layers=24 if family == "turbo" else 30, dim=256, ff=512, text_vocab=500)
+    layers = 24 if family == "turbo" else 30
+    config = dataclasses.replace(tiny(family).t3, layers=layers, dim=256, ff=512, text_vocab=500)
     torch.manual_seed(0)
     t3 = T3(config)
     sharpen(t3)
