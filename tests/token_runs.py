@@ -18,7 +18,7 @@ EXACT = EngineOptions.exact()
 N = 72
 NO_MLX = missing_mlx()
 MLX = pytest.param("mlx", marks=pytest.mark.skipif(NO_MLX is not None, reason=f"{NO_MLX}: pip install -e '.[mlx]'"))
-everywhere = pytest.mark.parametrize("device", ["cpu", MLX], scope="module")  # the fixture of tests/engine
+everywhere = pytest.mark.parametrize("device", ["cpu", MLX], indirect=True, scope="module")  # of tests/engine
 
 
 def request(config, n=20, seed=0, voice_seed=0, emotion=0.5, text_seed=0, **sampling):

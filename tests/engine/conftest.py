@@ -8,9 +8,9 @@ from chatterbox_opt.executor import at_home
 
 
 @pytest.fixture(scope="module")
-def device():
+def device(request):
     """What computes the tokens; `token_runs.everywhere` gives others."""
-    return "cpu"
+    return getattr(request, "param", "cpu")
 
 
 @pytest.fixture(scope="module")
