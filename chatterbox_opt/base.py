@@ -25,6 +25,7 @@ from .checks import (
 )
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
 from .engine.resolve import indexed
+from .executor import at_home
 from .options import EngineOptions, SamplingOptions
 from .packing.load import load_any
 from .pipeline import Job, NoSpeech, Pipeline, Speech
@@ -71,15 +72,16 @@ class Speaker:
         preset: str | None = None,
     ) -> None:
         self.sr = S3GEN_RATE
-        self.t3, self.s3gen, self.ve, self.tokenizer = t3, s3gen, ve, tokenizer
+        self.s3gen, self.ve, self.tokenizer = s3gen, ve, tokenizer
         self.device, place = device, indexed(device)
         self.config = config or MODELS[self.family]
         self.conds = conds.to(place) if conds is not None else None
         asked = (engine, enable_compilation, use_mixed_precision, attention, quantize, preset)
-        self.options = settle(place, self.config, toggles(place, self.config.flow.meanflow, *asked), preset)
+        self.options = settle(device, self.config, toggles(device, self.config.flow.meanflow, *asked), preset)
+        self.t3 = at_home(t3, device, self.options)
         self.watermarker = Watermarker(place) if enable_watermark else None
         self.voices = VoicePreparer(self.config, ve, s3gen, place, self.options.resampler)
-        self.pipeline = Pipeline(self.config, t3, s3gen, tokenizer, place, self.options)
+        self.pipeline = Pipeline(self.config, self.t3, s3gen, tokenizer, place, self.options)
 
     # ---- where a model comes from ----------------------------------------------------------------
 
@@ -98,7 +100,7 @@ class Speaker:
         device = usable_device(device)
         decoder = choose_decoder(options.get("preset"), decoder, has_meanflow(folder))
         switches = {name: options.pop(name) for name in TOGGLES if name in options}
-        parts, switches = load_any(folder, family, torch.device(device), switches, t3_file, decoder, cache_packed)
+        parts, switches = load_any(folder, family, device, switches, t3_file, decoder, cache_packed)
         options |= {"config": parts.config, **switches}
         conds = Conditionals.load(parts.conds_file, map_location="cpu") if parts.conds_file else None
         if conds is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     for command in (say, convert):
         command.add_argument("--seed", type=int, help="the same text, voice and seed give the same audio")
     for command in (say, convert, serve):
-        command.add_argument("--device", default="auto", help="cuda, mps or cpu; the best there is otherwise")
+        command.add_argument("--device", default="auto", help="cuda, mlx, mps or cpu; the best there is otherwise")
         command.add_argument("--dir", type=Path, help="a checkpoint folder instead of the published weights")
         command.add_argument("--no-watermark", action="store_true")
         command.add_argument("--preset", choices=PRESETS, help="a bundle of options, see OPTIMIZATION.md")
@@ -223,9 +224,17 @@ def source(cls: Any, args: argparse.Namespace, **options: Any) -> Any:
 def best_device() -> str:
     import torch
 
+    from .checks import missing_mlx
+
     if torch.cuda.is_available():
         return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    if not torch.backends.mps.is_available():
+        return "cpu"
+    return "mlx" if on_apple_silicon() and not missing_mlx() else "mps"
+
+
+def on_apple_silicon() -> bool:
+    return (platform.system(), platform.machine()) == ("Darwin", "arm64")
 
 
 def check_output(path: Path) -> None:

@@ -20,8 +20,8 @@ from .engine.noise import RequestNoise
 from .engine.request import Call, Cancelled, Utterance
 from .engine.resolve import settle_attention
 from .engine.seeds import piece_seed
-from .engine.tokens import TokenRunner
 from .engine.wav import WavRunner
+from .executor import token_runner
 from .options import EngineOptions, SamplingOptions
 from .streaming import ChunkQueue, SpeechStream
 from .text.normalize import punc_norm
@@ -71,7 +71,7 @@ class Pipeline:
     ) -> None:
         self.config, self.tokenizer, self.device, self.options = config, tokenizer, device, options
         settle_attention(device)
-        self.tokens = TokenRunner(t3, options) if t3 is not None else None
+        self.tokens = token_runner(t3, options)
         self.mel = MelRunner(s3gen.flow, options)
         self.wav = WavRunner(s3gen.mel2wav, options)
         self.engine = Engine(self.tokens, self.mel, self.wav, options, device)

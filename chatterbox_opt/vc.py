@@ -50,8 +50,8 @@ class OptimizedChatterboxVC:
         self.sr = S3GEN_RATE
         self.s3gen, self.device, place = s3gen, device, indexed(device)
         self.config = config or MODELS["tts"]
-        asked = toggles(place, self.config.flow.meanflow, engine, preset=preset, **switches)
-        self.options = settle(place, self.config, asked, preset)
+        asked = toggles(device, self.config.flow.meanflow, engine, preset=preset, **switches)
+        self.options = settle(device, self.config, asked, preset)
         self.watermarker = Watermarker(place) if enable_watermark else None
         self.voices = VoicePreparer(self.config, None, s3gen, place, self.options.resampler)
         self.pipeline = Pipeline(self.config, None, s3gen, None, place, self.options)
@@ -79,7 +79,7 @@ class OptimizedChatterboxVC:
         device = usable_device(device)
         decoder = choose_decoder(options.get("preset"), decoder, has_meanflow(ckpt_dir))
         switches = {name: options.pop(name) for name in TOGGLES if name in options}
-        parts, switches = load_any(ckpt_dir, "vc", torch.device(device), switches, decoder=decoder)
+        parts, switches = load_any(ckpt_dir, "vc", device, switches, decoder=decoder)
         ref_dict = Conditionals.load(parts.conds_file).gen if parts.conds_file else None
         return cls(parts.s3gen, device, ref_dict, config=parts.config, **switches, **options)
 

@@ -169,3 +169,42 @@ def test_misuse_exits_2():
     done = subprocess.run([sys.executable, "-m", "chatterbox_opt", "sing"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "usage" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("system", "mps", "mlx", "best"),
+    [
+        (("Darwin", "arm64"), True, True, "mlx"), (("Darwin", "arm64"), True, False, "mps"),
+        (("Darwin", "x86_64"), True, True, "mps"), (("Darwin", "arm64"), False, True, "cpu"),
+        (("Linux", "x86_64"), False, True, "cpu"),
+    ],
+)
+def test_auto_takes_mlx_on_apple_silicon_where_it_is_installed(system, mps, mlx, best, monkeypatch):
+    import platform
+
+    from chatterbox_opt import checks, cli
+
+    monkeypatch.setattr(platform, "system", lambda: system[0])
+    monkeypatch.setattr(platform, "machine", lambda: system[1])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(checks, "missing_mlx", lambda: None if mlx else "No module named 'mlx'")
+    asked = []
+
+    class Door:
+        @classmethod
+        def from_mini(cls, device, **_):
+            asked.append(device)
+
+    for command in ("say", "serve"):
+        words = [command, "Hi.", "--model", "mini"] if command == "say" else [command, "--model", "mini"]
+        cli.source(Door, cli.parser().parse_args(words))
+    assert asked == [best, best]
+
+
+def test_mlx_that_is_missing_is_said(monkeypatch, capsys):
+    from chatterbox_opt import checks
+
+    monkeypatch.setattr(checks, "missing_mlx", lambda: "No module named 'mlx'")
+    assert main(["say", "Hi.", "--model", "mini", "--device", "mlx"]) == 1
+    assert "pip install 'chatterbox-opt[mlx]'" in capsys.readouterr().err

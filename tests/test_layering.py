@@ -23,18 +23,22 @@ LAYERS = {
     "progress": set(),
     "switches": {"config", "options", "presets", "engine", "weights"},
     "streaming": {"config", "audio", "engine", "voice"},
-    "pipeline": {"config", "options", "text", "voice", "engine", "audio", "models", "streaming"},
+    "mlx": {"config", "options", "models", "engine"},
+    "executor": {"config", "options", "models", "engine", "weights", "mlx"},
+    "pipeline": {"config", "options", "text", "voice", "engine", "audio", "models", "streaming", "executor"},
 }
 LAYERS["packing"] = {
-    "config", "options", "models", "checks", "switches", "engine", "weights", "__version__",
+    "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "__version__",
 }
-LAYERS["base"] = LAYERS["pipeline"] | {"weights", "checks", "pipeline", "progress", "presets", "switches", "packing"}
+LAYERS["base"] = LAYERS["pipeline"] | {
+    "weights", "checks", "pipeline", "progress", "presets", "switches", "packing", "executor",
+}
 DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}
 LAYERS["upstream"] = set(LAYERS["base"]) | DOORS | {"base"}
 LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "__version__"} | DOORS
-LAYERS["cli"] = {"options", "presets", "config", "audio", "weights", "serve", "packing"} | DOORS
+LAYERS["cli"] = {"options", "checks", "presets", "config", "audio", "weights", "serve", "packing"} | DOORS
 LAYERS["__main__"] = {"cli"}
 LAYERS["__init__"] = set(LAYERS["base"]) | DOORS | {"base"}
 
@@ -48,6 +52,7 @@ CONFINED = {
     "soxr": {"audio/io.py"},
     "import perth": set(),
     "chatterbox.": {"upstream.py"},
+    "mlx": {"checks.py", *(f"mlx/{file.name}" for file in (ROOT / "mlx").glob("*.py"))},
 }
 FOREIGN = {"torchaudio", "transformers", "s3tokenizer", "librosa", "einops", "scipy", "diffusers", "omegaconf"}
 
