@@ -58,6 +58,8 @@ ALONE: tuple[tuple[str, dict[str, Any], bool, int | None], ...] = (
 CPU_ONLY = {"few_rows", "short_convs"}
 FLOAT32 = {"dtype": "float32", "s3gen_dtype": "float32"}
 UNMEASURED = {  # fields that are no rung, and why
+    "captures": "what of the rung of CUDA graphs is left out, where a device does not bear it",
+    "trial": "how it is found out what a device bears; no part of a call",
     "slots": "how many utterances run side by side: benchmark_inference.py --batch",
     "cache_len": "a limit, not a speed",
     "wav_chunk": "bounds memory from 40 s of audio on",
