@@ -1,4 +1,4 @@
-"""`chatterbox-opt say | convert | serve | random-checkpoint`: the front doors from a shell."""
+"""`chatterbox-opt say | convert | serve | doctor | random-checkpoint`: the front doors from a shell."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, RuntimeError) as error:
@@ -31,12 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             message += "; from a shell: --dir FOLDER, or --model mini"
         print(f"chatterbox-opt: {message}", file=sys.stderr)
         return 1
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("chatterbox-opt", description="Chatterbox TTS, faster.")
-    commands = top.add_subparsers(required=True, metavar="say | convert | serve | random-checkpoint")
+    commands = top.add_subparsers(required=True, metavar="say | convert | serve | doctor | random-checkpoint")
 
     say = commands.add_parser("say", help="speak a text into a wav file")
     say.add_argument("text", help="the text; - reads standard input")
@@ -72,6 +71,14 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--no-watermark", action="store_true")
         command.add_argument("--preset", choices=PRESETS, help="a bundle of options, see OPTIMIZATION.md")
         command.add_argument("--decoder", help="meanflow: Turbo's of two steps; or a file; standard: the model's own")
+
+    doctor = commands.add_parser("doctor", help="examine it on this device, and write what to put into a bug report")
+    doctor.add_argument("--device", default="auto", help="cuda, mps or cpu; the best there is otherwise")
+    doctor.add_argument("--model", nargs="+", default=(), choices=MODELS, help="mini, or random weights of full size")
+    doctor.add_argument("--quick", action="store_true", help="mini alone, in two minutes instead of ten")
+    doctor.add_argument("--json", type=Path, metavar="FILE", help="the findings and figures")
+    doctor.add_argument("--markdown", type=Path, metavar="FILE", help="the report")
+    doctor.set_defaults(run=run_doctor)
 
     random = commands.add_parser("random-checkpoint", help="write a checkpoint of seeded random weights")
     random.add_argument("folder", type=Path)
@@ -153,6 +160,14 @@ def run_serve(args: argparse.Namespace) -> None:
         max_text=args.max_text, max_upload=args.max_upload_mb * MEGABYTE, drain_seconds=args.drain_seconds,
     )
     serve(settings, lambda: load(args))
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    from .checks import usable_device
+    from .doctor.examine import examine
+
+    device = usable_device(best_device() if args.device == "auto" else args.device)
+    return examine(device, args.model, args.quick, args.json, args.markdown)
 
 
 def run_random(args: argparse.Namespace) -> None:
