@@ -89,5 +89,5 @@ def choices(asked: EngineOptions, device: torch.device) -> list[tuple[str, Any, 
     return [
         ("dtype", got.dtype, half), ("s3gen_dtype", got.s3gen_dtype, whole), ("attention", got.attention, flash),
         ("compile", got.compile, graphs), ("captures", got.captures, graphs), ("kernels", got.kernels, triton),
-        ("trial", got.trial, graphs), ("poll_every", got.poll_every, "looking waits for a GPU, and costs a CPU nothing"),
+        ("trial", got.trial, graphs), ("poll_every", got.poll_every, "a look waits for a GPU, and costs a CPU nothing"),
     ]  # fmt: skip

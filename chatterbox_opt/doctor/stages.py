@@ -44,7 +44,8 @@ class Stages:
             seconds, flops, size, dtype, what = method()
             floor, bound = self.machine.seconds(flops, size, dtype)
             spent += times * seconds
-            text = f"{1e3 * seconds:.2f} ms; {bound} allows {1e3 * floor:.3f} ms, {seconds / floor:.1f} times that ({what})"
+            least = f"{seconds / floor:.1f} times the {1e3 * floor:.3f} ms of {bound} alone"
+            text = f"{1e3 * seconds:.2f} ms, {least} ({what})"
             figures = dict(seconds=seconds, floor=floor, bound=bound)
             yield Finding(f"{method.__name__}: {self.name}", OK, text, figures=figures)
         yield self.first_sound()
