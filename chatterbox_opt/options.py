@@ -46,7 +46,8 @@ class EngineOptions:
     attention: str = "auto"  # exact. "sdpa" | "flash"
     compile: str | None = "auto"  # exact. None = eager | "cudagraph" | "reduce-overhead"
     captures: bool | tuple[str, ...] = True  # exact. what `compile` records; a tuple = only these of CAPTURES
-    trial: str = "auto"  # exact. "always" = each capture is held against what it was made of | "off"; auto: on CUDA
+    trial: str = "auto"  # exact. captures and kernels are tried: "off" | "here", beside what they stand in for |
+    # "first" = here, and the first time on a device in a process of its own too | "always" in one; auto: first on CUDA
     slots: int = 16  # exact. utterances decoded side by side
     cache_len: int = 4096 + 512  # positions a slot can hold at most; memory is taken as needed
     poll_every: int = 8  # exact. tokens between two looks at who has ended (CPU: 1); on a GPU part of a seed's meaning
@@ -69,7 +70,7 @@ class EngineOptions:
         _choice("quantize", self.quantize, (None, "int8", "int4"))
         _choice("attention", self.attention, ("auto", "sdpa", "flash"))
         _choice("compile", self.compile, ("auto", None, "cudagraph", "reduce-overhead"))
-        _choice("trial", self.trial, ("auto", "off", "always"))
+        _choice("trial", self.trial, ("auto", "off", "here", "first", "always"))
         _choice("cfm_schedule", self.cfm_schedule, ("cosine", "sway"))
         _choice("resampler", self.resampler, ("auto", "device", "exact"))
         _names("kernels", self.kernels, KERNELS)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .config import ModelConfig
+from .engine.first_trial import settled_for
 from .engine.resolve import resolve
 from .options import EngineOptions
 from .presets import bundle, differing, find, tell_overridden, wants_meanflow
@@ -48,9 +49,11 @@ def toggles(
 
 
 def settle(device: str | torch.device, config: ModelConfig, asked: EngineOptions, preset: str | None) -> EngineOptions:
-    """Options without an "auto", once a warning has named what goes before the preset."""
+    """Options without an "auto", and without what this device does not survive, once a warning has named what goes
+    before the preset."""
     tell_overridden(preset, torch.device(device).type, config.flow.meanflow, asked)
-    return resolve(asked, torch.device(device))
+    device = torch.device(device)
+    return settled_for(resolve(asked, device), device, config)
 
 
 def fetch_decoder(family: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ LAYERS = {
     "text": {"config"},
     "models": {"config"},
     "weights": {"config", "models"},
-    "engine": {"config", "options", "models"},
+    "engine": {"config", "options", "models", "__version__"},
     "audio": {"config", "models"},
     "voice": {"config", "models", "audio"},
     "checks": {"config"},

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ logger = logging.getLogger(__name__)
 recording = threading.RLock()
 MOST_KEYS = 256  # of one function
 WARM_UPS = 2  # runs before a capture: lazy initialisation and kernel compilation may not happen inside one
-ROUNDS = 5  # of a timing, of which the quickest counts
-PATIENCE = 1.1  # times what its twin takes: where the device is busy throughout, the two are equal
+ROUNDS = 5  # of a timing, by turns
+PATIENCE = 1.1  # times what its twin takes in the middle is too much for the quickest replay: others may be at work
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,6 @@ class Captured:
                 self._close(key, problem)
             finally:
                 put_back(moving, before)
-        logger.debug("captured %s", key)
         return self.ready(key)
 
     def run(self, key: Hashable, run: Callable[[], Any]) -> Any:
@@ -144,11 +144,15 @@ class Captured:
                 again(run)
         here.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
+        # prepare the largest first: the others fit into its memory
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        # The outer stream: torch's own way out does not come back from it where a recording fails.
         # thread_local: what another thread allocates or launches meanwhile does not spoil the capture
-        with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
-            self._results[key] = run()
-        self._pool = self._pool or graph.pool()  # prepare the largest first: the others fit into its memory
+        with torch.cuda.stream(side):
+            with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
+                self._results[key] = run()
         self._graphs[key] = graph
+        logger.debug("captured %s", key)
 
     def _replay(self, key: Hashable) -> Any:
         if self.device.type != "cuda":
@@ -162,33 +166,34 @@ class Captured:
         if self.device.type == "cuda":
             with suppress(RuntimeError):  # what has been launched by now may still write
                 torch.cuda.synchronize()
-            give_up_recording(self.device)
+            give_up_recording(self.device, self._pool)
 
     # ---- on trial ----------------------------------------------------------------------------------
 
     def _try(
         self, key: Hashable, again: Callable[..., Any], moving: Sequence[Tensor], spoil: Callable[[], None]
     ) -> None:
+        def replay() -> Any:
+            return self._replay(key)
+
         wanted = [t.clone() for t in tensors(again(), moving)]
-        spoil()
-        got = tensors(again(lambda: self._replay(key)), moving)
+        again(spoil)
+        got = tensors(again(replay), moving)
         error, allowed = distance(got, wanted), REPLAY_TOLERANCE[self.trial.dtype]
         if not error <= allowed:
             raise NotTheSame(f"a replay differs by {error:.2g}, {allowed:.2g} is allowed")
         if self.seconds is None:  # one of a kind is timed: a warm-up has dozens
-            self.seconds = own, plain = self._seconds(lambda: again(lambda: self._replay(key))), self._seconds(again)
+            rounds = [(self._seconds(lambda: again(replay)), self._seconds(again)) for _ in range(ROUNDS)]
+            self.seconds = own, plain = min(own for own, _ in rounds), median(plain for _, plain in rounds)
             if own > PATIENCE * plain:
                 raise NotTheSame(f"a replay takes {1e3 * own:.2f} ms, its twin {1e3 * plain:.2f} ms")
 
     def _seconds(self, run: Callable[[], Any]) -> float:
-        best = float("inf")
-        for _ in range(ROUNDS):
-            start = time.perf_counter()
-            run()
-            if self.device.type == "cuda":
-                torch.cuda.current_stream().synchronize()
-            best = min(best, time.perf_counter() - start)
-        return best
+        start = time.perf_counter()
+        run()
+        if self.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        return time.perf_counter() - start
 
     def _close(self, key: Hashable, problem: Exception) -> None:
         """What is captured stays in use; all else of this kind runs as it comes."""
@@ -213,9 +218,13 @@ def put_back(moving: Sequence[Tensor], before: Sequence[Tensor]) -> None:
         tensor.copy_(kept)
 
 
-def give_up_recording(device: torch.device) -> None:
-    """A recording that fails leaves torch's global generator marked as being recorded, and no draw possible."""
+def give_up_recording(device: torch.device, pool: Any) -> None:
+    """A recording that fails leaves torch's global generator marked as being recorded, and no draw possible; and where
+    it cannot even be ended, the allocator goes on recording into its pool."""
     index = torch.cuda.current_device() if device.index is None else device.index
+    with suppress(AttributeError, RuntimeError, TypeError):  # raised where it was ended, or never begun
+        torch._C._cuda_endAllocateToPool(index, pool)
+        torch._C._cuda_releasePool(index, pool)
     with suppress(AttributeError, RuntimeError):  # what made the recording fail is what is to be heard of
         generator = torch.cuda.default_generators[index]
         generator.graphsafe_set_state(generator.clone_state())

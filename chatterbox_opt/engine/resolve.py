@@ -39,7 +39,7 @@ def resolve(options: EngineOptions, device: torch.device) -> EngineOptions:
     elif options.compile == "cudagraph" and device.type != "cuda":
         raise ValueError(f"compile='cudagraph' needs a CUDA device, not {device}; 'auto' takes what there is")
     if options.trial == "auto":
-        changes["trial"] = "always" if device.type == "cuda" else "off"
+        changes["trial"] = "first" if device.type == "cuda" else "off"
     if device.type != "cuda":
         changes["poll_every"] = 1  # looking costs nothing where nothing runs ahead
         changes["kernels"] = False
