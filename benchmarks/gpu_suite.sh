@@ -62,7 +62,7 @@ bench() {  # bench NAME SECONDS SCRIPT OPTIONS...
 
 : > "$out/summary.txt"
 (nvidia-smi || true) > "$out/device.txt" 2>&1
-part doctor 90 python3 -m chatterbox_opt doctor --device "$device" --quick \
+part doctor 120 python3 -m chatterbox_opt doctor --device "$device" --quick \
     --json "$out/doctor.json" --markdown "$out/doctor.md"
 # The most wanted first: what is left undone when time runs out is the least.
 bench comparison-tts 150 benchmark_comparison.py --model tts --lengths short medium long --repeats 5 --budget 2

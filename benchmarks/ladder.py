@@ -76,7 +76,7 @@ def rungs(device: str, meanflow: bool) -> list[Rung]:
     from chatterbox_opt.options import EngineOptions
 
     where = torch.device(device)
-    defaults = resolve(EngineOptions(), where)
+    defaults = resolve(EngineOptions(trial="here"), where)  # in a process of its own it would take each rung its time
     now = resolve(EngineOptions.exact(resampler=defaults.resampler), where)
     out = [Rung("all off: eager float32", vars(now) | {}, False)]
     for name, fields, exact in CLIMB:

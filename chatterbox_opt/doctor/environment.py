@@ -14,6 +14,7 @@ import torch
 
 from .. import __version__
 from ..engine import resolve
+from ..engine.first_trial import driver
 from ..engine.kernels.step import available
 from ..engine.quantize import packs_float16
 from ..options import EngineOptions
@@ -42,15 +43,6 @@ def facts(device: torch.device) -> dict[str, Any]:
         record["capability"] = torch.backends.cpu.get_cpu_capability()
     record["extras"] = {extra: version_of(name) for extra, name in EXTRAS.items()}
     return record
-
-
-def driver() -> str:
-    with suppress(OSError):
-        if found := re.search(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version").read_text()):
-            return found[1]
-    with suppress(AttributeError, RuntimeError):
-        return str(torch._C._cuda_getDriverVersion())
-    return "unknown"
 
 
 def name_of(device: torch.device) -> str:

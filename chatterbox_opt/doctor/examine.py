@@ -17,8 +17,9 @@ from .stages import stages
 
 # the most wanted first: what is left undone when time runs out is the least
 CHECKS: tuple[Check, ...] = (
-    numbers.stored_references, numbers.the_same_again, numbers.graphs, numbers.kernels, numbers.in_company,
-    numbers.in_chunks, manners.watermark, manners.cancelled, manners.threads, manners.deleted, stages, manners.memory,
+    numbers.stored_references, numbers.survived, numbers.the_same_again, numbers.graphs, numbers.kernels,
+    numbers.in_company, numbers.in_chunks, manners.watermark, manners.cancelled, manners.threads, manners.deleted,
+    stages, manners.memory,
 )  # fmt: skip
 SECONDS = {True: 100.0, False: 540.0}  # behind which no check begins, quick or not
 

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from ..engine import first_trial
 from ..engine.kernels import trial
+from ..engine.trial_process import FATAL, UNTOLD
 from ..options import CAPTURES, KERNELS
 from . import references
 from .findings import NOT_HERE, OK, SLOWER, WRONG, Finding, judged
@@ -80,6 +82,24 @@ def captures(patient: Patient, name: str) -> Iterator[Finding]:
             verdict = SLOWER if "takes" in captured.closed else WRONG
             text = f"switched off: {captured.closed}"
             yield Finding(check, verdict, text, f"without a trial of it: EngineOptions(captures={others})")
+
+
+def survived(patient: Patient) -> Iterator[Finding]:
+    """What a process of its own did not survive, and was left out of this one."""
+    if patient.device.type != "cuda":
+        yield Finding("first trial", NOT_HERE, "a process of its own tries what a GPU may not survive")
+        return
+    for name in patient.names:
+        patient.model(name)
+    for verdict in first_trial.known():
+        parts = verdict["parts"]
+        bad = [f"{part} {how['verdict']} ({how['text']})" for part, how in parts.items() if how["verdict"] in FATAL]
+        untold = sum(how["verdict"] == UNTOLD for how in parts.values())
+        seconds = sum(how.get("seconds", 0.0) for how in parts.values())
+        text = ", ".join(bad) or f"{len(parts) - untold} parts survived, in {seconds:.0f} s ({verdict['when']})"
+        text += f"; nothing was heard of {untold}" if untold else ""
+        again = "to try again: EngineOptions(trial='always')"
+        yield judged(f"first trial: {verdict['family']}", not bad, text, again, **verdict)
 
 
 def kernels(patient: Patient) -> Iterator[Finding]:

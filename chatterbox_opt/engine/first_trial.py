@@ -51,8 +51,13 @@ def survivors(options: EngineOptions, device: torch.device, config: ModelConfig)
     if why := trial_process.hindrance():
         logger.info("captures and kernels are tried in this process alone: %s", why)
         return options
-    with _lock:
-        verdict = verdict_on(options, device, config, wanted)
+    try:
+        with _lock:
+            verdict = verdict_on(options, device, config, wanted)
+    except Exception as problem:  # what cannot be tried there is tried here
+        text = "captures and kernels are tried in this process alone: %s: %s"
+        logger.warning(text, type(problem).__name__, problem)
+        return options
     bad = [part for part in wanted if verdict["parts"].get(part, {}).get("verdict") in trial_process.FATAL]
     for part in bad:
         found = verdict["parts"][part]
@@ -94,7 +99,7 @@ def verdict_on(options: EngineOptions, device: torch.device, config: ModelConfig
         text = "trying %d kernels and captures in another process, once for this device and model"
         logger.info(text, len(missing))
         parts = verdict["parts"] | tried(missing, options, device, config)
-        verdict = {**about, "when": time.strftime("%Y-%m-%d %H:%M"), "file": str(file), "parts": parts}
+        verdict = {**about, "when": time.strftime("%Y-%m-%d %H:%M"), "parts": parts}
         write(file, verdict)
     _known[name] = verdict
     return verdict
@@ -141,11 +146,11 @@ def cache_folder() -> Path:
 
 
 def read(file: Path) -> dict[str, Any] | None:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError):
         data = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(data, dict) and {"device", "parts"} <= data.keys() and isinstance(data["parts"], dict):
-            if all(isinstance(found, dict) and {"verdict", "text"} <= found.keys() for found in data["parts"].values()):
-                return data
+        parts = data["parts"].values() if isinstance(data, dict) and {"device", "parts"} <= data.keys() else [None]
+        if all(isinstance(found, dict) and {"verdict", "text"} <= found.keys() for found in parts):
+            return data
     return None
 
 

@@ -42,7 +42,7 @@ class FlowGraphs:
         recorded = self.options.compile and self.options.records("flow") and self.device.type == "cuda"
         trial = on_trial("flow", self.options, self.options.s3gen_dtype)
         self.captured = Captured("cudagraph" if recorded else None, self.device, trial=trial)
-        self._held: dict[tuple[int, int], Held] = {}
+        self._held: dict[tuple[int, int], Held | None] = {}  # None: it could not be captured
 
     @property
     def on(self) -> bool:
@@ -56,7 +56,11 @@ class FlowGraphs:
     def capture(self, key: tuple[int, int]) -> bool:
         """Whether it is captured."""
         if not self.on or self.captured.closed or key in self._held:
-            return key in self._held
+            return self._held.get(key) is not None
+        self._held[key] = self._prepare(key)
+        return self._held[key] is not None
+
+    def _prepare(self, key: tuple[int, int]) -> Held | None:
         (rows, size), device = key, self.device
         n, width = size // FRAMES_PER_TOKEN, self.flow.spk_embed_affine_layer.in_features
         span, times = self.runner.schedule(self.flow.config.default_steps)
@@ -65,13 +69,12 @@ class FlowGraphs:
         held = Held([ids, *some, torch.full((rows,), n, device=device)], some[0].clone(), times[0].clone(),
                     span[1] - span[0])
         if not self.captured.prepare(("encode", *key), self._encode_of(held)):
-            return False
+            return None
         held.conditions, held.mask = self.captured.run(("encode", *key), self._encode_of(held))
         for unguided in {False, self.options.cfg_off_last > 0}:
             if not self.captured.prepare(("step", *key, unguided), self._step_of(held, unguided)):
-                return False
-        self._held[key] = held
-        return True
+                return None
+        return held
 
     def encode(self, solve: Solve, inputs: list[Tensor]) -> None:
         if not self.capture(solve.key):

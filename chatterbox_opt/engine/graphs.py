@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -57,6 +58,7 @@ class Captured:
         behind the trial. Without a trial what goes wrong in a recording is raised."""
         self.mode, self.device, self.trial, self.kept = mode, device, trial, kept
         self.closed: str | None = None  # why nothing more is captured
+        self.refused: set[Hashable] = set()  # that found no memory
         self.seconds: tuple[float, float] | None = None  # of the first replay, and of its twin
         self._graphs: dict[Hashable, Any] = {}
         self._results: dict[Hashable, Any] = {}
@@ -80,9 +82,9 @@ class Captured:
         """Capture `run` under `key`, and say whether it is: without, run() does it as it comes. `moving` is what a run
         changes and the next one begins with; it is left as it was. Whatever else a run writes may not hold anything of
         value, and `spoil` overwrites it, so that a replay that does not write it is found out."""
-        if self.ready(key) or self.closed:
+        if self.ready(key) or self._refuses(key):
             return self.ready(key)
-        with self._on_device(), recording:
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext(), recording:
             before = [tensor.clone() for tensor in moving]
 
             def again(play: Callable[[], Any] = run) -> Any:
@@ -113,7 +115,7 @@ class Captured:
         if key in self._graphs:
             result = self._replay(key)
             return result if key in self._results else self.kept(result)
-        if self.on and not self.closed:
+        if self.on and not self._refuses(key):
             raise RuntimeError(f"{key} was not captured ahead of its use; captured are {self.keys}")
         return self.kept(run())
 
@@ -124,10 +126,10 @@ class Captured:
             self._results.clear()
             self._pool = None
 
-    # ---- recording ---------------------------------------------------------------------------------
+    def _refuses(self, key: Hashable) -> bool:
+        return self.closed is not None or key in self.refused
 
-    def _on_device(self) -> Any:
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+    # ---- recording ---------------------------------------------------------------------------------
 
     def _record(self, key: Hashable, run: Callable[[], Any], again: Callable[..., Any]) -> None:
         if self.device.type != "cuda":  # nothing to record there: the compiled function is all there is
@@ -148,9 +150,9 @@ class Captured:
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         # The outer stream: torch's own way out does not come back from it where a recording fails.
         # thread_local: what another thread allocates or launches meanwhile does not spoil the capture
-        with torch.cuda.stream(side):
-            with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
-                self._results[key] = run()
+        how = dict(stream=side, capture_error_mode="thread_local")
+        with torch.cuda.stream(side), torch.cuda.graph(graph, self._pool, **how):
+            self._results[key] = run()
         self._graphs[key] = graph
         logger.debug("captured %s", key)
 
@@ -173,9 +175,7 @@ class Captured:
     def _try(
         self, key: Hashable, again: Callable[..., Any], moving: Sequence[Tensor], spoil: Callable[[], None]
     ) -> None:
-        def replay() -> Any:
-            return self._replay(key)
-
+        replay = partial(self._replay, key)
         wanted = [t.clone() for t in tensors(again(), moving)]
         again(spoil)
         got = tensors(again(replay), moving)
@@ -196,14 +196,14 @@ class Captured:
         return time.perf_counter() - start
 
     def _close(self, key: Hashable, problem: Exception) -> None:
-        """What is captured stays in use; all else of this kind runs as it comes."""
-        reason = str(problem).strip().split("\n")[0][:200]
+        """What is captured stays; all else of this kind runs as it comes, or what found no memory does."""
         if isinstance(problem, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
-            self.closed = f"out of memory: {reason}"
-            text = "out of memory while capturing the %s at %s: %d are captured, the rest runs uncaptured"
-            logger.warning(text, self.trial.name, key, len(self._graphs))
+            text = "out of memory while capturing the %s at %s: what finds no room runs uncaptured"
+            logger.log(logging.DEBUG if self.refused else logging.WARNING, text, self.trial.name, key)
+            self.refused.add(key)
             return
+        reason = str(problem).strip().split("\n")[0][:200]
         self.closed = reason if isinstance(problem, NotTheSame) else f"{type(problem).__name__}: {reason}"
         text = "capturing the %s at %s was given up, it runs uncaptured: %s"
         logger.warning(text, self.trial.name, key, self.closed)

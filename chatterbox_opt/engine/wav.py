@@ -54,7 +54,7 @@ class WavRunner:
         recorded = options.compile and options.records("vocoder") and self.device.type == "cuda"
         trial = on_trial("vocoder", options, options.s3gen_dtype)
         self.captured = Captured("cudagraph" if recorded else None, self.device, trial=trial)
-        self._inputs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._inputs: dict[tuple[int, int], tuple[Tensor, Tensor] | None] = {}  # None: it could not be captured
         dtype = getattr(torch, "float32" if options.s3gen_dtype == "auto" else options.s3gen_dtype)
         for name, part in hift.named_children():
             part.to(torch.float32 if name in FLOAT32 else dtype)
@@ -140,16 +140,15 @@ class WavRunner:
     def _capture(self, key: tuple[int, int]) -> bool:
         """Whether it is captured."""
         if key in self._inputs or self.captured.closed:
-            return key in self._inputs
+            return self._inputs.get(key) is not None
         rows, size = key
         cfg = self.hift.cfg
         frames = size * SAMPLES_PER_FRAME // cfg.hop + 1
         mel = 3 * ripples(rows, MEL_BINS, size, device=self.device) - 5  # about as loud as speech
         spectrum = ripples(rows, frames, cfg.n_fft + 2, device=self.device)
-        if not self.captured.prepare(key, lambda: self.hift.decode(mel, spectrum)):
-            return False
-        self._inputs[key] = mel, spectrum
-        return True
+        there = self.captured.prepare(key, lambda: self.hift.decode(mel, spectrum))
+        self._inputs[key] = (mel, spectrum) if there else None
+        return there
 
     @torch.inference_mode()
     def warmup(self, batch: int = 1) -> None:

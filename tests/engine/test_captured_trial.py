@@ -12,9 +12,11 @@ from token_runs import EXACT, draw, engine_of, request, tokens_of
 
 from chatterbox_opt.config import tiny
 from chatterbox_opt.engine.agreement import distance
+from chatterbox_opt.engine.cache import StaticKVCache, empty_kv
 from chatterbox_opt.engine.graphs import Trial
 from chatterbox_opt.engine.mel import MelJob, MelRunner
 from chatterbox_opt.engine.noise import RequestNoise
+from chatterbox_opt.engine.slots import Slots
 from chatterbox_opt.engine.wav import WavRunner
 from chatterbox_opt.models.flow import Flow
 from chatterbox_opt.models.hift import Hift
@@ -55,10 +57,10 @@ class Slow(Replay):
 
 
 class Full(Replay):
-    """Memory for one."""
+    """Memory for small batches."""
 
     def _record(self, key, run, again):
-        if self.keys:
+        if key[0] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         super()._record(key, run, again)
 
@@ -118,8 +120,60 @@ def test_what_no_memory_is_left_for_runs_uncaptured(caplog):
     assert [r.tokens for r in draw(engine, requests(t3.config))] == wanted
     (record,) = caplog.records
     assert "out of memory while capturing the step" in record.getMessage()
-    assert "1 are captured, the rest runs uncaptured" in record.getMessage()
-    assert len(engine.tokens.step.captured.keys) == 1, "what there was room for is used"
+    assert {n for n, *_ in engine.tokens.step.captured.keys} == {1, 2}, "what there was room for is used"
+
+
+class Looking(Replay):
+    """Keeps what a replay finds in the cache at the position that it is to write."""
+
+    cache = slots = None
+    found = ()
+
+    def _replay(self, key):
+        self.found += (float(self.cache.kv[:, :, 0, :, self.slots.position[0]].abs().max()),)
+        return super()._replay(key)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("position", [40, 255])
+def test_a_trial_spoils_what_its_twin_wrote_and_leaves_all_else(position, llama, caplog):
+    """At the last position too, behind which there is no memory."""
+    runner = engine_of(llama, ON_TRIAL).tokens
+    cache = StaticKVCache(empty_kv(llama.config, 2, 256, CPU, torch.float32))
+    looking = runner.step.captured = Looking.of(runner.step.captured)
+    looking._seconds = lambda run: (run(), 1.0)[1]
+    runner._use(Slots(1, 2, llama.config, CPU), cache)
+    runner.step._pretend(1, 2, 256, False)
+    runner.slots.position.fill_(position)
+    looking.cache, looking.slots = cache, runner.slots
+    kept, state = cache.kv.clone(), [t.clone() for t in (runner.slots.token, runner.slots.step, runner.slots.seen)]
+    runner.step.capture((1, 2, 256, False))
+    assert looking.keys
+    assert looking.found[0] == 0
+    kept[:, :, :, :, position] = cache.kv[:, :, :, :, position]
+    assert torch.equal(cache.kv, kept), "the row that comes next is all that was written"
+    assert runner.slots.position.tolist() == [position] * 2
+    after = (runner.slots.token, runner.slots.step, runner.slots.seen)
+    assert all(torch.equal(a, b) for a, b in zip(after, state))
+
+
+@pytest.mark.parametrize("fault", ["raises", "wrong"])
+def test_what_torch_compile_makes_is_on_trial_too(fault, llama, monkeypatch, caplog):
+    def compiled(run, **how):
+        def call():
+            if fault == "raises":
+                raise RuntimeError("no compiler was found")
+            token, logits = run()
+            return token, 2 * logits
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    wanted = tokens_of(llama, requests(llama.config))
+    options = ON_TRIAL.replace(compile="reduce-overhead")
+    assert [r.tokens for r in draw(engine_of(llama, options), requests(llama.config))] == wanted
+    (record,) = caplog.records
+    assert ("no compiler was found" if fault == "raises" else "differs by") in record.getMessage()
 
 
 def test_without_a_trial_a_failing_capture_is_raised():
