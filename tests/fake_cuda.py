@@ -41,6 +41,7 @@ class FakeCuda:
         for name, value in dict(
             Stream=Stream, Event=Event, CUDAGraph=lambda: self, current_stream=lambda device=None: self.stream,
             stream=self._on, current_device=lambda: self.index, empty_cache=lambda: None,
+            default_generators=[None, None],
         ).items():  # fmt: skip
             monkeypatch.setattr(torch.cuda, name, value)
         note = lambda name: lambda *args: self.notes.append((name, *args))  # noqa: E731

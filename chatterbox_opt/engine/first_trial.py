@@ -115,8 +115,9 @@ def tried(parts: list[str], options: EngineOptions, device: torch.device, config
         heard, end = trial_process.in_child(job)
         done |= heard
         if end is None or end.part is None:  # it came as far as it could, or did not come as far as a part
-            if end is not None and len(heard) < len(left):
-                logger.info("the trial in another process %s (%s): this one goes on alone", end.verdict, end.text)
+            if untold := len(left) - len(heard):
+                text = "of %d kernels and captures nothing was heard from another process (%s): this one goes on alone"
+                logger.info(text, untold, end.text if end else "it ended")
             break
         done[end.part] = {"verdict": end.verdict, "text": end.text}
     # kept as well: the next start would fare no better, and is to be quick
