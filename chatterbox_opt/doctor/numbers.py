@@ -87,7 +87,7 @@ def captures(patient: Patient, name: str) -> Iterator[Finding]:
 def survived(patient: Patient) -> Iterator[Finding]:
     """What a process of its own did not survive, and was left out of this one."""
     if patient.device.type != "cuda":
-        yield Finding("first trial", NOT_HERE, "a process of its own tries what a GPU may not survive")
+        yield Finding("first trial", NOT_HERE, "a trial in a process of its own is for CUDA devices")
         return
     for name in patient.names:
         patient.model(name)

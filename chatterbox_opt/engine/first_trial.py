@@ -58,7 +58,7 @@ def survivors(options: EngineOptions, device: torch.device, config: ModelConfig)
         text = "captures and kernels are tried in this process alone: %s: %s"
         logger.warning(text, type(problem).__name__, problem)
         return options
-    bad = [part for part in wanted if verdict["parts"].get(part, {}).get("verdict") in trial_process.FATAL]
+    bad = [part for part in fatal(verdict["parts"]) if part in wanted]
     for part in bad:
         found = verdict["parts"][part]
         text = "%s %s when it was tried on %s and is left out (%s); EngineOptions(trial='always') tries it again"
@@ -70,6 +70,10 @@ def parts_of(options: EngineOptions) -> list[str]:
     """Kernels ahead of the captures that contain them."""
     kernels = [f"kernel {name}" for name in KERNELS if options.wants(name) and available()]
     return kernels + [f"capture {name}" for name in CAPTURES if options.compile and options.records(name)]
+
+
+def fatal(parts: dict[str, Any]) -> list[str]:
+    return [part for part, found in parts.items() if found["verdict"] in trial_process.FATAL]
 
 
 def without(options: EngineOptions, bad: list[str]) -> EngineOptions:
@@ -98,7 +102,8 @@ def verdict_on(options: EngineOptions, device: torch.device, config: ModelConfig
     if missing := [part for part in wanted if part not in verdict["parts"]]:
         text = "trying %d kernels and captures in another process, once for this device and model"
         logger.info(text, len(missing))
-        parts = verdict["parts"] | tried(missing, options, device, config)
+        known_bad = fatal(verdict["parts"])
+        parts = verdict["parts"] | tried(missing, without(options, known_bad), device, config)
         verdict = {**about, "when": time.strftime("%Y-%m-%d %H:%M"), "parts": parts}
         write(file, verdict)
     _known[name] = verdict
@@ -110,8 +115,7 @@ def tried(parts: list[str], options: EngineOptions, device: torch.device, config
     done: dict[str, Any] = {}
     ends = time.monotonic() + trial_process.ALL_SECONDS
     while (left := [part for part in parts if part not in done]) and time.monotonic() < ends:
-        bad = [part for part, found in done.items() if found["verdict"] in trial_process.FATAL]
-        job = {"parts": left, "options": without(options, bad), "device": str(device), "config": config}
+        job = {"parts": left, "options": without(options, fatal(done)), "device": str(device), "config": config}
         heard, end = trial_process.in_child(job)
         done |= heard
         if end is None or end.part is None:  # it came as far as it could, or did not come as far as a part

@@ -27,7 +27,7 @@ from .tokens import TokenRunner
 from .trial_process import SURVIVED, UNTOLD
 from .wav import WavRunner
 
-BATCH = 2  # utterances side by side
+BATCH = 1  # utterances; kernels are tried with many rows all the same
 SLOTS = 2  # of the cache
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from chatterbox_opt.cli import main
 from chatterbox_opt.doctor import examine, manners, numbers, references, written
 from chatterbox_opt.doctor.findings import NOT_HERE, OK, SLOWER, WRONG, Finding
 from chatterbox_opt.doctor.patient import Patient, first_difference, off
+from chatterbox_opt.engine import first_trial
 
 
 @pytest.fixture
@@ -96,3 +98,47 @@ def test_small_things():
     assert first_difference(a, torch.tensor([1, 5, 3])) == 1
     assert off(torch.ones(3), torch.ones(4)) == float("inf")
     assert written.line(Finding("x", OK, "y")).split() == ["ok", "x", "y"]
+
+
+# ---- what only a GPU has -------------------------------------------------------------------------
+
+GPU = torch.device("cuda")
+
+
+def test_what_another_process_did_not_survive_is_wrong(monkeypatch):
+    parts = {
+        "kernel snake": {"verdict": "crashed", "text": "signal 11"},
+        "capture step": {"verdict": "survived", "text": "", "seconds": 2.0},
+    }
+    monkeypatch.setattr(first_trial, "known", lambda: [{"family": "tts", "when": "now", "parts": parts}])
+    (finding,) = numbers.survived(SimpleNamespace(device=GPU, names=()))
+    assert finding.verdict == WRONG
+    assert "kernel snake crashed (signal 11)" in finding.text
+    assert "trial='always'" in finding.switch
+    parts["kernel snake"] = {"verdict": "untold", "text": ""}
+    (finding,) = numbers.survived(SimpleNamespace(device=GPU, names=()))
+    assert finding.verdict == OK
+    assert "1 parts survived, in 2 s (now); nothing was heard of 1" in finding.text
+
+
+@pytest.mark.parametrize(("left", "verdict"), [(300, OK), (301, OK), (400, WRONG)])
+def test_workspaces_may_stay_and_models_may_not(left, verdict, monkeypatch):
+    """The first model leaves 300 MB of whatever, which the second has to find enough."""
+    readings = iter(mega << 20 for mega in (0, 1300, 300, 300, 1300, left))
+    monkeypatch.setattr(manners, "held_bytes", lambda device: next(readings))
+    patient = SimpleNamespace(device=GPU, load=lambda: SimpleNamespace(), speak=lambda *args: None)
+    (finding,) = manners.deleted(patient)
+    assert finding.verdict == verdict
+    assert finding.figures["took"] == 1000 << 20
+
+
+def test_a_model_that_is_kept_is_found(monkeypatch):
+    kept = []
+
+    def load():
+        kept.append(SimpleNamespace())
+        return kept[-1]
+
+    monkeypatch.setattr(manners, "held_bytes", lambda device: 0)
+    (finding,) = manners.deleted(SimpleNamespace(device=GPU, load=load, speak=lambda *args: None))
+    assert finding.verdict == WRONG

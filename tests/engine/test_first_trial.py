@@ -240,3 +240,10 @@ def test_what_is_wanted_later_is_tried_later(starts, monkeypatch):
     settle(FIRST.replace(captures=("step",)))
     settle()
     assert [job["parts"] for job in starts] == [["capture step"], ["capture flow", "capture vocoder"]]
+
+
+def test_what_is_known_to_crash_takes_no_later_part_with_it(starts, monkeypatch):
+    faulty(monkeypatch, "capture step", "os.abort()")
+    settle(FIRST.replace(captures=("step",)))
+    settle()
+    assert starts[-1]["options"].captures == ("flow", "vocoder")
