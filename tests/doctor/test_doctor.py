@@ -105,6 +105,10 @@ def test_small_things():
 GPU = torch.device("cuda")
 
 
+class Model:
+    pass
+
+
 def test_what_another_process_did_not_survive_is_wrong(monkeypatch):
     parts = {
         "kernel snake": {"verdict": "crashed", "text": "signal 11"},
@@ -126,7 +130,7 @@ def test_workspaces_may_stay_and_models_may_not(left, verdict, monkeypatch):
     """The first model leaves 300 MB of whatever, which the second has to find enough."""
     readings = iter(mega << 20 for mega in (0, 1300, 300, 300, 1300, left))
     monkeypatch.setattr(manners, "held_bytes", lambda device: next(readings))
-    patient = SimpleNamespace(device=GPU, load=lambda: SimpleNamespace(), speak=lambda *args: None)
+    patient = SimpleNamespace(device=GPU, load=Model, speak=lambda *args: None)
     (finding,) = manners.deleted(patient)
     assert finding.verdict == verdict
     assert finding.figures["took"] == 1000 << 20
@@ -136,7 +140,7 @@ def test_a_model_that_is_kept_is_found(monkeypatch):
     kept = []
 
     def load():
-        kept.append(SimpleNamespace())
+        kept.append(Model())
         return kept[-1]
 
     monkeypatch.setattr(manners, "held_bytes", lambda device: 0)

@@ -128,12 +128,12 @@ def test_noise_is_drawn_on_the_models_device(monkeypatch):
 def test_a_block_of_steps_brings_nothing_from_the_host(family):
     """What a step needs is on the device already: all of its uploads are made where utterances join and leave."""
     config = tiny(family).t3
+    asked = request(config, temperature=0.0)
     with no_gpu():
         runner = TokenRunner(cast(T3(config), torch.bfloat16), EXACT.replace(poll_every=4))
         cache = StaticKVCache(empty_kv(config, 2, 256, runner.device, runner.dtype))
         runner._use(Slots(1, 2, config, runner.device, 4), cache)
-        runner.slots.add(request(config, temperature=0.0))
-        runner.slots.upload()
+        runner.slots.add(asked)
         drawn = []
 
         def block():
