@@ -1,4 +1,4 @@
-"""`chatterbox-opt say | convert | serve | pack | random-checkpoint`: the front doors from a shell."""
+"""`chatterbox-opt say | convert | serve | pack | doctor | random-checkpoint`: the front doors from a shell."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, RuntimeError) as error:
@@ -33,12 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             message += "; from a shell: --dir FOLDER, or --model mini"
         print(f"chatterbox-opt: {message}", file=sys.stderr)
         return 1
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("chatterbox-opt", description="Chatterbox TTS, faster.")
-    commands = top.add_subparsers(required=True, metavar="say | convert | serve | pack | random-checkpoint")
+    commands = top.add_subparsers(required=True, metavar="say | convert | serve | pack | doctor | random-checkpoint")
 
     say = commands.add_parser("say", help="speak a text into a wav file")
     say.add_argument("text", help="the text; - reads standard input")
@@ -80,6 +79,14 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--cache-packed", action="store_true", help="keep the weights as they are used: the next start is quicker",
         )
+
+    doctor = commands.add_parser("doctor", help="examine it on this device, and write what to put into a bug report")
+    doctor.add_argument("--device", default="auto", help="cuda, mps or cpu; the best there is otherwise")
+    doctor.add_argument("--model", nargs="+", default=(), choices=MODELS, help="mini, or random weights of full size")
+    doctor.add_argument("--quick", action="store_true", help="mini alone, in two minutes instead of ten")
+    doctor.add_argument("--json", type=Path, metavar="FILE", help="the findings and figures")
+    doctor.add_argument("--markdown", type=Path, metavar="FILE", help="the report")
+    doctor.set_defaults(run=run_doctor)
 
     random = commands.add_parser("random-checkpoint", help="write a checkpoint of seeded random weights")
     random.add_argument("folder", type=Path)
@@ -184,6 +191,15 @@ def run_pack(args: argparse.Namespace) -> None:
     how = dict(t3_file=args.t3_file, decoder=args.decoder, engine=engine)
     form = pack(args.folder, args.out, FAMILIES[args.model], args.device, **how)
     print(f"{args.out}: {form}")
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    from .checks import usable_device
+    from .doctor.examine import examine
+
+    device = usable_device(best_device() if args.device == "auto" else args.device)
+    device = "mps" if device == "mlx" else device  # what is examined is torch's
+    return examine(device, args.model, args.quick, args.json, args.markdown)
 
 
 def run_random(args: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ LAYERS = {
     "text": {"config"},
     "models": {"config"},
     "weights": {"config", "models"},
-    "engine": {"config", "options", "models"},
+    "engine": {"config", "options", "models", "__version__"},
     "audio": {"config", "models"},
     "voice": {"config", "models", "audio"},
     "checks": {"config"},
@@ -38,7 +38,8 @@ for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}
 LAYERS["upstream"] = set(LAYERS["base"]) | DOORS | {"base"}
 LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "__version__"} | DOORS
-LAYERS["cli"] = {"options", "checks", "presets", "config", "audio", "weights", "serve", "packing"} | DOORS
+LAYERS["doctor"] = {"options", "config", "engine", "pipeline", "weights", "__version__"} | DOORS
+LAYERS["cli"] = {"options", "checks", "presets", "config", "audio", "weights", "serve", "packing", "doctor"} | DOORS
 LAYERS["__main__"] = {"cli"}
 LAYERS["__init__"] = set(LAYERS["base"]) | DOORS | {"base"}
 

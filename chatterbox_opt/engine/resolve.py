@@ -47,6 +47,8 @@ def resolve(options: EngineOptions, device: str | torch.device) -> EngineOptions
         raise ValueError(f"compile='cudagraph' needs a CUDA device, not {device}; 'auto' takes what there is")
     if device.type == "mps":
         changes["wav_chunk"] = min(options.wav_chunk, MPS_FRAMES)
+    if options.trial == "auto":
+        changes["trial"] = "first" if device.type == "cuda" else "off"
     if device.type != "cuda":
         changes["poll_every"] = 1  # looking costs nothing where nothing runs ahead
         changes["kernels"] = False
