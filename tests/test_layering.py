@@ -22,16 +22,21 @@ LAYERS = {
     "checks": {"config"},
     "progress": set(),
     "switches": {"config", "options", "presets", "engine", "weights"},
-    "streaming": {"config", "audio", "engine", "voice"},
-    "pipeline": {"config", "options", "text", "voice", "engine", "audio", "models", "streaming"},
+    "captions": set(),
+    "speech": {"captions", "config", "engine"},
+    "marks": {"config", "text", "voice"},
+    "align": {"config", "audio"},
+    "streaming": {"config", "audio", "engine", "speech", "voice"},
+    "pipeline": {"config", "options", "text", "voice", "engine", "audio", "models", "speech", "streaming"},
 }
-LAYERS["base"] = LAYERS["pipeline"] | {"weights", "checks", "pipeline", "progress", "presets", "switches"}
+LAYERS["base"] = LAYERS["pipeline"] | {"marks", "weights", "checks", "pipeline", "progress", "presets", "switches"}
 DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}
 LAYERS["upstream"] = set(LAYERS["base"]) | DOORS | {"base"}
+LAYERS["reading"] = {"options", "config", "checks", "audio", "text", "captions", "speech", "align", "__version__"}
 LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "__version__"} | DOORS
-LAYERS["cli"] = {"options", "presets", "config", "audio", "weights", "serve"} | DOORS
+LAYERS["cli"] = {"options", "presets", "config", "audio", "weights", "serve", "captions", "pipeline", "reading"} | DOORS
 LAYERS["__main__"] = {"cli"}
 LAYERS["__init__"] = set(LAYERS["base"]) | DOORS | {"base"}
 
