@@ -55,7 +55,8 @@ class WhisperAligner:
         words = text.split()
         tokens = [self.tokenizer.encode(f" {word}") for word in words]
         if len(wave) > WINDOW * sample_rate or sum(map(len, tokens)) > self.model.max_length // 2:
-            logger.warning("%.1f s are too long for Whisper: no word times for %r...", len(wave) / sample_rate, text[:40])
+            seconds = len(wave) / sample_rate
+            logger.warning("%.1f s are too long for Whisper: no word times for %r...", seconds, text[:40])
             return []
         heard = resample(torch.as_tensor(wave).float(), sample_rate, S3_RATE).numpy()
         starts, end = self._times(heard, tokens)

@@ -80,7 +80,7 @@ def check_loudness(value: float | None) -> float | None:
     if value is None:
         return None
     if not isinstance(value, Real) or isinstance(value, bool) or not -60 <= value <= -5:
-        raise ValueError(f"loudness={value!r}: LUFS from -60 to -5 are needed, such as -20; None leaves pieces as they are")
+        raise ValueError(f"loudness={value!r}: LUFS from -60 to -5 are needed, such as -20, or None")
     return float(value)
 
 

@@ -27,8 +27,8 @@ from .engine.wav import WavRunner
 from .options import EngineOptions, SamplingOptions
 from .speech import Speech, audible, pieces_of
 from .streaming import ChunkQueue, SpeechStream
-from .text.normalize import punc_norm
 from .text.markup import Segment, unescaped, whole
+from .text.normalize import punc_norm
 from .text.split import breath, check_max_chars, spans, split
 from .voice import Conditionals, settled
 
