@@ -259,7 +259,7 @@ class WholeSpeech:
         self.parts[utterance] = wave
 
     def finish(self) -> None:
-        waves = [self._job(own, level) for own, level in zip(self.per_job, self.levels)]
+        waves = [self._wave(own, level) for own, level in zip(self.per_job, self.levels)]
         sounding = [i for i, wave in enumerate(waves) if len(wave)]
         if self.mark is not None and sounding:
             for i, marked in zip(sounding, self.mark([waves[i] for i in sounding])):
@@ -270,7 +270,7 @@ class WholeSpeech:
             for wave in self.waves:
                 self.put(wave)
 
-    def _job(self, own: Sequence[Utterance], level: float | None) -> Tensor:
+    def _wave(self, own: Sequence[Utterance], level: float | None) -> Tensor:
         heard = [u for u in own if len(self.parts[u])]
         parts = [self.parts[u] for u in heard]
         if self.joined is not None:

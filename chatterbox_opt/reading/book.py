@@ -58,7 +58,7 @@ def read_aloud(
     planner = Planner(model, roles, markup, how, lasting, check_seed(seed) or 0)
     plan = planner.chapters(found)
     reader = Reader(model, Store(Path(work) if work else output.with_name(output.name + ".work")), align, speaking)
-    reader.check(script, [line for lines in plan for line in lines])
+    reader.check([line for lines in plan for line in lines])
     return reader.write(plan, output, chapters, captions, progress)
 
 
@@ -81,10 +81,10 @@ class Reader:
         """`speaking`: arguments of model.speak()."""
         self.model, self.store, self.align, self.speaking = model, store, align, speaking
 
-    def check(self, script: Path, lines: Sequence[Line]) -> None:
+    def check(self, lines: Sequence[Line]) -> None:
         """Every mark, voice and option of the script, ahead of the first sound."""
         for line in lines:
-            self._job(script, line, line.how["seeds"])
+            self._job(line)
 
     def write(
         self, plan: list[list[Line]], output: Path, chapters: bool, captions: str | None,
@@ -112,7 +112,7 @@ class Reader:
         """Its sound and notes are kept, unless they are; and the times of its words, where they are wanted."""
         if line.key not in self.store:
             for attempt in range(TRIES):
-                (speech,) = self.model.speak([self._job(None, line, line.how["seeds"] + attempt)], **self.speaking)
+                (speech,) = self.model.speak([self._job(line, attempt)], **self.speaking)
                 if speech.wav.numel():
                     break
             else:
@@ -155,9 +155,10 @@ class Reader:
         place = {"samples": [at + sample for sample in record["samples"]]}
         return captioning.shifted(record, at / self.model.sr) | place | said
 
-    def _job(self, script: Path | None, line: Line, seed: int) -> Any:
+    def _job(self, line: Line, attempt: int = 0) -> Any:
+        how = {**line.how, "seeds": line.how["seeds"] + attempt}
         try:
-            (job,) = self.model.jobs([line.paragraph.text], **{**line.how, "seeds": seed})
+            (job,) = self.model.jobs([line.paragraph.text], **how)
         except ValueError as error:
-            raise ValueError(f"{script}, paragraph at line {line.paragraph.line}: {error}") from error
+            raise ValueError(f"paragraph at line {line.paragraph.line}: {error}") from error
         return job

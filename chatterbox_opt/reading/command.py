@@ -6,10 +6,11 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-KINDS = ("text", "markdown", "dialogue")
+from .script import KINDS
 
 
 def add_arguments(read: argparse.ArgumentParser) -> None:
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace, load: Callable[[argparse.Namespace], Any]) -> 
         raise ValueError("--words times the captions: say which, by --captions")
     cast = cast_of(args.voices)
     if args.voice is not None:
-        cast.setdefault(NARRATOR, Role(args.voice))
+        cast[NARRATOR] = replace(cast.get(NARRATOR, Role()), voice=args.voice)
     options = {"language_ids": args.lang or "en"} if args.model == "multilingual" else {}
     align = aligner() if args.words else None
     model = load(args)
