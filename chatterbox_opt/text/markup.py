@@ -22,6 +22,7 @@ _EVENT = re.compile(
     rf"|(?P<line>{_BREAK})"
 )
 _PAUSE = re.compile(r"(\d{1,4}(?:\.\d{1,6})?|\.\d{1,6})[ \t]*(s|ms)")
+_ESCAPED = "a bracket that is no mark is written \\["
 _NAMED = re.compile(r"\s*(\S*)\s*(.*?)\s*", re.S)
 
 
@@ -90,7 +91,7 @@ class _Parser:
         if kind == "tag" and event.group() not in self.passing:
             return self._told(event.group()[1:-1], start, following)
         if kind == "open":
-            raise self._wrong(start, "this [ has no ] in its line")
+            raise self._wrong(start, f"this [ has no ] in its line; {_ESCAPED}")
         if kind == "heading":
             self.heading = True
             return replace(following, before=-AHEAD_OF_HEADING)
@@ -115,17 +116,17 @@ class _Parser:
                 raise self._wrong(at, f"this model does not speak {value!r}; it speaks {known}")
             return replace(following, language=value.lower() or None)
         known = ", ".join(["[pause 0.8s]", "[voice NAME]", "[lang fr]", *sorted(self.passing)])
-        raise self._wrong(at, f"[{mark}] is unknown; known: {known}")
+        raise self._wrong(at, f"[{mark}] is unknown; known: {known}; {_ESCAPED}")
 
     def _seconds(self, value: str, at: int) -> float:
         found = _PAUSE.fullmatch(value)
         seconds = float(found[1]) / (1000 if found[2] == "ms" else 1) if found else LONGEST + 1
         if seconds > LONGEST:
-            raise self._wrong(at, f"[pause {value}]: a pause is written 0.8s or 800ms, up to {LONGEST:.0f} s")
+            raise self._wrong(at, f"pause {value!r}: a pause is written 0.8s or 800ms, up to {LONGEST:.0f} s")
         return seconds
 
     def _wrong(self, at: int, what: str) -> ValueError:
-        return ValueError(f"{position(self.text, at)}: {what}; \\[ and \\] are brackets that are not marks")
+        return ValueError(f"{position(self.text, at)}: {what}")
 
 
 def _merged(segments: list[Segment], length: int) -> tuple[Segment, ...]:

@@ -18,7 +18,7 @@ from chatterbox_opt.reading.cast import Role
 from chatterbox_opt.speech import Speech
 
 TEXT = (
-    "A title line\n\nChapter 1\n\nOne goes here.\n\nTwo, two.\n\nAnna: Three.\nBen: Four.\n\n"
+    "# A title line\n\nChapter 1\n\nOne goes here.\n\nTwo, two.\n\nAnna: Three.\nBen: Four.\n\n"
     "Chapter 2\n\nTwo, two.\n"
 )
 LINES = 8

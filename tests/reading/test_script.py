@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from chatterbox_opt.reading.script import SCENE, TURN, parse
 from chatterbox_opt.text.markup import AHEAD_OF_HEADING, BEHIND_HEADING, PARAGRAPH
 
-PLAIN = """The Lake
+PLAIN = """# The Lake
 
 Chapter 1: The boat
 
@@ -36,7 +36,7 @@ def lines(text: str, *how) -> list[list[tuple]]:
 
 def test_plain_text_with_a_dialogue():
     got = parse(PLAIN, "text", ["Anna", "Ben"])
-    assert [c.title for c in got] == ["Chapter 1: The boat", "Chapter 2"]
+    assert [c.title for c in got] == ["The Lake", "Chapter 2"]
     assert [(p.text, p.speaker, p.line) for c in got for p in c.paragraphs] == [
         ("The Lake", None, 1), ("Chapter 1: The boat", None, 3), ("It was cold. The boat was gone.", None, 5),
         ("Who took it?", "Anna", 8), ("Not me, I was asleep.", "Ben", 9), ("They went home.", None, 14),
