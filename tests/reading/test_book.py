@@ -184,7 +184,7 @@ def test_marks_of_a_script(model, tmp_path, spoken):
     script.write_text("First. [pause 2s] Second.")
     (out,) = read_aloud(model, script, tmp_path / "a.wav", markup=True, **SHORT)
     wav, rate = soundfile.read(out)
-    assert longest_silence(wav) == pytest.approx(2 * rate, abs=rate * 0.02)
+    assert longest_silence(wav) == pytest.approx(2 * rate, abs=rate * 0.1), "a watermark reaches into it"
 
 
 def longest_silence(wav: np.ndarray) -> int:
