@@ -17,7 +17,7 @@ from ..speech import aligned
 from . import script as scripts
 from .cast import NARRATOR, cast_of
 from .plan import Line, Planner
-from .store import Store
+from .store import HALF, Store
 
 TRIES = 3  # seeds for a line of which nothing is heard
 
@@ -129,7 +129,7 @@ class Reader:
     def assemble(self, lines: Sequence[Line], path: Path, captions: str | None) -> list[Path]:
         """The file, and its captions: each appears when it is whole. One line's sound is held at a time."""
         self.store.folder.mkdir(parents=True, exist_ok=True)
-        half = self.store.folder / f"out.half{path.suffix}"
+        half = self.store.folder / f"{HALF}{path.suffix}"
         records, at = [], 0
         with SoundWriter(half, self.model.sr) as file:
             for i, line in enumerate(lines):
@@ -145,7 +145,7 @@ class Reader:
             return [path]
         beside = path.with_suffix(f".{captions}")
         text = captioning.written(beside.suffix, records, sample_rate=self.model.sr, seconds=at / self.model.sr)
-        half = self.store.folder / "out.half"
+        half = self.store.folder / HALF
         half.write_text(text, encoding="utf-8")
         os.replace(half, beside)
         return [path, beside]

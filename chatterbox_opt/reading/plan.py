@@ -23,7 +23,6 @@ class Line:
     """A paragraph, and how it is said."""
 
     paragraph: Paragraph
-    role: Role
     how: Mapping[str, Any]  # for model.jobs()
     key: str
 
@@ -50,21 +49,22 @@ class Planner:
 
     def _lines(self, paragraphs: Sequence[Paragraph], seen: Counter[str]) -> Iterator[Line]:
         for p in paragraphs:
-            role = self.cast.get(p.speaker or NARRATOR) or self.cast.get(NARRATOR) or Role()
+            name = p.speaker if p.speaker in self.cast else NARRATOR
+            role = self.cast.get(name, Role())
             how = {**self.how, **role.options}
             if role.language or "language_ids" in how:
                 how["language_ids"] = role.language or how["language_ids"]
             marked = self.markup and "[" in p.text
             content = {
-                "text": p.text, "how": {name: repr(value) for name, value in how.items()}, "markup": self.markup,
-                "voice": self.own if role.voice is None else _voice(role.voice), "model": self.model,
+                "text": p.text, "how": {option: repr(value) for option, value in how.items()}, "markup": self.markup,
+                "voice": self.heard.get(name, self.own), "model": self.model,
                 "seeds": [self.seed, role.seed], "named": self.heard if marked else {}, "speaking": self.speaking,
             }
             plain = key_of(content)
             seen[plain] += 1  # the same words again are said anew
             key = key_of([plain, seen[plain]])
             how |= {"voices": role.voice, "seeds": int(key[:15], 16), "markup": self.voices if self.markup else False}
-            yield Line(p, role, how, key)
+            yield Line(p, how, key)
 
 
 def weights(model: Any) -> str:

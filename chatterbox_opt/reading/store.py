@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from ..audio.io import SoundWriter, blocks, read
 from ..captions import Record
 
 KEY = 16  # bytes
+HALF = "out.half"  # a name for what is not complete
+_OWN = re.compile(rf"(?P<key>[0-9a-f]{{{2 * KEY}}})(?P<half>\.half)?(\.flac|\.json)?|{re.escape(HALF)}(\.\w+)?")
 
 
 def key_of(content: Any) -> str:
@@ -59,9 +62,10 @@ class Store:
         return read(self._sound(key))[0].numpy()
 
     def forget_others(self, keys: Collection[str]) -> None:
-        """What is not of these, and halves that a killed run left behind."""
-        for path in self.folder.glob("*"):
-            if path.name.split(".")[0] not in keys or ".half" in path.suffixes:
+        """What was kept and is not of these, and halves that a killed run left behind; other files are not touched."""
+        for path in self.folder.iterdir():
+            found = _OWN.fullmatch(path.name)
+            if found and (found["key"] not in keys or found["half"]):  # HALF has no key
                 path.unlink()
 
     def _sound(self, key: str) -> Path:

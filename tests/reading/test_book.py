@@ -113,6 +113,17 @@ def test_the_same_words_twice_are_said_anew(model, tmp_path):
     assert not np.array_equal(wav[:half], wav[-half:])
 
 
+def test_files_of_others_in_the_work_folder_are_left_alone(model, script, tmp_path):
+    others = [tmp_path / "work" / name for name in ("notes.txt", "anna.flac", "out.wav", "0123.json")]
+    others[0].parent.mkdir()
+    for other in others:
+        other.write_text("mine")
+    (tmp_path / "work" / "out.half.wav").write_text("of a run that was killed")
+    read_aloud(model, script, tmp_path / "a.wav", work=tmp_path / "work", **SHORT)
+    assert [other.read_text() for other in others] == ["mine"] * 4
+    assert not list((tmp_path / "work").glob("*half*"))
+
+
 class Killed(BaseException):
     pass
 
