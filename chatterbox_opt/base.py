@@ -17,6 +17,7 @@ from .checks import (
     NEUTRAL,
     check_exaggeration,
     check_first_chunk,
+    check_loudness,
     check_seed,
     check_steps,
     given,
@@ -26,11 +27,13 @@ from .checks import (
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
 from .engine.resolve import indexed
 from .executor import at_home
+from .marks import marked
 from .options import EngineOptions, SamplingOptions
 from .packing.load import load_any
 from .pipeline import Job, NoSpeech, Pipeline, Speech
 from .presets import choose_decoder
 from .progress import ProgressBar, progress_bar
+from .speech import Align
 from .streaming import SpeechStream
 from .switches import TOGGLES, random_decoder, settle, toggles
 from .text.tokenizer import load_tokenizer
@@ -168,14 +171,17 @@ class Speaker:
         verbose: bool = False,
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
+        align: Align | None = None,
     ) -> list[Speech]:
         """The common way under `generate` and `generate_batch`: sound together with how it came about. `progress` hears
-        (speech tokens drawn, how many there can be at most) where `verbose` draws a bar."""
+        (speech tokens drawn, how many there can be at most) where `verbose` draws a bar. `align(samples, rate, text)`
+        finds the times of a piece's words."""
         check_steps(n_cfm_timesteps)
         with progress_bar(verbose, progress) as report:
-            return self.pipeline.speak(
+            speeches = self.pipeline.speak(
                 jobs, max_chars=max_chars, steps=n_cfm_timesteps, cancel=cancel, progress=report, watermark=self._mark()
             )
+        return speeches if align is None else [speech.align(align) for speech in speeches]
 
     def _mark(self) -> Callable[[Sequence[Tensor]], list[Tensor]] | None:
         return partial(mark, self.watermarker) if self.watermarker is not None else None
@@ -220,6 +226,9 @@ class Speaker:
         exaggeration: float | None,
         seed: int | None,
         language: str | None = None,
+        markup: Any = False,
+        breath: bool = False,
+        loudness: float | None = None,
         **sampling: Any,
     ) -> Job:
         if not isinstance(text, str):
@@ -231,7 +240,10 @@ class Speaker:
             allowed = ", ".join(SamplingOptions.__dataclass_fields__)
             raise TypeError(f"unknown argument {', '.join(unknown)}; sampling takes {allowed}")
         options = dataclasses.replace(self.defaults, **{k: v for k, v in sampling.items() if v is not None})
-        return Job(text, self._voice(voice, check_exaggeration(exaggeration)), options, check_seed(seed), language)
+        exaggeration = check_exaggeration(exaggeration)
+        manner = marked(text, markup, self.config, self.tokenizer, lambda named: self._voice(named, exaggeration))
+        how = (*manner, bool(breath), check_loudness(loudness))
+        return Job(text, self._voice(voice, exaggeration), options, check_seed(seed), language, *how)
 
     def generate_batch(
         self,

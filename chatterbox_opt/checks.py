@@ -89,6 +89,14 @@ def check_first_chunk(value: float) -> None:
         raise ValueError(f"first_chunk={value!r}: seconds from 0.2 to 60 are needed")
 
 
+def check_loudness(value: float | None) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, Real) or isinstance(value, bool) or not -60 <= value <= -5:
+        raise ValueError(f"loudness={value!r}: LUFS from -60 to -5 are needed, such as -20, or None")
+    return float(value)
+
+
 def one_per_text(name: str, value: Any, n: int) -> list:
     if isinstance(value, (np.ndarray, Tensor)) and value.ndim == 1 and name != "voices":
         value = value.tolist()

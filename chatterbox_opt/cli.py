@@ -1,4 +1,4 @@
-"""`chatterbox-opt say | convert | serve | pack | doctor | random-checkpoint`: the front doors from a shell."""
+"""`chatterbox-opt say | read | convert | serve | pack | doctor | random-checkpoint`: the front doors from a shell."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from .presets import PRESETS
+from .reading.command import add_arguments as add_read_arguments
+from .reading.command import aligner
+from .reading.command import run as run_read
 from .weights.files import DECODERS
 
 FAMILIES = {"english": "tts", "multilingual": "mtl", "turbo": "turbo", "nano": "nano"}
@@ -37,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("chatterbox-opt", description="Chatterbox TTS, faster.")
-    commands = top.add_subparsers(required=True, metavar="say | convert | serve | pack | doctor | random-checkpoint")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     say = commands.add_parser("say", help="speak a text into a wav file")
     say.add_argument("text", help="the text; - reads standard input")
@@ -53,7 +56,18 @@ def parser() -> argparse.ArgumentParser:
         "--stream", action="store_true",
         help="no file, but samples to standard output while they are being made: | aplay -q -f S16_LE -r 24000",
     )
+    say.add_argument("--captions", type=Path, metavar="OUT.srt", help="what is said when: .srt, .vtt or .json")
+    say.add_argument("--words", action="store_true", help="the captions' times by word; needs the extra hearing")
+    say.add_argument("--markup", action="store_true", help="heed [pause 0.8s] and other marks, see docs/long_form.md")
+    say.add_argument("--breath", action="store_true", help="pauses between pieces by punctuation")
+    say.add_argument("--loudness", type=float, metavar="LUFS", help="of every piece (EBU R 128), such as -20")
     say.set_defaults(run=run_say)
+
+    read = commands.add_parser("read", help="read a script aloud: a book, a dialogue")
+    add_read_arguments(read)
+    read.add_argument("--model", choices=MODELS, default="english", help="mini: the small one that needs no download")
+    read.add_argument("--quantize", choices=("int8", "int4"))
+    read.set_defaults(run=lambda args: run_read(args, load))
 
     convert = commands.add_parser("convert", help="speak a recording again in another voice")
     convert.add_argument("input", type=Path)
@@ -69,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
 
     for command in (say, convert):
         command.add_argument("--seed", type=int, help="the same text, voice and seed give the same audio")
-    for command in (say, convert, serve):
+    for command in (say, read, convert, serve):
         command.add_argument("--device", default="auto", help="cuda, mlx, mps or cpu; the best there is otherwise")
         command.add_argument("--dir", type=Path, help="a checkpoint folder instead of the published weights")
         command.add_argument("--no-watermark", action="store_true")
@@ -137,23 +151,55 @@ def run_say(args: argparse.Namespace) -> None:
         raise ValueError(f"--dir {args.dir}: mini comes with the package; leave out one of the two")
     if args.stream and (args.output or sys.stdout.isatty()):
         raise ValueError("--stream writes no file, but samples into a pipe: ... --stream | aplay -q -f S16_LE -r 24000")
+    if args.stream and (args.captions or args.loudness is not None):
+        raise ValueError("--stream has neither captions nor an even loudness: both need the whole")
+    if args.words and not args.captions:
+        raise ValueError("--words times the captions: say where they go, by --captions")
     output = args.output or Path("out.wav")
     if not args.stream:
         check_output(output)
+    if args.captions:
+        check_captions(args.captions)
+    align = aligner() if args.words else None
     model = load(args)
     chosen = {k: getattr(args, k) for k in ("exaggeration", "cfg_weight", "temperature")}
     options = {k: v for k, v in chosen.items() if v is not None}
     if args.model == "multilingual":
         options["language_id"] = args.lang or "en"
-    options |= {"audio_prompt_path": args.voice, "seed": args.seed}
+    options |= {"audio_prompt_path": args.voice, "seed": args.seed, "markup": args.markup, "breath": args.breath}
     if args.stream:
         from .audio.io import pcm16
 
         for chunk in model.generate_stream(text, **options):
             sys.stdout.buffer.write(pcm16(chunk))
             sys.stdout.buffer.flush()
+    elif args.captions:
+        speech = spoken_whole(model, text, align, options | {"loudness": args.loudness})
+        save(output, speech.wav, model.sr)
+        args.captions.write_text(speech.captions(args.captions.suffix.lower()), encoding="utf-8")
+        print(args.captions)
     else:
-        save(output, model.generate(text, verbose=True, **options), model.sr)
+        save(output, model.generate(text, verbose=True, loudness=args.loudness, **options), model.sr)
+
+
+def check_captions(path: Path) -> None:
+    from .captions import check_kind
+
+    check_kind(path)
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}")
+
+
+def spoken_whole(model: Any, text: str, align: Any, options: dict[str, Any]) -> Any:
+    """generate()'s sound at the same seed, with how it came about."""
+    from .pipeline import NoSpeech
+
+    renamed = {"audio_prompt_path": "voices", "seed": "seeds", "language_id": "language_ids"}
+    jobs = model.jobs([text], **{renamed.get(name, name): value for name, value in options.items()})
+    (speech,) = model.speak(jobs, verbose=True, align=align)
+    if not speech.wav.numel():
+        raise NoSpeech(text)
+    return speech
 
 
 def run_convert(args: argparse.Namespace) -> None:

@@ -74,6 +74,9 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
         verbose: bool = False,
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
+        markup: Any = False,
+        breath: bool = False,
+        loudness: float | None = None,
     ) -> Tensor:
         """(1, N) float32 on the CPU at `self.sr`. Without a `language_id` the text carries no language tag. A
         `voice` keeps the exaggeration it was prepared with unless the call gives one."""
@@ -81,6 +84,7 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
         job = self._job(
             text, voice, exaggeration, seed, language_id, repetition_penalty=repetition_penalty, min_p=min_p,
             top_p=top_p, cfg_weight=cfg_weight, temperature=temperature, max_new_tokens=max_new_tokens,
+            markup=markup, breath=breath, loudness=loudness,
         )
         how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
         return self._one(job, progress=progress, **how)

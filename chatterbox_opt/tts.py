@@ -68,6 +68,9 @@ class OptimizedChatterboxTTS(Speaker):
         verbose: bool = False,
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
+        markup: Any = False,
+        breath: bool = False,
+        loudness: float | None = None,
     ) -> Tensor:
         """(1, N) float32 on the CPU at `self.sr`. `max_chars=None` speaks a long text in one go, as upstream does. A
         `voice` keeps the exaggeration it was prepared with unless the call gives one."""
@@ -75,6 +78,7 @@ class OptimizedChatterboxTTS(Speaker):
         job = self._job(
             text, voice, exaggeration, seed, repetition_penalty=repetition_penalty, min_p=min_p, top_p=top_p,
             cfg_weight=cfg_weight, temperature=temperature, max_new_tokens=max_new_tokens,
+            markup=markup, breath=breath, loudness=loudness,
         )
         how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
         return self._one(job, progress=progress, **how)

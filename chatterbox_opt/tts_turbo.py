@@ -104,12 +104,16 @@ class OptimizedChatterboxTurboTTS(Speaker):
         verbose: bool = False,
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
+        markup: Any = False,
+        breath: bool = False,
+        loudness: float | None = None,
     ) -> Tensor:
         """(1, N) float32 on the CPU at `self.sr`. `cfg_weight`, `exaggeration` and `min_p` have no effect here."""
         voice = self._heard(voice, audio_prompt_path, exaggeration, norm_loudness=norm_loudness)
         job = self._job(
             text, voice, exaggeration, seed, repetition_penalty=repetition_penalty, min_p=min_p, top_p=top_p,
             cfg_weight=cfg_weight, temperature=temperature, top_k=top_k, max_new_tokens=max_new_tokens,
+            markup=markup, breath=breath, loudness=loudness,
         )
         how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
         return self._one(job, progress=progress, **how)

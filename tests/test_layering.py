@@ -22,24 +22,32 @@ LAYERS = {
     "checks": {"config"},
     "progress": set(),
     "switches": {"config", "options", "presets", "engine", "weights"},
-    "streaming": {"config", "audio", "engine", "voice"},
+    "captions": set(),
+    "speech": {"captions", "config", "engine"},
+    "marks": {"config", "text", "voice"},
+    "align": {"config", "audio"},
+    "streaming": {"config", "audio", "engine", "speech", "voice"},
     "mlx": {"config", "options", "models", "engine"},
     "executor": {"config", "options", "models", "engine", "weights", "mlx"},
-    "pipeline": {"config", "options", "text", "voice", "engine", "audio", "models", "streaming", "executor"},
 }
+LAYERS["pipeline"] = LAYERS["streaming"] | {"options", "text", "models", "streaming", "executor"}
 LAYERS["packing"] = {
     "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "__version__",
 }
 LAYERS["base"] = LAYERS["pipeline"] | {
-    "weights", "checks", "pipeline", "progress", "presets", "switches", "packing", "executor",
+    "marks", "weights", "checks", "pipeline", "progress", "presets", "switches", "packing", "executor",
 }
 DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}
 LAYERS["upstream"] = set(LAYERS["base"]) | DOORS | {"base"}
+LAYERS["reading"] = {"options", "config", "checks", "audio", "text", "captions", "speech", "align", "__version__"}
 LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "__version__"} | DOORS
 LAYERS["doctor"] = {"options", "config", "engine", "pipeline", "weights", "__version__"} | DOORS
-LAYERS["cli"] = {"options", "checks", "presets", "config", "audio", "weights", "serve", "packing", "doctor"} | DOORS
+LAYERS["cli"] = {
+    "options", "checks", "presets", "config", "audio", "weights", "serve", "packing", "doctor", "captions", "pipeline",
+    "reading",
+} | DOORS
 LAYERS["__main__"] = {"cli"}
 LAYERS["__init__"] = set(LAYERS["base"]) | DOORS | {"base"}
 
