@@ -20,6 +20,7 @@ LAYERS = {
     "audio": {"config", "models"},
     "voice": {"config", "models", "audio"},
     "checks": {"config"},
+    "files": set(),
     "progress": set(),
     "switches": {"config", "options", "presets", "engine", "weights"},
     "streaming": {"config", "audio", "engine", "voice"},
@@ -30,8 +31,9 @@ DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}
 LAYERS["upstream"] = set(LAYERS["base"]) | DOORS | {"base"}
-LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "__version__"} | DOORS
-LAYERS["cli"] = {"options", "presets", "config", "audio", "weights", "serve"} | DOORS
+LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "files", "__version__"} | DOORS
+LAYERS["scale"] = {"files", "serve"}
+LAYERS["cli"] = {"options", "presets", "config", "audio", "weights", "serve", "scale"} | DOORS
 LAYERS["__main__"] = {"cli"}
 LAYERS["__init__"] = set(LAYERS["base"]) | DOORS | {"base"}
 
