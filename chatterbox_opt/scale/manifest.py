@@ -17,7 +17,7 @@ class Manifest:
     """Of one writer at a time. A line of the manifest is written behind its file, so what it names is there."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        """`settings`: whatever changes the sound of all rows; a folder keeps those that it was begun with."""
+        """`settings`: the `format`, and whatever else changes all rows; a folder keeps those that it was begun with."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._made = open(folder / MADE, "ab+")  # noqa: SIM115  closed by close()
@@ -30,8 +30,9 @@ class Manifest:
         except BaseException:
             self._made.close()
             raise
-        for path in folder.rglob("*" + PART):  # of a run that was ended in mid-write
-            path.unlink(missing_ok=True)
+        for name in (f"*.{settings['format']}", "shard-*.tar", FAILED):  # of a run that was ended in mid-write
+            for path in folder.rglob(name + PART):
+                path.unlink(missing_ok=True)
 
     def left(self, rows: Iterable[Row]) -> list[Row]:
         """Those that are not made yet. Raises where an id stands for another text than it did."""
