@@ -1,4 +1,4 @@
-"""`chatterbox-opt say | read | convert | serve | pack | doctor | random-checkpoint`: the front doors from a shell."""
+"""`chatterbox-opt say | read | convert | serve | batch | pack | doctor | random-checkpoint`, from a shell."""
 
 from __future__ import annotations
 
@@ -79,11 +79,15 @@ def parser() -> argparse.ArgumentParser:
     add_serve_arguments(serve)
     serve.set_defaults(run=run_serve)
 
+    batch = commands.add_parser("batch", help="speak a table of texts into a folder, and go on where that was left")
+    add_batch_arguments(batch)
+    batch.set_defaults(run=run_batch)
+
     add_pack_command(commands)
 
     for command in (say, convert):
         command.add_argument("--seed", type=int, help="the same text, voice and seed give the same audio")
-    for command in (say, read, convert, serve):
+    for command in (say, read, convert, serve, batch):
         command.add_argument("--device", default="auto", help="cuda, mlx, mps or cpu; the best there is otherwise")
         command.add_argument("--dir", type=Path, help="a checkpoint folder instead of the published weights")
         command.add_argument("--no-watermark", action="store_true")
@@ -139,6 +143,17 @@ def add_serve_arguments(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--allow-origin", action="append", default=[], help="of a page elsewhere; may be repeated")
     serve.add_argument("--wyoming", type=int, metavar="PORT", help="speak Home Assistant's protocol too")
     serve.add_argument("--drain-seconds", type=float, default=120, help="to finish what was accepted, after SIGTERM")
+
+
+def add_batch_arguments(batch: argparse.ArgumentParser) -> None:
+    batch.add_argument("input", type=Path, help="rows of text, id, voice, seed, ...: .jsonl, .csv or .parquet")
+    batch.add_argument("-o", "--output", type=Path, required=True, help="the folder of the sound and its manifest")
+    batch.add_argument("--model", choices=MODELS, default="english", help="mini: the small one that needs no download")
+    batch.add_argument("--quantize", choices=("int8", "int4"))
+    batch.add_argument("--format", choices=("flac", "mp3", "wav"), default="flac")
+    batch.add_argument("--shard", type=int, metavar="ROWS", help="WebDataset tar files of so many rows instead")
+    batch.add_argument("--voice", type=Path, help="a recording, or a saved voice, for rows that name none")
+    batch.add_argument("--lang", help="language of --model multilingual, such as fr, for rows that name none")
 
 
 def run_say(args: argparse.Namespace) -> None:
@@ -246,6 +261,30 @@ def run_doctor(args: argparse.Namespace) -> int:
     device = usable_device(best_device() if args.device == "auto" else args.device)
     device = "mps" if device == "mlx" else device  # what is examined is torch's
     return examine(device, args.model, args.quick, args.json, args.markdown)
+
+
+def run_batch(args: argparse.Namespace) -> None:
+    from .scale.batch import speak_table
+    from .scale.rows import read_rows
+    from .scale.speaking import speak
+
+    if args.lang and args.model != "multilingual":
+        raise ValueError(f"--lang {args.lang} needs --model multilingual; {args.model} speaks English")
+    if args.dir and args.model == "mini":
+        raise ValueError(f"--dir {args.dir}: mini comes with the package; leave out one of the two")
+    language = (args.lang or "en") if args.model == "multilingual" else None
+    common = {"voice": args.voice and str(args.voice.absolute()), "language_id": language}
+    rows = read_rows(args.input, {name: value for name, value in common.items() if value is not None})
+    settings = {name: getattr(args, name) for name in ("model", "quantize", "preset", "decoder", "no_watermark")}
+    settings["dir"] = args.dir and str(args.dir.absolute())
+
+    def outcomes(left: Sequence[Any]) -> Any:
+        return speak(load(args), left, args.format)
+
+    done = speak_table(rows, args.output, outcomes, args.format, shard=args.shard, settings=settings)
+    print(f"{args.output}: {done.made} made, {done.before} there before; {done.seconds:.1f} s of speech")
+    if done.failed:
+        raise ValueError(f"{done.failed} of {done.rows} rows failed: {args.output / 'failures.jsonl'} says why")
 
 
 def run_random(args: argparse.Namespace) -> None:

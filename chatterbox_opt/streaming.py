@@ -158,3 +158,8 @@ class SpeechStream:
     def stops(self) -> list[str | None]:
         """Why each piece ended: "eos" | "limit" | "guard"."""
         return [u.stopped for u in self._call.utterances]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Spent on each stage, shared with whoever was served beside it."""
+        return dict(self._call.seconds)

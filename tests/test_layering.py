@@ -20,6 +20,7 @@ LAYERS = {
     "audio": {"config", "models"},
     "voice": {"config", "models", "audio"},
     "checks": {"config"},
+    "files": set(),
     "progress": set(),
     "switches": {"config", "options", "presets", "engine", "weights"},
     "captions": set(),
@@ -42,11 +43,12 @@ for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}
 LAYERS["upstream"] = set(LAYERS["base"]) | DOORS | {"base"}
 LAYERS["reading"] = {"options", "config", "checks", "audio", "text", "captions", "speech", "align", "__version__"}
-LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "__version__"} | DOORS
+LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "files", "__version__"} | DOORS
+LAYERS["scale"] = {"files", "serve"}
 LAYERS["doctor"] = {"options", "config", "engine", "pipeline", "weights", "__version__"} | DOORS
 LAYERS["cli"] = {
     "options", "checks", "presets", "config", "audio", "weights", "serve", "packing", "doctor", "captions", "pipeline",
-    "reading",
+    "reading", "scale",
 } | DOORS
 LAYERS["__main__"] = {"cli"}
 LAYERS["__init__"] = set(LAYERS["base"]) | DOORS | {"base"}
