@@ -27,7 +27,8 @@ Layout = dict[str, Shape]
 
 BATCH_COUNT = ".num_batches_tracked"  # the only keys that are int64; a BatchNorm's history, unused
 MIXER = "time_embed_mixer.weight"  # what only a meanflow decoder has
-MEANFLOW_KEY = f"flow.decoder.estimator.{MIXER}"
+ESTIMATOR = "flow.decoder.estimator."
+MEANFLOW_KEY = ESTIMATOR + MIXER
 COMPUTED = ("tokenizer._mel_filters", "tokenizer.window")  # of s3gen: constants, so files without them are whole
 
 

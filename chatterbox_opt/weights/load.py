@@ -79,15 +79,20 @@ def weight_files(
     names, out = FILES[family], {}
     if family != "vc":
         out = {"t3": _find_t3(folder, names["t3"], t3_file), "ve": _find(folder, names["ve"])}
-    return out | {"s3gen": _find_decoder(folder, decoder, family)}
+    out["s3gen"] = _find_decoder(folder, decoder, family)
+    beneath = _beneath(out["s3gen"])
+    return out | ({} if beneath is None else {"beneath": beneath})
 
 
 def load_decoder(
     folder: Path, decoder: str | Path | None, family: str, config: ModelConfig, device: torch.device
 ) -> tuple[S3Gen, ModelConfig]:
     """S3Gen of a file, and the config it makes of the model's: any family's T3 may speak through the other's decoder,
-    their tokens are the same."""
-    source = Source(_find_decoder(folder, decoder, family))
+    their tokens are the same. A file of nothing but an estimator's tensors says what differs from the S3Gen beside it.
+    """
+    source = Source(file := _find_decoder(folder, decoder, family))
+    if (beneath := _beneath(file)) is not None:
+        source.lay_over(Source(beneath))
     if decoder is not None:
         flow = dataclasses.replace(config.flow, meanflow=layout.MEANFLOW_KEY in source.shapes)
         config = dataclasses.replace(config, flow=flow)
@@ -191,7 +196,7 @@ class Source:
     """A file of tensors: safetensors, or a .pt of a state dict, bare or as {"model": [state]}."""
 
     def __init__(self, path: Path) -> None:
-        self.name, self.path, self.state = str(path), path, None
+        self.name, self.path, self.state, self.base = str(path), path, None, None
         if path.suffix == ".safetensors":
             self.entries = safefile.read_header(path)
             self.shapes = {key: entry.shape for key, entry in self.entries.items()}
@@ -201,6 +206,10 @@ class Source:
     def _take(self, state: dict[str, Tensor]) -> None:
         self.state = state
         self.shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+    def lay_over(self, base: Source) -> None:
+        """What this one lacks is that of `base`."""
+        self.base, self.shapes = base, base.shapes | self.shapes
 
     def check(self, wanted: layout.Layout, optional: Callable[[str], bool]) -> None:
         """Name every misfit before anything is read."""
@@ -219,13 +228,17 @@ class Source:
 
     def read(self, dtype: torch.dtype, device: torch.device, keys: Iterable[str]) -> dict[str, Tensor]:
         """Cast and moved as it comes, so that no more than one tensor exists twice."""
-        keys = [k for k in keys if k in self.shapes]
+        keys, lent = [k for k in keys if k in self.shapes], {}
+        if self.base is not None:
+            own = self.entries if self.state is None else self.state
+            lent = self.base.read(dtype, device, [k for k in keys if k not in own])
+            keys = [k for k in keys if k in own]
         if self.state is None:
             keys.sort(key=lambda key: self.entries[key].start)
             pairs: Iterable = ((k, self._read(k, dtype, device)) for k in keys)
         else:  # a pickle is in memory whole; each tensor is let go when it has been taken
             pairs = ((k, self.state.pop(k)) for k in keys)
-        return {k: t.detach().to(device, dtype if t.is_floating_point() else None) for k, t in pairs}
+        return lent | {k: t.detach().to(device, dtype if t.is_floating_point() else None) for k, t in pairs}
 
     def _read(self, key: str, dtype: torch.dtype, device: torch.device) -> Tensor:
         """In memory of its own; or, of what is copied anyway, the file's pages."""
@@ -239,7 +252,7 @@ def _as_source(source: Source | dict[str, Tensor]) -> Source:
     if isinstance(source, Source):
         return source
     out = Source.__new__(Source)
-    out.name = "the model given"
+    out.name, out.base = "the model given", None
     out._take(dict(source))
     return out
 
@@ -275,6 +288,13 @@ def _find_decoder(folder: Path, decoder: str | Path | None, family: str) -> Path
             f"fetches it, and decoder= takes its path as well; the folder holds {_listing(folder)}"
         )
     return _find(folder, name)
+
+
+def _beneath(decoder: Path) -> Path | None:
+    """The S3Gen that an estimator by itself lies beside."""
+    names = safefile.read_header(decoder) if decoder.suffix == ".safetensors" else ()
+    alone = names and all(name.startswith(layout.ESTIMATOR) for name in names)
+    return _find(decoder.parent, FILES["tts"]["s3gen"]) if alone else None
 
 
 def _find(folder: Path, name: str) -> Path:

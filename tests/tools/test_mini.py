@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
 import pytest
 import torch
 
 from chatterbox_opt.config import SPEECH_CODES, START_TEXT
+from chatterbox_opt.engine.mel import MelJob
 from chatterbox_opt.text.tokenizer import EnTokenizer
 from chatterbox_opt.weights import keymap
+from chatterbox_opt.weights.files import MEANFLOW, MINI
 from chatterbox_opt.weights.load import load_folder
-from tools.mini import book, codes, common, evaluate, flow, lexicon, reading, t3, tokenizer, vocabulary, vocoder
+from tools.mini import book, codes, common, distil, evaluate, flow, lexicon, reading, t3, tokenizer, vocabulary, vocoder
 from tools.mini.sentences import everyday, number, split
 from tools.mini.sizes import CONFIG, LIMIT
 
@@ -153,6 +156,90 @@ def test_the_asset_loads_and_speaks(work) -> None:
     assert speaker.mel(torch.tensor([1, 2, 3, 4])).shape == (80, 8)
     wav = speaker.model.generate("Hello.", seed=0, max_new_tokens=12, n_cfm_timesteps=2)
     assert torch.isfinite(wav).all()
+
+
+@pytest.fixture(scope="module")
+def distilled(work, tmp_path_factory):
+    """A work folder with trajectories and a decoder of a few steps, made from the package's own model."""
+    folder = tmp_path_factory.mktemp("distil")
+    asset = shutil.copytree(MINI, folder / "asset")
+    (asset / MEANFLOW).unlink(missing_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distil, "corpus", lambda seed: (["Come in, please.", "It is here."], ["Hello there."]))
+        distil.main(["--work", str(folder), "--device", "cpu", "--steps", "3", "--batch", "2"])
+    return folder
+
+
+def test_what_is_taught_is_what_the_engine_says(distilled) -> None:
+    """The end is the mel of ten guided steps, of a sentence and of what goes on from inside; the middle lies between
+    the two states around it."""
+    teacher = distil.Teacher(distilled / "asset")
+    tokens = teacher.spoken(["Come in, please."], 3)[0]
+    kept = teacher.example(tokens, 1)
+    begun = tokens[:8], kept["end"][30:46].float().mT
+    for item, job in ((kept, (tokens, None)), (teacher.example(tokens[8:], 2, begun), (tokens[8:], begun))):
+
+        class Same:
+            def normal(self, shape, noise=item["noise"]):
+                return noise.float().mT[None]
+
+        mel = MelJob(job[0], teacher.gen, Same(), said=job[1])
+        (said,) = teacher.model.pipeline.mel.render([mel])
+        assert (said.mT - item["end"][len(item["prompt"]) :].float()).abs().max() < 0.05, "half precision lies between"
+    span, states = distil.time_span(10, False), []
+    euler = teacher.flow.euler
+    teacher.flow.euler = lambda *args: states.append(euler(*args)) or states[-1]
+    middle = teacher.solve(kept, 10)[0]
+    assert span[6] < 0.5 < span[7]
+    share = (0.5 - span[6]) / (span[7] - span[6])
+    assert torch.allclose(middle, torch.lerp(states[5], states[6], share)[0])
+
+
+def test_some_sentences_are_also_gone_on_with(distilled) -> None:
+    items = distil.read(distilled, "train")
+    prompts = [len(item["prompt"]) for item in items]
+    assert len(items) > prompts.count(30) == 2
+    assert all(len(i["prompt"]) < len(i["mu"]) == len(i["noise"]) == len(i["end"]) for i in items)
+
+
+def test_the_student_begins_as_the_flow_and_is_what_is_loaded(distilled) -> None:
+    asset = distilled / "asset"
+    teacher, model = distil.Teacher(asset), distil.Model(asset)
+    batch = distil.collate(distil.read(distilled, "test")[:1])
+    own = torch.ones(1, dtype=torch.bool)
+    estimator = teacher.flow.decoder.estimator
+    with torch.no_grad():
+        first, middle, second = model(batch, teacher.speaker, own)
+        known = estimator.constant(batch["mu"], teacher.speaker, batch["prompt"])
+        wanted = estimator(batch["noise"], estimator.time_table(torch.tensor([0.0, 1.0]))[0], known)
+    assert (first - wanted).abs().max() < 1e-4, "untaught it is the flow without guidance"
+    model.load_state_dict(torch.load(distilled / "distil.pt", weights_only=True)["net"])
+    loaded = load_folder(asset, "tts", torch.device("cpu"), torch.float32, decoder="meanflow")
+    assert loaded.config.flow.meanflow
+    net = loaded.s3gen.flow
+    with torch.no_grad():
+        _, middle, second = model(batch, teacher.speaker, own)
+        end, x = middle + 0.5 * second, batch["noise"]
+        conditions = net.conditions(batch["mu"], teacher.speaker, batch["prompt"])
+        for time in net.decoder.estimator.time_table(distil.SPAN):
+            x = net.euler(x, time, torch.tensor(0.5), conditions)
+    assert (x - end).abs().max() < 0.02, "half precision lies between them"
+    assert sum(f.stat().st_size for f in asset.iterdir()) <= LIMIT
+
+
+def test_rows_of_unlike_lengths_are_taught_what_each_alone_is(distilled) -> None:
+    items = distil.read(distilled, "train")
+    teacher, model = distil.Teacher(distilled / "asset"), distil.Model(distilled / "asset")
+    item = min(items, key=lambda i: len(i["mu"]))
+    other = max(items, key=lambda i: len(i["mu"]))
+    assert len(item["mu"]) < len(other["mu"])
+    own = torch.tensor([True, False])
+    with torch.no_grad():
+        both = model(distil.collate([item, other]), teacher.speaker, own)
+        alone = model(distil.collate([item]), teacher.speaker, own[:1])
+    for a, b in zip(alone, both):
+        assert (a[0] - b[0, : a.shape[1]]).abs().max() < 1e-3
+    assert torch.equal(both[1][1], distil.collate([other])["middle"][0]), "where the flow is"
 
 
 def test_training_sees_the_logits_that_sampling_sees(work) -> None:

@@ -9,7 +9,8 @@ import safetensors.torch
 import torch
 
 from chatterbox_opt.config import MODELS
-from chatterbox_opt.weights import safefile
+from chatterbox_opt.weights import layout, safefile
+from chatterbox_opt.weights.files import MEANFLOW
 from chatterbox_opt.weights.load import load_folder
 from chatterbox_opt.weights.random_init import write_checkpoint
 
@@ -110,6 +111,28 @@ def test_turbos_decoder_under_english(folders):
     a, b, c = (m.pipeline.render([tokens], usual.conds, 3) for m in (mixed, turbo, usual))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+def test_a_decoder_of_an_estimator_alone(tmp_path):
+    """It says what differs; the rest is that of the S3Gen it lies beside, wherever it is asked for from."""
+    folder, elsewhere = (write_checkpoint(tmp_path / n, "tts", seed=i, decoder="meanflow") for i, n in enumerate("ab"))
+    file = folder / MEANFLOW
+    whole, base = safetensors.torch.load_file(file), safetensors.torch.load_file(folder / "s3gen.safetensors")
+    time = f"{layout.ESTIMATOR}time_mlp."
+    part = {k: v for k, v in whole.items() if k.startswith(layout.ESTIMATOR) and not k.startswith(time)}
+    part[layout.MEANFLOW_KEY] = torch.eye(256, 512).to(torch.float8_e4m3fn)  # ones and zeros need no more
+    safetensors.torch.save_file(part, file)
+    reference = tmp_path / "whole.safetensors"
+    safetensors.torch.save_file(base | {k: v.to(torch.float32) for k, v in part.items()}, reference)
+    wanted = load(folder, decoder=reference)
+    assert wanted.config.flow.meanflow
+    for got in (load(folder, decoder="meanflow"), load(elsewhere, decoder=file)):
+        assert got.config == wanted.config
+        assert same(got.s3gen, wanted.s3gen)
+    assert not same(load(folder).s3gen.flow.decoder.estimator.up, wanted.s3gen.flow.decoder.estimator.up)
+    (folder / "s3gen.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no s3gen\.safetensors"):
+        load(elsewhere, decoder=file)
 
 
 def test_a_pack_names_its_t3_as_it_likes(folders, tmp_path):

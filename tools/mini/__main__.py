@@ -1,11 +1,11 @@
-"""python -m tools.mini STAGE [options]: data tokenizer t3 flow vocoder export eval, in this order."""
+"""python -m tools.mini STAGE [options]: data tokenizer t3 flow vocoder export distil eval, in this order."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-STAGES = ("data", "tokenizer", "t3", "flow", "vocoder", "export", "eval")
+STAGES = ("data", "tokenizer", "t3", "flow", "vocoder", "export", "distil", "eval")
 MODULES = {"eval": "evaluate"}
 
 

@@ -84,6 +84,12 @@ def read(
     return out
 
 
+def write(value: Any, file: Path) -> None:
+    part = file.with_suffix(".part")
+    torch.save(value, part)
+    part.replace(file)  # a run killed while writing leaves the last whole one
+
+
 def own(value: Any) -> Any:
     return value.clone() if torch.is_tensor(value) else value
 
@@ -134,9 +140,7 @@ class Trainer:
     def save(self, spent: float) -> None:
         state = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
                  "spent": self.spent + spent}
-        part = self.file.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(self.file)  # a run killed while writing leaves the last whole checkpoint
+        write(state, self.file)
 
 
 def average(values: list[float]) -> float:

@@ -97,7 +97,5 @@ def write(file: Path, voice: Any, texts: list[str], clock: common.Clock) -> bool
             item = speak(voice, text)
         if item is not None:
             done.append(item)
-    part = file.with_suffix(".part")
-    torch.save(done, part)
-    part.replace(file)
+    common.write(done, file)
     return True
