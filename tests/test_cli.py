@@ -124,7 +124,6 @@ def test_convert(folder, tmp_path):
         (["say", "Hi.", "--dir", "nowhere", "--device", "cpu"], "nowhere"),
         (["say", "Hi.", "--device", "abacus", "--dir", "."], "abacus"),
         (["say", "Hi.", "--lang", "fr"], "multilingual"),
-        (["say", "Hi.", "--model", "mini", "--device", "cpu", "--decoder", "meanflow"], "s3gen_meanflow.safetensors"),
         (["say", "Hi.", "--model", "mini", "--device", "cpu", "--decoder", "quick"], "standard, meanflow"),
         (["convert", "missing.wav", "--dir", "nowhere", "--device", "cpu"], "nowhere"),
         (["say", "Hi.", "--dir", "nowhere", "-o", "no/folder.wav"], "no/folder.wav"),
@@ -156,7 +155,7 @@ def test_a_checkpoint_is_not_written_over(folder, capsys):
     assert before == {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}
 
 
-def test_presets_and_decoders(tmp_path, monkeypatch):
+def test_presets_and_decoders(tmp_path, monkeypatch, capsys):
     from chatterbox_opt.tts import OptimizedChatterboxTTS
 
     folder = tmp_path / "model"
@@ -174,6 +173,9 @@ def test_presets_and_decoders(tmp_path, monkeypatch):
     assert [m.config.flow.meanflow for m in models] == [False, True, True, False]
     assert [m.options.quantize for m in models] == [None, None, "int8", "int8"]
     assert [m.options.flow_steps for m in models] == [None, None, None, 6]
+    (folder / "s3gen_meanflow.safetensors").unlink()
+    assert main([*say, "--decoder", "meanflow"]) == 1
+    assert "s3gen_meanflow.safetensors" in capsys.readouterr().err
 
 
 def test_a_packed_checkpoint_is_spoken_with(folder, tmp_path, capsys):

@@ -92,8 +92,20 @@ def test_names_and_paths_are_one_mechanism(folders, plain):
 def test_a_missing_decoder_is_named(plain, door):
     with pytest.raises(FileNotFoundError, match=rf"{MEANFLOW}.*from_pretrained.*holds.*s3gen\.safetensors"):
         DOORS[door].from_local(plain, "cpu", decoder="meanflow")
-    with pytest.raises(FileNotFoundError, match=MEANFLOW):
-        OptimizedChatterboxTTS.from_mini(decoder="meanflow")
+
+
+def test_minis_decoder_of_two_steps_differs_in_the_estimator_alone():
+    ten, two = (OptimizedChatterboxTTS.from_mini(decoder=d, enable_watermark=False) for d in (None, "meanflow"))
+    assert (ten.config.flow.meanflow, two.config.flow.meanflow) == (False, True)
+    a, b = ten.s3gen.state_dict(), two.s3gen.state_dict()
+    assert set(b) - set(a) == {"flow.decoder.estimator.time_embed_mixer.weight"}
+    changed = {k for k in a if not torch.equal(a[k], b[k])}
+    assert changed
+    assert all(k.startswith("flow.decoder.estimator.") and "time_mlp" not in k for k in changed)
+    tokens = two.generate_tokens("Hello there.", seed=1)
+    assert torch.equal(tokens, ten.generate_tokens("Hello there.", seed=1))
+    assert solved(two) == [2]
+    assert solved(ten) == [10], "unasked it is the flow itself"
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -168,8 +180,10 @@ def test_off_the_cpu_t3_stays_as_it_is():
 def test_nano_and_mini(folders):
     nano = OptimizedChatterboxTurboTTS.from_local(folders["nano"], "cpu", nano=True, preset="fast")
     assert (nano.options.quantize, nano.options.flow_steps) == ("int8", None)
-    mini = OptimizedChatterboxTTS.from_mini(preset="fast")
-    assert (mini.options.quantize, mini.options.flow_steps, mini.config.flow.meanflow) == ("int8", 6, False)
+    for decoder, steps in ((None, None), ("standard", 6)):
+        mini = OptimizedChatterboxTTS.from_mini(preset="fast", decoder=decoder)
+        assert (mini.options.quantize, mini.options.flow_steps) == ("int8", steps)
+        assert mini.config.flow.meanflow == (decoder is None)
 
 
 def test_the_exact_preset_is_the_exact_mode(folders):

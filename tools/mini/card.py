@@ -13,7 +13,7 @@ from . import common
 from .lexicon import WORDS
 from .sentences import LONGEST
 
-TRAINED = ("t3", "flow", "vocoder", "tokenizer")
+TRAINED = ("t3", "flow", "vocoder", "tokenizer", "distil")
 WHAT = {
     "teacher": "the teacher's recording",
     "griffin": "its mel, through Griffin-Lim",
@@ -21,6 +21,7 @@ WHAT = {
     "flow": "its codes, through flow and Griffin-Lim",
     "t3": "codes from text, through flow and Griffin-Lim",
     "whole": "what a user hears",
+    "two": 'the same with `decoder="meanflow"`',
 }
 CARD = """# Chatterbox mini
 
@@ -37,6 +38,9 @@ an optimisation does to words.
 (giving it a recording is an error), reads numbers digit by digit, knows no abbreviations, and has to guess how a word
 is said that its list of {words:,} frequent ones lacks. Texts of more than {longest} letters are spoken in pieces.
 `exaggeration` changes nothing that is meant.
+
+`decoder="meanflow"`, and with it `preset="fast"`, takes two steps of a decoder distilled from the flow's ten: it holds
+`s3gen_meanflow.safetensors`, the estimator alone, and shares the rest with `s3gen.safetensors`.
 
 ## How it was made
 

@@ -2,12 +2,13 @@
 
 teacher: its recording. griffin: its mel through Griffin-Lim. vocoder: its mel through the vocoder. flow: its codes
 through the flow and Griffin-Lim. t3: codes from text through the flow and Griffin-Lim. whole: what a user hears.
-All of them together write the model card as well.
+two: that, with the decoder of two steps. All of them together write the model card as well.
 """
 
 from __future__ import annotations
 
 import sys
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from .export import conditionals
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
 from metrics import Listener, edits, word_error_rate
 
-MODES = ("teacher", "griffin", "vocoder", "flow", "t3", "whole")
+HEARD = ("whole", "two")
+MODES = ("teacher", "griffin", "vocoder", "flow", "t3", *HEARD)
 ROUNDS = 40  # of Griffin-Lim
 
 
@@ -43,15 +45,23 @@ def griffin_lim(mel: Tensor) -> Tensor:
     return torch.istft(spectrum, 1920, 480, window=window, length=480 * mel.shape[1])
 
 
+def plain(folder: Path, **how: Any) -> OptimizedChatterboxTTS:
+    return OptimizedChatterboxTTS.from_local(
+        folder, "cpu", enable_compilation=False, use_mixed_precision=False, enable_watermark=False, **how
+    )
+
+
 class Speaker:
     """The exported asset, stage by stage."""
 
     def __init__(self, folder: Path, work: Path, steps: int) -> None:
-        self.model = OptimizedChatterboxTTS.from_local(
-            folder, "cpu", enable_compilation=False, use_mixed_precision=False, enable_watermark=False
-        )
+        self.folder, self.model = folder, plain(folder)
         self.gen, self.steps, self.book = conditionals(work)["gen"], steps, Book.at(work)
-        self.ended: list[bool] = []  # by itself, within twice the teacher's time: one for each whole call
+        self.ended: list[bool] = []  # by itself, within twice the teacher's time: one for each call of a mode
+
+    @cached_property
+    def two(self) -> OptimizedChatterboxTTS:
+        return plain(self.folder, decoder="meanflow")
 
     def tokens(self, text: str, seed: int) -> Tensor:
         (job,) = self.model.jobs([text], seeds=[seed])
@@ -104,7 +114,8 @@ def sound(mode: str, item: dict[str, Any], speaker: Speaker | None, seed: int) -
         return griffin_lim(speaker.mel(speaker.book.write(pairs, torch.zeros_like(pairs))))
     if mode == "t3":
         return griffin_lim(speaker.mel(speaker.tokens(item["text"], seed)))
-    (speech,) = speaker.model.speak(speaker.model.jobs([item["text"]], seeds=seed))
+    model = speaker.two if mode == "two" else speaker.model
+    (speech,) = model.speak(model.jobs([item["text"]], seeds=seed))
     in_time = speech.wav.shape[1] <= 2 * len(item["wav"])
     speaker.ended.append(speech.stops == ["eos"] and in_time)
     return speech.wav[0]
@@ -134,7 +145,10 @@ def main(argv: list[str]) -> None:
             if args.keep:
                 args.keep.mkdir(parents=True, exist_ok=True)
                 write_wav(args.keep / f"{mode}-{i:02d}.wav", wav, 24_000)
-        more = {"ended": common.average(speaker.ended)} if mode == "whole" else {}
+        more = {}
+        if mode in HEARD:
+            more["ended"] = common.average(speaker.ended)
+            speaker.ended.clear()
         if mode == "t3":
             more["phones"] = phone_error_rate(items, speaker, args.seed)
         common.log("eval", args, mode=mode, sentences=len(items), wer=word_error_rate(pairs), **more)
