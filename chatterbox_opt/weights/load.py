@@ -21,7 +21,8 @@ from ..models.s3gen import S3Gen
 from ..models.t3 import T3
 from ..models.voice_encoder import VoiceEncoder
 from . import keymap, layout, safefile
-from .files import FILES, MEANFLOW, OPTIONAL, decoder_file, has_meanflow
+from .files import FILES, OPTIONAL
+from .find import beneath, find, find_decoder, find_t3
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +79,10 @@ def weight_files(
     """The file of each network."""
     names, out = FILES[family], {}
     if family != "vc":
-        out = {"t3": _find_t3(folder, names["t3"], t3_file), "ve": _find(folder, names["ve"])}
-    out["s3gen"] = _find_decoder(folder, decoder, family)
-    beneath = _beneath(out["s3gen"])
-    return out | ({} if beneath is None else {"beneath": beneath})
+        out = {"t3": find_t3(folder, names["t3"], t3_file), "ve": find(folder, names["ve"])}
+    out["s3gen"] = find_decoder(folder, decoder, family)
+    base = beneath(out["s3gen"])
+    return out | ({} if base is None else {"beneath": base})
 
 
 def load_decoder(
@@ -90,9 +91,9 @@ def load_decoder(
     """S3Gen of a file, and the config it makes of the model's: any family's T3 may speak through the other's decoder,
     their tokens are the same. A file of nothing but an estimator's tensors says what differs from the S3Gen beside it.
     """
-    source = Source(file := _find_decoder(folder, decoder, family))
-    if (beneath := _beneath(file)) is not None:
-        source.lay_over(Source(beneath))
+    source = Source(file := find_decoder(folder, decoder, family))
+    if (base := beneath(file)) is not None:
+        source.lay_over(Source(base))
     if decoder is not None:
         flow = dataclasses.replace(config.flow, meanflow=layout.MEANFLOW_KEY in source.shapes)
         config = dataclasses.replace(config, flow=flow)
@@ -269,46 +270,3 @@ def _unpickle(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"{path} holds no state dict")
     return state
-
-
-def _find_t3(folder: Path, usual: str, chosen: str | Path | None) -> Path:
-    """The file that was asked for, the family's own, or the only one there is: packs name theirs as they like."""
-    if chosen:
-        return _find(folder, str(chosen))
-    others = sorted(folder.glob("t3_*.safetensors"))
-    own = any((folder / usual).with_suffix(suffix).is_file() for suffix in (".safetensors", ".pt"))
-    return others[0] if len(others) == 1 and not own else _find(folder, usual)
-
-
-def _find_decoder(folder: Path, decoder: str | Path | None, family: str) -> Path:
-    name = decoder_file(decoder, FILES[family]["s3gen"])
-    if name == MEANFLOW != FILES[family]["s3gen"] and not has_meanflow(folder):
-        raise FileNotFoundError(
-            f"decoder='meanflow' needs {MEANFLOW}, which Turbo is published with, in {folder}; from_pretrained() "
-            f"fetches it, and decoder= takes its path as well; the folder holds {_listing(folder)}"
-        )
-    return _find(folder, name)
-
-
-def _beneath(decoder: Path) -> Path | None:
-    """The S3Gen that an estimator by itself lies beside."""
-    names = safefile.read_header(decoder) if decoder.suffix == ".safetensors" else ()
-    alone = names and all(name.startswith(layout.ESTIMATOR) for name in names)
-    return _find(decoder.parent, FILES["tts"]["s3gen"]) if alone else None
-
-
-def _find(folder: Path, name: str) -> Path:
-    """The file, or its twin: safetensors are preferred, .pt is taken where there is nothing else."""
-    path = Path(name) if Path(name).is_absolute() else folder / name
-    twins = [path.with_suffix(s) for s in (".safetensors", ".pt")] if path.suffix in (".safetensors", ".pt") else [path]
-    for candidate in twins:
-        if candidate.is_file():
-            return candidate
-    if Path(name).is_file():
-        return Path(name)
-    raise FileNotFoundError(f"{folder} has no {' or '.join(t.name for t in twins)}; it holds {_listing(folder)}")
-
-
-def _listing(folder: Path) -> str:
-    names = sorted(p.name for p in folder.iterdir())
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "nothing"

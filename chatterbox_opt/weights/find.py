@@ -1,0 +1,51 @@
+"""Where in a checkpoint folder, or beside it, each file lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from . import layout, safefile
+from .files import FILES, MEANFLOW, decoder_file, has_meanflow
+
+
+def find_t3(folder: Path, usual: str, chosen: str | Path | None) -> Path:
+    """The file that was asked for, the family's own, or the only one there is: packs name theirs as they like."""
+    if chosen:
+        return find(folder, str(chosen))
+    others = sorted(folder.glob("t3_*.safetensors"))
+    own = any((folder / usual).with_suffix(suffix).is_file() for suffix in (".safetensors", ".pt"))
+    return others[0] if len(others) == 1 and not own else find(folder, usual)
+
+
+def find_decoder(folder: Path, decoder: str | Path | None, family: str) -> Path:
+    name = decoder_file(decoder, FILES[family]["s3gen"])
+    if name == MEANFLOW != FILES[family]["s3gen"] and not has_meanflow(folder):
+        raise FileNotFoundError(
+            f"decoder='meanflow' needs {MEANFLOW}, which Turbo is published with, in {folder}; from_pretrained() "
+            f"fetches it, and decoder= takes its path as well; the folder holds {listing(folder)}"
+        )
+    return find(folder, name)
+
+
+def beneath(decoder: Path) -> Path | None:
+    """The S3Gen that an estimator by itself lies beside."""
+    names = safefile.read_header(decoder) if decoder.suffix == ".safetensors" else ()
+    alone = names and all(name.startswith(layout.ESTIMATOR) for name in names)
+    return find(decoder.parent, FILES["tts"]["s3gen"]) if alone else None
+
+
+def find(folder: Path, name: str) -> Path:
+    """The file, or its twin: safetensors are preferred, .pt is taken where there is nothing else."""
+    path = Path(name) if Path(name).is_absolute() else folder / name
+    twins = [path.with_suffix(s) for s in (".safetensors", ".pt")] if path.suffix in (".safetensors", ".pt") else [path]
+    for candidate in twins:
+        if candidate.is_file():
+            return candidate
+    if Path(name).is_file():
+        return Path(name)
+    raise FileNotFoundError(f"{folder} has no {' or '.join(t.name for t in twins)}; it holds {listing(folder)}")
+
+
+def listing(folder: Path) -> str:
+    names = sorted(p.name for p in folder.iterdir())
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") if names else "nothing"
