@@ -39,7 +39,7 @@ an optimisation does to words.
 is said that its list of {words:,} frequent ones lacks. Texts of more than {longest} letters are spoken in pieces.
 `exaggeration` changes nothing that is meant.
 
-`decoder="meanflow"`, and with it `preset="fast"`, takes two steps of a decoder distilled from the flow's ten: it holds
+`decoder="meanflow"`, and with it `preset="fast"`, takes two steps of a decoder distilled from the flow's ten: it is
 `s3gen_meanflow.safetensors`, the estimator alone, and shares the rest with `s3gen.safetensors`.
 
 ## How it was made

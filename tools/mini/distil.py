@@ -211,10 +211,10 @@ def apart(mel: Tensor, item: dict[str, Tensor]) -> float:
 
 def main(argv: list[str]) -> None:
     parser = common.arguments(__doc__)
-    parser.add_argument("--steps", type=int, default=4_000)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=5e-4)
-    parser.add_argument("--sentences", type=int, default=1_000)
+    parser.add_argument("--steps", type=int, default=1_800)
+    parser.add_argument("--batch", type=int, default=6)
+    parser.add_argument("--rate", type=float, default=2e-4)
+    parser.add_argument("--sentences", type=int, default=250)
     parser.add_argument("--folder", type=Path, help="by default `asset` in the work folder; the decoder is put there")
     args = parser.parse_args(argv)
     clock = common.setup(args)
