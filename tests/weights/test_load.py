@@ -11,7 +11,7 @@ import torch
 from chatterbox_opt.config import MODELS
 from chatterbox_opt.weights import layout, safefile
 from chatterbox_opt.weights.files import MEANFLOW
-from chatterbox_opt.weights.load import load_folder
+from chatterbox_opt.weights.load import load_folder, weight_files
 from chatterbox_opt.weights.random_init import write_checkpoint
 
 CPU = torch.device("cpu")
@@ -130,6 +130,8 @@ def test_a_decoder_of_an_estimator_alone(tmp_path):
         assert got.config == wanted.config
         assert same(got.s3gen, wanted.s3gen)
     assert not same(load(folder).s3gen.flow.decoder.estimator.up, wanted.s3gen.flow.decoder.estimator.up)
+    files = weight_files(elsewhere, "tts", decoder=file).values()
+    assert folder / "s3gen.safetensors" in files, "what is packed of it is made anew when either changes"
     (folder / "s3gen.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"no s3gen\.safetensors"):
         load(elsewhere, decoder=file)

@@ -2,7 +2,8 @@
 
 From noise to mel the flow is a function, so its states at the middle and at the end are all that has to be learnt: the
 student is the flow's own estimator, taught the mean velocities over [0, 0.5] and [0.5, 1], and then to reach the end
-from where its own first step arrives. It needs the exported folder and nothing else.
+from where its own first step arrives. It needs the exported folder and nothing else, and
+computes on the CPU.
 """
 
 from __future__ import annotations
