@@ -30,8 +30,11 @@ from .packing.load import load_any
 from .pipeline import Job, NoSpeech, Pipeline, Speech
 from .presets import choose_decoder
 from .progress import ProgressBar, progress_bar
+from .scores import Take
 from .streaming import SpeechStream
 from .switches import TOGGLES, random_decoder, settle, toggles
+from .takes import asked_for
+from .text.reading import reading
 from .text.tokenizer import load_tokenizer
 from .voice import Conditionals, VoicePreparer, with_exaggeration
 from .weights import hub
@@ -166,14 +169,17 @@ class Speaker:
         verbose: bool = False,
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
+        takes: int = 1,
+        score: Callable[[Take], float] | None = None,
+        retries: int = 0,
     ) -> list[Speech]:
         """The common way under `generate` and `generate_batch`: sound together with how it came about. `progress` hears
-        (speech tokens drawn, how many there can be at most) where `verbose` draws a bar."""
+        (speech tokens drawn, how many there can be at most) where `verbose` draws a bar. Of several `takes` of each
+        piece the one with the highest `score` is kept; one that went wrong is drawn again up to `retries` times."""
         check_steps(n_cfm_timesteps)
+        how = dict(max_chars=max_chars, steps=n_cfm_timesteps, cancel=cancel, watermark=self._mark())
         with progress_bar(verbose, progress) as report:
-            return self.pipeline.speak(
-                jobs, max_chars=max_chars, steps=n_cfm_timesteps, cancel=cancel, progress=report, watermark=self._mark()
-            )
+            return self.pipeline.speak(jobs, progress=report, takes=asked_for(takes, score, retries), **how)
 
     def _mark(self) -> Callable[[Sequence[Tensor]], list[Tensor]] | None:
         return partial(mark, self.watermarker) if self.watermarker is not None else None
@@ -218,6 +224,8 @@ class Speaker:
         exaggeration: float | None,
         seed: int | None,
         language: str | None = None,
+        spoken: bool | str = False,
+        pronounce: Any = None,
         **sampling: Any,
     ) -> Job:
         if not isinstance(text, str):
@@ -229,7 +237,10 @@ class Speaker:
             allowed = ", ".join(SamplingOptions.__dataclass_fields__)
             raise TypeError(f"unknown argument {', '.join(unknown)}; sampling takes {allowed}")
         options = dataclasses.replace(self.defaults, **{k: v for k, v in sampling.items() if v is not None})
-        return Job(text, self._voice(voice, check_exaggeration(exaggeration)), options, check_seed(seed), language)
+        speaks = language if self.config.family == "mtl" else "en"
+        read = reading(speaks, spoken, pronounce, Path(voice).stem if isinstance(voice, (str, Path)) else None)
+        voice = self._voice(voice, check_exaggeration(exaggeration))
+        return Job(text, voice, options, check_seed(seed), language, read)
 
     def generate_batch(
         self,
@@ -242,6 +253,9 @@ class Speaker:
         verbose: bool = False,
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
+        takes: int = 1,
+        score: Callable[[Take], float] | None = None,
+        retries: int = 0,
         **per_text: Any,
     ) -> list[Tensor]:
         """One (1, N) wave a text. Each argument is a scalar or a list; a row is what it would be alone."""
@@ -249,7 +263,7 @@ class Speaker:
         if not jobs:
             return []
         how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel,
-                   progress=progress)
+                   progress=progress, takes=takes, score=score, retries=retries)
         return [speech.wav for speech in self.speak(jobs, **how)]
 
     def generate_stream(

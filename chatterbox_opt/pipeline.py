@@ -24,8 +24,10 @@ from .engine.tokens import TokenRunner
 from .engine.wav import WavRunner
 from .options import EngineOptions, SamplingOptions
 from .streaming import ChunkQueue, SpeechStream
+from .takes import Casting, Choice, Takes
 from .text.normalize import punc_norm
-from .text.split import check_max_chars, split
+from .text.reading import Reading, pieces
+from .text.split import check_max_chars
 from .voice import Conditionals, settled
 
 __all__ = ["Cancelled", "Job", "NoSpeech", "Pipeline", "Speech"]
@@ -53,6 +55,7 @@ class Job:
     sampling: SamplingOptions
     seed: int | None = None
     language: str | None = None
+    reading: Reading | None = None  # what is done to the text before the model reads it
 
 
 @dataclass
@@ -63,6 +66,7 @@ class Speech:
     tokens: list[Tensor]  # one (n,) LongTensor per piece
     stops: list[str]  # why each piece ended: "eos" | "limit" | "guard"
     seconds: dict[str, float] = field(default_factory=dict)  # spent on each stage, shared by a batch
+    choices: list[Choice] = field(default_factory=list)  # one per piece where there were several takes, or could be
 
 
 class Pipeline:
@@ -95,20 +99,30 @@ class Pipeline:
         watermark: Mark | None = None,
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
+        takes: Takes | None = None,
     ) -> list[Speech]:
         """`progress` hears of tokens drawn, and of how many there can be at most."""
         start = time.perf_counter()
         per_job = [self._utterances(job, max_chars, steps) for job in jobs]
         seconds = {"text": time.perf_counter() - start}
-        sink = WholeSpeech(per_job, watermark)
-        call = Call([u for own in per_job for u in own], sink, cancel=cancel, progress=progress)
-        self._seed(jobs, per_job)
+        choices: list[list[Choice]] = [[] for _ in jobs]
+        sounds: dict[Utterance, Tensor] = {}
+        if takes is None:
+            self._seed(jobs, per_job)
+        else:
+            casting = Casting(self.engine, takes, self.device, cancel, progress)
+            per_job, choices = casting.run(jobs, per_job)
+            sounds, progress = casting.sounds, None
+            seconds |= casting.seconds
+        sink = WholeSpeech(per_job, watermark, sounds=sounds)
+        call = Call([u for own in per_job for u in own if u not in sounds], sink, cancel=cancel, progress=progress)
         self.engine.run(call)
         for job, own in zip(jobs, per_job):
             _warn(job, own)
+        seconds |= {stage: spent + seconds.get(stage, 0.0) for stage, spent in call.seconds.items()}
         return [
-            Speech(wav, [audible(u) for u in own], [u.stopped for u in own], seconds | call.seconds)
-            for wav, own in zip(sink.waves, per_job)
+            Speech(wav, [audible(u) for u in own], [u.stopped for u in own], dict(seconds), chosen)
+            for wav, own, chosen in zip(sink.waves, per_job, choices)
         ]
 
     def stream(
@@ -178,15 +192,15 @@ class Pipeline:
     # ---- text -> utterances ----------------------------------------------------------------------
 
     def _utterances(self, job: Job, max_chars: int | None, steps: int | None) -> list[Utterance]:
-        texts = [job.text] if max_chars is None else split(job.text, self._fitting(max_chars))
+        limit = None if max_chars is None else self._fitting(max_chars)
         return [
             Utterance(
-                text_ids=self.text_ids(text, job.language), cond=job.voice.t3, sampling=job.sampling,
+                text_ids=self.text_ids(read, job.language), cond=job.voice.t3, sampling=job.sampling,
                 voice=job.voice.gen, steps=steps, text=text,
                 tail=(SILENCE_TOKEN,) * 3 if self.config.t3.is_gpt else (),  # Turbo ends with a little silence
                 drop_last_token=self.config.family == "mtl",  # it decodes to a click there
             )
-            for text in texts
+            for text, read in pieces(job.text, limit, job.reading)
         ]
 
     def _seed(self, jobs: Sequence[Job], per_job: Sequence[Sequence[Utterance]]) -> None:
@@ -222,10 +236,11 @@ class WholeSpeech:
     def __init__(
         self, per_job: Sequence[Sequence[Utterance]], mark: Mark | None = None,
         joined: Callable[[Sequence[Tensor]], Tensor] = join, put: Callable[[Tensor], None] | None = None,
+        sounds: dict[Utterance, Tensor] | None = None,
     ) -> None:
-        """`put` takes each job's wave as soon as all are there."""
+        """`put` takes each job's wave as soon as all are there. `sounds` are there already: of all, or of none."""
         self.per_job, self.mark, self.joined, self.put = per_job, mark, joined, put
-        self.parts: dict[Utterance, Tensor] = {}
+        self.parts = dict(sounds or {})
         self.waves: list[Tensor] = []  # (1, N) float32 on the CPU
 
     def add(self, utterance: Utterance, wave: Tensor, last: bool) -> None:

@@ -23,12 +23,16 @@ LAYERS = {
     "progress": set(),
     "switches": {"config", "options", "presets", "engine", "weights"},
     "streaming": {"config", "audio", "engine", "voice"},
-    "pipeline": {"config", "options", "text", "voice", "engine", "audio", "models", "streaming"},
+    "listening": {"config", "audio"},
+    "scores": {"config", "audio", "models", "text", "listening"},
+    "takes": {"config", "engine", "voice", "scores"},
+    "pipeline": {"config", "options", "text", "voice", "engine", "audio", "models", "streaming", "takes"},
 }
 LAYERS["packing"] = {
     "config", "options", "models", "checks", "switches", "engine", "weights", "__version__",
 }
 LAYERS["base"] = LAYERS["pipeline"] | {"weights", "checks", "pipeline", "progress", "presets", "switches", "packing"}
+LAYERS["base"] |= {"scores"}
 DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}
