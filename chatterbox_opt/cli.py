@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from .presets import PRESETS
+from .text.libraries import LANGUAGES as LIBRARIES
 from .weights.files import DECODERS
 
 FAMILIES = {"english": "tts", "multilingual": "mtl", "turbo": "turbo", "nano": "nano"}
 MODELS = (*FAMILIES, "mini")
+SCORES = ("length", "words", "voice")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.run(args)
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         from .weights.hub import HubUnreachable
 
         message = " ".join(str(error).split())
@@ -49,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     say.add_argument("--cfg-weight", type=float)
     say.add_argument("--temperature", type=float)
     say.add_argument("--quantize", choices=("int8", "int4"))
+    add_quality_arguments(say)
     say.add_argument(
         "--stream", action="store_true",
         help="no file, but samples to standard output while they are being made: | aplay -q -f S16_LE -r 24000",
@@ -103,6 +106,15 @@ def add_pack_command(commands: Any) -> None:
     pack.set_defaults(run=run_pack)
 
 
+def add_quality_arguments(say: argparse.ArgumentParser) -> None:
+    say.add_argument("--spoken", action="store_true", help="say numbers, dates, money and units in words")
+    say.add_argument("--spoken-by", choices=LIBRARIES, dest="spoken", help="the same, by this library")
+    say.add_argument("--pronounce", type=Path, metavar="FILE", help="respellings, .toml or .json, see docs/text.md")
+    say.add_argument("--takes", type=int, default=1, help="speak each piece so many times and keep the best")
+    say.add_argument("--score", choices=SCORES, default="length", help="what is best: words needs the extra hearing")
+    say.add_argument("--retries", type=int, default=0, help="draw a piece that ran away anew, so many times")
+
+
 def add_serve_arguments(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--model", choices=MODELS, default="english", help="mini: the small one that needs no download")
     serve.add_argument("--quantize", choices=("int8", "int4"))
@@ -115,6 +127,7 @@ def add_serve_arguments(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--max-text", type=int, default=100_000, help="characters of a request")
     serve.add_argument("--max-upload-mb", type=int, default=25)
     serve.add_argument("--allow-origin", action="append", default=[], help="of a page elsewhere; may be repeated")
+    serve.add_argument("--pronounce", type=Path, metavar="FILE", help="respellings for every request, see docs/text.md")
     serve.add_argument("--wyoming", type=int, metavar="PORT", help="speak Home Assistant's protocol too")
     serve.add_argument("--drain-seconds", type=float, default=120, help="to finish what was accepted, after SIGTERM")
 
@@ -129,6 +142,8 @@ def run_say(args: argparse.Namespace) -> None:
         raise ValueError(f"--dir {args.dir}: mini comes with the package; leave out one of the two")
     if args.stream and (args.output or sys.stdout.isatty()):
         raise ValueError("--stream writes no file, but samples into a pipe: ... --stream | aplay -q -f S16_LE -r 24000")
+    if args.stream and (args.takes != 1 or args.retries):
+        raise ValueError("--stream speaks while it draws, with nothing to choose from: leave out --takes and --retries")
     output = args.output or Path("out.wav")
     if not args.stream:
         check_output(output)
@@ -137,7 +152,9 @@ def run_say(args: argparse.Namespace) -> None:
     options = {k: v for k, v in chosen.items() if v is not None}
     if args.model == "multilingual":
         options["language_id"] = args.lang or "en"
-    options |= {"audio_prompt_path": args.voice, "seed": args.seed}
+    options |= {"audio_prompt_path": args.voice, "seed": args.seed, "spoken": args.spoken}
+    if args.pronounce:
+        options["pronounce"] = pronunciations(args.pronounce).for_voice(args.voice.stem if args.voice else None)
     if args.stream:
         from .audio.io import pcm16
 
@@ -145,7 +162,24 @@ def run_say(args: argparse.Namespace) -> None:
             sys.stdout.buffer.write(pcm16(chunk))
             sys.stdout.buffer.flush()
     else:
+        options |= {"takes": args.takes, "retries": args.retries, "score": score_of(args, model)}
         save(output, model.generate(text, verbose=True, **options), model.sr)
+
+
+def pronunciations(path: Path) -> Any:
+    from .text.pronounce import Pronunciations
+
+    return Pronunciations.load(path)
+
+
+def score_of(args: argparse.Namespace, model: Any) -> Any:
+    from .scores import PlausibleLength, VoiceLikeness, WordsHeard
+
+    if args.takes == 1 and not args.retries:
+        return None
+    if args.score == "voice":
+        return VoiceLikeness(model)
+    return WordsHeard() if args.score == "words" else PlausibleLength()
 
 
 def run_convert(args: argparse.Namespace) -> None:
@@ -171,6 +205,7 @@ def run_serve(args: argparse.Namespace) -> None:
         model_id=args.model, host=args.host, port=args.port, api_key=key, voices_dir=args.voices,
         max_waiting=args.max_waiting, allowed_origins=tuple(args.allow_origin), wyoming_port=args.wyoming,
         max_text=args.max_text, max_upload=args.max_upload_mb * MEGABYTE, drain_seconds=args.drain_seconds,
+        pronounce=pronunciations(args.pronounce) if args.pronounce else None,
     )
     serve(settings, lambda: load(args))
 

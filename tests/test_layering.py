@@ -31,14 +31,15 @@ LAYERS = {
 LAYERS["packing"] = {
     "config", "options", "models", "checks", "switches", "engine", "weights", "__version__",
 }
-LAYERS["base"] = LAYERS["pipeline"] | {"weights", "checks", "pipeline", "progress", "presets", "switches", "packing"}
-LAYERS["base"] |= {"scores"}
+LAYERS["base"] = LAYERS["pipeline"] | {
+    "weights", "checks", "pipeline", "progress", "presets", "switches", "packing", "scores",
+}
 DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}
 LAYERS["upstream"] = set(LAYERS["base"]) | DOORS | {"base"}
 LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "__version__"} | DOORS
-LAYERS["cli"] = {"options", "presets", "config", "audio", "weights", "serve", "packing"} | DOORS
+LAYERS["cli"] = {"options", "presets", "config", "audio", "weights", "serve", "packing", "text", "scores"} | DOORS
 LAYERS["__main__"] = {"cli"}
 LAYERS["__init__"] = set(LAYERS["base"]) | DOORS | {"base"}
 

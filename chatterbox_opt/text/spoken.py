@@ -86,11 +86,12 @@ def _key(word: str) -> str:
 
 def _marked_as(text: str, start: int, end: int, words: str) -> str:
     """The words within the marks of text[start:end], less the stop of an abbreviation that ends no sentence."""
-    before, after = _LEADING.match(text[start:end])[0], _TRAILING.search(text[start:end])[0]
-    bare = words[len(_LEADING.match(words)[0]) :]
+    before = _LEADING.match(text[start:end])[0]
+    after = _TRAILING.search(text[start + len(before) : end])[0]
+    bare = words[len(_LEADING.match(words)[0]) :].lstrip()
     marks = _TRAILING.search(bare)[0]
     if after.startswith(".") and not after.startswith(".."):
         ends = stop_ends_sentence(text, end - len(after) + 1, end)
         if not (marks.startswith(".") if ends is None else ends):
             after = after[1:]
-    return before + bare[: len(bare) - len(marks)] + after
+    return before + bare[: len(bare) - len(marks)].rstrip() + after
