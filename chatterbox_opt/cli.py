@@ -147,14 +147,15 @@ def run_say(args: argparse.Namespace) -> None:
     output = args.output or Path("out.wav")
     if not args.stream:
         check_output(output)
+    respelt = pronunciations(args.pronounce)
     model = load(args)
     chosen = {k: getattr(args, k) for k in ("exaggeration", "cfg_weight", "temperature")}
     options = {k: v for k, v in chosen.items() if v is not None}
     if args.model == "multilingual":
         options["language_id"] = args.lang or "en"
     options |= {"audio_prompt_path": args.voice, "seed": args.seed, "spoken": args.spoken}
-    if args.pronounce:
-        options["pronounce"] = pronunciations(args.pronounce).for_voice(args.voice.stem if args.voice else None)
+    if respelt is not None:
+        options["pronounce"] = respelt.for_voice(args.voice.stem if args.voice else None)
     if args.stream:
         from .audio.io import pcm16
 
@@ -166,7 +167,9 @@ def run_say(args: argparse.Namespace) -> None:
         save(output, model.generate(text, verbose=True, **options), model.sr)
 
 
-def pronunciations(path: Path) -> Any:
+def pronunciations(path: Path | None) -> Any:
+    if path is None:
+        return None
     from .text.pronounce import Pronunciations
 
     return Pronunciations.load(path)
@@ -205,7 +208,7 @@ def run_serve(args: argparse.Namespace) -> None:
         model_id=args.model, host=args.host, port=args.port, api_key=key, voices_dir=args.voices,
         max_waiting=args.max_waiting, allowed_origins=tuple(args.allow_origin), wyoming_port=args.wyoming,
         max_text=args.max_text, max_upload=args.max_upload_mb * MEGABYTE, drain_seconds=args.drain_seconds,
-        pronounce=pronunciations(args.pronounce) if args.pronounce else None,
+        pronounce=pronunciations(args.pronounce),
     )
     serve(settings, lambda: load(args))
 

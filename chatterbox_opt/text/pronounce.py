@@ -33,6 +33,7 @@ class Pronunciations:
         self.voices = dict(voices or {})
         self._folded = {word: to for word, to in self.words.items() if word == word.lower()}
         self._search = _alternatives(self.words)
+        self._joined: dict[str, Pronunciations] = {}
 
     @classmethod
     def of(cls, given: Any) -> Pronunciations:
@@ -72,14 +73,12 @@ class Pronunciations:
         """What holds for that voice: its own words and patterns go before everybody's."""
         own = self.voices.get(name) if name else None
         if own is None:
-            return Pronunciations._ready(self.words, self.patterns)
-        return Pronunciations._ready({**self.words, **own.words}, [*own.patterns, *self.patterns])
-
-    @classmethod
-    def _ready(cls, words: Mapping[str, str], patterns: Iterable[tuple[re.Pattern, str]]) -> Pronunciations:
-        made = cls(words)
-        made.patterns = list(patterns)
-        return made
+            return self
+        if name not in self._joined:
+            joined = Pronunciations({**self.words, **own.words})
+            joined.patterns = [*own.patterns, *self.patterns]
+            self._joined[name] = joined
+        return self._joined[name]
 
     def __call__(self, text: str) -> str:
         if self._search is not None:
