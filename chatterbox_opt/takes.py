@@ -93,6 +93,11 @@ class _Piece:
         return [k for k, u in enumerate(self.takes) if well(u)] or list(range(len(self.takes)))
 
 
+def _pieces(job: Any, utterances: Sequence[Utterance]) -> list[_Piece]:
+    seed = int(torch.randint(2**62, ()).item()) if job.seed is None else job.seed
+    return [_Piece(u, k, seed, job) for k, u in enumerate(utterances)]
+
+
 def well(utterance: Utterance) -> bool:
     return utterance.stopped != "guard" and bool(utterance.audible())
 
@@ -114,11 +119,7 @@ class Casting:
         self, jobs: Sequence[Any], per_job: Sequence[Sequence[Utterance]]
     ) -> tuple[list[list[Utterance]], list[list[Choice]]]:
         """(for each job its utterances with their tokens, ready to be rendered; how they came about)"""
-        pieces = [
-            [_Piece(u, k, seed, job) for k, u in enumerate(own)]
-            for job, own in zip(jobs, per_job)
-            for seed in [int(torch.randint(2**62, ()).item()) if job.seed is None else job.seed]
-        ]
+        pieces = [_pieces(job, own) for job, own in zip(jobs, per_job)]
         every = [piece for own in pieces for piece in own]
         self._draw(every)
         scores = self._scores(every)

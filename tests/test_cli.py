@@ -184,7 +184,8 @@ def test_what_is_read_and_how_often_it_is_taken(folder, tmp_path, monkeypatch):
         return torch.zeros(1, 9)
 
     monkeypatch.setattr(OptimizedChatterboxTTS, "generate", generate)
-    (tmp_path / "names.json").write_text('{"words": {"SQL": "sequel"}, "voice": {"anna": {"words": {"SQL": "squeal"}}}}')
+    tables = '{"words": {"SQL": "sequel"}, "voice": {"anna": {"words": {"SQL": "squeal"}}}}'
+    (tmp_path / "names.json").write_text(tables)
     say = ["say", "Hello.", "-o", str(tmp_path / "a.wav"), "--dir", str(folder), "--device", "cpu"]
     respelt = ["--pronounce", str(tmp_path / "names.json")]
     assert main(say) == 0

@@ -66,15 +66,17 @@ def _moved(was: str, now: str) -> bool:
 
 
 def _fused(blocks: list[tuple[Span, Span, bool]]) -> Iterator[tuple[Span, Span, bool]]:
-    """Changed neighbours in one, and with them what follows an insertion ahead of every word."""
+    """Changed neighbours in one, and an insertion ahead of every word in one with the first."""
     held: tuple[Span, Span, bool] | None = None
     for a, b, changed in blocks:
-        if held is None:
-            held = (a, b, changed)
-        elif held[2] and (changed or held[0][0] == held[0][1]):
+        if held is not None and held[2] and changed:
             held = ((held[0][0], a[1]), (held[1][0], b[1]), True)
+        elif held is not None and held[0][0] == held[0][1]:
+            yield (a[0], a[0] + 1), (held[1][0], b[0] + 1), True
+            held = ((a[0] + 1, a[1]), (b[0] + 1, b[1]), False)
         else:
-            yield held
+            if held is not None:
+                yield held
             held = (a, b, changed)
     if held is not None and held[0][0] < held[0][1]:
         yield held

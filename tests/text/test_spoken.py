@@ -143,6 +143,10 @@ def test_a_stop_of_an_abbreviation_goes_with_it_and_a_sentences_stays():
     assert merged('He ran "5 m." Then', "He ran five m Then") == 'He ran "five m." Then'
 
 
+def test_what_a_library_puts_ahead_of_all_words_is_taken_over():
+    assert merged('"Smith," he said - so.', "mister Smith he said so") == '"mister Smith," he said - so.'
+
+
 # ---- who reads -----------------------------------------------------------------------------------
 
 
