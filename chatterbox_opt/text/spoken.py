@@ -9,7 +9,7 @@ from difflib import SequenceMatcher
 from .split import WIDE_CHAR, stop_ends_sentence
 
 _WORD = re.compile(rf"{WIDE_CHAR.pattern}|(?:(?!{WIDE_CHAR.pattern})\S)+")
-_MARKS = ".,;:!?…\"'“”‘’()[]{}«»‹›、，。？！；：\\—–"  # nobody says them
+_MARKS = ".,;:!?…-\"'“”‘’()[]{}«»‹›、，。？！；：\\—–"  # nobody says them
 _LEADING = re.compile(r"^[\"“‘(\[{«‹¿¡—–]*")  # no apostrophe: it is a part of '90s
 _TRAILING = re.compile(r"[.,;:!?…\"'“”’)\]}»›—–]*$")
 
@@ -39,8 +39,9 @@ def merged(text: str, said: str) -> str:
             continue
         start, end = old[a[0]][0], old[a[1] - 1][1]
         words = said[new[b[0]][0] : new[b[1] - 1][1]] if b[0] < b[1] else ""
-        parts += [text[at:start], _marked_as(text, start, end, words)]
-        at = end
+        replaced = _marked_as(text, start, end, words)
+        parts += [text[at:start], replaced]
+        at = end if replaced else end + len(text[end:]) - len(text[end:].lstrip())
     return "".join([*parts, text[at:]])
 
 

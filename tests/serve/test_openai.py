@@ -70,13 +70,13 @@ def test_options_reach_the_engine(client, own):
 def test_numbers_in_words_and_respellings(client, own, tmp_path):
     pytest.importorskip("wetext", reason="pip install 'chatterbox-opt[text]'")
     how = {"seed": 7, "stream": False}
-    wanted = pcm16(own.generate("I have three dogs.", seed=7))
-    asked = dict(input="I have 3 dogs.", response_format="pcm")
+    wanted = pcm16(own.generate("My dogs left in nineteen eighty four.", seed=7))
+    asked = dict(input="My dogs left in 1984.", response_format="pcm")
     assert speech(client, extra_body={**how, "spoken": True}, **asked).content == wanted
     assert speech(client, extra_body=how, **asked).content != wanted
-    respelt = Pronunciations({"cats": "dogs"}, voices={"alloy": Pronunciations({"3": "three"})})
+    respelt = Pronunciations({"cats": "dogs"}, voices={"alloy": Pronunciations({"1984": "nineteen eighty four"})})
     with running(tmp_path, load_mini, pronounce=respelt) as one:
-        said = speech(ready(one).openai(), extra_body=how, input="I have 3 cats.", response_format="pcm")
+        said = speech(ready(one).openai(), extra_body=how, input="My cats left in 1984.", response_format="pcm")
     assert said.content == wanted
 
 
