@@ -51,7 +51,9 @@ def _blocks(text: str, said: str, old: list[Span], new: list[Span]) -> Iterator[
     keys = [_key(word) for word in was], [_key(word) for word in now]
     blocks: list[tuple[Span, Span, bool]] = []
     for kind, a0, a1, b0, b1 in SequenceMatcher(None, *keys, autojunk=False).get_opcodes():
-        changed = kind != "equal" and (kind != "delete" or any(keys[0][a0:a1]))  # marks alone stay
+        changed = kind != "equal" and (any(keys[0][a0:a1]) or any(keys[1][b0:b1]))  # marks alone stay
+        if kind == "insert" and not changed:
+            continue
         if changed and blocks and not blocks[-1][2] and (kind == "insert" or _moved(was[a0 - 1], now[b0 - 1])):
             (p0, p1), (q0, q1), _ = blocks.pop()  # "$5 million." is "five million dollars."
             if p1 - p0 > 1:
@@ -68,19 +70,18 @@ def _moved(was: str, now: str) -> bool:
 
 def _fused(blocks: list[tuple[Span, Span, bool]]) -> Iterator[tuple[Span, Span, bool]]:
     """Changed neighbours in one, and an insertion ahead of every word in one with the first."""
-    held: tuple[Span, Span, bool] | None = None
-    for a, b, changed in blocks:
-        if held is not None and held[2] and changed:
-            held = ((held[0][0], a[1]), (held[1][0], b[1]), True)
-        elif held is not None and held[0][0] == held[0][1]:
-            yield (a[0], a[0] + 1), (held[1][0], b[0] + 1), True
-            held = ((a[0] + 1, a[1]), (b[0] + 1, b[1]), False)
-        else:
-            if held is not None:
-                yield held
-            held = (a, b, changed)
-    if held is not None and held[0][0] < held[0][1]:
-        yield held
+    nothing = (0, 0), (0, 0), False
+    held = nothing
+    for a, b, changed in [*blocks, nothing]:
+        if held[2] and changed:
+            held = (held[0][0], a[1]), (held[1][0], b[1]), True
+            continue
+        if held[2] and held[0][0] == held[0][1] and a[0] < a[1]:
+            held = (a[0], a[0] + 1), (held[1][0], b[0] + 1), True
+            a, b = (a[0] + 1, a[1]), (b[0] + 1, b[1])
+        if held[0][0] < held[0][1]:
+            yield held
+        held = a, b, changed
 
 
 def _key(word: str) -> str:

@@ -7,7 +7,7 @@ import logging
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chatterbox_opt.text import libraries
@@ -127,6 +127,9 @@ def test_a_library_that_refuses_changes_nothing(text):
     assert as_spoken(text, refuse) == text
 
 
+@example(".", ". .")
+@example("5 a", "a")
+@example(". 5", "a .")
 @given(st.text("ab5$ .,\"'\n", max_size=40), st.text("ab xyz.,\"", max_size=40))
 def test_what_nobody_says_stays_whatever_a_library_makes_of_it(text, said):
     out = merged(text, said)
