@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything worth knowing about one GPU in under nine minutes: the tests that need one, then all benchmarks.
+# Everything worth knowing about one GPU in under nine minutes: the doctor, the benchmarks, the tests that need one.
 #
 #   benchmarks/gpu_suite.sh BUNDLE OUT [--minutes 9] [--device cuda] [--size full] [--pack FILE.tar.gz]
 #
@@ -62,6 +62,8 @@ bench() {  # bench NAME SECONDS SCRIPT OPTIONS...
 
 : > "$out/summary.txt"
 (nvidia-smi || true) > "$out/device.txt" 2>&1
+part doctor 120 python3 -m chatterbox_opt doctor --device "$device" --quick \
+    --json "$out/doctor.json" --markdown "$out/doctor.md"
 # The most wanted first: what is left undone when time runs out is the least.
 bench comparison-tts 150 benchmark_comparison.py --model tts --lengths short medium long --repeats 5 --budget 2
 bench inference-tts 110 benchmark_inference.py --family tts --repeats 5 --budget 1.6

@@ -58,6 +58,8 @@ ALONE: tuple[tuple[str, dict[str, Any], bool, int | None], ...] = (
 CPU_ONLY = {"few_rows", "short_convs"}
 FLOAT32 = {"dtype": "float32", "s3gen_dtype": "float32"}
 UNMEASURED = {  # fields that are no rung, and why
+    "captures": "what of the rung of CUDA graphs is left out, where a device does not bear it",
+    "trial": "how it is found out what a device bears; no part of a call",
     "slots": "how many utterances run side by side: benchmark_inference.py --batch",
     "cache_len": "a limit, not a speed",
     "wav_chunk": "bounds memory from 40 s of audio on",
@@ -74,7 +76,7 @@ def rungs(device: str, meanflow: bool) -> list[Rung]:
     from chatterbox_opt.options import EngineOptions
 
     where = torch.device(device)
-    defaults = resolve(EngineOptions(), where)
+    defaults = resolve(EngineOptions(trial="here"), where)  # in a process of its own it would take each rung its time
     now = resolve(EngineOptions.exact(resampler=defaults.resampler), where)
     out = [Rung("all off: eager float32", vars(now) | {}, False)]
     for name, fields, exact in CLIMB:

@@ -167,7 +167,7 @@ class Gate:
         mode = MODES[name]
         own_choice = name in ("defaults", "batched", "streamed")
         model, voice = self._load(
-            EngineOptions(runaway_guard=False, **({} if own_choice else FULL_PRECISION) | mode.fields)
+            EngineOptions(runaway_guard=False, trial="here", **({} if own_choice else FULL_PRECISION) | mode.fields)
         )
         steps = [
             metrics.compare_logits(reference, metrics.forced_logits(model, text, voice, history, self.language))

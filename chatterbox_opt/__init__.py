@@ -23,6 +23,8 @@ _HOMES = {
     "Conditionals": "voice",
     "Cancelled": "pipeline",
     "NoSpeech": "pipeline",
+    "WhisperAligner": "align",
+    "read_aloud": "reading.book",
 }
 __all__ = ["__version__", *_HOMES]
 

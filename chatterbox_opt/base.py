@@ -17,6 +17,7 @@ from .checks import (
     NEUTRAL,
     check_exaggeration,
     check_first_chunk,
+    check_loudness,
     check_seed,
     check_steps,
     given,
@@ -25,16 +26,19 @@ from .checks import (
 )
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
 from .engine.resolve import indexed
+from .executor import at_home
+from .marks import marked
 from .options import EngineOptions, SamplingOptions
 from .packing.load import load_any
 from .pipeline import Job, NoSpeech, Pipeline, Speech
 from .presets import choose_decoder
 from .progress import ProgressBar, progress_bar
 from .scores import Take
+from .speech import Align
 from .streaming import SpeechStream
 from .switches import TOGGLES, random_decoder, settle, toggles
 from .takes import asked_for
-from .text.reading import reading
+from .text.reading import Reading
 from .text.tokenizer import load_tokenizer
 from .voice import Conditionals, VoicePreparer, with_exaggeration
 from .weights import hub
@@ -74,15 +78,16 @@ class Speaker:
         preset: str | None = None,
     ) -> None:
         self.sr = S3GEN_RATE
-        self.t3, self.s3gen, self.ve, self.tokenizer = t3, s3gen, ve, tokenizer
+        self.s3gen, self.ve, self.tokenizer = s3gen, ve, tokenizer
         self.device, place = device, indexed(device)
         self.config = config or MODELS[self.family]
         self.conds = conds.to(place) if conds is not None else None
         asked = (engine, enable_compilation, use_mixed_precision, attention, quantize, preset)
-        self.options = settle(place, self.config, toggles(place, self.config.flow.meanflow, *asked), preset)
+        self.options = settle(device, self.config, toggles(device, self.config.flow.meanflow, *asked), preset)
+        self.t3 = at_home(t3, device, self.options)
         self.watermarker = Watermarker(place) if enable_watermark else None
         self.voices = VoicePreparer(self.config, ve, s3gen, place, self.options.resampler)
-        self.pipeline = Pipeline(self.config, t3, s3gen, tokenizer, place, self.options)
+        self.pipeline = Pipeline(self.config, self.t3, s3gen, tokenizer, place, self.options)
 
     # ---- where a model comes from ----------------------------------------------------------------
 
@@ -101,7 +106,7 @@ class Speaker:
         device = usable_device(device)
         decoder = choose_decoder(options.get("preset"), decoder, has_meanflow(folder))
         switches = {name: options.pop(name) for name in TOGGLES if name in options}
-        parts, switches = load_any(folder, family, torch.device(device), switches, t3_file, decoder, cache_packed)
+        parts, switches = load_any(folder, family, device, switches, t3_file, decoder, cache_packed)
         options |= {"config": parts.config, **switches}
         conds = Conditionals.load(parts.conds_file, map_location="cpu") if parts.conds_file else None
         if conds is not None:
@@ -169,17 +174,20 @@ class Speaker:
         verbose: bool = False,
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
+        align: Align | None = None,
         takes: int = 1,
         score: Callable[[Take], float] | None = None,
         retries: int = 0,
     ) -> list[Speech]:
         """The common way under `generate` and `generate_batch`: sound together with how it came about. `progress` hears
-        (speech tokens drawn, how many there can be at most) where `verbose` draws a bar. Of several `takes` of each
-        piece the one with the highest `score` is kept; one that went wrong is drawn again up to `retries` times."""
+        (speech tokens drawn, how many there can be at most) where `verbose` draws a bar. `align(samples, rate, text)`
+        finds the times of a piece's words. Of several `takes` of each piece the one with the highest `score` is kept;
+        one that went wrong is drawn again up to `retries` times."""
         check_steps(n_cfm_timesteps)
         how = dict(max_chars=max_chars, steps=n_cfm_timesteps, cancel=cancel, watermark=self._mark())
         with progress_bar(verbose, progress) as report:
-            return self.pipeline.speak(jobs, progress=report, takes=asked_for(takes, score, retries), **how)
+            speeches = self.pipeline.speak(jobs, progress=report, takes=asked_for(takes, score, retries), **how)
+        return speeches if align is None else [speech.align(align) for speech in speeches]
 
     def _mark(self) -> Callable[[Sequence[Tensor]], list[Tensor]] | None:
         return partial(mark, self.watermarker) if self.watermarker is not None else None
@@ -224,6 +232,9 @@ class Speaker:
         exaggeration: float | None,
         seed: int | None,
         language: str | None = None,
+        markup: Any = False,
+        breath: bool = False,
+        loudness: float | None = None,
         spoken: bool | str = False,
         pronounce: Any = None,
         **sampling: Any,
@@ -237,10 +248,14 @@ class Speaker:
             allowed = ", ".join(SamplingOptions.__dataclass_fields__)
             raise TypeError(f"unknown argument {', '.join(unknown)}; sampling takes {allowed}")
         options = dataclasses.replace(self.defaults, **{k: v for k, v in sampling.items() if v is not None})
-        speaks = language if self.config.family == "mtl" else "en"
-        read = reading(speaks, spoken, pronounce, Path(voice).stem if isinstance(voice, (str, Path)) else None)
-        voice = self._voice(voice, check_exaggeration(exaggeration))
-        return Job(text, voice, options, check_seed(seed), language, read)
+        reading = Reading.of(
+            language if self.config.family == "mtl" else "en", spoken, pronounce,
+            Path(voice).stem if isinstance(voice, (str, Path)) else None,
+        )
+        exaggeration = check_exaggeration(exaggeration)
+        manner = marked(text, markup, self.config, self.tokenizer, lambda named: self._voice(named, exaggeration))
+        how = (*manner, bool(breath), check_loudness(loudness), reading)
+        return Job(text, self._voice(voice, exaggeration), options, check_seed(seed), language, *how)
 
     def generate_batch(
         self,

@@ -16,10 +16,14 @@ logger = logging.getLogger(__name__)
 
 def usable_device(device: Any) -> Any:
     """The device as given, or cpu where MPS is asked for and missing, as upstream does; others must exist."""
+    if device == "mlx":
+        if why := missing_mlx():
+            raise ValueError(f"device='mlx' needs MLX: pip install 'chatterbox-opt[mlx]' ({why})")
+        return device
     try:
         kind = torch.device(device).type
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={device!r}: give 'cuda', 'cuda:N', 'mps', 'cpu' or a torch.device") from error
+        raise ValueError(f"device={device!r}: give 'cuda', 'cuda:N', 'mps', 'mlx', 'cpu' or a torch.device") from error
     if kind == "mps" and not torch.backends.mps.is_available():
         logger.warning("MPS is not available here (torch %s); using the CPU", torch.__version__)
         return "cpu"
@@ -28,8 +32,17 @@ def usable_device(device: Any) -> Any:
         if index >= count:
             raise ValueError(f"device={device!r}: torch {torch.__version__} sees {count} CUDA devices; try 'cpu'")
     elif kind not in ("cpu", "mps"):
-        raise ValueError(f"device={device!r}: give 'cuda', 'cuda:N', 'mps', 'cpu' or a torch.device")
+        raise ValueError(f"device={device!r}: give 'cuda', 'cuda:N', 'mps', 'mlx', 'cpu' or a torch.device")
     return device
+
+
+def missing_mlx() -> str | None:
+    """Why MLX cannot be imported: it is not installed, or is of another processor or system."""
+    try:
+        import mlx.core  # noqa: F401
+    except ImportError as error:
+        return str(error)
+    return None
 
 
 def _whole(value: Any) -> bool:
@@ -74,6 +87,14 @@ def check_exaggeration(value: float | None) -> float | None:
 def check_first_chunk(value: float) -> None:
     if not isinstance(value, Real) or isinstance(value, bool) or not 0.2 <= value <= 60:
         raise ValueError(f"first_chunk={value!r}: seconds from 0.2 to 60 are needed")
+
+
+def check_loudness(value: float | None) -> float | None:
+    if value is None:
+        return None
+    if not isinstance(value, Real) or isinstance(value, bool) or not -60 <= value <= -5:
+        raise ValueError(f"loudness={value!r}: LUFS from -60 to -5 are needed, such as -20, or None")
+    return float(value)
 
 
 def one_per_text(name: str, value: Any, n: int) -> list:

@@ -1,16 +1,20 @@
-"""`chatterbox-opt say | convert | serve | pack | random-checkpoint`: the front doors from a shell."""
+"""`chatterbox-opt say | read | convert | serve | batch | pack | doctor | random-checkpoint`, from a shell."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .presets import PRESETS
+from .reading.command import add_arguments as add_read_arguments
+from .reading.command import aligner
+from .reading.command import run as run_read
 from .text.libraries import LANGUAGES as LIBRARIES
 from .weights.files import DECODERS
 
@@ -23,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, RuntimeError, ImportError) as error:
@@ -34,12 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             message += "; from a shell: --dir FOLDER, or --model mini"
         print(f"chatterbox-opt: {message}", file=sys.stderr)
         return 1
-    return 0
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("chatterbox-opt", description="Chatterbox TTS, faster.")
-    commands = top.add_subparsers(required=True, metavar="say | convert | serve | pack | random-checkpoint")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     say = commands.add_parser("say", help="speak a text into a wav file")
     say.add_argument("text", help="the text; - reads standard input")
@@ -56,7 +59,18 @@ def parser() -> argparse.ArgumentParser:
         "--stream", action="store_true",
         help="no file, but samples to standard output while they are being made: | aplay -q -f S16_LE -r 24000",
     )
+    say.add_argument("--captions", type=Path, metavar="OUT.srt", help="what is said when: .srt, .vtt or .json")
+    say.add_argument("--words", action="store_true", help="the captions' times by word; needs the extra hearing")
+    say.add_argument("--markup", action="store_true", help="heed [pause 0.8s] and other marks, see docs/long_form.md")
+    say.add_argument("--breath", action="store_true", help="pauses between pieces by punctuation")
+    say.add_argument("--loudness", type=float, metavar="LUFS", help="of every piece (EBU R 128), such as -20")
     say.set_defaults(run=run_say)
+
+    read = commands.add_parser("read", help="read a script aloud: a book, a dialogue")
+    add_read_arguments(read)
+    read.add_argument("--model", choices=MODELS, default="english", help="mini: the small one that needs no download")
+    read.add_argument("--quantize", choices=("int8", "int4"))
+    read.set_defaults(run=lambda args: run_read(args, load))
 
     convert = commands.add_parser("convert", help="speak a recording again in another voice")
     convert.add_argument("input", type=Path)
@@ -68,12 +82,16 @@ def parser() -> argparse.ArgumentParser:
     add_serve_arguments(serve)
     serve.set_defaults(run=run_serve)
 
+    batch = commands.add_parser("batch", help="speak a table of texts into a folder, and go on where that was left")
+    add_batch_arguments(batch)
+    batch.set_defaults(run=run_batch)
+
     add_pack_command(commands)
 
     for command in (say, convert):
         command.add_argument("--seed", type=int, help="the same text, voice and seed give the same audio")
-    for command in (say, convert, serve):
-        command.add_argument("--device", default="auto", help="cuda, mps or cpu; the best there is otherwise")
+    for command in (say, read, convert, serve, batch):
+        command.add_argument("--device", default="auto", help="cuda, mlx, mps or cpu; the best there is otherwise")
         command.add_argument("--dir", type=Path, help="a checkpoint folder instead of the published weights")
         command.add_argument("--no-watermark", action="store_true")
         command.add_argument("--preset", choices=PRESETS, help="a bundle of options, see OPTIMIZATION.md")
@@ -82,6 +100,14 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--cache-packed", action="store_true", help="keep the weights as they are used: the next start is quicker",
         )
+
+    doctor = commands.add_parser("doctor", help="examine it on this device, and write what to put into a bug report")
+    doctor.add_argument("--device", default="auto", help="cuda, mps or cpu; the best there is otherwise")
+    doctor.add_argument("--model", nargs="+", default=(), choices=MODELS, help="mini, or random weights of full size")
+    doctor.add_argument("--quick", action="store_true", help="mini alone, in two minutes instead of ten")
+    doctor.add_argument("--json", type=Path, metavar="FILE", help="the findings and figures")
+    doctor.add_argument("--markdown", type=Path, metavar="FILE", help="the report")
+    doctor.set_defaults(run=run_doctor)
 
     random = commands.add_parser("random-checkpoint", help="write a checkpoint of seeded random weights")
     random.add_argument("folder", type=Path)
@@ -132,6 +158,17 @@ def add_serve_arguments(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--drain-seconds", type=float, default=120, help="to finish what was accepted, after SIGTERM")
 
 
+def add_batch_arguments(batch: argparse.ArgumentParser) -> None:
+    batch.add_argument("input", type=Path, help="rows of text, id, voice, seed, ...: .jsonl, .csv or .parquet")
+    batch.add_argument("-o", "--output", type=Path, required=True, help="the folder of the sound and its manifest")
+    batch.add_argument("--model", choices=MODELS, default="english", help="mini: the small one that needs no download")
+    batch.add_argument("--quantize", choices=("int8", "int4"))
+    batch.add_argument("--format", choices=("flac", "mp3", "wav"), default="flac")
+    batch.add_argument("--shard", type=int, metavar="ROWS", help="WebDataset tar files of so many rows instead")
+    batch.add_argument("--voice", type=Path, help="a recording, or a saved voice, for rows that name none")
+    batch.add_argument("--lang", help="language of --model multilingual, such as fr, for rows that name none")
+
+
 def run_say(args: argparse.Namespace) -> None:
     text = sys.stdin.buffer.read().decode("utf-8-sig") if args.text == "-" else args.text
     if not text.strip():
@@ -144,27 +181,61 @@ def run_say(args: argparse.Namespace) -> None:
         raise ValueError("--stream writes no file, but samples into a pipe: ... --stream | aplay -q -f S16_LE -r 24000")
     if args.stream and (args.takes != 1 or args.retries):
         raise ValueError("--stream speaks while it draws, with nothing to choose from: leave out --takes and --retries")
+    if args.stream and (args.captions or args.loudness is not None):
+        raise ValueError("--stream has neither captions nor an even loudness: both need the whole")
+    if args.words and not args.captions:
+        raise ValueError("--words times the captions: say where they go, by --captions")
     output = args.output or Path("out.wav")
     if not args.stream:
         check_output(output)
+    if args.captions:
+        check_captions(args.captions)
+    align = aligner() if args.words else None
     respelt = pronunciations(args.pronounce)
     model = load(args)
     chosen = {k: getattr(args, k) for k in ("exaggeration", "cfg_weight", "temperature")}
     options = {k: v for k, v in chosen.items() if v is not None}
     if args.model == "multilingual":
         options["language_id"] = args.lang or "en"
-    options |= {"audio_prompt_path": args.voice, "seed": args.seed, "spoken": args.spoken}
+    options |= {"audio_prompt_path": args.voice, "seed": args.seed, "markup": args.markup, "breath": args.breath}
+    options["spoken"] = args.spoken
     if respelt is not None:
         options["pronounce"] = respelt.for_voice(args.voice.stem if args.voice else None)
+    takes = {"takes": args.takes, "retries": args.retries, "score": score_of(args, model)}
     if args.stream:
         from .audio.io import pcm16
 
         for chunk in model.generate_stream(text, **options):
             sys.stdout.buffer.write(pcm16(chunk))
             sys.stdout.buffer.flush()
+    elif args.captions:
+        speech = spoken_whole(model, text, options | {"loudness": args.loudness}, align=align, **takes)
+        save(output, speech.wav, model.sr)
+        args.captions.write_text(speech.captions(args.captions.suffix.lower()), encoding="utf-8")
+        print(args.captions)
     else:
-        options |= {"takes": args.takes, "retries": args.retries, "score": score_of(args, model)}
+        options |= takes | {"loudness": args.loudness}
         save(output, model.generate(text, verbose=True, **options), model.sr)
+
+
+def check_captions(path: Path) -> None:
+    from .captions import check_kind
+
+    check_kind(path)
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}")
+
+
+def spoken_whole(model: Any, text: str, options: dict[str, Any], **how: Any) -> Any:
+    """generate()'s sound at the same seed, with how it came about."""
+    from .pipeline import NoSpeech
+
+    renamed = {"audio_prompt_path": "voices", "seed": "seeds", "language_id": "language_ids"}
+    jobs = model.jobs([text], **{renamed.get(name, name): value for name, value in options.items()})
+    (speech,) = model.speak(jobs, verbose=True, **how)
+    if not speech.wav.numel():
+        raise NoSpeech(text)
+    return speech
 
 
 def pronunciations(path: Path | None) -> Any:
@@ -223,6 +294,39 @@ def run_pack(args: argparse.Namespace) -> None:
     print(f"{args.out}: {form}")
 
 
+def run_doctor(args: argparse.Namespace) -> int:
+    from .checks import usable_device
+    from .doctor.examine import examine
+
+    device = usable_device(best_device() if args.device == "auto" else args.device)
+    device = "mps" if device == "mlx" else device  # what is examined is torch's
+    return examine(device, args.model, args.quick, args.json, args.markdown)
+
+
+def run_batch(args: argparse.Namespace) -> None:
+    from .scale.batch import speak_table
+    from .scale.rows import read_rows
+    from .scale.speaking import speak
+
+    if args.lang and args.model != "multilingual":
+        raise ValueError(f"--lang {args.lang} needs --model multilingual; {args.model} speaks English")
+    if args.dir and args.model == "mini":
+        raise ValueError(f"--dir {args.dir}: mini comes with the package; leave out one of the two")
+    language = (args.lang or "en") if args.model == "multilingual" else None
+    common = {"voice": args.voice and str(args.voice.absolute()), "language_id": language}
+    rows = read_rows(args.input, {name: value for name, value in common.items() if value is not None})
+    settings = {name: getattr(args, name) for name in ("model", "quantize", "preset", "decoder", "no_watermark")}
+    settings["dir"] = args.dir and str(args.dir.absolute())
+
+    def outcomes(left: Sequence[Any]) -> Any:
+        return speak(load(args), left, args.format)
+
+    done = speak_table(rows, args.output, outcomes, args.format, shard=args.shard, settings=settings)
+    print(f"{args.output}: {done.made} made, {done.before} there before; {done.seconds:.1f} s of speech")
+    if done.failed:
+        raise ValueError(f"{done.failed} of {done.rows} rows failed: {args.output / 'failures.jsonl'} says why")
+
+
 def run_random(args: argparse.Namespace) -> None:
     from .weights.random_init import write_checkpoint
 
@@ -261,9 +365,17 @@ def source(cls: Any, args: argparse.Namespace, **options: Any) -> Any:
 def best_device() -> str:
     import torch
 
+    from .checks import missing_mlx
+
     if torch.cuda.is_available():
         return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    if not torch.backends.mps.is_available():
+        return "cpu"
+    return "mlx" if on_apple_silicon() and not missing_mlx() else "mps"
+
+
+def on_apple_silicon() -> bool:
+    return (platform.system(), platform.machine()) == ("Darwin", "arm64")
 
 
 def check_output(path: Path) -> None:

@@ -75,6 +75,9 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
         verbose: bool = False,
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
+        markup: Any = False,
+        breath: bool = False,
+        loudness: float | None = None,
         spoken: bool | str = False,
         pronounce: Any = None,
         takes: int = 1,
@@ -87,6 +90,7 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
         job = self._job(
             text, voice, exaggeration, seed, language_id, repetition_penalty=repetition_penalty, min_p=min_p,
             top_p=top_p, cfg_weight=cfg_weight, temperature=temperature, max_new_tokens=max_new_tokens,
+            markup=markup, breath=breath, loudness=loudness,
             spoken=spoken, pronounce=pronounce,
         )
         how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 
 KERNELS = ("norm_linear", "attention", "linear_add", "sampling", "snake", "flow_attention")  # by what they compute
+CAPTURES = ("step", "flow", "vocoder")  # what is recorded as graphs: T3's step, a step of the flow, a window of sound
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class EngineOptions:
     quantize: str | None = None  # approximate. T3 linears: None | "int8" | "int4"
     attention: str = "auto"  # exact. "sdpa" | "flash"
     compile: str | None = "auto"  # exact. None = eager | "cudagraph" | "reduce-overhead"
+    captures: bool | tuple[str, ...] = True  # exact. what `compile` records; a tuple = only these of CAPTURES
+    trial: str = "auto"  # exact. captures and kernels are tried: "off" | "here", beside what they stand in for |
+    # "first" = here, and the first time on a device in a process of its own too | "always" in one; auto: first on CUDA
     slots: int = 16  # exact. utterances decoded side by side
     cache_len: int = 4096 + 512  # positions a slot can hold at most; memory is taken as needed
     poll_every: int = 8  # exact. tokens between two looks at who has ended (CPU: 1); on a GPU part of a seed's meaning
@@ -66,12 +70,11 @@ class EngineOptions:
         _choice("quantize", self.quantize, (None, "int8", "int4"))
         _choice("attention", self.attention, ("auto", "sdpa", "flash"))
         _choice("compile", self.compile, ("auto", None, "cudagraph", "reduce-overhead"))
+        _choice("trial", self.trial, ("auto", "off", "here", "first", "always"))
         _choice("cfm_schedule", self.cfm_schedule, ("cosine", "sway"))
         _choice("resampler", self.resampler, ("auto", "device", "exact"))
-        if not isinstance(self.kernels, bool):
-            known = isinstance(self.kernels, tuple) and set(self.kernels) <= set(KERNELS)
-            if not known:
-                raise ValueError(f"kernels={self.kernels!r}: True, False or a tuple of {', '.join(KERNELS)} is needed")
+        _names("kernels", self.kernels, KERNELS)
+        _names("captures", self.captures, CAPTURES)
         _integer("slots", self.slots, low=1, high=1024)
         _integer("cache_len", self.cache_len, low=64)
         _integer("poll_every", self.poll_every, low=1)
@@ -89,12 +92,15 @@ class EngineOptions:
         plain = dict(
             dtype="float32", s3gen_dtype="float32", quantize=None, attention="sdpa", compile=None,
             poll_every=1, prefix_cache=False, few_rows=False, short_convs=False, kernels=False,
-            mel_bucket=1, wav_chunk=1_000_000, runaway_guard=False, resampler="exact",
+            trial="off", mel_bucket=1, wav_chunk=1_000_000, runaway_guard=False, resampler="exact",
         )
         return cls(**{**plain, **changes})
 
     def wants(self, kernel: str) -> bool:
         return self.kernels if isinstance(self.kernels, bool) else kernel in self.kernels
+
+    def records(self, part: str) -> bool:
+        return self.captures if isinstance(self.captures, bool) else part in self.captures
 
     def replace(self, **changes: object) -> EngineOptions:
         return dataclasses.replace(self, **changes)
@@ -117,6 +123,11 @@ def _integer(name: str, value: object, low: int, high: int | None = None) -> Non
     if not ok:
         span = f"from {low} to {high}" if high is not None else f"of at least {low}"
         raise ValueError(f"{name}={value!r}: a whole number {span} is needed")
+
+
+def _names(name: str, value: object, known: tuple[str, ...]) -> None:
+    if not isinstance(value, bool) and not (isinstance(value, tuple) and set(value) <= set(known)):
+        raise ValueError(f"{name}={value!r}: True, False or a tuple of {', '.join(known)} is needed")
 
 
 def _choice(name: str, value: object, allowed: tuple) -> None:

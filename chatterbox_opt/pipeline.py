@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .audio.joins import ChunkJoiner, join
-from .config import SILENCE_TOKEN, START_TEXT, STOP_TEXT, TOKEN_RATE, ModelConfig
+from .audio.joins import ChunkJoiner, join, places
+from .audio.loudness import evened
+from .config import S3GEN_RATE, SILENCE_TOKEN, START_TEXT, STOP_TEXT, TOKEN_RATE, ModelConfig
 from .engine.chunks import chunk_sizes
 from .engine.engine import Engine
 from .engine.mel import MelRunner, check_codes
@@ -20,14 +22,16 @@ from .engine.noise import RequestNoise
 from .engine.request import Call, Cancelled, Utterance
 from .engine.resolve import settle_attention
 from .engine.seeds import piece_seed
-from .engine.tokens import TokenRunner
 from .engine.wav import WavRunner
+from .executor import token_runner
 from .options import EngineOptions, SamplingOptions
+from .speech import Speech, audible, pieces_of
 from .streaming import ChunkQueue, SpeechStream
 from .takes import Casting, Choice, Takes
+from .text.markup import Segment, unescaped, whole
 from .text.normalize import punc_norm
 from .text.reading import Reading, pieces
-from .text.split import check_max_chars
+from .text.split import breath, check_max_chars, spans
 from .voice import Conditionals, settled
 
 __all__ = ["Cancelled", "Job", "NoSpeech", "Pipeline", "Speech"]
@@ -55,18 +59,11 @@ class Job:
     sampling: SamplingOptions
     seed: int | None = None
     language: str | None = None
+    segments: tuple[Segment, ...] = ()  # of a text with marks
+    voices: Mapping[str, Conditionals] = field(default_factory=dict)  # that its marks name
+    breath: bool = False  # pauses between pieces by punctuation
+    loudness: float | None = None  # LUFS of each piece; None: as it is
     reading: Reading | None = None  # what is done to the text before the model reads it
-
-
-@dataclass
-class Speech:
-    """What became of a job: the sound, and how it came about."""
-
-    wav: Tensor  # (1, N) float32 on the CPU
-    tokens: list[Tensor]  # one (n,) LongTensor per piece
-    stops: list[str]  # why each piece ended: "eos" | "limit" | "guard"
-    seconds: dict[str, float] = field(default_factory=dict)  # spent on each stage, shared by a batch
-    choices: list[Choice] = field(default_factory=list)  # one per piece where there were several takes, or could be
 
 
 class Pipeline:
@@ -75,7 +72,7 @@ class Pipeline:
     ) -> None:
         self.config, self.tokenizer, self.device, self.options = config, tokenizer, device, options
         settle_attention(device)
-        self.tokens = TokenRunner(t3, options) if t3 is not None else None
+        self.tokens = token_runner(t3, options)
         self.mel = MelRunner(s3gen.flow, options)
         self.wav = WavRunner(s3gen.mel2wav, options)
         self.engine = Engine(self.tokens, self.mel, self.wav, options, device)
@@ -114,14 +111,17 @@ class Pipeline:
             per_job, choices = casting.run(jobs, per_job)
             sounds, progress = casting.sounds, None
             seconds |= casting.seconds
-        sink = WholeSpeech(per_job, watermark, sounds=sounds)
+        sink = WholeSpeech(per_job, watermark, levels=[job.loudness for job in jobs], sounds=sounds)
         call = Call([u for own in per_job for u in own if u not in sounds], sink, cancel=cancel, progress=progress)
         self.engine.run(call)
         for job, own in zip(jobs, per_job):
             _warn(job, own)
         seconds |= {stage: spent + seconds.get(stage, 0.0) for stage, spent in call.seconds.items()}
         return [
-            Speech(wav, [audible(u) for u in own], [u.stopped for u in own], dict(seconds), chosen)
+            Speech(
+                wav, [audible(u) for u in own], [u.stopped for u in own], dict(seconds),
+                pieces=pieces_of(own, [sink.places[u] for u in own]), choices=chosen,
+            )
             for wav, own, chosen in zip(sink.waves, per_job, choices)
         ]
 
@@ -139,8 +139,12 @@ class Pipeline:
     ) -> SpeechStream:
         """Chunks, the first of about `first_chunk` seconds, or where that is None the whole in one. The tokens are
         those that speak() draws; the sound of chunks is made with less to look ahead to."""
+        if first_chunk is not None and job.loudness is not None:
+            raise ValueError(f"loudness={job.loudness!r}: of a piece that is still being spoken it is not known; "
+                             "have it whole, by generate() or submit()")
         utterances = self._utterances(job, max_chars, steps)
-        queue = ChunkQueue(ChunkJoiner(len(utterances), watermark), cancel, lambda: NoSpeech(job.text))
+        joiner = ChunkJoiner(len(utterances), watermark, [u.before for u in utterances], utterances[-1].after)
+        queue = ChunkQueue(joiner, cancel, lambda: NoSpeech(job.text))
 
         def at_end() -> None:
             _warn(job, utterances)
@@ -150,7 +154,9 @@ class Pipeline:
 
         how = dict(cancel=queue, progress=progress, paused=queue.paused, ended=at_end)
         if first_chunk is None:
-            call = Call(utterances, WholeSpeech([utterances], watermark, put=queue.put), **how)
+            sink = WholeSpeech([utterances], watermark, put=queue.put, levels=[job.loudness])
+            queue.place = sink.places.get
+            call = Call(utterances, sink, **how)
         else:
             sizes = chunk_sizes(round(first_chunk * TOKEN_RATE), self.wav.hold_tokens)
             call = Call(utterances, queue, chunks=sizes, **how)
@@ -175,7 +181,7 @@ class Pipeline:
         seed: int | None,
         *,
         steps: int | None = None,
-        joined: Callable[[Sequence[Tensor]], Tensor] = join,
+        joined: Callable[[Sequence[Tensor]], Tensor] | None = None,
         watermark: Mark | None = None,
         cancel: Any = None,
     ) -> Tensor:
@@ -193,15 +199,36 @@ class Pipeline:
 
     def _utterances(self, job: Job, max_chars: int | None, steps: int | None) -> list[Utterance]:
         limit = None if max_chars is None else self._fitting(max_chars)
-        return [
-            Utterance(
-                text_ids=self.text_ids(read, job.language), cond=job.voice.t3, sampling=job.sampling,
-                voice=job.voice.gen, steps=steps, text=text,
-                tail=(SILENCE_TOKEN,) * 3 if self.config.t3.is_gpt else (),  # Turbo ends with a little silence
-                drop_last_token=self.config.family == "mtl",  # it decodes to a click there
-            )
-            for text, read in pieces(job.text, limit, job.reading)
-        ]
+        found: list[Utterance] = []
+        for segment in job.segments or whole(job.text):
+            body = job.text[slice(*segment.body)]
+            if found and not body:
+                found[-1].after, found[-1].chars = segment.before, (found[-1].chars[0], segment.chars[1])
+                continue
+            voice = job.voices.get(segment.voice, job.voice)
+            for text, read, chars, before in self._pieces(job, segment, body, limit):
+                found.append(Utterance(
+                    text_ids=self.text_ids(read, segment.language or job.language), cond=voice.t3,
+                    sampling=job.sampling, voice=voice.gen, steps=steps, text=text, read=read,
+                    chars=chars,
+                    before=before if before is not None or not (found and job.breath) else breath(job.text, chars[0]),
+                    tail=(SILENCE_TOKEN,) * 3 if self.config.t3.is_gpt else (),  # Turbo ends with a little silence
+                    drop_last_token=self.config.family == "mtl",  # it decodes to a click there
+                ))
+        return found
+
+    def _pieces(
+        self, job: Job, segment: Segment, body: str, limit: int | None
+    ) -> Iterator[tuple[str, str, tuple[int, int], float | None]]:
+        """(what is said at once, the same as it is read, where it stands in the text as given, seconds of silence that
+        were asked for)"""
+        shown = unescaped if job.segments else str
+        read = job.reading and job.reading.steps(segment.language, segment.voice)
+        pairs = pieces(body, limit, lambda text: read(shown(text)) if read else shown(text))
+        texts = [text for text, _ in pairs]
+        bounds = [segment.chars[0], *(segment.body[0] + start for start, _ in spans(body, texts)[1:]), segment.chars[1]]
+        for i, ((text, said), chars) in enumerate(zip(pairs, pairwise(bounds))):
+            yield shown(text), said, chars, None if i else segment.before
 
     def _seed(self, jobs: Sequence[Job], per_job: Sequence[Sequence[Utterance]]) -> None:
         alone = sum(map(len, per_job)) == 1
@@ -235,19 +262,22 @@ class WholeSpeech:
 
     def __init__(
         self, per_job: Sequence[Sequence[Utterance]], mark: Mark | None = None,
-        joined: Callable[[Sequence[Tensor]], Tensor] = join, put: Callable[[Tensor], None] | None = None,
-        sounds: dict[Utterance, Tensor] | None = None,
+        joined: Callable[[Sequence[Tensor]], Tensor] | None = None, put: Callable[[Tensor], None] | None = None,
+        levels: Sequence[float | None] = (), sounds: Mapping[Utterance, Tensor] | None = None,
     ) -> None:
-        """`put` takes each job's wave as soon as all are there. `sounds` are there already: of all, or of none."""
+        """`joined` in the place of join(); `put` takes each job's wave as soon as all are there; `levels`: the loudness
+        of each job's pieces; `sounds` are there already: of all utterances, or of none."""
         self.per_job, self.mark, self.joined, self.put = per_job, mark, joined, put
-        self.parts = dict(sounds or {})
+        self.levels = levels or [None] * len(per_job)
+        self.parts: dict[Utterance, Tensor] = dict(sounds or {})
+        self.places: dict[Utterance, tuple[int, int]] = {}  # (first sample, behind the last) in its job's wave
         self.waves: list[Tensor] = []  # (1, N) float32 on the CPU
 
     def add(self, utterance: Utterance, wave: Tensor, last: bool) -> None:
         self.parts[utterance] = wave
 
     def finish(self) -> None:
-        waves = [self.joined([self.parts[u] for u in own if len(self.parts[u])]) for own in self.per_job]
+        waves = [self._wave(own, level) for own, level in zip(self.per_job, self.levels)]
         sounding = [i for i, wave in enumerate(waves) if len(wave)]
         if self.mark is not None and sounding:
             for i, marked in zip(sounding, self.mark([waves[i] for i in sounding])):
@@ -258,9 +288,19 @@ class WholeSpeech:
             for wave in self.waves:
                 self.put(wave)
 
-
-def audible(utterance: Utterance) -> Tensor:
-    return torch.tensor(utterance.audible(), dtype=torch.long)
+    def _wave(self, own: Sequence[Utterance], level: float | None) -> Tensor:
+        heard = [u for u in own if len(self.parts[u])]
+        parts = [self.parts[u] for u in heard]
+        if self.joined is not None:
+            return self.joined(parts)
+        if level is not None:
+            parts = evened(parts, S3GEN_RATE, level)
+        before = [u.before for u in heard]
+        found, end = iter(places([len(part) for part in parts], before)), 0
+        for u in own:
+            first, end = next(found) if len(self.parts[u]) else (end, end)
+            self.places[u] = first, end
+        return join(parts, before, own[-1].after)
 
 
 def _warn(job: Job, utterances: Sequence[Utterance]) -> None:

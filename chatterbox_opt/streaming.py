@@ -7,12 +7,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .audio.joins import ChunkJoiner
 from .engine.engine import Engine
 from .engine.request import Call, Utterance
+from .speech import Piece, audible, pieces_of
 from .voice import settled
 
 HELD = 4  # chunks nobody has taken, with which a call pauses
@@ -24,7 +24,7 @@ class ChunkQueue:
     def __init__(self, joiner: ChunkJoiner, cancel: Any, nothing: Callable[[], Exception]) -> None:
         """`nothing` makes the error that is raised where no sound came."""
         self.joiner, self.cancel, self.nothing = joiner, cancel, nothing
-        self.chunks: deque[Tensor] = deque()
+        self.chunks: deque[tuple[Tensor, tuple[int, int] | None]] = deque()  # and their characters; None: all
         self.ready = threading.Condition()
         self.stopped = threading.Event()
         self.notify: Callable[[], None] = lambda: None
@@ -32,13 +32,18 @@ class ChunkQueue:
     def add(self, utterance: Utterance, wave: Tensor, last: bool) -> None:
         wave = self.joiner.add(wave, last)
         if len(wave):
-            self.put(settled(wave.float(), "cpu").unsqueeze(0))
+            self.put(settled(wave.float(), "cpu").unsqueeze(0), utterance.chars)
 
-    def put(self, wave: Tensor) -> None:
+    def put(self, wave: Tensor, chars: tuple[int, int] | None = None) -> None:
+        """`chars`: None for the text as a whole."""
         if not wave.numel():
             raise self.nothing()
-        self.chunks.append(wave)
+        self.chunks.append((wave, chars))
         self.tell()
+
+    def place(self, utterance: Utterance) -> tuple[int, int] | None:
+        """Its first sample and the one behind its last, once it was heard to its end."""
+        return dict(enumerate(self.joiner.places)).get(utterance.index)
 
     def finish(self) -> None:
         if not self.joiner.sounding:
@@ -64,6 +69,7 @@ class SpeechStream:
         """`prepare` is called ahead of the work."""
         self._engine, self._queue, self._call, self._prepare = engine, queue, call, prepare
         self._begun = self._ended = False
+        self.chars = (0, 0)  # of the text as given: what the chunk that was taken last is a part of
 
     def begin(self) -> SpeechStream:
         """The work begins, unless it has."""
@@ -91,7 +97,9 @@ class SpeechStream:
         done = self.done
         if self._queue.chunks:
             resumes = self._queue.paused()
-            chunk = self._queue.chunks.popleft()
+            chunk, chars = self._queue.chunks.popleft()
+            said = self._call.utterances
+            self.chars = chars or (said[0].chars[0], said[-1].chars[1])
             if resumes:
                 self._engine.wake()
             return chunk
@@ -138,9 +146,20 @@ class SpeechStream:
     @property
     def tokens(self) -> list[Tensor]:
         """Of each piece, control ids left out."""
-        return [torch.tensor(u.audible(), dtype=torch.long) for u in self._call.utterances]
+        return [audible(u) for u in self._call.utterances]
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """Those whose sound is there to its end: with the last chunk, all."""
+        found = [(u, at) for u in self._call.utterances if (at := self._queue.place(u)) is not None]
+        return pieces_of([u for u, _ in found], [at for _, at in found])
 
     @property
     def stops(self) -> list[str | None]:
         """Why each piece ended: "eos" | "limit" | "guard"."""
         return [u.stopped for u in self._call.utterances]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Spent on each stage, shared with whoever was served beside it."""
+        return dict(self._call.seconds)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from .config import ModelConfig
-from .engine.resolve import resolve
+from .engine.first_trial import settled_for
+from .engine.resolve import indexed, is_mlx, resolve
 from .options import EngineOptions
 from .presets import bundle, differing, find, tell_overridden, wants_meanflow
 from .weights import hub
@@ -43,14 +44,17 @@ def toggles(
     if quantize is not None:
         changes["quantize"] = quantize
     if preset is not None:
-        return bundle(preset, torch.device(device).type, meanflow, differing(engine or EngineOptions()) | changes)
+        return bundle(preset, indexed(device).type, meanflow, differing(engine or EngineOptions()) | changes)
     return (engine or EngineOptions()).replace(**changes)
 
 
 def settle(device: str | torch.device, config: ModelConfig, asked: EngineOptions, preset: str | None) -> EngineOptions:
-    """Options without an "auto", once a warning has named what goes before the preset."""
-    tell_overridden(preset, torch.device(device).type, config.flow.meanflow, asked)
-    return resolve(asked, torch.device(device))
+    """Options without an "auto", and without what this device does not survive, once a warning has named what goes
+    before the preset."""
+    place = indexed(device)
+    tell_overridden(preset, place.type, config.flow.meanflow, asked)
+    resolved = resolve(asked, device)
+    return resolved if is_mlx(device) else settled_for(resolved, place, config)
 
 
 def fetch_decoder(family: str, options: dict[str, Any]) -> dict[str, Any]:

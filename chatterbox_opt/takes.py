@@ -20,7 +20,7 @@ from .engine.noise import RequestNoise
 from .engine.request import Call, Utterance
 from .engine.seeds import piece_seed
 from .scores import PlausibleLength, Take
-from .voice import settled
+from .voice import Conditionals, settled
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,6 @@ class _Piece:
     asked: Utterance  # without tokens and noise
     index: int  # in its text
     seed: int  # of its text
-    job: Any
     takes: list[Utterance] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
     tries: int = 0
@@ -95,7 +94,7 @@ class _Piece:
 
 def _pieces(job: Any, utterances: Sequence[Utterance]) -> list[_Piece]:
     seed = int(torch.randint(2**62, ()).item()) if job.seed is None else job.seed
-    return [_Piece(u, k, seed, job) for k, u in enumerate(utterances)]
+    return [_Piece(u, k, seed) for k, u in enumerate(utterances)]
 
 
 def well(utterance: Utterance) -> bool:
@@ -156,18 +155,17 @@ class Casting:
         return {piece.takes[k]: self._scored(piece, k) for piece, k in asked}
 
     def _scored(self, piece: _Piece, k: int) -> float:
-        u, job = piece.takes[k], piece.job
+        u, asked = piece.takes[k], piece.asked
         wav = self.sounds.get(u)
         if wav is not None and not len(wav):
             return -math.inf
-        text = u.text
         take = Take(
-            text, job.reading(text) if job.reading else text, torch.tensor(u.audible(), dtype=torch.long), u.stopped,
-            piece.seeds[k], job.voice, S3GEN_RATE, None if wav is None else wav.unsqueeze(0),
+            asked.text, asked.read, torch.tensor(u.audible(), dtype=torch.long), u.stopped, piece.seeds[k],
+            Conditionals(asked.cond, asked.voice), S3GEN_RATE, None if wav is None else wav.unsqueeze(0),
         )
         score = float(self.score(take))
         if math.isnan(score):
-            raise ValueError(f"score gave {score} for {text[:40]!r}: a number is needed")
+            raise ValueError(f"score gave {score} for {asked.text[:40]!r}: a number is needed")
         return score
 
     def _keep(self, piece: _Piece, scores: dict[Utterance, float]) -> Choice:

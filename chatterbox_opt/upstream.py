@@ -18,11 +18,12 @@ from chatterbox.vc import ChatterboxVC
 from . import mtl_tts, tts, tts_turbo, vc
 from .base import Speaker
 from .config import MODELS, ModelConfig
-from .engine.resolve import resolve, stored_dtype
+from .engine.resolve import indexed, resolve
+from .executor import load_t3
 from .presets import choose_decoder
 from .switches import TOGGLES, fetch_decoder, toggles
 from .voice import Conditionals, T3Cond
-from .weights.load import build_s3gen, build_t3, build_voice_encoder, load_decoder
+from .weights.load import build_s3gen, build_voice_encoder, load_decoder
 
 
 class OptimizedChatterboxTTS(tts.OptimizedChatterboxTTS, ChatterboxTTS):
@@ -52,7 +53,7 @@ def optimize(
         raise ValueError(f"optimize() takes a chatterbox-tts model, not {kind.__module__}.{kind.__name__}")
     if isinstance(model, (Speaker, vc.OptimizedChatterboxVC)):
         raise ValueError("optimize(): this model is optimized already; give the upstream object it was made of")
-    device = torch.device(model.device)
+    device = indexed(model.device)
     engine = resolve(toggles(device, **{k: options[k] for k in TOGGLES if k in options}), device)
     if isinstance(model, ChatterboxVC):
         config = config or MODELS["tts"]
@@ -63,7 +64,7 @@ def optimize(
     s3gen, config = _s3gen(model, decoder, family, config, options.get("preset"))
     extra = {"model_label": family.capitalize()} if cls is OptimizedChatterboxTurboTTS else {}
     return cls(
-        build_t3(model.t3.state_dict(), config, device, stored_dtype(engine, device)),
+        load_t3(model.t3.state_dict(), config, device, engine),
         s3gen,
         build_voice_encoder(model.ve.state_dict(), config, device),
         model.tokenizer,

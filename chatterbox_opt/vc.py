@@ -21,6 +21,7 @@ from .options import EngineOptions
 from .packing.load import load_any
 from .pipeline import Pipeline
 from .presets import choose_decoder
+from .speech import Piece, Speech
 from .switches import TOGGLES, fetch_decoder, random_decoder, settle, toggles
 from .voice import Conditionals, VoicePreparer
 from .weights.files import REPOS, has_meanflow
@@ -50,8 +51,8 @@ class OptimizedChatterboxVC:
         self.sr = S3GEN_RATE
         self.s3gen, self.device, place = s3gen, device, indexed(device)
         self.config = config or MODELS["tts"]
-        asked = toggles(place, self.config.flow.meanflow, engine, preset=preset, **switches)
-        self.options = settle(place, self.config, asked, preset)
+        asked = toggles(device, self.config.flow.meanflow, engine, preset=preset, **switches)
+        self.options = settle(device, self.config, asked, preset)
         self.watermarker = Watermarker(place) if enable_watermark else None
         self.voices = VoicePreparer(self.config, None, s3gen, place, self.options.resampler)
         self.pipeline = Pipeline(self.config, None, s3gen, None, place, self.options)
@@ -79,7 +80,7 @@ class OptimizedChatterboxVC:
         device = usable_device(device)
         decoder = choose_decoder(options.get("preset"), decoder, has_meanflow(ckpt_dir))
         switches = {name: options.pop(name) for name in TOGGLES if name in options}
-        parts, switches = load_any(ckpt_dir, "vc", torch.device(device), switches, decoder=decoder)
+        parts, switches = load_any(ckpt_dir, "vc", device, switches, decoder=decoder)
         ref_dict = Conditionals.load(parts.conds_file).gen if parts.conds_file else None
         return cls(parts.s3gen, device, ref_dict, config=parts.config, **switches, **options)
 
@@ -106,18 +107,38 @@ class OptimizedChatterboxVC:
         cancel: Any = None,
     ) -> Tensor:
         """A path, or samples with their `sample_rate`, in the target voice: (1, N) float32 on the CPU."""
+        return self.speak(
+            audio, target_voice_path, sample_rate=sample_rate, seed=seed, n_cfm_timesteps=n_cfm_timesteps, cancel=cancel
+        ).wav
+
+    @torch.inference_mode()
+    def speak(
+        self,
+        audio: Any,
+        target_voice_path: Any = None,
+        *,
+        sample_rate: int | None = None,
+        seed: int | None = None,
+        n_cfm_timesteps: int | None = None,
+        cancel: Any = None,
+    ) -> Speech:
+        """As generate(), with how it came about: one piece, of no text."""
         voice = self.ref_dict
         if given(target_voice_path):
             voice = self.ref_dict = self.voices.prompt(target_voice_path)  # not read back: threads take turns there
         if voice is None:
             raise MissingVoice("Please `set_target_voice` first or specify `target_voice_path`")
         check_steps(n_cfm_timesteps)
-        parts = overlapping(self.tokens(audio, sample_rate))
+        tokens = self.tokens(audio, sample_rate)
+        parts = overlapping(tokens)
         watermark = partial(mark, self.watermarker) if self.watermarker is not None else None
-        return self.pipeline.render(
+        wav = self.pipeline.render(
             parts, voice if len(parts) == 1 else whole_tokens(voice), check_seed(seed), steps=n_cfm_timesteps,
             joined=cross_faded, watermark=watermark, cancel=cancel,
         )
+        tokens = tokens.cpu()
+        piece = Piece("", (0, 0), (0, wav.shape[-1]), tokens, "given")
+        return Speech(wav, [tokens], ["given"], pieces=[piece])
 
     def tokens(self, audio: Any, sample_rate: int | None = None) -> Tensor:
         """(n,) speech tokens of a recording of any length."""

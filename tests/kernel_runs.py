@@ -14,7 +14,8 @@ from triton.runtime.jit import JITFunction
 
 from chatterbox_opt.engine.kernels import attention, flash, linear, sampling, snake
 
-SHARED = {80: 163 << 10, 90: 227 << 10}  # bytes a program may have
+# bytes a program may have
+SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.uint8: "*u8",
     int: "i32", float: "fp32",

@@ -11,41 +11,33 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from chatterbox_opt.engine.graphs import WARM_UPS
+from chatterbox_opt.engine.graphs import WARM_UPS, Captured
 
 
-class Replay:
-    """Stands in for engine.graphs.Captured: runs what would be recorded, in the memory it would be recorded with, and
-    refuses what was not prepared."""
+class Replay(Captured):
+    """As on a GPU, but for the recording: runs what would be recorded, in the memory it would be recorded with."""
 
-    on = True
+    def __init__(self, **how) -> None:
+        super().__init__("cudagraph", torch.device("cpu"), **how)
+        self._raw: dict = {}
 
-    def __init__(self) -> None:
-        self.recorded: dict = {}
+    @classmethod
+    def of(cls, captured: Captured, **how) -> Replay:
+        """In the place of one that a CPU does without."""
+        return cls(trial=captured.trial, kept=captured.kept, **how)
 
-    @property
-    def keys(self) -> list:
-        return list(self.recorded)
+    def _record(self, key, run, again) -> None:
+        for _ in range(WARM_UPS):
+            self._results[key] = self._raw[key] = again(run)
+        self._graphs[key] = run
 
-    def ready(self, key) -> bool:
-        return key in self.recorded
-
-    def prepare(self, key, run) -> None:
-        if key not in self.recorded:
-            for _ in range(WARM_UPS):
-                kept = run()
-            self.recorded[key] = run, kept
-
-    def run(self, key, run):
+    def _replay(self, key):
         """In the memory of the recorded result, which the next replay overwrites."""
-        recorded, kept = self.recorded[key]
-        for mine, new in zip(tree_leaves(kept), tree_leaves(recorded())):
+        kept = self._raw[key]
+        for mine, new in zip(tree_leaves(kept), tree_leaves(self._graphs[key]())):
             if mine is not None:
                 mine.copy_(new)
-        return kept
-
-    def forget(self) -> None:
-        self.recorded.clear()
+        return self._results[key]
 
 
 @contextmanager

@@ -181,7 +181,7 @@ def test_ceilings_of_the_published_sizes():
     assert sum(ceilings.t3_weights(nano.t3)) == pytest.approx(90.0e6, rel=1e-3)
     step = ceilings.t3_step(tts.t3, "bfloat16", 350, 1, "bfloat16")
     assert step[1] / 4.3e12 == pytest.approx(0.258e-3, rel=0.01)
-    assert ceilings._estimator(tts.flow, 1000) == pytest.approx((132.2e6 + 0.1147e6 * 1000) * 1000, rel=1e-3)
+    assert ceilings.estimator(tts.flow, 1000) == pytest.approx((132.2e6 + 0.1147e6 * 1000) * 1000, rel=1e-3)
     assert ceilings.flow(tts.flow, 250, 250, 10) == pytest.approx(5.0e12, rel=0.02)
     assert ceilings.flow(turbo.flow, 250, 250, 2) == pytest.approx(0.49e12 + 0.07e12, rel=0.05)
     assert ceilings.hift(tts.hift, 50) == pytest.approx(30.6e9, rel=0.01)

@@ -63,6 +63,51 @@ def test_the_text_may_come_by_pipe(folder, tmp_path, monkeypatch):
     assert heard == ["“Hello.”"]
 
 
+def test_captions_of_what_is_said(folder, tmp_path, capsys, monkeypatch):
+    from chatterbox_opt.tts import OptimizedChatterboxTTS
+
+    monkeypatch.setattr(OptimizedChatterboxTTS, "defaults", type(OptimizedChatterboxTTS.defaults)(max_new_tokens=8))
+    words = ["--dir", str(folder), "--device", "cpu", "--seed", "1"]
+    plain, out, captions = (tmp_path / name for name in ("plain.wav", "a.wav", "a.vtt"))
+    assert main(["say", "Hello.", "-o", str(plain), *words]) == 0
+    assert main(["say", "Hello.", "-o", str(out), "--captions", str(captions), *words]) == 0
+    assert out.read_bytes() == plain.read_bytes()
+    assert captions.read_text() == "WEBVTT\n\n00:00:00.000 --> 00:00:00.320\nHello.\n"
+    marked = tmp_path / "b.json"
+    text = "One. [pause 0.5s] Two."
+    assert main(["say", text, "-o", str(out), "--captions", str(marked), "--markup", "--loudness", "-20", *words]) == 0
+    assert soundfile.info(out).duration == pytest.approx(2 * 0.32 + 0.5)
+
+
+def test_read(folder, tmp_path, capsys, monkeypatch):
+    from chatterbox_opt.tts import OptimizedChatterboxTTS
+
+    monkeypatch.setattr(OptimizedChatterboxTTS, "defaults", type(OptimizedChatterboxTTS.defaults)(max_new_tokens=8))
+    script, cast, out = tmp_path / "a.txt", tmp_path / "cast.toml", tmp_path / "book.wav"
+    script.write_text("Chapter 1\n\nAnna: Hello.\n\nChapter 2\n\nThe end.")
+    cast.write_text("[Anna]\nseed = 3\n")
+    command = ["read", str(script), "-o", str(out), "--voices", str(cast), "--chapters", "--captions", "srt"]
+    assert main([*command, "--dir", str(folder), "--device", "cpu"]) == 0
+    said = capsys.readouterr()
+    names = ["book-01.wav", "book-01.srt", "book-02.wav", "book-02.srt"]
+    assert said.out.split() == [str(tmp_path / name) for name in names]
+    assert "reading: 100%" in said.err
+    assert "Hello." in (tmp_path / "book-01.srt").read_text()
+
+
+def test_reading_that_is_interrupted_says_how_to_go_on(folder, tmp_path, capsys, monkeypatch):
+    from chatterbox_opt.tts import OptimizedChatterboxTTS
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OptimizedChatterboxTTS, "speak", interrupted)
+    (tmp_path / "a.txt").write_text("Hello.")
+    command = ["read", str(tmp_path / "a.txt"), "-o", str(tmp_path / "a.wav"), "--dir", str(folder), "--device", "cpu"]
+    assert main(command) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
 def test_convert(folder, tmp_path):
     import numpy as np
 
@@ -88,6 +133,13 @@ def test_convert(folder, tmp_path):
         (["say", "  ", "--dir", "nowhere"], "no text"),
         (["say", "Hi.", "--dir", "nowhere", "--stream", "-o", "speech.wav"], "into a pipe"),
         (["convert", "missing.wav", "--dir", "nowhere", "-o", "."], "cannot be written"),
+        (["say", "Hi.", "--dir", "nowhere", "--captions", "a.sub"], ".srt, .vtt, .json"),
+        (["say", "Hi.", "--dir", "nowhere", "--captions", "no/a.srt"], "there is no folder"),
+        (["say", "Hi.", "--dir", "nowhere", "--words"], "--captions"),
+        (["say", "Hi.", "--dir", "nowhere", "--stream", "--captions", "a.srt"], "need the whole"),
+        (["read", "missing.txt", "-o", "a.wav", "--dir", "nowhere"], "missing.txt"),
+        (["read", "missing.txt", "-o", "a.docx", "--dir", "nowhere"], "ends in .wav"),
+        (["read", "missing.txt", "-o", "a.wav", "--dir", "nowhere", "--voices", "none.toml"], "missing.txt"),
         (["say", "Hi.", "--dir", "nowhere", "--pronounce", "none.toml"], "none.toml"),
         (["say", "Hi.", "--dir", "nowhere", "--stream", "--takes", "2"], "leave out --takes"),
     ],
@@ -171,6 +223,45 @@ def test_misuse_exits_2():
     done = subprocess.run([sys.executable, "-m", "chatterbox_opt", "sing"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "usage" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("system", "mps", "mlx", "best"),
+    [
+        (("Darwin", "arm64"), True, True, "mlx"), (("Darwin", "arm64"), True, False, "mps"),
+        (("Darwin", "x86_64"), True, True, "mps"), (("Darwin", "arm64"), False, True, "cpu"),
+        (("Linux", "x86_64"), False, True, "cpu"),
+    ],
+)
+def test_auto_takes_mlx_on_apple_silicon_where_it_is_installed(system, mps, mlx, best, monkeypatch):
+    import platform
+
+    from chatterbox_opt import checks, cli
+
+    monkeypatch.setattr(platform, "system", lambda: system[0])
+    monkeypatch.setattr(platform, "machine", lambda: system[1])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(checks, "missing_mlx", lambda: None if mlx else "No module named 'mlx'")
+    asked = []
+
+    class Door:
+        @classmethod
+        def from_mini(cls, device, **_):
+            asked.append(device)
+
+    for command in ("say", "serve"):
+        words = [command, "Hi.", "--model", "mini"] if command == "say" else [command, "--model", "mini"]
+        cli.source(Door, cli.parser().parse_args(words))
+    assert asked == [best, best]
+
+
+def test_mlx_that_is_missing_is_said(monkeypatch, capsys):
+    from chatterbox_opt import checks
+
+    monkeypatch.setattr(checks, "missing_mlx", lambda: "No module named 'mlx'")
+    assert main(["say", "Hi.", "--model", "mini", "--device", "mlx"]) == 1
+    assert "pip install 'chatterbox-opt[mlx]'" in capsys.readouterr().err
 
 
 def test_what_is_read_and_how_often_it_is_taken(folder, tmp_path, monkeypatch):

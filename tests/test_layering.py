@@ -16,30 +16,43 @@ LAYERS = {
     "text": {"config"},
     "models": {"config"},
     "weights": {"config", "models"},
-    "engine": {"config", "options", "models"},
+    "engine": {"config", "options", "models", "__version__"},
     "audio": {"config", "models"},
     "voice": {"config", "models", "audio"},
     "checks": {"config"},
+    "files": set(),
     "progress": set(),
     "switches": {"config", "options", "presets", "engine", "weights"},
-    "streaming": {"config", "audio", "engine", "voice"},
+    "captions": set(),
     "listening": {"config", "audio"},
     "scores": {"config", "audio", "models", "text", "listening"},
     "takes": {"config", "engine", "voice", "scores"},
-    "pipeline": {"config", "options", "text", "voice", "engine", "audio", "models", "streaming", "takes"},
+    "speech": {"captions", "config", "engine", "takes"},
+    "marks": {"config", "text", "voice"},
+    "align": {"config", "audio"},
+    "streaming": {"config", "audio", "engine", "speech", "voice"},
+    "mlx": {"config", "options", "models", "engine"},
+    "executor": {"config", "options", "models", "engine", "weights", "mlx"},
 }
+LAYERS["pipeline"] = LAYERS["streaming"] | {"options", "text", "models", "streaming", "executor", "takes"}
 LAYERS["packing"] = {
-    "config", "options", "models", "checks", "switches", "engine", "weights", "__version__",
+    "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "__version__",
 }
 LAYERS["base"] = LAYERS["pipeline"] | {
-    "weights", "checks", "pipeline", "progress", "presets", "switches", "packing", "scores",
+    "marks", "weights", "checks", "pipeline", "progress", "presets", "switches", "packing", "executor", "scores",
 }
 DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}
 LAYERS["upstream"] = set(LAYERS["base"]) | DOORS | {"base"}
-LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "__version__"} | DOORS
-LAYERS["cli"] = {"options", "presets", "config", "audio", "weights", "serve", "packing", "text", "scores"} | DOORS
+LAYERS["reading"] = {"options", "config", "checks", "audio", "text", "captions", "speech", "align", "__version__"}
+LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "files", "__version__"} | DOORS
+LAYERS["scale"] = {"files", "serve"}
+LAYERS["doctor"] = {"options", "config", "engine", "pipeline", "weights", "__version__"} | DOORS
+LAYERS["cli"] = {
+    "options", "checks", "presets", "config", "audio", "weights", "serve", "packing", "doctor", "captions", "pipeline",
+    "reading", "scale", "scores", "text",
+} | DOORS
 LAYERS["__main__"] = {"cli"}
 LAYERS["__init__"] = set(LAYERS["base"]) | DOORS | {"base"}
 
@@ -53,6 +66,7 @@ CONFINED = {
     "soxr": {"audio/io.py"},
     "import perth": set(),
     "chatterbox.": {"upstream.py"},
+    "mlx": {"checks.py", *(f"mlx/{file.name}" for file in (ROOT / "mlx").glob("*.py"))},
 }
 FOREIGN = {"torchaudio", "transformers", "s3tokenizer", "librosa", "einops", "scipy", "diffusers", "omegaconf"}
 

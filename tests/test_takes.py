@@ -102,6 +102,15 @@ def test_only_the_best_is_rendered_where_tokens_are_enough(tiny, monkeypatch):
     assert len(rendered) == 4
 
 
+def test_marks_and_pieces_are_those_of_a_call_without_takes(tiny):
+    jobs = [tiny.jobs(["One. [pause 0.5s] Use SQL."], seeds=seed, markup=True, pronounce={"SQL": "sequel"}, **SHORT)
+            for seed in (1, 2)]
+    (got,), (wanted,) = tiny.speak(jobs[0], takes=2, score=by_seed(2)), tiny.speak(jobs[1])
+    assert torch.allclose(got.wav, wanted.wav, atol=1e-6)
+    assert [(p.text, p.chars, p.samples) for p in got.pieces] == [(p.text, p.chars, p.samples) for p in wanted.pieces]
+    assert [p.text for p in got.pieces] == ["One.", "Use SQL."]
+
+
 def test_texts_of_a_batch_have_their_own_takes(tiny):
     jobs = tiny.jobs(["One.", "Two two."], seeds=[1, 20], **SHORT)
     both = tiny.speak(jobs, takes=2, score=by_seed(2, 20))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from t3_pairs import text, voice
 
+from chatterbox_opt.checks import missing_mlx
 from chatterbox_opt.engine.engine import Engine
 from chatterbox_opt.engine.noise import RequestNoise
 from chatterbox_opt.engine.request import Call, Utterance
-from chatterbox_opt.engine.tokens import TokenRunner
+from chatterbox_opt.executor import token_runner
 from chatterbox_opt.options import EngineOptions, SamplingOptions
 
 CPU = torch.device("cpu")
 EXACT = EngineOptions.exact()
 N = 72
+NO_MLX = missing_mlx()
+MLX = pytest.param("mlx", marks=pytest.mark.skipif(NO_MLX is not None, reason=f"{NO_MLX}: pip install -e '.[mlx]'"))
+everywhere = pytest.mark.parametrize("device", ["cpu", MLX], indirect=True, scope="module")  # of tests/engine
 
 
 def request(config, n=20, seed=0, voice_seed=0, emotion=0.5, text_seed=0, **sampling):
@@ -25,7 +30,8 @@ def request(config, n=20, seed=0, voice_seed=0, emotion=0.5, text_seed=0, **samp
 
 def engine_of(t3, options=EXACT):
     """An engine that speaks tokens and makes no sound."""
-    return Engine(TokenRunner(t3, options), None, None, options, t3.speech_emb.weight.device)
+    runner = token_runner(t3, options)
+    return Engine(runner, None, None, options, runner.device)
 
 
 def draw(engine, requests, **how):

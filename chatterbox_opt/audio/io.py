@@ -8,7 +8,8 @@ import logging
 import math
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -305,16 +306,50 @@ def pcm16(wav: Tensor) -> bytes:
 
 def write_wav(path: str | os.PathLike, wav: Tensor | np.ndarray, rate: int) -> None:
     """(N,) or (channels, N) -> a 16-bit file; its kind follows the name's ending, wav without one."""
-    import soundfile
-
     data = np.asarray(wav.detach().float().cpu() if isinstance(wav, Tensor) else wav, dtype=np.float32)
     data = data.T if data.ndim == 2 else data
-    kind, channels = None if Path(path).suffix else "WAV", data.shape[1] if data.ndim == 2 else 1
-    try:
-        with soundfile.SoundFile(os.fspath(path), "w", rate, channels, format=kind) as file:
+    with SoundWriter(path, rate, data.shape[1] if data.ndim == 2 else 1) as file:
+        file.add(data)
+
+
+class SoundWriter:
+    """A 16-bit file that is written as its samples come; its kind follows the name's ending, wav without one."""
+
+    def __init__(self, path: str | os.PathLike, rate: int, channels: int = 1) -> None:
+        import soundfile
+
+        self.path, self._errors = path, (soundfile.SoundFileError, TypeError)
+        with self._telling():
+            kind = None if Path(path).suffix else "WAV"
+            self._file = soundfile.SoundFile(os.fspath(path), "w", rate, channels, format=kind)
+
+    def add(self, data: np.ndarray) -> None:
+        """(n,) or (n, channels): int16, or floats within -1 to 1."""
+        with self._telling():
             for start in range(0, len(data), WRITTEN_AT_ONCE):
-                file.write(data[start : start + WRITTEN_AT_ONCE].clip(-1.0, 1.0))
-    except (soundfile.SoundFileError, TypeError) as error:
-        raise ValueError(
-            f"{path}: cannot be written ({error}); a name in an existing folder, ending in .wav, is needed"
-        ) from error
+                part = data[start : start + WRITTEN_AT_ONCE]
+                self._file.write(part if part.dtype == np.int16 else part.clip(-1.0, 1.0))
+
+    def __enter__(self) -> SoundWriter:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        with self._telling():
+            self._file.close()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except self._errors as error:
+            raise ValueError(
+                f"{self.path}: cannot be written ({error}); a name in an existing folder, ending in .wav, is needed"
+            ) from error
+
+
+def blocks(path: str | os.PathLike) -> Iterator[np.ndarray]:
+    """(n,) int16 samples of a mono file, some seconds at a time."""
+    import soundfile
+
+    with soundfile.SoundFile(os.fspath(path)) as sound:
+        yield from sound.blocks(WRITTEN_AT_ONCE, dtype="int16")

@@ -15,19 +15,36 @@ CONTEXT = S3GEN_RATE  # samples, 1 s, that a chunk is marked together with
 OVERLAP = S3GEN_RATE // 50  # samples, 20 ms, in which one chunk's watermark passes into the next one's
 
 
-def join(parts: Sequence[Tensor]) -> Tensor:
-    """Pieces of one text, faded at the seams, with a short pause between them."""
+def join(parts: Sequence[Tensor], before: Sequence[float | None] | None = None, after: float = 0.0) -> Tensor:
+    """Pieces of one text, faded at the seams, with a short pause between them, or as many seconds of silence as
+    `before` has for each; `after` is behind the last."""
     if not parts:
         return torch.zeros(0)
-    out: list[Tensor] = []
-    for i, part in enumerate(parts):
-        out += [pause(part)] if i else []
-        out.append(faded(part, start=i > 0, end=i < len(parts) - 1))
-    return torch.cat(out)
+    found = places([len(part) for part in parts], before)
+    out = parts[0].new_zeros(found[-1][1] + samples(after))
+    for i, (part, (first, end)) in enumerate(zip(parts, found)):
+        follows = i < len(parts) - 1 or samples(after) > 0
+        out[first:end] = faded(part, start=first > 0, end=follows)
+    return out
 
 
-def pause(like: Tensor) -> Tensor:
-    return like.new_zeros(int(PAUSE * S3GEN_RATE))
+def places(lengths: Sequence[int], before: Sequence[float | None] | None = None) -> list[tuple[int, int]]:
+    """(first sample, behind the last) of pieces that join() puts together."""
+    found: list[tuple[int, int]] = []
+    for i, length in enumerate(lengths):
+        end = found[-1][1] if found else 0
+        first = end + room(before[i] if before else None, follows=i > 0)
+        found.append((first, first + length))
+    return found
+
+
+def room(seconds: float | None, follows: bool) -> int:
+    """Samples of silence ahead of a piece, which `follows` another one or does not."""
+    return samples((PAUSE if follows else 0.0) if seconds is None else seconds)
+
+
+def samples(seconds: float) -> int:
+    return round(seconds * S3GEN_RATE)
 
 
 def faded(wave: Tensor, start: bool = False, end: bool = False) -> Tensor:
@@ -46,22 +63,41 @@ def faded(wave: Tensor, start: bool = False, end: bool = False) -> Tensor:
 class ChunkJoiner:
     """Chunks of a text's pieces, in their order -> sound as join() would put it together, watermarked."""
 
-    def __init__(self, pieces: int, mark: Callable[[Sequence[Tensor]], list[Tensor]] | None = None) -> None:
+    def __init__(
+        self, pieces: int, mark: Callable[[Sequence[Tensor]], list[Tensor]] | None = None,
+        before: Sequence[float | None] | None = None, after: float = 0.0,
+    ) -> None:
         self.marker = ChunkMarker(mark)
+        self.before, self.after = before or [None] * pieces, after
         self.left = pieces  # whose end was not heard yet
         self.sounding = False
+        self.places: list[tuple[int, int]] = []  # (first sample, behind the last) of the pieces that have ended
         self._begun = False  # the piece that is being heard
+        self._first = self._length = 0  # samples: where that began; all so far
 
     def add(self, wave: Tensor, last: bool = False) -> Tensor:
         """(N,) samples of a piece, `last` where none of it follow -> (M,) that continue what was returned before."""
+        piece = len(self.before) - self.left
         self.left -= last
         if len(wave):
-            if self.sounding and not self._begun:
-                wave = torch.cat([pause(wave), faded(wave, start=True)])
+            silence = 0 if self._begun else room(self.before[piece], self.sounding)
+            self._first = self._first if self._begun else self._length + silence
+            follows = self.left or samples(self.after) > 0
+            wave = faded(wave, start=not self._begun and self._first > 0, end=bool(last and follows))
+            wave = torch.cat([wave.new_zeros(silence), wave]) if silence else wave
             self.sounding = self._begun = True
-            wave = self.marker.add(faded(wave, end=True) if last and self.left else wave)
+            self._length += len(wave)
+            wave = self.marker.add(wave)
+        if last:
+            self.places.append((self._first if self._begun else self._length, self._length))
         self._begun = self._begun and not last
-        return wave if self.left else torch.cat([wave, self.marker.rest(wave)])
+        return wave if self.left else self._ended(wave)
+
+    def _ended(self, wave: Tensor) -> Tensor:
+        silence = samples(self.after) if self.sounding else 0
+        if silence:
+            wave = torch.cat([wave, self.marker.add(wave.new_zeros(silence))])
+        return torch.cat([wave, self.marker.rest(wave)])
 
 
 class ChunkMarker:

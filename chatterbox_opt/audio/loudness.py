@@ -1,9 +1,10 @@
-"""Loudness after ITU-R BS.1770-4, mono: what Turbo's prompts are levelled by."""
+"""Loudness after ITU-R BS.1770-4 and EBU R 128, mono: what Turbo's prompts and the pieces of a text are levelled by."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +18,7 @@ BLOCK = 0.4  # s, gated one by one
 STEP = 0.25  # of a block, between their starts
 ABSOLUTE_GATE = -70.0  # LUFS
 RELATIVE_GATE = -10.0  # LU below the mean of the blocks above the absolute gate
+CEILING = 0.89  # of full scale, -1 dB: no gain lifts a peak above it
 TAIL = 0.35  # s until the high-pass has forgotten a sample: e^-80
 
 
@@ -29,6 +31,24 @@ def normalize_loudness(wav: Wave, rate: int, target: float = -27.0) -> Wave:
         logger.warning("the loudness of %.2f s cannot be measured; the level is left alone", samples.size / rate)
         return wav
     return wav * gain if isinstance(wav, Tensor) else (wav * gain).astype(wav.dtype)
+
+
+def evened(parts: Sequence[Tensor], rate: int, target: float) -> list[Tensor]:
+    """(N,) each, scaled to `target` LUFS as far as their peaks allow. What is too short or too quiet to be measured is
+    scaled as the others are on average."""
+    measured = [integrated_loudness(part.detach().float().cpu().numpy(), rate) for part in parts]
+    known = [loudness for loudness in measured if math.isfinite(loudness)]
+    if not known:
+        return list(parts)
+    average = sum(known) / len(known)
+    return [_lifted(part, target - (loudness if math.isfinite(loudness) else average))
+            for part, loudness in zip(parts, measured)]
+
+
+def _lifted(part: Tensor, decibels: float) -> Tensor:
+    peak = float(part.abs().max())
+    gain = 10.0 ** (decibels / 20.0)
+    return part * (min(gain, max(1.0, CEILING / peak)) if peak else gain)
 
 
 def integrated_loudness(wav: np.ndarray, rate: int) -> float:

@@ -18,13 +18,13 @@ from .mel import MelRunner
 from .rendering import Renderer
 from .request import Call, Cancelled, NotFinite, Utterance, check, positions
 from .scheduler import Scheduler
+from .speaking import Speaking
 from .stats import Stats
-from .tokens import TokenRunner
 from .wav import WavRunner
 
 
 class Engine(Driver):
-    def __init__(self, tokens: TokenRunner | None, mel: MelRunner | None, wav: WavRunner | None,
+    def __init__(self, tokens: Speaking | None, mel: MelRunner | None, wav: WavRunner | None,
                  options: EngineOptions, device: torch.device) -> None:
         super().__init__(device)
         self.tokens, self.options = tokens, options
@@ -196,8 +196,8 @@ class Engine(Driver):
         self.accept()
         for call in list(self.calls):
             self.end(call, error)
-        if self.tokens is not None and self.tokens.slots is not None:
-            self.tokens.slots.clear()
+        if self.tokens is not None:
+            self.tokens.clear()
 
     def close(self) -> None:
         super().close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -11,13 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..config import FRAMES_PER_TOKEN, MEL_BINS
-from .graphs import Captured, bucket
+from ..config import FRAMES_PER_TOKEN, MEL_BINS, SPEECH_CODES
+from .agreement import ripples
+from .graphs import Captured, bucket, on_trial
 
 if TYPE_CHECKING:
     from .mel import MelRunner, Solve
-
-logger = logging.getLogger(__name__)
 
 LONGEST = 3000  # frames of a captured step, prompt included; longer ones run as they come
 
@@ -41,9 +39,10 @@ class FlowGraphs:
     def __init__(self, runner: MelRunner) -> None:
         self.runner, self.flow, self.options, self.device = runner, runner.flow, runner.options, runner.device
         # recorded as it is in every mode: one network at each of many lengths is too much for torch.compile
-        mode = "cudagraph" if self.options.compile and self.device.type == "cuda" else None
-        self.captured = Captured(mode, self.device)
-        self._held: dict[tuple[int, int], Held] = {}
+        recorded = self.options.compile and self.options.records("flow") and self.device.type == "cuda"
+        trial = on_trial("flow", self.options, self.options.s3gen_dtype)
+        self.captured = Captured("cudagraph" if recorded else None, self.device, trial=trial)
+        self._held: dict[tuple[int, int], Held | None] = {}  # None: it could not be captured
 
     @property
     def on(self) -> bool:
@@ -54,26 +53,34 @@ class FlowGraphs:
         size = captured_size(frames, self.options.mel_bucket)
         return None if not self.on or size is None or not self.runner.fits(rows, frames) else (bucket(rows), size)
 
-    def capture(self, key: tuple[int, int]) -> None:
-        if not self.on or key in self._held:
-            return
+    def capture(self, key: tuple[int, int]) -> bool:
+        """Whether it is captured."""
+        if not self.on or self.captured.closed or key in self._held:
+            return self._held.get(key) is not None
+        self._held[key] = self._prepare(key)
+        return self._held[key] is not None
+
+    def _prepare(self, key: tuple[int, int]) -> Held | None:
         (rows, size), device = key, self.device
         n, width = size // FRAMES_PER_TOKEN, self.flow.spk_embed_affine_layer.in_features
         span, times = self.runner.schedule(self.flow.config.default_steps)
-        inputs = [
-            torch.zeros(rows, n, dtype=torch.long, device=device), torch.zeros(rows, size, MEL_BINS, device=device),
-            torch.zeros(rows, width, device=device), torch.full((rows,), n, device=device),
-        ]
-        held = Held(inputs, torch.zeros(rows, size, MEL_BINS, device=device), times[0].clone(), span[0].clone())
-        self.captured.prepare(("encode", *key), self._encode_of(held))
+        ids = torch.arange(rows * n, device=device).view(rows, n) * 7919 % SPEECH_CODES
+        some = [ripples(*shape, device=device) for shape in ((rows, size, MEL_BINS), (rows, width))]
+        held = Held([ids, *some, torch.full((rows,), n, device=device)], some[0].clone(), times[0].clone(),
+                    span[1] - span[0])
+        if not self.captured.prepare(("encode", *key), self._encode_of(held)):
+            return None
         held.conditions, held.mask = self.captured.run(("encode", *key), self._encode_of(held))
         for unguided in {False, self.options.cfg_off_last > 0}:
-            self.captured.prepare(("step", *key, unguided), self._step_of(held, unguided))
-        self._held[key] = held
-        logger.debug("the flow at %d rows of %d frames is captured", rows, size)
+            if not self.captured.prepare(("step", *key, unguided), self._step_of(held, unguided)):
+                return None
+        return held
 
     def encode(self, solve: Solve, inputs: list[Tensor]) -> None:
-        self.capture(solve.key)
+        if not self.capture(solve.key):
+            solve.key = None
+            solve.conditions, solve.mask = self.runner.encode(*inputs, full=False)
+            return
         held = self._held[solve.key]
         self._set_aside(held)
         for mine, given in zip(held.inputs, inputs):

@@ -8,11 +8,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Hashable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from ..options import EngineOptions
+from .agreement import REPLAY_TOLERANCE, distance
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +29,37 @@ logger = logging.getLogger(__name__)
 recording = threading.RLock()
 MOST_KEYS = 256  # of one function
 WARM_UPS = 2  # runs before a capture: lazy initialisation and kernel compilation may not happen inside one
+ROUNDS = 5  # of a timing, by turns
+PATIENCE = 1.1  # times what its twin takes in the middle is too much for the quickest replay: others may be at work
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A recording has to earn its place: it is replayed once beside what it was recorded from."""
+
+    name: str  # of options.CAPTURES
+    dtype: torch.dtype  # that is computed in
+
+
+def on_trial(name: str, options: EngineOptions, dtype: str) -> Trial | None:
+    return None if options.trial in ("off", "auto") else Trial(name, getattr(torch, dtype))
+
+
+class NotTheSame(RuntimeError):
+    """A replay that says something else than its twin, or takes longer."""
 
 
 class Captured:
-    def __init__(self, mode: str | None, device: torch.device, stream: Any = None) -> None:
-        self.mode, self.device = mode, device
+    def __init__(
+        self, mode: str | None, device: torch.device, stream: Any = None, trial: Trial | None = None,
+        kept: Callable[[Any], Any] = lambda result: result,
+    ) -> None:  # fmt: skip
+        """`kept` picks of a result what its callers want: the rest is there to be compared, and its memory is free
+        behind the trial. Without a trial what goes wrong in a recording is raised."""
+        self.mode, self.device, self.trial, self.kept = mode, device, trial, kept
+        self.closed: str | None = None  # why nothing more is captured
+        self.refused: set[Hashable] = set()  # that found no memory
+        self.seconds: tuple[float, float] | None = None  # of the first replay, and of its twin
         self._graphs: dict[Hashable, Any] = {}
         self._results: dict[Hashable, Any] = {}
         self._pool: Any = None
@@ -34,55 +69,55 @@ class Captured:
     def on(self) -> bool:
         return self.mode is not None
 
+    @property
+    def keys(self) -> list[Hashable]:
+        return list(self._graphs)
+
     def ready(self, key: Hashable) -> bool:
         return self.mode is None or key in self._graphs
 
-    def prepare(self, key: Hashable, run: Callable[[], Any]) -> None:
-        """Capture `run` under `key`. Runs it a few times: call before its tensors hold anything of value."""
-        if self.ready(key):
-            return
-        if self.mode == "reduce-overhead":
-            run()  # tables that are made at first use are no part of what is compiled
-            run = compiled(run)
-        if self.device.type != "cuda":  # nothing to record there: the compiled function is all there is
-            run()
-            self._graphs[key] = run
-            return
-        with torch.cuda.device(self.device), recording:
-            try:
-                self._record(key, run)
-            except BaseException:
-                give_up_recording(self.device)
-                raise
-        logger.debug("captured %s", key)
+    def prepare(
+        self, key: Hashable, run: Callable[[], Any], moving: Sequence[Tensor] = (), spoil: Callable = lambda: None
+    ) -> bool:
+        """Capture `run` under `key`, and say whether it is: without, run() does it as it comes. `moving` is what a run
+        changes and the next one begins with; it is left as it was. Whatever else a run writes may not hold anything of
+        value, and `spoil` overwrites it, so that a replay that does not write it is found out."""
+        if self.ready(key) or self._refuses(key):
+            return self.ready(key)
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext(), recording:
+            before = [tensor.clone() for tensor in moving]
 
-    def _record(self, key: Hashable, run: Callable[[], Any]) -> None:
-        # One side stream for all of these: cuBLAS keeps a workspace for every stream it ever saw, graphs of one stream
-        # share it and may not run at once, and torch's own choice belongs to the first device that captured.
-        self._stream = self._stream or torch.cuda.Stream()
-        here, side = torch.cuda.current_stream(), self._stream
-        side.wait_stream(here)
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                run()
-        here.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # thread_local: what another thread allocates or launches meanwhile does not spoil the capture
-        with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
-            self._results[key] = run()
-        self._pool = self._pool or graph.pool()  # prepare the largest first: the others fit into its memory
-        self._graphs[key] = graph
+            def again(play: Callable[[], Any] = run) -> Any:
+                put_back(moving, before)
+                return play()
+
+            try:
+                if self.mode == "reduce-overhead":
+                    again()  # tables that are made at first use are no part of what is compiled
+                    self._record(key, compiled(run), again)
+                else:
+                    self._record(key, run, again)
+                if self.trial is not None:
+                    self._try(key, again, moving, spoil)
+                if key in self._results:
+                    self._results[key] = self.kept(self._results[key])
+            except BaseException as problem:
+                self._give_up(key)
+                if self.trial is None or not isinstance(problem, Exception):
+                    raise
+                self._close(key, problem)
+            finally:
+                put_back(moving, before)
+        return self.ready(key)
 
     def run(self, key: Hashable, run: Callable[[], Any]) -> Any:
         """What `run` returns. A captured result is overwritten by the next replay: use it before."""
-        if self.mode is None:
-            return run()
-        if key not in self._graphs:
-            raise RuntimeError(f"{key} was not captured ahead of its use; captured are {list(self._graphs)}")
-        if self.device.type != "cuda":
-            return self._graphs[key]()
-        self._graphs[key].replay()
-        return self._results[key]
+        if key in self._graphs:
+            result = self._replay(key)
+            return result if key in self._results else self.kept(result)
+        if self.on and not self._refuses(key):
+            raise RuntimeError(f"{key} was not captured ahead of its use; captured are {self.keys}")
+        return self.kept(run())
 
     def forget(self) -> None:
         """Drop every capture, as when the memory it reads has moved."""
@@ -91,10 +126,105 @@ class Captured:
             self._results.clear()
             self._pool = None
 
+    def _refuses(self, key: Hashable) -> bool:
+        return self.closed is not None or key in self.refused
 
-def give_up_recording(device: torch.device) -> None:
-    """A recording that fails leaves torch's global generator marked as being recorded, and no draw possible."""
+    # ---- recording ---------------------------------------------------------------------------------
+
+    def _record(self, key: Hashable, run: Callable[[], Any], again: Callable[..., Any]) -> None:
+        if self.device.type != "cuda":  # nothing to record there: the compiled function is all there is
+            again(run)
+            self._graphs[key] = run
+            return
+        # One side stream for all of these: cuBLAS keeps a workspace for every stream it ever saw, graphs of one stream
+        # share it and may not run at once, and torch's own choice belongs to the first device that captured.
+        self._stream = self._stream or torch.cuda.Stream()
+        here, side = torch.cuda.current_stream(), self._stream
+        side.wait_stream(here)
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UPS):
+                again(run)
+        here.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # prepare the largest first: the others fit into its memory
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        # The outer stream: torch's own way out does not come back from it where a recording fails.
+        # thread_local: what another thread allocates or launches meanwhile does not spoil the capture
+        how = dict(stream=side, capture_error_mode="thread_local")
+        with torch.cuda.stream(side), torch.cuda.graph(graph, self._pool, **how):
+            self._results[key] = run()
+        self._graphs[key] = graph
+        logger.debug("captured %s", key)
+
+    def _replay(self, key: Hashable) -> Any:
+        if self.device.type != "cuda":
+            return self._graphs[key]()
+        self._graphs[key].replay()
+        return self._results[key]
+
+    def _give_up(self, key: Hashable) -> None:
+        self._graphs.pop(key, None)
+        self._results.pop(key, None)
+        if self.device.type == "cuda":
+            with suppress(RuntimeError):  # what has been launched by now may still write
+                torch.cuda.synchronize()
+            give_up_recording(self.device, self._pool)
+
+    # ---- on trial ----------------------------------------------------------------------------------
+
+    def _try(
+        self, key: Hashable, again: Callable[..., Any], moving: Sequence[Tensor], spoil: Callable[[], None]
+    ) -> None:
+        replay = partial(self._replay, key)
+        wanted = [t.clone() for t in tensors(again(), moving)]
+        again(spoil)
+        got = tensors(again(replay), moving)
+        error, allowed = distance(got, wanted), REPLAY_TOLERANCE[self.trial.dtype]
+        if not error <= allowed:
+            raise NotTheSame(f"a replay differs by {error:.2g}, {allowed:.2g} is allowed")
+        if self.seconds is None:  # one of a kind is timed: a warm-up has dozens
+            rounds = [(self._seconds(lambda: again(replay)), self._seconds(again)) for _ in range(ROUNDS)]
+            self.seconds = own, plain = min(own for own, _ in rounds), median(plain for _, plain in rounds)
+            if own > PATIENCE * plain:
+                raise NotTheSame(f"a replay takes {1e3 * own:.2f} ms, its twin {1e3 * plain:.2f} ms")
+
+    def _seconds(self, run: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        run()
+        if self.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()
+        return time.perf_counter() - start
+
+    def _close(self, key: Hashable, problem: Exception) -> None:
+        """What is captured stays; all else of this kind runs as it comes, or what found no memory does."""
+        if isinstance(problem, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+            text = "out of memory while capturing the %s at %s: what finds no room runs uncaptured"
+            logger.log(logging.DEBUG if self.refused else logging.WARNING, text, self.trial.name, key)
+            self.refused.add(key)
+            return
+        reason = str(problem).strip().split("\n")[0][:200]
+        self.closed = reason if isinstance(problem, NotTheSame) else f"{type(problem).__name__}: {reason}"
+        text = "capturing the %s at %s was given up, it runs uncaptured: %s"
+        logger.warning(text, self.trial.name, key, self.closed)
+
+
+def tensors(*tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def put_back(moving: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+    for tensor, kept in zip(moving, before):
+        tensor.copy_(kept)
+
+
+def give_up_recording(device: torch.device, pool: Any) -> None:
+    """A recording that fails leaves torch's global generator marked as being recorded, and no draw possible; and where
+    it cannot even be ended, the allocator goes on recording into its pool."""
     index = torch.cuda.current_device() if device.index is None else device.index
+    with suppress(AttributeError, RuntimeError, TypeError):  # raised where it was ended, or never begun
+        torch._C._cuda_endAllocateToPool(index, pool)
+        torch._C._cuda_releasePool(index, pool)
     with suppress(AttributeError, RuntimeError):  # what made the recording fail is what is to be heard of
         generator = torch.cuda.default_generators[index]
         generator.graphsafe_set_state(generator.clone_state())

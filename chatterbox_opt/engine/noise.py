@@ -54,7 +54,9 @@ class RequestNoise:
 
     def exponential(self, out: Tensor) -> Tensor:
         """Fill `out` with Exp(1). argmax(p / Exp(1)) draws what torch.multinomial(p, 1) would, and on the CPU
-        a (k, V) block holds the same numbers as k draws of (V,)."""
+        a (k, V) block holds the same numbers as k draws of (V,). `out` may be on the host wherever the generator is."""
+        if out.device.type != self.device.type:
+            return out.copy_(torch.empty_like(out, device=self.device).exponential_(1.0, generator=self.local))
         return out.exponential_(1.0, generator=self.local)
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:

@@ -34,6 +34,10 @@ class Utterance:
     steps: int | None = None  # of the flow; None: the model's own
     tail: tuple[int, ...] = ()  # tokens that are rendered behind the last one drawn
     text: str = ""  # what it says, for those who are told of it
+    read: str = ""  # the same as the model reads it
+    chars: tuple[int, int] = (0, 0)  # where that stands in the text as given: first, behind the last
+    before: float | None = None  # seconds of silence ahead of it; None: as pieces of a text have it
+    after: float = 0.0  # seconds of silence behind a text's last one
     drop_last_token: bool = False  # leave out its sound
     tokens: list[int] = field(default_factory=list)  # drawn so far, or given
     noise: RequestNoise | None = None  # there when its call is submitted

@@ -13,9 +13,15 @@ from .quantize import packs_float16
 
 logger = logging.getLogger(__name__)
 
+# Up to macOS 15.0 a convolution there gives no more than 65,536 of anything: 120 of each of 546 mel frames.
+MPS_FRAMES = 512
 
-def resolve(options: EngineOptions, device: torch.device) -> EngineOptions:
+
+def resolve(options: EngineOptions, device: str | torch.device) -> EngineOptions:
     """A copy without a single "auto". Resolving twice changes nothing."""
+    if is_mlx(device):
+        return _resolve_beside_mlx(options)
+    device = torch.device(device)
     changes: dict[str, object] = {}
     half = half_dtype(device)
     if options.dtype == "auto":
@@ -39,6 +45,10 @@ def resolve(options: EngineOptions, device: torch.device) -> EngineOptions:
         changes["compile"] = "cudagraph" if device.type == "cuda" else None
     elif options.compile == "cudagraph" and device.type != "cuda":
         raise ValueError(f"compile='cudagraph' needs a CUDA device, not {device}; 'auto' takes what there is")
+    if device.type == "mps":
+        changes["wav_chunk"] = min(options.wav_chunk, MPS_FRAMES)
+    if options.trial == "auto":
+        changes["trial"] = "first" if device.type == "cuda" else "off"
     if device.type != "cuda":
         changes["poll_every"] = 1  # looking costs nothing where nothing runs ahead
         changes["kernels"] = False
@@ -48,9 +58,25 @@ def resolve(options: EngineOptions, device: torch.device) -> EngineOptions:
     return options.replace(**changes)
 
 
+def _resolve_beside_mlx(options: EngineOptions) -> EngineOptions:
+    """`dtype` and `poll_every` are of MLX's part, which is T3; the rest is torch's."""
+    place = indexed("mlx")
+    dtype = options.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if place.type == "mps" else "float32"  # MLX on a CPU is for tests
+    rest = resolve(options.replace(dtype=dtype), place)
+    return rest.replace(poll_every=options.poll_every)
+
+
+def is_mlx(device: str | torch.device) -> bool:
+    return isinstance(device, str) and device == "mlx"
+
+
 def indexed(device: str | torch.device) -> torch.device:
-    """"cuda" -> the device that is the calling thread's current one now: another thread has one of its own, and this
-    thread may have another later."""
+    """"mlx" -> where torch's part of such a model runs. "cuda" -> the device that is the calling thread's current one
+    now: another thread has one of its own, and this thread may have another later."""
+    if is_mlx(device):
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())

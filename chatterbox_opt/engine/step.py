@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from operator import itemgetter
 
 import torch
 from torch import Tensor
 
 from ..models.t3 import T3
 from ..options import KERNELS, EngineOptions
+from .agreement import ripples
 from .cache import Decode, DecodeEach, StaticKVCache
 from .endings import BROKEN
-from .graphs import Captured, bucket
+from .graphs import Captured, bucket, on_trial
 from .kernels import sampling as sampling_kernel
 from .kernels.step import StepKernels, available
 from .sampling import Filters, guide, next_token, next_token_turbo
@@ -31,7 +33,10 @@ class DecodeStep:
     def __init__(self, t3: T3, options: EngineOptions) -> None:
         self.t3, self.options, self.config = t3, options, t3.config
         self.device = t3.speech_emb.weight.device
-        self.captured = Captured(options.compile, self.device)
+        mode = options.compile if options.records("step") else None
+        trial = on_trial("step", options, str(t3.speech_emb.weight.dtype).removeprefix("torch."))
+        # of (tokens, logits): tokens alone may be the same by luck
+        self.captured = Captured(mode, self.device, trial=trial, kept=itemgetter(0))
         self.kernels = self._choose_kernels()
         self.slots: Slots | None = None
         self.cache: StaticKVCache | None = None
@@ -58,11 +63,11 @@ class DecodeStep:
         n, rows = len(slots.live), slots.rows
         if self.cache is None:
             each = DecodeEach([(slot.kv, slot.position) for slot in slots.live])
-            return self.step(n, rows, slots.filters(), each)
+            return self.step(n, rows, slots.filters(), each)[0]
         most = max(slot.position for slot in slots.live) + 1
         if not self.captured.on:
             self.cache.clear(most)
-            return self.step(n, rows, slots.filters(), live=most)
+            return self.step(n, rows, slots.filters(), live=most)[0]
         self.cache.clear(self.cache.length)
         asked = slots.filters()
         key = (bucket(n), bucket(n) * (2 if rows > n else 1), live_bucket(most, self.cache.length),
@@ -72,7 +77,7 @@ class DecodeStep:
 
     # ---- captured ----------------------------------------------------------------------------------
 
-    def _captured_step(self, n: int, rows: int, live: int, sorting: bool) -> Tensor:
+    def _captured_step(self, n: int, rows: int, live: int, sorting: bool) -> tuple[Tensor, Tensor]:
         """Two sets of filters serve all requests: a filter that a row does not ask for leaves it as it is."""
         return self.step(n, rows, Filters(not self.config.is_gpt, sorting, sorting), live=live)
 
@@ -80,14 +85,14 @@ class DecodeStep:
         """Unless it is already. Utterances may be in the middle of being spoken: they go on from where they are."""
         if self.captured.ready(key):
             return
-        slots = self.slots
+        slots, rows = self.slots, key[1]
+
+        def spoil() -> None:
+            lines = torch.arange(rows, device=self.device), slots.position[:rows]
+            self.cache.kv[:, :, lines[0], :, lines[1]] = 0
+
         moving = (slots.token, slots.step, slots.position, slots.seen)
-        kept = [tensor.clone() for tensor in moving]
-        self.captured.prepare(key, partial(self._captured_step, *key))
-        for tensor, before in zip(moving, kept):
-            tensor.copy_(before)
-        logger.debug("a step of %d slots, %d rows, %d positions is captured (%s sorting)", *key[:3],
-                     "with" if key[3] else "without")
+        self.captured.prepare(key, partial(self._captured_step, *key), moving, spoil)
 
     def warmup(self, batch: int) -> None:
         """Captures what up to `batch` utterances come to use, the largest first."""
@@ -98,25 +103,46 @@ class DecodeStep:
         for n in reversed(sizes):
             for live in reversed(live_buckets(self.cache.length)):
                 for sorting in (False, True):
-                    self.capture((n, n if self.config.is_gpt else 2 * n, live, sorting))
+                    key = (n, n if self.config.is_gpt else 2 * n, live, sorting)
+                    if self.captured.trial is not None:
+                        self._pretend(*key)
+                    self.capture(key)
         self.slots.clear()
+
+    def _pretend(self, n: int, rows: int, live: int, sorting: bool) -> None:
+        """As if utterances had come to the end of `live`: what a trial is to see."""
+        slots, width, device = self.slots, rows // n, self.device
+        each, row = torch.arange(n, device=device), torch.arange(rows, device=device)
+        slots.token[:n], slots.step[:n] = 1 + each % 6000, 1 + each
+        slots.cond[:n], slots.uncond[:n] = width * each, width * each + width - 1
+        slots.slot_of_row[:rows], slots.position[:rows] = row // width, live - 2 - row % (live // 2)
+        slots.noise.copy_(1.1 + ripples(*slots.noise.shape, device=device))
+        for name, value in dict(cfg=0.5, temperature=0.8, min_p=0.05, top_p=0.95, top_k=900, penalty=1.2).items():
+            getattr(slots.params, name).fill_(value)
+        pattern = ripples(*self.cache.kv.shape[3:], device=device).to(self.cache.kv.dtype)
+        for line in range(rows):
+            self.cache.kv[:, :, line] = pattern.roll(line, 1)
 
     # ---- what is captured --------------------------------------------------------------------------
 
-    def step(self, n: int, rows: int, filters: Filters, each: DecodeEach | None = None, live: int = 0) -> Tensor:
-        """`each` attends per utterance; without it attention reads `live` positions of the shared cache."""
+    def step(
+        self, n: int, rows: int, filters: Filters, each: DecodeEach | None = None, live: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """(n,) tokens and (rows, V) logits. `each` attends per utterance; without it attention reads `live` positions
+        of the shared cache."""
         slots = self.slots
         x = self.t3.embed_speech(slots.token[:n], slots.step[:n])  # (n, D)
         x = x[slots.slot_of_row[:rows]].unsqueeze(1)  # (rows, 1, D)
         positions = slots.position[:rows]
         hidden = self.t3(x, positions[:, None], each or self._shared(positions, live))
         cond, uncond = slots.cond[:n], slots.uncond[:n]
-        token = self.pick(self.t3.logits(hidden[:, 0]), cond, uncond, slice(0, n), filters)
+        logits = self.t3.logits(hidden[:, 0])
+        token = self.pick(logits, cond, uncond, slice(0, n), filters)
         slots.step[:n] += 1
         if self.short_table:
             slots.step[:n].clamp_(max=self.config.speech_positions - 2)
         slots.position[:rows] += 1
-        return token
+        return token, logits
 
     def _shared(self, positions: Tensor, live: int) -> Decode:
         flash = self.options.attention == "flash"

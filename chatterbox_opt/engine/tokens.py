@@ -1,5 +1,5 @@
-"""Text tokens -> speech tokens: utterances join by prefill(), advance a block at a time by decode(), and leave by
-release()."""
+"""T3's tokens by torch: rows in one cache where steps are captured or run on a CUDA device, elsewhere each utterance's
+in its own."""
 
 from __future__ import annotations
 
@@ -10,38 +10,34 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..config import STOP_SPEECH
 from ..models.t3 import T3
 from ..options import EngineOptions
 from .cache import Prefill, StaticKVCache, empty_kv, paste
-from .endings import ending
 from .graphs import bucket
 from .linears import prepare_linears
 from .prefix import Prefix, PrefixCache
 from .quantize import packs_float16
 from .request import Utterance, positions
+from .sampling import Filters
 from .slots import Slot, Slots
+from .speaking import Speaking
 from .step import LIVE, DecodeStep
 
 LENGTH_STEP = 256  # cache lengths are multiples of this
 MEMORY_SHARE = 3  # the cache takes at most a third of the device's free memory, unless one utterance needs more
 
 
-class TokenRunner:
+class TokenRunner(Speaking):
     def __init__(self, t3: T3, options: EngineOptions) -> None:
-        self.t3, self.options, self.config = t3, options, t3.config
-        self.device, self.dtype = t3.speech_emb.weight.device, t3.speech_emb.weight.dtype
+        super().__init__(t3.config, options, t3.speech_emb.weight.device)
+        self.t3 = t3
+        self.dtype = t3.speech_emb.weight.dtype
         half = options.dtype == "float16" and self.dtype == torch.float32 and packs_float16(self.device)
         prepare_linears(t3, options.quantize, options.few_rows, half)
         self.prefixes = PrefixCache(t3, options.prefix_cache)
         self.step = DecodeStep(t3, options)
         self.cache: StaticKVCache | None = None
-        self.slots: Slots | None = None
         self._asked = 0  # slots that memory was wanted for: a device may have too little
-
-    @property
-    def live(self) -> list[Slot]:
-        return [] if self.slots is None else self.slots.live
 
     @property
     def shared(self) -> bool:
@@ -49,12 +45,6 @@ class TokenRunner:
         return self.step.captured.on or self.device.type == "cuda"
 
     # ---- room ----------------------------------------------------------------------------------------
-
-    @property
-    def free(self) -> int:
-        """Slots that nobody has."""
-        most = self.options.slots
-        return most if self.slots is None else min(most, self.slots.capacity) - len(self.live)
 
     def fits(self, utterance: Utterance) -> bool:
         """Whether it can join those that are being spoken. A shared cache grows only while there are none."""
@@ -108,25 +98,14 @@ class TokenRunner:
             self.reserve(self.options.slots, max(positions(u, self.config, self.options) for u in new))
         if not self.shared:
             for utterance in new:
-                self._prefill([(utterance, self.prefixes.get(utterance.cond))])
+                self._join([(utterance, self.prefixes.get(utterance.cond))])
             return
         by_length: dict[int, list[tuple[Utterance, Prefix]]] = defaultdict(list)
         for utterance in new:
             prefix = self.prefixes.get(utterance.cond)
             by_length[prefix.length].append((utterance, prefix))
         for group in by_length.values():
-            self._prefill(group)
-
-    def _prefill(self, new: list[tuple[Utterance, Prefix]]) -> None:
-        added: list[Slot] = []
-        try:
-            for utterance, _ in new:
-                added.append(self.slots.add(utterance))
-            logits = self._prompt(added, [prefix for _, prefix in new])
-            self._first_tokens(added, logits)
-        except BaseException:
-            self.slots.remove(added, self.cache)
-            raise
+            self._join(group)
 
     def _prompt(self, added: list[Slot], prefixes: list[Prefix]) -> Tensor:
         """Voice and text of new utterances into their rows, right-padded -> (rows, V) logits of their first tokens."""
@@ -157,10 +136,6 @@ class TokenRunner:
         slot.kv = empty_kv(self.config, len(slot.rows), length, self.device, self.dtype)
         return slot.kv
 
-    @property
-    def _starts(self) -> int:
-        return 1 if self.config.is_gpt else 2
-
     def _text_rows(self, padded: Tensor, lengths: list[int], uncond: Tensor) -> Tensor:
         """(B, T + starts, D): each text, its start tokens right behind it, then padding nobody attends to."""
         x = self.t3.text_part(padded, uncond)
@@ -169,64 +144,22 @@ class TokenRunner:
             x[i, n : n + self._starts] = starts[i]
         return x
 
-    def _first_tokens(self, added: list[Slot], logits: Tensor) -> None:
-        slots, low, first = self.slots, added[0].index, added[0].cond
-        slots.upload()
-        span = slice(low, low + len(added))
-        slots.draw_noise(added)
-        slots.use_noise()
-        rows = slots.cond[span] - first, slots.uncond[span] - first
-        token = self.step.pick(logits, *rows, span, slots.filters())
-        if self.config.is_gpt:  # Turbo's penalty forgets the start token after the first draw
-            slots.seen[span] = False
-            slots.seen[span].scatter_(1, slots.token[span, None], True)
-        self._collect(added, token[:, None])
+    def _pick(self, logits: Tensor, cond: Tensor, uncond: Tensor, span: slice, filters: Filters) -> Tensor:
+        return self.step.pick(logits, cond, uncond, span, filters)
 
     # ---- the loop ------------------------------------------------------------------------------------
 
-    def decode(self) -> None:
-        """`poll_every` tokens for all, without a look at any of them, then one look."""
-        slots, steps = self.slots, self.options.poll_every
-        drawn = []
-        for slot in slots.live:
-            slot.before = slot.utterance.noise.state() if steps > 1 and not slot.greedy else None
-        slots.draw_noise(slots.live, steps)
+    def _block(self, steps: int) -> Tensor:
+        """Nobody looks at a token before all are drawn."""
+        slots, drawn = self.slots, []
         for k in range(steps):
             slots.use_noise(k)
             drawn.append(self.step.run().clone())
             for slot in slots.live:
                 slot.position += 1
-        self._collect(slots.live, torch.stack(drawn, 1))
+        return torch.stack(drawn, 1)
 
-    def _collect(self, slots: Sequence[Slot], tokens: Tensor) -> None:
-        """(n, k) drawn tokens to the host, the one point where it waits for the device; then who has ended."""
-        for slot, drawn in zip(slots, tokens.tolist()):
-            slot.utterance.tokens += drawn
-            self._look_for_end(slot)
-
-    def _look_for_end(self, slot: Slot) -> None:
-        utterance = slot.utterance
-        limit, text = utterance.sampling.max_new_tokens, len(utterance.text_ids)
-        end = ending(utterance.tokens, utterance.searched, limit, text, self.options.runaway_guard)
-        if end is None:
-            utterance.searched = len(utterance.tokens)
-            return
-        count, utterance.stopped = end
-        self._rewind(slot, count)
-        utterance.tokens[:] = [t for t in utterance.tokens[:count] if t != STOP_SPEECH]
-
-    def _rewind(self, slot: Slot, end: int) -> None:
-        """Leave the generator where `end` draws would have: the sound's noise follows from there."""
-        utterance = slot.utterance
-        if slot.before is None or end == len(utterance.tokens):
-            return
-        utterance.noise.restore(slot.before)
-        scratch = torch.empty(end - utterance.searched, self.config.speech_vocab, device=self.device)
-        utterance.noise.exponential(scratch)
-
-    def release(self, gone: Sequence[Slot]) -> None:
-        if not gone:
-            return
+    def _remove(self, gone: Sequence[Slot]) -> None:
         if self.cache is not None and (rows := [r for s in gone if s.utterance.stopped == "broken" for r in s.rows]):
             self.cache.wipe(rows)
         self.slots.remove(gone, self.cache)

@@ -20,7 +20,8 @@ from torch import Tensor
 from ..config import FRAMES_PER_TOKEN, MEL_BINS, S3GEN_RATE, SAMPLES_PER_FRAME
 from ..models.hift import FLOAT32, Conv, Hift, ResBlock, reach, snake
 from ..options import EngineOptions
-from .graphs import Captured, bucket
+from .agreement import ripples
+from .graphs import Captured, bucket, on_trial
 from .kernels import snake as kernels
 from .kernels import trial
 from .kernels.toom import ToomConv, Workspace, worthwhile
@@ -50,9 +51,10 @@ class WavRunner:
         self.reach = reach(hift.cfg)
         self.hold = self.reach + F0_REACH  # frames at the end whose samples depend on what follows
         # recorded as it is in every mode: torch.compile makes its tables anew, on the host, in the middle of it
-        mode = "cudagraph" if options.compile and self.device.type == "cuda" else None
-        self.captured = Captured(mode, self.device)
-        self._inputs: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        recorded = options.compile and options.records("vocoder") and self.device.type == "cuda"
+        trial = on_trial("vocoder", options, options.s3gen_dtype)
+        self.captured = Captured("cudagraph" if recorded else None, self.device, trial=trial)
+        self._inputs: dict[tuple[int, int], tuple[Tensor, Tensor] | None] = {}  # None: it could not be captured
         dtype = getattr(torch, "float32" if options.s3gen_dtype == "auto" else options.s3gen_dtype)
         for name, part in hift.named_children():
             part.to(torch.float32 if name in FLOAT32 else dtype)
@@ -127,9 +129,7 @@ class WavRunner:
 
     def _run(self, size: int, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
         key = (bucket(len(parts)), size)
-        if self.captured.on and size in SIZES:
-            self._capture(key)
-        else:
+        if not (self.captured.on and size in SIZES and self._capture(key)):
             return self.hift.decode(torch.stack([m for m, _ in parts]), torch.stack([s for _, s in parts]))
         mel, spectrum = self._inputs[key]
         for i, (m, s) in enumerate(parts):
@@ -137,16 +137,18 @@ class WavRunner:
             spectrum[i].copy_(s)
         return self.captured.run(key, lambda: self.hift.decode(mel, spectrum))
 
-    def _capture(self, key: tuple[int, int]) -> None:
-        if key in self._inputs:
-            return
+    def _capture(self, key: tuple[int, int]) -> bool:
+        """Whether it is captured."""
+        if key in self._inputs or self.captured.closed:
+            return self._inputs.get(key) is not None
         rows, size = key
         cfg = self.hift.cfg
         frames = size * SAMPLES_PER_FRAME // cfg.hop + 1
-        mel = torch.zeros(rows, MEL_BINS, size, device=self.device)
-        spectrum = torch.zeros(rows, frames, cfg.n_fft + 2, device=self.device)
-        self.captured.prepare(key, lambda: self.hift.decode(mel, spectrum))
-        self._inputs[key] = mel, spectrum
+        mel = 3 * ripples(rows, MEL_BINS, size, device=self.device) - 5  # about as loud as speech
+        spectrum = ripples(rows, frames, cfg.n_fft + 2, device=self.device)
+        there = self.captured.prepare(key, lambda: self.hift.decode(mel, spectrum))
+        self._inputs[key] = (mel, spectrum) if there else None
+        return there
 
     @torch.inference_mode()
     def warmup(self, batch: int = 1) -> None:

@@ -12,15 +12,19 @@ from torch.nn import functional as F
 from ..config import T3Config
 
 
+def rope_frequencies(config: T3Config) -> Tensor:
+    """(head_dim/2,) radians a position, Llama 3's scaling applied."""
+    half = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
+    freq = 1.0 / (config.rope_theta ** (half / config.head_dim))
+    turns = config.rope_original * freq / (2 * math.pi)  # of each frequency over the original context
+    blend = ((turns - config.rope_low) / (config.rope_high - config.rope_low)).clamp(0, 1)
+    return (1 - blend) * freq / config.rope_factor + blend * freq
+
+
 def rope_table(config: T3Config, positions: int, device: torch.device) -> Tensor:
-    """(positions, head_dim/2, 2): cosine and sine of each position's angle, Llama 3's frequency scaling applied."""
+    """(positions, head_dim/2, 2): cosine and sine of each position's angle."""
     with torch.inference_mode(False):
-        half = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
-        freq = 1.0 / (config.rope_theta ** (half / config.head_dim))
-        turns = config.rope_original * freq / (2 * math.pi)  # of each frequency over the original context
-        blend = ((turns - config.rope_low) / (config.rope_high - config.rope_low)).clamp(0, 1)
-        freq = (1 - blend) * freq / config.rope_factor + blend * freq
-        angle = torch.arange(positions, dtype=torch.float32)[:, None] * freq
+        angle = torch.arange(positions, dtype=torch.float32)[:, None] * rope_frequencies(config)
         return torch.stack([angle.cos(), angle.sin()], -1).to(device)
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..engine.resolve import resolve, stored_dtype
+from ..engine.resolve import indexed, is_mlx, resolve
+from ..executor import load_t3
 from ..switches import toggles
 from ..weights.load import Loaded, load_folder
 from ..weights.packed import is_packed, load_packed, read_packed, same_file
@@ -18,7 +20,7 @@ from .forms import as_packed
 def load_any(
     folder: str | Path,
     family: str,
-    device: torch.device,
+    device: Any,
     switches: dict[str, Any],
     t3_file: str | Path | None = None,
     decoder: str | Path | None = None,
@@ -27,15 +29,18 @@ def load_any(
     """`switches` are a constructor's TOGGLES. `cache_packed` keeps what is made of the weights, in the user's cache
     folder or in one of your own, and loads that from then on."""
     folder = Path(folder)
+    place = indexed(device)
+    if is_mlx(device) and (cache_packed or is_packed(folder)):
+        raise ValueError("device='mlx' reads checkpoints as they are published, not packed ones")
     if is_packed(folder):
         packed = read_packed(folder)
         if t3_file is not None and not same_file(t3_file, packed.t3):
             raise ValueError(f"{folder} is packed, its T3 made from {packed.t3}: load {t3_file} with the checkpoint "
                              "itself, or pack that")
-    elif cache_packed and (found := cached(folder, family, device, t3_file, decoder, switches, cache_packed)):
+    elif cache_packed and (found := cached(folder, family, place, t3_file, decoder, switches, cache_packed)):
         (folder, packed), decoder = found, None
     else:
-        dtype = stored_dtype(resolve(toggles(device, **switches), device), device)
-        return load_folder(folder, family, device, dtype, t3_file, decoder), switches
-    switches = as_packed(folder, packed.form, device, switches)
-    return load_packed(folder, packed, family, device, decoder), switches
+        make_t3 = partial(load_t3, device=device, options=resolve(toggles(device, **switches), device))
+        return load_folder(folder, family, place, torch.float32, t3_file, decoder, make_t3), switches
+    switches = as_packed(folder, packed.form, place, switches)
+    return load_packed(folder, packed, family, place, decoder), switches

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import re
 import threading
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..audio.io import describe
+from ..files import PART, write_whole
 from .errors import ApiError
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class VoiceStore:
     def _read_folder(self) -> None:
         for path in sorted(self.folder.glob("voice_*.json")):
             self._read(path)
-        for path in self.folder.glob("*.part"):  # of a server that was ended in mid-write
+        for path in self.folder.glob("*" + PART):  # of a server that was ended in mid-write
             path.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> None:
@@ -180,8 +180,8 @@ class VoiceStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             sound = io.BytesIO()  # torch would turn a full disk into an error of its own
             voice.save(sound)
-            _write_whole(self._file(identity), sound.getvalue())
-            _write_whole(self._file(identity, ".json"), json.dumps(about).encode())
+            write_whole(self._file(identity), sound.getvalue())
+            write_whole(self._file(identity, ".json"), json.dumps(about).encode())
         except OSError as error:
             self._remove(identity)
             logger.error("voice %s: %s", identity, error)
@@ -224,20 +224,6 @@ def check_recording(recording: BinaryIO) -> float:
         )
         raise ApiError(400, message, param="audio_sample", code="invalid_audio")
     return seconds
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Under another name first: what is found under its own is complete."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _plain(name: str) -> dict[str, Any]:

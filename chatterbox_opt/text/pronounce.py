@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .split import WIDE_CHAR
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 _LETTER = rf"[^\W{WIDE_CHAR.pattern[1:-1]}]"  # or digit, of a script that puts blanks between words
 TABLES = ("words", "patterns", "voice")
@@ -99,14 +105,6 @@ def _parsed(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     if path.suffix.lower() != ".toml":
         raise ValueError("pronunciations are read from .toml and .json")
-    try:
-        import tomllib
-    except ImportError:  # Python 3.10
-        try:
-            import tomli as tomllib
-        except ImportError as error:
-            message = "Python 3.10 reads TOML with tomli only: pip install 'chatterbox-opt[text]', or write JSON"
-            raise ValueError(message) from error
     return tomllib.loads(path.read_text(encoding="utf-8-sig"))
 
 

@@ -4,6 +4,8 @@ numbers and signs. The text itself stays as it is, and is cut where it would be 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from .libraries import choose, reader
@@ -11,33 +13,41 @@ from .pronounce import Pronunciations
 from .split import SHORTEST_LIMIT, split, width
 from .spoken import as_spoken
 
-Reading = Callable[[str], str]
+Read = Callable[[str], str]
 
 
-def reading(
-    language: str | None, spoken: bool | str = False, pronounce: Any = None, voice: str | None = None
-) -> Reading | None:
-    """None where nothing is asked for. `spoken` is True or a library's name; `voice` chooses among pronunciations."""
-    steps: list[Reading] = []
-    if pronounce is not None:
-        steps.append(Pronunciations.of(pronounce).for_voice(voice))
-    if spoken is not False and spoken is not None:
-        if language is None:
-            raise ValueError(f"spoken={spoken!r} needs to know the language: give a language_id")
-        read = reader(language, choose(language, spoken))
-        steps.append(lambda text: as_spoken(text, read))
-    if not steps:
-        return None
+@dataclass(frozen=True)
+class Reading:
+    language: str | None  # None: the model was told none
+    spoken: bool | str = False  # True, or a library's name
+    pronounce: Pronunciations | None = None
+    voice: str | None = None  # by which pronunciations are chosen
 
-    def apply(text: str) -> str:
-        for step in steps:
-            text = step(text)
-        return text
+    @classmethod
+    def of(
+        cls, language: str | None, spoken: bool | str | None = False, pronounce: Any = None, voice: str | None = None
+    ) -> Reading | None:
+        """None where nothing is asked for. Raises where it cannot be had."""
+        if pronounce is None and (spoken is False or spoken is None):
+            return None
+        made = cls(language, spoken or False, None if pronounce is None else Pronunciations.of(pronounce), voice)
+        made.steps()
+        return made
 
-    return apply
+    def steps(self, language: str | None = None, voice: str | None = None) -> Read:
+        """For a part of the text in that language and voice; None: the call's own."""
+        language, steps = language or self.language, []
+        if self.pronounce is not None:
+            steps.append(self.pronounce.for_voice(voice or self.voice))
+        if self.spoken is not False:
+            if language is None:
+                raise ValueError(f"spoken={self.spoken!r} needs to know the language: give a language_id")
+            read = reader(language, choose(language, self.spoken))
+            steps.append(lambda text: as_spoken(text, read))
+        return lambda text: reduce(lambda said, step: step(said), steps, text)
 
 
-def pieces(text: str, max_chars: int | None, read: Reading | None) -> list[tuple[str, str]]:
+def pieces(text: str, max_chars: int | None, read: Read | None) -> list[tuple[str, str]]:
     """(a piece of the text, the same as it is read). Neither is longer than `max_chars`, but for a rest too short to be
     cut."""
     whole = [text] if max_chars is None else split(text, max_chars)
@@ -46,7 +56,7 @@ def pieces(text: str, max_chars: int | None, read: Reading | None) -> list[tuple
     return [pair for piece in whole for pair in _fitting(piece, max_chars, read)]
 
 
-def _fitting(piece: str, max_chars: int | None, read: Reading) -> list[tuple[str, str]]:
+def _fitting(piece: str, max_chars: int | None, read: Read) -> list[tuple[str, str]]:
     said = read(piece)
     if max_chars is None or width(said) <= max_chars or width(piece) <= SHORTEST_LIMIT:
         return [(piece, said)]

@@ -17,6 +17,7 @@ from numbers import Integral
 PARAGRAPH, SENTENCE, DOUBTFUL, CLAUSE, WORD, HARD = -0.9, 0.0, 3.0, 6.0, 30.0, 200.0
 INSIDE = 2.0  # added within quotes or round brackets
 SHORT, SHORT_COST = 25, 8.0  # the models babble after a few letters: a short piece costs more than a clause cut
+BREATHS = ((PARAGRAPH, 0.6), (DOUBTFUL, 0.3), (CLAUSE, 0.12))  # s of pause where a cut costs at most so much
 SHORTEST_LIMIT = 20  # of max_chars
 WIDE = 3  # a Han, kana or Hangul character takes as long to say as three letters
 
@@ -83,6 +84,32 @@ def split(text: str, max_chars: int = 280) -> list[str]:
     cuts = _cheapest(width, _cuts(text, width, max_chars), max_chars)
     pieces = [text[a:b].strip() for a, b in zip([0, *cuts], [*cuts, len(text)])]
     return [p for p in pieces if p] or [""]
+
+
+def spans(text: str, pieces: list[str]) -> list[tuple[int, int]]:
+    """Where split()'s pieces stand: (first character, behind the last), each with the blanks around it. They add up to
+    the text."""
+    starts, at = [], 0
+    for piece in pieces:
+        if not text.startswith(piece, at) and (blank := _BLANKS.match(text, at)):
+            at = blank.end()
+        if not text.startswith(piece, at):
+            raise ValueError(f"{piece[:40]!r} does not stand where the piece before it ends")
+        starts.append(at)
+        at += len(piece)
+    return list(pairwise([0, *starts[1:], len(text)]))
+
+
+def breath(text: str, at: int) -> float:
+    """Seconds that a reader pauses ahead of text[at], by what stands before it."""
+    start = at
+    while start and text[start - 1].isspace():
+        start -= 1
+    if start < at:
+        price = _blank(text, start, at)
+    else:
+        price = SENTENCE if text[:at].rstrip(_CLOSERS)[-1:] in _STOPS else CLAUSE
+    return next((seconds for most, seconds in BREATHS if price <= most), 0.0)
 
 
 def finished_length(text: str) -> int:

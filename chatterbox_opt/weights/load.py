@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterable
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,14 @@ from .files import FILES, MEANFLOW, OPTIONAL, decoder_file, has_meanflow
 
 logger = logging.getLogger(__name__)
 
+LAYER = re.compile(r"tfmr\.(?:layers|h)\.\d+\.")
 COPIES = "patched_model."  # a T3 saved after use has some of its tensors a second time under this name
 
 
 @dataclass(frozen=True)
 class Loaded:
     config: ModelConfig
-    t3: T3 | None
+    t3: Any  # None: conversion needs none
     s3gen: S3Gen
     ve: VoiceEncoder | None
     conds_file: Path | None
@@ -42,15 +45,18 @@ def load_folder(
     dtype: torch.dtype,
     t3_file: str | Path | None = None,
     decoder: str | Path | None = None,
+    make_t3: Callable[[Source, ModelConfig], Any] | None = None,
 ) -> Loaded:
-    """T3 in `dtype`; the rest in float32, of which the engine casts what may be cast."""
+    """T3 in `dtype`, or as `make_t3` makes it of its file; the rest in float32, of which the engine casts what may be
+    cast."""
     folder = existing(folder)
     config = read_config(folder, family)
     files = weight_files(folder, family, t3_file, decoder)
     t3 = ve = None
     if family != "vc":
-        t3 = build_t3(_Source(files["t3"]), config, device, dtype)
-        ve = build_voice_encoder(_Source(files["ve"]), config, device)
+        source = Source(files["t3"])
+        t3 = make_t3(source, config) if make_t3 else build_t3(source, config, device, dtype)
+        ve = build_voice_encoder(Source(files["ve"]), config, device)
     s3gen, config = load_decoder(folder, decoder, family, config, device)
     return Loaded(config, t3, s3gen, ve, conds_of(folder))
 
@@ -81,7 +87,7 @@ def load_decoder(
 ) -> tuple[S3Gen, ModelConfig]:
     """S3Gen of a file, and the config it makes of the model's: any family's T3 may speak through the other's decoder,
     their tokens are the same."""
-    source = _Source(_find_decoder(folder, decoder, family))
+    source = Source(_find_decoder(folder, decoder, family))
     if decoder is not None:
         flow = dataclasses.replace(config.flow, meanflow=layout.MEANFLOW_KEY in source.shapes)
         config = dataclasses.replace(config, flow=flow)
@@ -105,20 +111,39 @@ def read_config(folder: Path, family: str) -> ModelConfig:
     return MODELS["tts" if family == "vc" else family]
 
 
-def build_t3(source: _Source | dict[str, Tensor], config: ModelConfig, device: torch.device, dtype: torch.dtype) -> T3:
+def build_t3(source: Source | dict[str, Tensor], config: ModelConfig, device: torch.device, dtype: torch.dtype) -> T3:
+    source = _as_source(source)
+    rules, keys = _checked_t3(source, config)
+    return fill(lambda: T3(config.t3), source.read(dtype, device, keys), rules, source.name)
+
+
+def read_t3(source: Source | dict[str, Tensor], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a T3 by our names, in float32, read a layer at a time."""
+    source = _as_source(source)
+    rules, keys = _checked_t3(source, config)
+    layers: dict[str | None, list[str]] = defaultdict(list)
+    for key in keys:
+        layer = LAYER.match(key)
+        layers[layer and layer[0]].append(key)
+    for own in layers.values():
+        state = keymap.remap(source.read(torch.float32, torch.device("cpu"), own), rules, consume=True)
+        while state:
+            yield state.popitem()
+
+
+def _checked_t3(source: Source, config: ModelConfig) -> tuple[list[keymap.Rule], list[str]]:
+    """The rules for its keys, and those that are read."""
     cfg = config.t3
     rules = keymap.T3_GPT2 if cfg.is_gpt else keymap.t3_llama(cfg.head_dim)
-    source = _as_source(source)
     wanted, unread = layout.t3(cfg), _unread(rules)
     source.check(wanted, optional=unread.__contains__)
     foreign = [k for k in source.unknown if k not in unread and not k.startswith(COPIES)]
     if foreign:  # an adapter left unmerged would be a voice left unheard
         raise ValueError(f"{source.name} has {len(foreign)} tensors T3 has no place for, the first {foreign[0]}")
-    state = source.read(dtype, device, [k for k in wanted if k not in unread])
-    return fill(lambda: T3(cfg), state, rules, source.name)
+    return rules, [k for k in wanted if k not in unread]
 
 
-def build_s3gen(source: _Source | dict[str, Tensor], config: ModelConfig, device: torch.device) -> S3Gen:
+def build_s3gen(source: Source | dict[str, Tensor], config: ModelConfig, device: torch.device) -> S3Gen:
     source = _as_source(source)
     wanted = layout.s3gen(config)
     source.check(wanted, optional=lambda key: key in layout.COMPUTED or key.endswith(layout.BATCH_COUNT))
@@ -127,7 +152,7 @@ def build_s3gen(source: _Source | dict[str, Tensor], config: ModelConfig, device
 
 
 def build_voice_encoder(
-    source: _Source | dict[str, Tensor], config: ModelConfig, device: torch.device
+    source: Source | dict[str, Tensor], config: ModelConfig, device: torch.device
 ) -> VoiceEncoder:
     source = _as_source(source)
     unread = _unread(keymap.VOICE_ENCODER)
@@ -162,7 +187,7 @@ def _unread(rules: Iterable[keymap.Rule]) -> frozenset[str]:
     return frozenset(s for r in rules if r.target is None for s in r.sources)
 
 
-class _Source:
+class Source:
     """A file of tensors: safetensors, or a .pt of a state dict, bare or as {"model": [state]}."""
 
     def __init__(self, path: Path) -> None:
@@ -210,10 +235,10 @@ class _Source:
         return dict(safefile.read_tensors(self.path, {key: entry}))[key]
 
 
-def _as_source(source: _Source | dict[str, Tensor]) -> _Source:
-    if isinstance(source, _Source):
+def _as_source(source: Source | dict[str, Tensor]) -> Source:
+    if isinstance(source, Source):
         return source
-    out = _Source.__new__(_Source)
+    out = Source.__new__(Source)
     out.name = "the model given"
     out._take(dict(source))
     return out

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from chatterbox_opt.audio.joins import CONTEXT, OVERLAP, PAUSE, ChunkJoiner, ChunkMarker, faded, join
+from chatterbox_opt.audio.joins import CONTEXT, OVERLAP, PAUSE, ChunkJoiner, ChunkMarker, faded, join, places
 
 RATE = 24_000
 NOTHING = torch.zeros(0)
@@ -28,6 +28,22 @@ def test_pieces_are_faded_around_a_pause():
     assert torch.equal(got[middle], parts[1][240:2760])
     assert torch.equal(join([parts[0]]), parts[0])
     assert not len(join([]))
+
+
+def test_room_that_is_asked_for():
+    parts = [torch.ones(2000), torch.ones(3000), torch.ones(1000)]
+    before, after = [0.1, None, 0.5], 0.2
+    found = places([2000, 3000, 1000], before)
+    assert found == [(2400, 4400), (8000, 11_000), (23_000, 24_000)]
+    got = join(parts, before, after)
+    assert len(got) == 24_000 + 4800
+    loud = torch.zeros(len(got), dtype=torch.bool)
+    for first, end in found:
+        loud[first:end] = True
+        assert got[first] == 0
+        assert got[end - 1] < 0.01, "every side that meets silence is faded"
+        assert (got[first + 240 : end - 240] == 1).all()
+    assert not got[~loud].any()
 
 
 def test_fades_keep_their_input_and_the_power():
@@ -86,15 +102,18 @@ def test_a_stream_without_a_watermark_ends_on_the_device_of_its_sound():
 def test_chunks_of_pieces_sound_as_the_pieces_joined(seed):
     chance = random.Random(seed)
     parts = [noise(chance.choice([0, 700, 5000, 9000])) for _ in range(4)]
-    joiner, heard = ChunkJoiner(len(parts)), [NOTHING]
+    before = [chance.choice([None, 0.0, 0.1]) for _ in parts] if seed % 2 else None
+    joiner, heard = ChunkJoiner(len(parts), before=before), [NOTHING]
     for part in parts:
         inside = range(480, len(part) - 480)  # a chunk is longer than a fade
         cut = sorted(chance.choices(inside, k=chance.randrange(3))) if inside else []
         chunks = part.tensor_split(cut)
         heard += [joiner.add(chunk, last=i == len(chunks) - 1) for i, chunk in enumerate(chunks)]
     sounding = [p for p in parts if len(p)]
+    rooms = [room for p, room in zip(parts, before) if len(p)] if before else None
     assert joiner.sounding == bool(sounding)
-    got, wanted = torch.cat(heard), join(sounding)
+    got, wanted = torch.cat(heard), join(sounding, rooms)
+    assert [at for p, at in zip(parts, joiner.places) if len(p)] == places([len(p) for p in sounding], rooms)
     if len(parts[-1]):
         assert torch.equal(got, wanted)
     else:  # what ended in silence could not know that nothing would follow: its end is faded

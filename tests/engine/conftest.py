@@ -2,13 +2,22 @@
 
 import pytest
 from t3_pairs import random_t3
+from token_runs import EXACT
+
+from chatterbox_opt.executor import at_home
 
 
 @pytest.fixture(scope="module")
-def llama():
-    return random_t3("tts")
+def device(request):
+    """What computes the tokens; `token_runs.everywhere` gives others."""
+    return getattr(request, "param", "cpu")
 
 
 @pytest.fixture(scope="module")
-def gpt():
-    return random_t3("turbo")
+def llama(device):
+    return at_home(random_t3("tts"), device, EXACT)
+
+
+@pytest.fixture(scope="module")
+def gpt(device):
+    return at_home(random_t3("turbo"), device, EXACT)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from token_runs import CPU, EXACT, draw, engine_of, mixed, request, tokens_of
+from token_runs import CPU, EXACT, draw, engine_of, everywhere, mixed, request, tokens_of
 
 from chatterbox_opt import Cancelled, OptimizedChatterboxTTS
 from chatterbox_opt.engine.noise import RequestNoise
@@ -17,8 +17,8 @@ from chatterbox_opt.engine.request import Call, NotFinite
 
 
 @pytest.fixture(scope="module")
-def model():
-    return OptimizedChatterboxTTS.from_random(size="tiny", seed=0)
+def model(device):
+    return OptimizedChatterboxTTS.from_random(device, size="tiny", seed=0)
 
 
 def soon(done, seconds: float = 10) -> bool:
@@ -53,6 +53,7 @@ class Steps:
 
 @pytest.mark.parametrize("poll", [1, 8])
 @pytest.mark.parametrize("family", ["tts", "turbo"])
+@everywhere
 def test_who_joins_and_leaves_at_any_step_changes_nobodys_tokens(family, poll, llama, gpt):
     """Lengths, guidance or none, other filters, greedy: whatever stands beside it."""
     t3 = gpt if family == "turbo" else llama
@@ -70,6 +71,7 @@ def test_who_joins_and_leaves_at_any_step_changes_nobodys_tokens(family, poll, l
         assert all(map(torch.equal, after, wanted)), "and its generator stands where it stands alone"
 
 
+@everywhere
 def test_more_than_there_are_slots_for_wait_their_turn(llama):
     engine = Steps(engine_of(llama, EXACT.replace(slots=2)))
     requests = mixed(llama.config, 6)
@@ -99,6 +101,7 @@ def test_half_precision_and_int8_are_what_they_are_alone_too(llama):
         assert [r.tokens for r in requests] == alone
 
 
+@everywhere
 def test_streams_batches_and_single_calls_side_by_side(model):
     texts = ["Hello there.", "Good morning to you all.", "No.", "Well, well."]
     how = dict(max_new_tokens=50)
@@ -130,6 +133,7 @@ def test_streams_batches_and_single_calls_side_by_side(model):
 # ---- isolation -----------------------------------------------------------------------------------
 
 
+@everywhere
 def test_an_error_of_one_is_nobody_elses(llama, monkeypatch):
     engine = Steps(engine_of(llama))
     good, bad = request(llama.config), request(llama.config, seed=1)
@@ -152,6 +156,7 @@ def test_an_error_of_one_is_nobody_elses(llama, monkeypatch):
 
 
 @pytest.mark.parametrize("shared", [False, True])
+@everywhere
 def test_numbers_that_are_not_finite_end_their_own_request(llama, shared, monkeypatch):
     from chatterbox_opt.engine.tokens import TokenRunner
 
@@ -168,6 +173,7 @@ def test_numbers_that_are_not_finite_end_their_own_request(llama, shared, monkey
     assert draw(engine.engine, [request(llama.config)])[0].tokens == wanted, "nothing of it is left in the memory"
 
 
+@everywhere
 def test_a_sink_that_fails_fails_its_call(model):
     texts, how = ["Hello there.", "No."], dict(max_new_tokens=20)
     wanted = model.generate(texts[1], seed=1, **how)
@@ -191,6 +197,7 @@ def test_a_sink_that_fails_fails_its_call(model):
 
 
 @pytest.mark.parametrize("state", ["waiting", "speaking", "rendering"])
+@everywhere
 def test_cancel_in_every_state(model, state, monkeypatch):
     engine = model.pipeline.engine
     before = engine.stats()["cancelled"]
@@ -215,8 +222,9 @@ def test_cancel_in_every_state(model, state, monkeypatch):
 # ---- threads, processes --------------------------------------------------------------------------
 
 
-def test_close_ends_everything():
-    model = OptimizedChatterboxTTS.from_random(size="tiny")
+@everywhere
+def test_close_ends_everything(device):
+    model = OptimizedChatterboxTTS.from_random(device, size="tiny")
     stream = model.submit("Hello there.", max_new_tokens=900)
     assert soon(lambda: stream.started)
     model.close()
@@ -256,6 +264,7 @@ def test_a_call_from_its_own_progress_is_refused(model):
     assert model.generate("Hello.", max_new_tokens=4).shape[1]
 
 
+@everywhere
 def test_calls_without_a_seed_do_not_speak_the_same(model):
     """Alone it continues torch's global generators; beside others it takes a seed from them."""
     torch.manual_seed(3)
@@ -270,6 +279,7 @@ def test_calls_without_a_seed_do_not_speak_the_same(model):
     assert torch.equal(model.generate_tokens("Hello there.", max_new_tokens=30), wanted)
 
 
+@everywhere
 def test_stats_tell_what_is_done_and_was(model):
     before = model.stats()
     stream = model.submit("Hello there.", seed=1, max_new_tokens=200, first_chunk=0.5)
@@ -295,6 +305,7 @@ def resident() -> float:
 
 @pytest.mark.parametrize("count", [120, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+@everywhere
 def test_requests_that_arrive_at_random_and_leave_at_random(count, llama):
     """None is lost, none mixed up, and nothing is kept of them."""
     torch.set_num_threads(1)  # a tiny network on more of them waits for them

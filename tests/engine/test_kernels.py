@@ -24,7 +24,7 @@ from chatterbox_opt.models.llama import Attention, RMSNorm
 
 triton = pytest.importorskip("triton")
 from flow_pairs import random_flow  # noqa: E402
-from kernel_runs import compile_launches, interpret  # noqa: E402
+from kernel_runs import SHARED, compile_launches, interpret  # noqa: E402
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 DTYPES = list(TOLERANCE)
@@ -279,8 +279,9 @@ def full_size(dtype: torch.dtype, rows: int, device=CPU):
 
 
 @pytest.mark.parametrize(
-    ("target", "dtype"), [(80, torch.float16), (80, torch.bfloat16), (90, torch.bfloat16), (90, torch.float32)], ids=str
-)
+    ("target", "dtype"),
+    [(80, torch.float16), (90, torch.float32), *((target, torch.bfloat16) for target in SHARED)], ids=str,
+)  # fmt: skip
 @torch.inference_mode()
 def test_kernels_compile(target, dtype, monkeypatch):
     """What the interpreter does not see: types, layouts, shared memory. Nothing is run."""

@@ -66,3 +66,12 @@ def test_what_a_device_cannot_do_is_said(monkeypatch, asked, device, capability,
     monkeypatch.setattr(module, "has_flash", lambda: True)
     with pytest.raises(ValueError, match=message):
         resolve(EngineOptions(**asked), device)
+
+
+def test_convolutions_on_mps_stay_below_what_older_systems_give():
+    """120 samples, and one, a mel frame; the windows of the vocoder are exact at any size."""
+    for asked in (EngineOptions(), EngineOptions.exact(), EngineOptions(wav_chunk=300)):
+        options = resolve(asked, torch.device("mps"))
+        assert 120 * options.wav_chunk + 1 <= 65_536
+        assert options.wav_chunk <= asked.wav_chunk
+    assert resolve(EngineOptions(), CPU).wav_chunk == EngineOptions().wav_chunk

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from t3_pairs import pair, random_t3
-from token_runs import CPU, EXACT, N, draw, engine_of, mixed, request, tokens_of
+from token_runs import CPU, EXACT, N, draw, engine_of, everywhere, mixed, request, tokens_of
 
 from chatterbox_opt.engine.noise import RequestNoise
 from chatterbox_opt.engine.request import Cancelled
@@ -75,6 +75,7 @@ def test_turbos_tokens_at_the_same_seed(family, settings):
     [dict(text_seed=1), dict(voice_seed=1), dict(emotion=0.9), dict(cfg_weight=0.0), dict(n=21), dict(seed=1)],
     ids=str,
 )
+@everywhere
 def test_each_part_of_the_input_changes_the_tokens(llama, change):
     base = tokens_of(llama, [request(llama.config)])[0]
     assert base != tokens_of(llama, [request(llama.config, **change)])[0]
@@ -87,6 +88,7 @@ def test_each_part_of_the_input_changes_the_tokens(llama, change):
 @pytest.mark.parametrize(
     "options", [EXACT, EXACT.replace(slots=2), EXACT.replace(poll_every=8, slots=3, prefix_cache=True)], ids=range(3)
 )
+@everywhere
 def test_a_row_is_what_it_is_alone(family, options, llama, gpt):
     t3 = gpt if family == "turbo" else llama
     alone = [tokens_of(t3, [r])[0] for r in mixed(t3.config)]
@@ -94,6 +96,7 @@ def test_a_row_is_what_it_is_alone(family, options, llama, gpt):
         assert got == alone
 
 
+@everywhere
 def test_voices_of_several_lengths_share_a_batch(gpt):
     """A GPT-2 voice is as long as its recording."""
     requests = [request(gpt.config, seed=i, max_new_tokens=12) for i in range(4)]
@@ -125,6 +128,7 @@ def test_a_small_position_table_is_never_left(llama):
 
 
 @torch.inference_mode()
+@everywhere
 def test_slots_leave_nothing_behind(llama):
     engine = engine_of(llama)
     first = draw(engine, [request(llama.config)])[0].tokens
@@ -149,6 +153,7 @@ def test_uninitialised_memory_is_never_read(llama, shared, monkeypatch):
     assert got == tokens_of(llama, mixed(llama.config))
 
 
+@everywhere
 def test_changed_parameters_take_effect(llama):
     engine = engine_of(llama)
     draws = [
@@ -170,6 +175,7 @@ def test_exact_fields_change_nothing(llama, change):
     assert got == wanted
 
 
+@everywhere
 def test_drawing_ahead_leaves_the_generator_in_place(llama):
     for poll in (1, 3, 8):
         req = request(llama.config, seed=4, max_new_tokens=10)
@@ -184,6 +190,7 @@ def test_drawing_ahead_leaves_the_generator_in_place(llama):
 # ---- ends ----------------------------------------------------------------------------------------
 
 
+@everywhere
 def test_limits_and_stops(llama):
     engine = engine_of(llama)
     short, long = draw(engine, [request(llama.config, max_new_tokens=5), request(llama.config, max_new_tokens=40)])
@@ -227,6 +234,7 @@ def test_guard_stops_what_repeats():
     assert len(guarded.tokens) < 100
 
 
+@everywhere
 def test_cancel_within_eight_tokens(llama):
     class After:
         def __init__(self, looks):
@@ -243,6 +251,7 @@ def test_cancel_within_eight_tokens(llama):
         assert 0 < len(requests[0].tokens) <= 1 + 3 * 8
 
 
+@everywhere
 def test_tokens_are_seen_while_they_are_drawn(llama):
     """Each look shows what the one before did and more, nothing past the end, and the last one everything."""
     seen = []
@@ -268,6 +277,7 @@ def test_tokens_are_seen_while_they_are_drawn(llama):
 # ---- what cannot work ----------------------------------------------------------------------------
 
 
+@everywhere
 def test_impossible_requests_are_refused_before_anything_runs(llama):
     engine = engine_of(llama)
     with pytest.raises(ValueError, match="position table"):
@@ -281,6 +291,7 @@ def test_impossible_requests_are_refused_before_anything_runs(llama):
     assert len(draw(engine, [request(llama.config)])[0].tokens)
 
 
+@everywhere
 def test_a_gpt_has_no_position_behind_its_table(gpt):
     """Its table is learned: a longer cache does not make it longer."""
     engine = engine_of(gpt, EXACT.replace(cache_len=20_000))

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import threading
 
 import httpx
@@ -10,7 +11,6 @@ import pytest
 import soundfile
 from serving import load_mini, load_tiny, ready, recording, running
 
-from chatterbox_opt.serve import voices
 from chatterbox_opt.serve.errors import ApiError
 from chatterbox_opt.serve.voices import VoiceStore, check_name, voice_id
 
@@ -126,7 +126,7 @@ def test_a_full_disk(tiny, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(voices.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     answer = upload(tiny, "full")
     assert answer.status_code == 507
     assert answer.headers["x-should-retry"] == "false"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chatterbox_opt.text.pronounce import Pronunciations
-from chatterbox_opt.text.reading import reading
+from chatterbox_opt.text.reading import Reading
 
 TOML = """
 [words]
@@ -51,7 +50,6 @@ def test_patterns_go_last_one_after_another():
     assert made("one two") == "thre thre"
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib came with Python 3.11")
 def test_a_file_for_every_voice_and_for_one(tmp_path):
     (tmp_path / "say.toml").write_text(TOML, encoding="utf-8")
     everybody = Pronunciations.of(tmp_path / "say.toml")
@@ -104,5 +102,5 @@ def test_any_words_are_taken(words, text):
 
 def test_respellings_go_ahead_of_numbers():
     pytest.importorskip("wetext", reason="pip install 'chatterbox-opt[text]'")
-    read = reading("en", True, {"R2D2": "Artoo 5"})
+    read = Reading.of("en", True, {"R2D2": "Artoo 5"}).steps()
     assert read("R2D2 has 3 legs.") == "Artoo five has three legs."

@@ -3,8 +3,10 @@ import re
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from chatterbox_opt.text.split import WIDE, _widths, split
+from chatterbox_opt.text.split import WIDE, _widths, breath, spans, split
 
 
 def length(text: str) -> int:
@@ -137,3 +139,24 @@ def test_wrong_sizes_are_refused(wrong):
 def test_wide_characters_count_for_the_time_they_take():
     text = "今天天气很好，我们去公园散步吧。" * 20
     assert all(len(p) * WIDE >= 150 for p in check(text, 280)[:-1])
+
+
+@given(st.text(st.sampled_from("ab. ,!?\n\t—字。かé\u0301[]\"“”1"), max_size=400), st.integers(20, 120))
+def test_spans_of_pieces_add_up_to_the_text(text, limit):
+    pieces = split(text, limit)
+    found = spans(text, pieces)
+    assert "".join(text[a:b] for a, b in found) == text
+    assert [text[a:b].strip() for a, b in found] == [p.strip() for p in pieces]
+
+
+def test_a_piece_that_is_not_of_the_text_has_no_span():
+    with pytest.raises(ValueError, match="does not stand"):
+        spans("One. Two.", ["One.", "Three."])
+
+
+def test_breath_goes_by_what_was_said_last():
+    text = "A clause, a word. A sentence.\n\nA paragraph. 一句。二句，三"
+    at = {name: breath(text, text.index(name)) for name in ("a word", "A sentence", "A paragraph", "word", "二", "三")}
+    assert at["A paragraph"] > at["A sentence"] > at["a word"] > at["word"] == 0
+    assert at["二"] == at["A sentence"]
+    assert at["三"] == at["a word"]

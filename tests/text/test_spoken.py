@@ -11,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from chatterbox_opt.text import libraries
-from chatterbox_opt.text.reading import pieces, reading
+from chatterbox_opt.text.pronounce import Pronunciations
+from chatterbox_opt.text.reading import Reading, pieces
 from chatterbox_opt.text.split import split, width
 from chatterbox_opt.text.spoken import as_spoken, merged
 
@@ -154,8 +155,17 @@ def test_what_a_library_puts_ahead_of_all_words_is_taken_over():
 
 
 def test_nobody_reads_unless_asked():
-    assert reading("en") is None
-    assert reading(None, spoken=False, pronounce=None) is None
+    assert Reading.of("en") is None
+    assert Reading.of(None, spoken=False, pronounce=None) is None
+
+
+def test_a_part_of_a_text_has_its_own_language_and_voice(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr("chatterbox_opt.text.reading.reader", lambda language, _: lambda text: text + " " + language)
+    names = Pronunciations({"a": "b"}, voices={"anna": Pronunciations({"a": "c"})})
+    made = Reading.of("en", True, names)
+    assert made.steps()("a") == "b en"
+    assert made.steps("fr", "anna")("a") == "c fr"
 
 
 def test_the_lighter_library_goes_first_and_another_is_named(monkeypatch):
@@ -168,15 +178,15 @@ def test_the_lighter_library_goes_first_and_another_is_named(monkeypatch):
 def test_errors_say_what_helps(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"chatterbox-opt\[text\]"):
-        reading("en", True)
+        Reading.of("en", True)
     with pytest.raises(ValueError, match="pip install nemo_text_processing"):
-        reading("de", True)
+        Reading.of("de", True)
     with pytest.raises(ValueError, match="no library here reads 'sw' out; known are ar, de, en"):
-        reading("sw", True)
+        Reading.of("sw", True)
     with pytest.raises(ValueError, match="'wetext', 'nemo' are known"):
-        reading("en", "espeak")
+        Reading.of("en", "espeak")
     with pytest.raises(ValueError, match="give a language_id"):
-        reading(None, True)
+        Reading.of(None, True)
 
 
 @pytest.mark.slow

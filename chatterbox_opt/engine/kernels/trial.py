@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
 from torch import Tensor
 
+from ..agreement import difference
 from ..graphs import Captured
 
 logger = logging.getLogger(__name__)
@@ -23,7 +25,25 @@ ROUNDS = 5  # of which the quickest counts
 Run = Callable[[int], tuple[Tensor, ...]]  # the i-th repetition may take other weights: one layer's fit into a cache
 Timer = Callable[[Run, torch.device], float]  # seconds a call
 
-_verdicts: dict[Hashable, bool] = {}
+
+@dataclass(frozen=True)
+class Verdict:
+    name: str
+    shape: str
+    device: str
+    used: bool
+    error: float | None = None  # from the twin
+    own: float | None = None  # seconds
+    twin: float | None = None
+    problem: str | None = None  # why it failed or is wrong; a slower one has none
+
+
+_verdicts: dict[Hashable, Verdict] = {}
+
+
+def verdicts() -> list[Verdict]:
+    """Of every kernel and shape that was tried in this process."""
+    return list(_verdicts.values())
 
 
 @cache
@@ -59,36 +79,30 @@ def accepts(
     """Whether `kernel` may stand in for `twin`. Both return every tensor they are to agree on."""
     key = name, shape, str(device)
     if key not in _verdicts:
-        _verdicts[key] = _try(name, shape, kernel, twin, tolerance, partial(timer, device=device))
-    return _verdicts[key]
+        _verdicts[key] = _try(key, kernel, twin, tolerance, partial(timer, device=device))
+    return _verdicts[key].used
 
 
 @torch.inference_mode()
 def _try(
-    name: str, shape: str, kernel: Run, twin: Run, tolerance: float, seconds: Callable[[Run], float]
-) -> bool:
+    key: tuple[str, str, str], kernel: Run, twin: Run, tolerance: float, seconds: Callable[[Run], float]
+) -> Verdict:
+    name, shape, _ = key
+    error = None
     try:
         wanted, got = twin(0), kernel(0)
         error = max(map(difference, got, wanted))
         if not error <= tolerance:  # NaN is not
             text = "kernel %s (%s) is wrong by %.2g, %.2g is allowed: plain torch is used instead"
             logger.warning(text, name, shape, error, tolerance)
-            return False
+            return Verdict(*key, False, error, problem=f"wrong by {error:.2g}, {tolerance:.2g} is allowed")
         own, plain = seconds(kernel), seconds(twin)
     except Exception as problem:  # whatever compiler, driver or device have to say
         reason = str(problem).strip().split("\n")[0][:200]
         text = "kernel %s (%s) failed: plain torch is used instead (%s: %s)"
         logger.warning(text, name, shape, type(problem).__name__, reason)
-        return False
+        return Verdict(*key, False, error, problem=f"{type(problem).__name__}: {reason}")
     verdict = "used" if own <= plain else "slower: plain torch is used instead"
     text = "kernel %s (%s): %.1f us, plain torch %.1f us, difference %.2g: %s"
     logger.debug(text, name, shape, 1e6 * own, 1e6 * plain, error, verdict)
-    return own <= plain
-
-
-def difference(got: Tensor, wanted: Tensor) -> float:
-    """Largest difference over the largest value."""
-    if got.shape != wanted.shape or got.dtype != wanted.dtype:
-        raise ValueError(f"{tuple(got.shape)} of {got.dtype} came out, not {tuple(wanted.shape)} of {wanted.dtype}")
-    got, wanted = got.double(), wanted.double()
-    return float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
+    return Verdict(*key, own <= plain, error, own, plain)

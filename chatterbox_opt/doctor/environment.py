@@ -1,0 +1,85 @@
+"""Where it runs, what is installed, and what "auto" makes of that. Nothing that names a machine or its owner."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..engine import resolve
+from ..engine.first_trial import driver
+from ..engine.kernels.step import available
+from ..engine.quantize import packs_float16
+from ..options import EngineOptions
+
+EXTRAS = {  # what can be had -> the distribution that brings it
+    "triton": "triton", "flash": "flash-attn", "watermark": "resemble-perth", "server": "fastapi", "opus": "av",
+    "wyoming": "wyoming", "japanese": "pykakasi", "chinese": "spacy-pkuseg", "soxr": "soxr",
+}  # fmt: skip
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "device": name_of(device), "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(), "torch": torch.__version__, "chatterbox_opt": __version__,
+        "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        about = torch.cuda.get_device_properties(device)
+        record |= {
+            "capability": f"{about.major}.{about.minor}", "memory_gb": round(about.total_memory / 1e9, 1),
+            "multiprocessors": about.multi_processor_count, "driver": driver(), "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(), "devices": torch.cuda.device_count(),
+            "PYTORCH_CUDA_ALLOC_CONF": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""),
+        }
+    elif device.type == "cpu":
+        record["capability"] = torch.backends.cpu.get_cpu_capability()
+    record["extras"] = {extra: version_of(name) for extra, name in EXTRAS.items()}
+    return record
+
+
+def name_of(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "mps":
+        return "Apple GPU"
+    with suppress(OSError):
+        if found := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M):
+            return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def version_of(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def choices(asked: EngineOptions, device: torch.device) -> list[tuple[str, Any, str]]:
+    """(field, what it is, why) of what "auto" stands for, and of what this device switches off."""
+    got = resolve.resolve(asked, device)
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        half = whole = f"compute capability {major}.{minor}: bfloat16 from 8.0 on, float16 from 7.0 on, float32 below"
+        flash = "flash-attn is installed" if resolve.has_flash() else "flash-attn is not installed or does not import"
+        flash = flash if major >= 8 else "flash-attn needs compute capability 8.0"
+        graphs, triton = "a CUDA device", "Triton is there" if available() else "Triton is missing"
+    else:
+        units = device.type == "cpu" and resolve.cpu_has_bf16()
+        half = whole = "AVX512-BF16 or AMX units" if units else "no units for half precision"
+        if got.dtype == "float16" and device.type == "cpu" and packs_float16(device):
+            half += ": weights in float16, products in float32"
+        flash, graphs, triton = "flash-attn needs a CUDA device", "not a CUDA device", "not a CUDA device"
+    return [
+        ("dtype", got.dtype, half), ("s3gen_dtype", got.s3gen_dtype, whole), ("attention", got.attention, flash),
+        ("compile", got.compile, graphs), ("captures", got.captures, graphs), ("kernels", got.kernels, triton),
+        ("trial", got.trial, graphs), ("poll_every", got.poll_every, "a look waits for a GPU, and costs a CPU nothing"),
+    ]  # fmt: skip

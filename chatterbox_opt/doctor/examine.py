@@ -1,0 +1,70 @@
+"""`chatterbox-opt doctor`: every check in turn, each by itself, and what they found."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..options import EngineOptions
+from . import manners, numbers, written
+from .environment import choices, facts
+from .findings import Check, Finding, found
+from .patient import Patient
+from .stages import stages
+
+# the most wanted first: what is left undone when time runs out is the least
+CHECKS: tuple[Check, ...] = (
+    numbers.stored_references, numbers.survived, numbers.the_same_again, numbers.graphs, numbers.kernels,
+    numbers.in_company, numbers.in_chunks, manners.watermark, manners.cancelled, manners.threads, manners.deleted,
+    stages, manners.memory,
+)  # fmt: skip
+SECONDS = {True: 100.0, False: 540.0}  # behind which no check begins, quick or not
+
+
+class Warnings(logging.Handler):
+    """What the package warns of while it is examined: part of the report."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self.texts and "max_new_tokens" not in text:  # cut short on purpose
+            self.texts.append(text)
+
+
+def examine(
+    device: str, names: Sequence[str] = (), quick: bool = False, json_file: Path | None = None,
+    markdown_file: Path | None = None, checks: Sequence[Check] = CHECKS,
+) -> int:  # fmt: skip
+    """The exit status: 0 where nothing is wrong. Without `names` mini, and English in full size where there is time."""
+    start, heard, logger = time.perf_counter(), Warnings(), logging.getLogger("chatterbox_opt")
+    names = tuple(dict.fromkeys(names)) or (("mini",) if quick else ("mini", "english"))
+    patient = Patient(device, names, quick)
+    environment = {"facts": facts(patient.device), "choices": choices(EngineOptions(), patient.device)}
+    findings: list[Finding] = []
+    print(*written.about(environment), "", sep="\n", flush=True)
+    logger.addHandler(heard)
+    propagates, logger.propagate = logger.propagate, False  # the report has it
+    try:
+        for check in checks:
+            for finding in found(check, patient, SECONDS[quick] - (time.perf_counter() - start)):
+                findings.append(finding)
+                print(written.line(finding), flush=True)
+            # written as it grows: a run that is cut off leaves what it had
+            if markdown_file is not None:
+                markdown_file.write_text(written.markdown(environment, findings, heard.texts), encoding="utf-8")
+            if json_file is not None:
+                made = written.document(environment, findings, heard.texts)
+                made["seconds"] = time.perf_counter() - start
+                json_file.write_text(json.dumps(made, indent=1, default=str) + "\n", encoding="utf-8")
+    finally:
+        logger.removeHandler(heard)
+        logger.propagate = propagates
+        patient.close()
+    print("", *heard.texts, written.summary(findings), sep="\n", flush=True)
+    return int(written.wrong(findings))

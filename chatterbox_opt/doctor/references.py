@@ -1,0 +1,74 @@
+"""What the mini model says on a CPU in float32 with every optimisation off, kept to be held against other devices.
+
+`python -m chatterbox_opt.doctor.references` makes the file anew.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..engine.noise import RequestNoise
+from ..options import EngineOptions
+
+FILE = Path(__file__).with_name("references.npz")
+CASES = {  # name -> (text, arguments of a call)
+    "drawn": ("The boats were already out at sea.", dict(seed=7)),
+    "greedy": ("Nobody knew why he did it.", dict(seed=11, temperature=0.0, cfg_weight=0.3)),
+    "sorted": ("She wrote it down in a small green book.", dict(seed=13, top_p=0.9, repetition_penalty=1.5)),
+}
+MOST = 60  # tokens of a case
+EVERY = 16  # of the samples is kept
+
+
+class HostNoise(RequestNoise):
+    """Drawn on the CPU, and so the same numbers for every device."""
+
+    def __init__(self, device: torch.device, seed: int) -> None:
+        super().__init__(device, seed)
+        self.local = self.cpu
+
+    def exponential(self, out: Tensor) -> Tensor:
+        return out.copy_(torch.empty(out.shape).exponential_(1.0, generator=self.cpu))
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=self.cpu).to(self.device)
+
+
+def exact_mini(device: str | torch.device) -> Any:
+    """The mini model as its reference runs, with draws that belong to no device."""
+    from ..tts import OptimizedChatterboxTTS
+
+    exact = EngineOptions.exact(resampler="device")
+    model = OptimizedChatterboxTTS.from_mini(device, engine=exact, enable_watermark=False)
+    model.pipeline._noises = lambda seed, count, alone: [HostNoise(model.pipeline.device, seed) for _ in range(count)]
+    return model
+
+
+def spoken(model: Any, case: str) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens, some of the samples)"""
+    text, how = CASES[case]
+    seed, how = how["seed"], {k: v for k, v in how.items() if k != "seed"}
+    (speech,) = model.speak(model.jobs([text], seeds=seed, max_new_tokens=MOST, **how))
+    return torch.cat(speech.tokens).numpy().astype(np.int16), speech.wav[0, ::EVERY].numpy()
+
+
+def stored() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    with np.load(FILE) as data:
+        return {case: (data[f"{case}.tokens"], data[f"{case}.samples"]) for case in CASES}
+
+
+def main() -> None:
+    model, arrays = exact_mini("cpu"), {}
+    for case in CASES:
+        arrays[f"{case}.tokens"], arrays[f"{case}.samples"] = spoken(model, case)
+    np.savez_compressed(FILE, **arrays)
+    print(f"{FILE}: {FILE.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()

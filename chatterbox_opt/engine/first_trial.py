@@ -1,0 +1,191 @@
+"""What this device does not survive is left out: found by another process, the first time the device is met.
+
+An illegal access or a hang cannot be caught in the process that has it. So a child with a time limit runs every kernel
+and every capture once (trial_child.py), at the model's widths and with few layers. Its verdict is a file in the user's
+cache folder, one for each device, driver, torch, package, model and precision.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import re
+import tempfile
+import threading
+import time
+import zlib
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..config import ModelConfig
+from ..options import CAPTURES, KERNELS, EngineOptions
+from . import trial_process
+from .kernels.linear import triton
+from .kernels.step import available
+
+logger = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).parents[1]
+MATTERS = ("compile", "attention", "dtype", "s3gen_dtype", "quantize")  # to what is run
+_lock = threading.Lock()
+_known: dict[str, dict[str, Any]] = {}  # verdicts of this process, where no file can be written either
+
+
+def settled_for(options: EngineOptions, device: torch.device, config: ModelConfig) -> EngineOptions:
+    """Resolved `options` without what a GPU did not survive."""
+    return options if device.type != "cuda" else survivors(options, device, config)
+
+
+def survivors(options: EngineOptions, device: torch.device, config: ModelConfig) -> EngineOptions:
+    """`options` without what a child did not survive. One is started where no verdict is known."""
+    wanted = parts_of(options)
+    if options.trial not in ("first", "always") or not wanted:
+        return options
+    if why := trial_process.hindrance():
+        logger.info("captures and kernels are tried in this process alone: %s", why)
+        return options
+    try:
+        with _lock:
+            verdict = verdict_on(options, device, config, wanted)
+    except Exception as problem:  # what cannot be tried there is tried here
+        text = "captures and kernels are tried in this process alone: %s: %s"
+        logger.warning(text, type(problem).__name__, problem)
+        return options
+    bad = [part for part in fatal(verdict["parts"]) if part in wanted]
+    for part in bad:
+        found = verdict["parts"][part]
+        text = "%s %s when it was tried on %s and is left out (%s); EngineOptions(trial='always') tries it again"
+        logger.warning(text, part, found["verdict"], verdict["device"], found["text"])
+    return without(options, bad)
+
+
+def parts_of(options: EngineOptions) -> list[str]:
+    """Kernels ahead of the captures that contain them."""
+    kernels = [f"kernel {name}" for name in KERNELS if options.wants(name) and available()]
+    return kernels + [f"capture {name}" for name in CAPTURES if options.compile and options.records(name)]
+
+
+def fatal(parts: dict[str, Any]) -> list[str]:
+    return [part for part, found in parts.items() if found["verdict"] in trial_process.FATAL]
+
+
+def without(options: EngineOptions, bad: list[str]) -> EngineOptions:
+    changes = {}
+    for field, kind, names, has in (
+        ("kernels", "kernel", KERNELS, options.wants), ("captures", "capture", CAPTURES, options.records)
+    ):  # fmt: skip
+        if any(f"{kind} {name}" in bad for name in names):
+            changes[field] = tuple(name for name in names if has(name) and f"{kind} {name}" not in bad)
+    return options.replace(**changes)
+
+
+def known() -> list[dict[str, Any]]:
+    """Every verdict that this process has gone by."""
+    return list(_known.values())
+
+
+# ---- verdicts ------------------------------------------------------------------------------------
+
+
+def verdict_on(options: EngineOptions, device: torch.device, config: ModelConfig, wanted: list[str]) -> dict[str, Any]:
+    about = described(options, device, config)
+    name = name_of(about)
+    file = cache_folder() / f"trial-{name}.json"
+    verdict = _known.get(name) or (None if options.trial == "always" else read(file)) or {"parts": {}}
+    if missing := [part for part in wanted if part not in verdict["parts"]]:
+        text = "trying %d kernels and captures in another process, once for this device and model"
+        logger.info(text, len(missing))
+        known_bad = fatal(verdict["parts"])
+        parts = verdict["parts"] | tried(missing, without(options, known_bad), device, config)
+        verdict = {**about, "when": time.strftime("%Y-%m-%d %H:%M"), "parts": parts}
+        write(file, verdict)
+    _known[name] = verdict
+    return verdict
+
+
+def tried(parts: list[str], options: EngineOptions, device: torch.device, config: ModelConfig) -> dict[str, Any]:
+    """What became of each. Where a part takes its child with it, another child goes on with the rest."""
+    done: dict[str, Any] = {}
+    ends = time.monotonic() + trial_process.ALL_SECONDS
+    while (left := [part for part in parts if part not in done]) and time.monotonic() < ends:
+        job = {"parts": left, "options": without(options, fatal(done)), "device": str(device), "config": config}
+        heard, end = trial_process.in_child(job)
+        done |= heard
+        if end is None or end.part is None:  # it came as far as it could, or did not come as far as a part
+            if untold := len(left) - len(heard):
+                text = "of %d kernels and captures nothing was heard from another process (%s): this one goes on alone"
+                logger.info(text, untold, end.text if end else "it ended")
+            break
+        done[end.part] = {"verdict": end.verdict, "text": end.text}
+    # kept as well: the next start would fare no better, and is to be quick
+    return {part: {"verdict": trial_process.UNTOLD, "text": ""} for part in parts} | done
+
+
+def described(options: EngineOptions, device: torch.device, config: ModelConfig) -> dict[str, Any]:
+    """What a verdict holds for."""
+    gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if gpu else f"{device.type} {platform.machine()}",
+        "driver": driver() if gpu else "", "torch": torch.__version__, "triton": getattr(triton, "__version__", ""),
+        "chatterbox_opt": __version__, "code": code(), "family": config.family,
+        "sizes": f"{zlib.crc32(repr((config.t3, config.flow, config.hift)).encode()):08x}",
+        **{field: getattr(options, field) for field in MATTERS},
+    }
+
+
+def name_of(about: dict[str, Any]) -> str:
+    device = re.sub(r"[^a-z0-9]+", "-", about["device"].lower()).strip("-")
+    return f"{device}-{about['family']}-{zlib.crc32(json.dumps(about, sort_keys=True).encode()):08x}"
+
+
+def cache_folder() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
+    return Path(home or os.path.expanduser("~/.cache")) / "chatterbox_opt"
+
+
+def read(file: Path) -> dict[str, Any] | None:
+    with suppress(OSError, ValueError, AttributeError):
+        data = json.loads(file.read_text(encoding="utf-8"))
+        parts = data["parts"].values() if isinstance(data, dict) and {"device", "parts"} <= data.keys() else [None]
+        if all(isinstance(found, dict) and {"verdict", "text"} <= found.keys() for found in parts):
+            return data
+    return None
+
+
+def write(file: Path, verdict: dict[str, Any]) -> None:
+    """Whole or not at all: others may read it, or write their own, at this moment."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False, encoding="utf-8") as made:
+            json.dump(verdict, made, indent=1)
+        os.replace(made.name, file)
+    except OSError as problem:
+        text = "what was tried on this device cannot be kept, and is tried anew at the next start: %s"
+        logger.warning(text, problem)
+
+
+@cache
+def driver() -> str:
+    with suppress(OSError):
+        if found := re.search(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version").read_text()):
+            return found[1]
+    with suppress(AttributeError, RuntimeError):
+        return str(torch._C._cuda_getDriverVersion())
+    return "unknown"
+
+
+@cache
+def code() -> str:
+    """Of what is run: a checkout changes without its version."""
+    total = 0
+    for folder in ("engine", "models"):
+        for file in sorted((PACKAGE / folder).rglob("*.py")):
+            total = zlib.crc32(file.read_bytes(), total)
+    return f"{total:08x}"

@@ -1,0 +1,145 @@
+"""Text tokens -> speech tokens, whatever computes them: utterances join by prefill(), advance a block at a time by
+decode(), and leave by release()."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..config import STOP_SPEECH, T3Config
+from ..options import EngineOptions
+from .endings import ending
+from .prefix import Prefix
+from .request import Utterance
+from .sampling import Filters
+from .slots import Slot, Slots
+
+
+class Speaking:
+    """The host's side. `fits`, `reserve`, `warmup`, `prefill` and what is named `_prompt`, `_pick`, `_block` and
+    `_remove` are a subclass's: T3 on one kind of device."""
+
+    slots: Slots | None = None
+
+    def __init__(self, config: T3Config, options: EngineOptions, device: torch.device) -> None:
+        """`device`: of the slots."""
+        self.config, self.options, self.device = config, options, device
+
+    @property
+    def live(self) -> list[Slot]:
+        return [] if self.slots is None else self.slots.live
+
+    @property
+    def free(self) -> int:
+        """Slots that nobody has."""
+        most = self.options.slots
+        return most if self.slots is None else min(most, self.slots.capacity) - len(self.live)
+
+    def fits(self, utterance: Utterance) -> bool:
+        """Whether it can join those that are being spoken."""
+        raise NotImplementedError
+
+    def reserve(self, slots: int, length: int) -> None:
+        """Memory for so many utterances of up to `length` positions. Not while any is being spoken."""
+        raise NotImplementedError
+
+    def warmup(self, batch: int = 1) -> None:
+        """Do ahead of the first request what `batch` utterances of ordinary length would wait for."""
+        raise NotImplementedError
+
+    def prefill(self, new: Sequence[Utterance]) -> None:
+        """Gives each a slot, and draws its first token."""
+        raise NotImplementedError
+
+    def _prompt(self, added: list[Slot], prefixes: list[Prefix]) -> Tensor:
+        """Voice and text into the rows of new slots -> (rows, V) logits of their first tokens."""
+        raise NotImplementedError
+
+    def _pick(self, logits: Tensor, cond: Tensor, uncond: Tensor, span: slice, filters: Filters) -> Tensor:
+        """Draws for the slots of `span`, whose rows of `logits` are `cond` and `uncond`: (N,) tokens."""
+        raise NotImplementedError
+
+    def _block(self, steps: int) -> Tensor:
+        """The next tokens of all slots, their noise drawn: (N, steps)."""
+        raise NotImplementedError
+
+    def _remove(self, gone: Sequence[Slot]) -> None:
+        raise NotImplementedError
+
+    # ---- joining and leaving -------------------------------------------------------------------------
+
+    def _join(self, new: list[tuple[Utterance, Prefix]]) -> None:
+        added: list[Slot] = []
+        try:
+            for utterance, _ in new:
+                added.append(self.slots.add(utterance))
+            logits = self._prompt(added, [prefix for _, prefix in new])
+            self._first_tokens(added, logits)
+        except BaseException:
+            self._remove(added)
+            raise
+
+    def _first_tokens(self, added: list[Slot], logits: Tensor) -> None:
+        slots, low, first = self.slots, added[0].index, added[0].cond
+        slots.upload()
+        span = slice(low, low + len(added))
+        slots.draw_noise(added)
+        slots.use_noise()
+        rows = slots.cond[span] - first, slots.uncond[span] - first
+        token = self._pick(logits, *rows, span, slots.filters())
+        if self.config.is_gpt:  # Turbo's penalty forgets the start token after the first draw
+            slots.seen[span] = False
+            slots.seen[span].scatter_(1, slots.token[span, None], True)
+        self._collect(added, token[:, None])
+
+    def release(self, gone: Sequence[Slot]) -> None:
+        if gone:
+            self._remove(gone)
+
+    def clear(self) -> None:
+        """Nobody is being spoken any more."""
+        if self.slots is not None:
+            self.slots.clear()
+
+    # ---- the loop ------------------------------------------------------------------------------------
+
+    def decode(self) -> None:
+        """`poll_every` tokens for all, without a look at any of them, then one look."""
+        slots, steps = self.slots, self.options.poll_every
+        for slot in slots.live:
+            slot.before = slot.utterance.noise.state() if steps > 1 and not slot.greedy else None
+        slots.draw_noise(slots.live, steps)
+        self._collect(slots.live, self._block(steps))
+
+    def _collect(self, slots: Sequence[Slot], tokens: Tensor) -> None:
+        """(n, k) drawn tokens to the host, the one point where it waits for the device; then who has ended."""
+        for slot, drawn in zip(slots, tokens.tolist()):
+            slot.utterance.tokens += drawn
+            self._look_for_end(slot)
+
+    def _look_for_end(self, slot: Slot) -> None:
+        utterance = slot.utterance
+        limit, text = utterance.sampling.max_new_tokens, len(utterance.text_ids)
+        end = ending(utterance.tokens, utterance.searched, limit, text, self.options.runaway_guard)
+        if end is None:
+            utterance.searched = len(utterance.tokens)
+            return
+        count, utterance.stopped = end
+        self._rewind(slot, count)
+        utterance.tokens[:] = [t for t in utterance.tokens[:count] if t != STOP_SPEECH]
+
+    def _rewind(self, slot: Slot, end: int) -> None:
+        """Leave the generator where `end` draws would have: the sound's noise follows from there."""
+        utterance = slot.utterance
+        if slot.before is None or end == len(utterance.tokens):
+            return
+        utterance.noise.restore(slot.before)
+        scratch = torch.empty(end - utterance.searched, self.config.speech_vocab, device=self.device)
+        utterance.noise.exponential(scratch)
+
+    @property
+    def _starts(self) -> int:
+        """Start tokens behind a text."""
+        return 1 if self.config.is_gpt else 2

@@ -1,0 +1,44 @@
+"""What computes T3's tokens on a device: torch, or MLX, which is imported where it is asked for and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .config import ModelConfig
+from .engine.resolve import indexed, is_mlx, stored_dtype
+from .engine.speaking import Speaking
+from .engine.tokens import TokenRunner
+from .models.t3 import T3
+from .options import EngineOptions
+from .weights.load import Source, build_t3, read_t3
+
+
+def load_t3(source: Source | dict[str, Tensor], config: ModelConfig, device: Any, options: EngineOptions) -> Any:
+    """T3 of a checkpoint, or of a state dict. `options` hold no "auto"."""
+    if is_mlx(device):
+        from .mlx.t3 import T3 as MlxT3
+
+        return MlxT3(config.t3, read_t3(source, config), options.dtype, options.quantize)
+    place = indexed(device)
+    return build_t3(source, config, place, stored_dtype(options, place))
+
+
+def at_home(t3: Any, device: Any, options: EngineOptions) -> Any:
+    """A T3 that is torch's, as MLX's where that is to speak."""
+    if is_mlx(device) and isinstance(t3, T3):
+        from .mlx.t3 import T3 as MlxT3
+
+        return MlxT3(t3.config, t3.state_dict().items(), options.dtype, options.quantize)
+    return t3
+
+
+def token_runner(t3: Any, options: EngineOptions) -> Speaking | None:
+    if t3 is None:
+        return None
+    if isinstance(t3, T3):
+        return TokenRunner(t3, options)
+    from .mlx.tokens import MlxTokenRunner
+
+    return MlxTokenRunner(t3, options)

@@ -1,0 +1,30 @@
+"""What a call's markup= makes of its text: segments, and the voices that they name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .config import ModelConfig
+from .text.languages import SUPPORTED_LANGUAGES
+from .text.markup import Segment, parse
+from .voice import Conditionals
+
+_EVENT = re.compile(r"\[[a-z][a-z _-]*\]")  # a sound that a vocabulary has as one token: [clear throat]
+
+Marked = tuple[tuple[Segment, ...], dict[str, Conditionals]]
+
+
+def marked(text: str, markup: Any, config: ModelConfig, tokenizer: Any, prepared: Callable[[Any], Any]) -> Marked:
+    """`markup` is True, or the voices that [voice NAME] may name, each as `prepared` takes it; False: none."""
+    if markup is False or markup is None:
+        return (), {}
+    if markup is not True and not isinstance(markup, Mapping):
+        raise ValueError(f"markup is {type(markup).__name__}: True is needed, or the voices by their names")
+    voices = {} if markup is True else markup
+    events = {token for token in tokenizer.get_vocab() if _EVENT.fullmatch(token)} if config.t3.is_gpt else set()
+    languages = SUPPORTED_LANGUAGES if config.family == "mtl" else ()
+    segments = parse(text, events, voices, languages)
+    named = dict.fromkeys(s.voice for s in segments if s.voice is not None)
+    return segments, {name: prepared(voices[name]) for name in named}

@@ -1,0 +1,77 @@
+"""T3's weights as MLX holds them: cast and packed as they come, so that no more than one tensor exists twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import mlx.core as mx
+import torch
+from torch import Tensor, nn
+
+from ..config import T3Config
+from ..models.t3 import T3
+from .arrays import to_mlx
+
+GROUP = 64  # weights that share one scale and offset
+BITS = {None: None, "int8": 8, "int4": 4}
+BACKBONE = "tfmr."  # its products are packed; embeddings and head keep their precision, as in torch
+
+
+@dataclass(frozen=True)
+class Linear:
+    """x (..., K) -> (..., N)"""
+
+    weight: mx.array  # (N, K), or packed
+    bias: mx.array | None = None
+    scales: mx.array | None = None  # (N, K / GROUP) each, where it is packed
+    offsets: mx.array | None = None
+    bits: int | None = None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if self.bits is None:
+            y = x @ self.weight.T
+        else:
+            packed = (self.weight, self.scales, self.offsets)
+            y = mx.quantized_matmul(x, *packed, transpose=True, group_size=GROUP, bits=self.bits)
+        return y if self.bias is None else y + self.bias
+
+
+class Weights:
+    """By the names of models.t3.T3, whose every tensor has to come, and no other."""
+
+    def __init__(self, config: T3Config, named: Iterable[tuple[str, Tensor]], dtype: mx.Dtype, quantize: str | None):
+        with torch.device("meta"):
+            twin = T3(config)
+        self._wanted = {name: tuple(tensor.shape) for name, tensor in twin.state_dict().items()}
+        self._products = {f"{name}.weight" for name, module in twin.named_modules() if isinstance(module, nn.Linear)}
+        self.dtype, self._bits = dtype, BITS[quantize]
+        self._arrays: dict[str, mx.array] = {}
+        self._packed: dict[str, tuple[mx.array, mx.array, mx.array]] = {}
+        for name, tensor in named:
+            self._take(name, tensor)
+        if missing := self._wanted.keys() - self._arrays.keys() - self._packed.keys():
+            raise ValueError(f"T3 lacks {len(missing)} tensors, the first {min(missing)}")
+        mx.clear_cache()  # what casting and packing took
+
+    def _take(self, name: str, tensor: Tensor) -> None:
+        if self._wanted.get(name) != tuple(tensor.shape):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, {self._wanted.get(name, 'no such tensor')} is "
+                             "T3's")
+        array = to_mlx(tensor).astype(self.dtype)
+        packs = self._bits and name in self._products and name.startswith(BACKBONE) and array.shape[1] % GROUP == 0
+        if packs:
+            self._packed[name] = mx.quantize(array, group_size=GROUP, bits=self._bits)
+            mx.eval(self._packed[name])
+        else:
+            self._arrays[name] = array
+            mx.eval(array)
+
+    def __getitem__(self, name: str) -> mx.array:
+        return self._arrays[name]
+
+    def linear(self, name: str) -> Linear:
+        bias = self._arrays.get(f"{name}.bias")
+        if (packed := self._packed.get(f"{name}.weight")) is not None:
+            return Linear(packed[0], bias, *packed[1:], self._bits)
+        return Linear(self._arrays[f"{name}.weight"], bias)

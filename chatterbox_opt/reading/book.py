@@ -1,0 +1,164 @@
+"""A script -> files of sound, with captions beside them. What was spoken once is kept: a run that was ended goes on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import captions as captioning
+from ..audio.io import SoundWriter, writable_kinds
+from ..audio.joins import samples
+from ..checks import check_loudness, check_seed
+from ..speech import aligned
+from . import script as scripts
+from .cast import NARRATOR, cast_of
+from .plan import Line, Planner
+from .store import HALF, Store
+
+TRIES = 3  # seeds for a line of which nothing is heard
+
+
+def read_aloud(
+    model: Any,
+    script: str | Path,
+    output: str | Path,
+    *,
+    cast: Any = None,
+    kind: str | None = None,
+    chapters: bool = False,
+    captions: str | None = None,
+    markup: bool = False,
+    align: Any = None,
+    seed: int = 0,
+    breath: bool = True,
+    loudness: float | None = None,
+    work: str | Path | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+    **options: Any,
+) -> list[Path]:
+    """The files written. `cast` is a TOML file, or roles or voices by name; `kind` "text", "markdown" or "dialogue",
+    by the name's ending otherwise; `chapters`: a file for each, OUT-01 and so on; `captions` "srt", "vtt" or "json";
+    `work` keeps what was spoken, OUTPUT.work otherwise. `progress` hears (characters spoken now, kept from earlier
+    runs, of how many); `options` are those of model.jobs() and speak(), for all roles that do not have their own."""
+    output, script = Path(output), Path(script)
+    check(output, captions)
+    roles = cast_of(cast)
+    text = script.read_text(encoding="utf-8-sig")
+    try:
+        found = scripts.parse(text, kind or kind_of(script), [name for name in roles if name != NARRATOR])
+    except ValueError as error:
+        raise ValueError(f"{script}: {error}") from error
+    lasting = {name: options.pop(name) for name in ("max_chars", "n_cfm_timesteps") if name in options}
+    speaking = lasting | ({"cancel": options.pop("cancel")} if "cancel" in options else {})
+    how = options | {"breath": breath, "loudness": check_loudness(loudness)}
+    planner = Planner(model, roles, markup, how, lasting, check_seed(seed) or 0)
+    plan = planner.chapters(found)
+    reader = Reader(model, Store(Path(work) if work else output.with_name(output.name + ".work")), align, speaking)
+    reader.check([line for lines in plan for line in lines])
+    return reader.write(plan, output, chapters, captions, progress)
+
+
+def kind_of(script: Path) -> str:
+    return "markdown" if script.suffix.lower() in (".md", ".markdown") else "text"
+
+
+def check(output: Path, captions: str | None) -> None:
+    """Ahead of hours of work, not behind them."""
+    if not output.parent.is_dir():
+        raise ValueError(f"{output}: there is no folder {output.parent}")
+    if output.is_dir() or not output.suffix or output.suffix[1:].upper() not in writable_kinds():
+        raise ValueError(f"{output}: a name that ends in .wav, .flac, .ogg or .mp3 is needed")
+    if captions is not None:
+        captioning.check_kind(Path(f"captions.{captions}"))
+
+
+class Reader:
+    def __init__(self, model: Any, store: Store, align: Any, speaking: dict[str, Any]) -> None:
+        """`speaking`: arguments of model.speak()."""
+        self.model, self.store, self.align, self.speaking = model, store, align, speaking
+
+    def check(self, lines: Sequence[Line]) -> None:
+        """Every mark, voice and option of the script, ahead of the first sound."""
+        for line in lines:
+            self._job(line)
+
+    def write(
+        self, plan: list[list[Line]], output: Path, chapters: bool, captions: str | None,
+        progress: Callable[[int, int, int], None] | None,
+    ) -> list[Path]:
+        total = sum(len(line.paragraph.text) for lines in plan for line in lines)
+        kept = sum(len(line.paragraph.text) for lines in plan for line in lines if line.key in self.store)
+        spoken, written = 0, []
+        width = max(2, len(str(len(plan))))
+        files = plan if chapters else [[line for lines in plan for line in lines]]
+        for number, lines in enumerate(files, 1):
+            for line in lines:
+                if progress is not None:
+                    progress(spoken, kept, total)
+                spoken += 0 if line.key in self.store else len(line.paragraph.text)
+                self.speak(line)
+            path = output.with_stem(f"{output.stem}-{number:0{width}}") if chapters else output
+            written += self.assemble(lines, path, captions)
+        if progress is not None:
+            progress(spoken, kept, total)
+        self.store.forget_others({line.key for lines in plan for line in lines})
+        return written
+
+    def speak(self, line: Line) -> None:
+        """Its sound and notes are kept, unless they are; and the times of its words, where they are wanted."""
+        if line.key not in self.store:
+            for attempt in range(TRIES):
+                (speech,) = self.model.speak([self._job(line, attempt)], **self.speaking)
+                if speech.wav.numel():
+                    break
+            else:
+                raise ValueError(f"line {line.paragraph.line}: nothing is heard of {line.paragraph.text[:40]!r}; "
+                                 "another seed or a longer text may help")
+            self.store.keep(line.key, speech.wav[0], self.model.sr, speech.records())
+        records = self.store.records(line.key)
+        if self.align is not None and not all("words" in record for record in records):
+            wave = self.store.wave(line.key)
+            found = [aligned(record["text"], record["samples"], wave, self.align) for record in records]
+            records = [record | {"words": [w._asdict() for w in words]} for record, words in zip(records, found)]
+            self.store.note(line.key, records)
+
+    def assemble(self, lines: Sequence[Line], path: Path, captions: str | None) -> list[Path]:
+        """The file, and its captions: each appears when it is whole. One line's sound is held at a time."""
+        self.store.folder.mkdir(parents=True, exist_ok=True)
+        half = self.store.folder / f"{HALF}{path.suffix}"
+        records, at = [], 0
+        with SoundWriter(half, self.model.sr) as file:
+            for i, line in enumerate(lines):
+                silence = samples(line.paragraph.before) if i else 0
+                file.add(np.zeros(silence, np.int16))
+                at += silence
+                records += [self._placed(record, line, at) for record in self.store.records(line.key)]
+                for block in self.store.sound(line.key):
+                    file.add(block)
+                    at += len(block)
+        os.replace(half, path)
+        if captions is None:
+            return [path]
+        beside = path.with_suffix(f".{captions}")
+        text = captioning.written(beside.suffix, records, sample_rate=self.model.sr, seconds=at / self.model.sr)
+        half = self.store.folder / HALF
+        half.write_text(text, encoding="utf-8")
+        os.replace(half, beside)
+        return [path, beside]
+
+    def _placed(self, record: captioning.Record, line: Line, at: int) -> captioning.Record:
+        said = {"line": line.paragraph.line} | ({"speaker": line.paragraph.speaker} if line.paragraph.speaker else {})
+        place = {"samples": [at + sample for sample in record["samples"]]}
+        return captioning.shifted(record, at / self.model.sr) | place | said
+
+    def _job(self, line: Line, attempt: int = 0) -> Any:
+        how = {**line.how, "seeds": line.how["seeds"] + attempt}
+        try:
+            (job,) = self.model.jobs([line.paragraph.text], **how)
+        except ValueError as error:
+            raise ValueError(f"paragraph at line {line.paragraph.line}: {error}") from error
+        return job

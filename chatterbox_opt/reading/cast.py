@@ -1,0 +1,60 @@
+"""Who speaks how: a TOML file with a table for each name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ..options import SamplingOptions
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+NARRATOR = "narrator"  # who speaks what has no name
+_OPTIONS = {"exaggeration", *(f.name for f in fields(SamplingOptions))}
+
+
+@dataclass(frozen=True)
+class Role:
+    voice: Any = None  # a path, or what prepare_voice() made; None: the model's own
+    seed: int = 0
+    language: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # exaggeration, temperature and so on
+
+
+def load_cast(path: str | Path) -> dict[str, Role]:
+    """Paths of voices are relative to the file."""
+    path = Path(path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return {name: _role(f"{path}: [{name}]", table, path.parent) for name, table in tables.items()}
+
+
+def cast_of(given: Any) -> dict[str, Role]:
+    """A file, or roles or voices by their names."""
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        return {name: role if isinstance(role, Role) else Role(role) for name, role in given.items()}
+    return load_cast(given)
+
+
+def _role(where: str, table: Any, folder: Path) -> Role:
+    if not isinstance(table, dict):
+        raise ValueError(f"{where}: a table is needed, such as voice = \"anna.wav\"")
+    table = dict(table)
+    voice, seed, language = (table.pop(name, None) for name in ("voice", "seed", "language"))
+    if unknown := sorted(set(table) - _OPTIONS):
+        known = ", ".join(sorted({"voice", "seed", "language"} | _OPTIONS))
+        raise ValueError(f"{where}: unknown {', '.join(unknown)}; known are {known}")
+    for name, value, kind in (("voice", voice, str), ("seed", seed, int), ("language", language, str)):
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{where}: {name} = {value!r} is not a {kind.__name__}")
+    return Role(folder / voice if voice else None, seed or 0, language, table)

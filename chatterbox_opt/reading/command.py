@@ -1,0 +1,80 @@
+"""`chatterbox-opt read`: its arguments, and what it says while it works."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .script import KINDS
+
+
+def add_arguments(read: argparse.ArgumentParser) -> None:
+    read.add_argument("script", type=Path, metavar="FILE", help="text, Markdown (.md), or a dialogue of `Name: line`")
+    read.add_argument("-o", "--output", type=Path, required=True, help="book.wav, .flac, .ogg or .mp3")
+    read.add_argument("--as", dest="kind", choices=KINDS, help="what FILE is; by its ending otherwise")
+    read.add_argument("--voices", type=Path, metavar="MAP.toml", help="for each name a voice, options and a seed")
+    read.add_argument("--voice", type=Path, help="a recording of the voice for what has no name")
+    read.add_argument("--lang", help="language of --model multilingual, such as fr")
+    read.add_argument("--seed", type=int, default=0, help="another one gives other takes of every paragraph")
+    read.add_argument("--chapters", action="store_true", help="a file for each chapter: book-01.wav and so on")
+    read.add_argument("--captions", choices=("srt", "vtt", "json"), help="written beside each file of sound")
+    read.add_argument("--words", action="store_true", help="the captions' times by word; needs the extra hearing")
+    read.add_argument("--markup", action="store_true", help="heed [pause 0.8s], [voice NAME] and [lang fr]")
+    read.add_argument("--loudness", type=float, metavar="LUFS", help="of every piece (EBU R 128), such as -20")
+    read.add_argument("--no-breath", action="store_true", help="the same short pause between all pieces")
+    read.add_argument("--work", type=Path, help="the folder that keeps what was spoken; OUT.work otherwise")
+
+
+def run(args: argparse.Namespace, load: Callable[[argparse.Namespace], Any]) -> None:
+    from .book import check, read_aloud
+    from .cast import NARRATOR, Role, cast_of
+
+    check(args.output, args.captions)
+    if not args.script.is_file():
+        raise ValueError(f"{args.script}: there is no such file")
+    if args.words and not args.captions:
+        raise ValueError("--words times the captions: say which, by --captions")
+    cast = cast_of(args.voices)
+    if args.voice is not None:
+        cast[NARRATOR] = replace(cast.get(NARRATOR, Role()), voice=args.voice)
+    options = {"language_ids": args.lang or "en"} if args.model == "multilingual" else {}
+    align = aligner() if args.words else None
+    model = load(args)
+    with bar() as progress:
+        written = read_aloud(
+            model, args.script, args.output, cast=cast, kind=args.kind, chapters=args.chapters, captions=args.captions,
+            markup=args.markup, align=align, seed=args.seed, breath=not args.no_breath, loudness=args.loudness,
+            work=args.work, progress=progress, **options,
+        )
+    for path in written:
+        print(path)
+
+
+def aligner() -> Any:
+    from ..align import WhisperAligner
+
+    return WhisperAligner()
+
+
+@contextmanager
+def bar() -> Iterator[Callable[[int, int, int], None]]:
+    """Of characters, with the time left by the pace of this run."""
+    from tqdm import tqdm
+
+    with tqdm(desc="reading", unit="char", dynamic_ncols=True, disable=False) as drawn:
+
+        def progress(spoken: int, kept: int, total: int) -> None:
+            drawn.total, drawn.initial = total, kept
+            drawn.update(kept + spoken - drawn.n)
+
+        try:
+            yield progress
+        except KeyboardInterrupt:
+            drawn.close()
+            print("what was spoken is kept: the same command goes on from here", file=sys.stderr)
+            raise

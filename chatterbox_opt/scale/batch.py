@@ -1,0 +1,90 @@
+"""`chatterbox-opt batch`: a table spoken into an output folder, and gone on with where it was left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..serve.encoders import missing
+from .manifest import Manifest
+from .rows import BadRow, Row
+from .speaking import Failed, Made
+from .writing import FORMATS, Writer, writer
+
+Outcomes = Callable[[Sequence[Row]], Iterable[Made | Failed]]  # speaks rows, here or elsewhere
+
+
+@dataclass
+class Summary:
+    rows: int
+    before: int  # made by earlier runs
+    made: int = 0
+    failed: int = 0
+    seconds: float = 0.0  # of sound made now
+
+
+def speak_table(
+    rows: Sequence[Row | BadRow], folder: Path, outcomes: Outcomes, kind: str = "flac", *, shard: int | None = None,
+    settings: dict[str, Any] | None = None, verbose: bool = True,
+) -> Summary:
+    """`outcomes` gets the rows that are not made yet, long ones first: the batch is made of equals, the engine's memory
+    is reserved once, and nothing long is left for the end. `shard`: rows to a tar file. `settings`: what a run that
+    goes on has to have in common with the first."""
+    if kind not in FORMATS:
+        raise ValueError(f"format={kind!r}: choose one of {', '.join(FORMATS)}")
+    if shard is not None and shard < 1:
+        raise ValueError(f"shard={shard}: a number of rows is needed")
+    if what := missing(kind):
+        raise ValueError(what.replace("response_format", "format"))
+    manifest = Manifest(folder, {**(settings or {}), "format": kind, "shard": shard})
+    try:
+        bad = [row for row in rows if isinstance(row, BadRow)]
+        left = manifest.left(row for row in rows if isinstance(row, Row))
+        if shard is not None:  # WebDataset takes what follows a dot for the kind of file
+            bad += [BadRow(row.id, row.number, f"id={row.id!r}: no dots in tar files") for row in left if "." in row.id]
+            left = [row for row in left if "." not in row.id]
+        for row in bad:
+            manifest.fail(row, row.reason)
+        summary = Summary(len(rows), len(rows) - len(left) - len(bad), failed=len(bad))
+        into = writer(manifest, kind, shard)
+        try:
+            if left:
+                left.sort(key=lambda row: (-len(row.text), row.number))
+                _write(_with_bar(outcomes(left), summary, verbose), manifest, into, summary)
+        finally:
+            into.close()
+    finally:
+        manifest.close()
+    return summary
+
+
+def _write(outcomes: Iterable[Made | Failed], manifest: Manifest, into: Writer, summary: Summary) -> None:
+    for outcome in outcomes:
+        reason = outcome.reason if isinstance(outcome, Failed) else None
+        if isinstance(outcome, Made):
+            try:
+                into.add(outcome.record, outcome.data)
+            except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+                reason = f"id={outcome.row.id!r}: another file is in its way ({error})"
+        if reason is not None:
+            manifest.fail(outcome.row, reason)
+            summary.failed += 1
+        else:
+            summary.made += 1
+            summary.seconds += outcome.record["duration"]
+
+
+def _with_bar(outcomes: Iterable[Made | Failed], summary: Summary, verbose: bool) -> Iterator[Made | Failed]:
+    if not verbose:
+        yield from outcomes
+        return
+    from tqdm import tqdm
+
+    begun = summary.before + summary.failed
+    with tqdm(desc="speeches", total=summary.rows, initial=begun, unit="row", dynamic_ncols=True) as bar:
+        for outcome in outcomes:
+            yield outcome
+            bar.set_postfix(failed=summary.failed, hours=f"{summary.seconds / 3600:.2f}", refresh=False)
+            bar.update()

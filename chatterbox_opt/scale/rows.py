@@ -1,0 +1,157 @@
+"""A table of texts, from jsonl, csv or parquet: what is to be said, and how."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+WHOLE = ("seed", "top_k", "max_new_tokens", "n_cfm_timesteps", "max_chars")
+REAL = ("exaggeration", "cfg_weight", "temperature", "top_p", "min_p", "repetition_penalty")
+OPTIONS = ("language_id", *WHOLE, *REAL)
+COLUMNS = ("text", "id", "voice", *OPTIONS, "options")
+KINDS = (".jsonl", ".csv", ".parquet")
+LONGEST_ID = 200  # a file's name has 255 bytes
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one file will say."""
+
+    id: str
+    number: int  # in the table, from 1
+    text: str
+    voice: str | None = None  # as the table names it; None: the model's own
+    options: dict[str, Any] = field(default_factory=dict)  # of the model's submit(), the seed among them
+    recording: str | None = None  # the voice's path, or that of a saved voice
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal text, voice and options, wherever the row stands and whatever it is called."""
+        content = json.dumps([self.text, self.voice, self.options], sort_keys=True)
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class BadRow:
+    id: str
+    number: int
+    reason: str
+
+
+def read_rows(path: Path, common: dict[str, Any] | None = None) -> list[Row | BadRow]:
+    """In the table's order. `common`: columns for rows that have none of their own. A row without a seed gets one from
+    its content. Raises where the table as a whole is of no use, as when two rows have one id."""
+    if path.suffix not in KINDS:
+        raise ValueError(f"{path}: a table of texts ends in {', '.join(KINDS)}")
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    read = {".jsonl": _from_jsonl, ".csv": _from_csv, ".parquet": _from_parquet}[path.suffix]
+    rows = [_row(number, given, common or {}, path.parent) for number, given in enumerate(read(path), 1)]
+    seen: dict[str, int] = {}
+    for row in rows:
+        first = seen.setdefault(row.id, row.number)
+        if first != row.number:
+            raise ValueError(f"{path}: rows {first} and {row.number} have one id, {row.id!r}; each is a file's name")
+    return rows
+
+
+# ---- kinds of tables: a dict a row, or the words that say why it is none ------------------------------
+
+
+def _from_jsonl(path: Path) -> Iterator[Any]:
+    with open(path, "rb") as file:
+        for line in file:
+            if not line.strip():
+                continue
+            try:
+                given = json.loads(line.decode("utf-8-sig"))
+            except ValueError as error:  # a UnicodeDecodeError is one
+                yield f"no JSON ({error})"
+                continue
+            yield given if isinstance(given, dict) else "no JSON object"
+
+
+def _from_csv(path: Path) -> Iterator[Any]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        if "text" not in (reader.fieldnames or ()):
+            raise ValueError(f"{path}: its first line names no column 'text'")
+        for cells in reader:
+            if None in cells:
+                yield "more cells than columns"
+            else:
+                yield {name: _number(name, cell) for name, cell in cells.items() if cell}
+
+
+def _number(name: str, cell: str) -> Any:
+    """A cell is text; what it cannot be is told later, as it is for the other kinds."""
+    try:
+        return int(cell) if name in WHOLE else float(cell) if name in REAL else cell
+    except ValueError:
+        return cell
+
+
+def _from_parquet(path: Path) -> Iterator[Any]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ValueError(f"{path}: parquet needs the package pyarrow: pip install 'chatterbox-opt[parquet]'") from error
+    table = parquet.ParquetFile(path)
+    if "text" not in table.schema_arrow.names:
+        raise ValueError(f"{path}: it has no column 'text'")
+    for batch in table.iter_batches():
+        yield from batch.to_pylist()
+
+
+# ---- what is in them -----------------------------------------------------------------------------------
+
+
+def _row(number: int, given: Any, common: dict[str, Any], folder: Path) -> Row | BadRow:
+    name = f"{number:07d}"
+    if isinstance(given, str):
+        return BadRow(name, number, given)
+    try:
+        given = {key: value for key, value in given.items() if value is not None}
+        name = _checked_id(given.pop("id", name))
+        more = given.pop("options", {})
+        given |= json.loads(more) if isinstance(more, str) else dict(more)
+        given = common | given
+        return _checked(name, number, given, folder)
+    except (ValueError, TypeError) as error:
+        return BadRow(name, number, str(error))
+
+
+def _checked(name: str, number: int, given: dict[str, Any], folder: Path) -> Row:
+    if unknown := sorted(set(given) - {"text", "voice", *OPTIONS}):
+        raise ValueError(f"unknown column {', '.join(unknown)}; known are {', '.join(COLUMNS)}")
+    text, voice = given.pop("text", None), given.pop("voice", None)
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("there is no text to say")
+    if voice is not None and not (isinstance(voice, str) and voice):
+        raise ValueError(f"voice={voice!r}: the path of a recording or of a saved voice is needed")
+    for key, value in given.items():
+        wanted = str if key == "language_id" else int if key in WHOLE else (int, float)
+        if isinstance(value, bool) or not isinstance(value, wanted) or (key in REAL and not math.isfinite(value)):
+            what = {str: "a name such as fr", int: "a whole number"}.get(wanted, "a number")
+            raise ValueError(f"{key}={value!r}: {what} is needed")
+    if "seed" not in given:
+        content = Row(name, number, text, voice, given).digest
+        given["seed"] = int(content[:15], 16)  # 60 bits: a whole number in every reader of JSON's tables
+    return Row(name, number, text, voice, given, str((folder / voice).absolute()) if voice else None)
+
+
+def _checked_id(name: Any) -> str:
+    """It becomes a file's name, in folders of its own where it has slashes, and never leaves the output folder."""
+    name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
+    if not isinstance(name, str) or not 0 < len(name.encode(errors="replace")) <= LONGEST_ID:
+        raise ValueError(f"id={name!r}: 1 to {LONGEST_ID} letters, digits and the like are needed")
+    parts = name.split("/")
+    if not name.isprintable() or any(c in name for c in '\\:*?"<>|') or any(p[:1] in ("", ".") for p in parts):
+        raise ValueError(f"id={name!r}: it names a file: no part may be empty or begin with a dot")
+    return name

@@ -1,0 +1,75 @@
+"""Speech into an output folder: a file each, or WebDataset's tar files of many."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from typing import Any, Protocol
+
+from ..files import write_whole
+from .manifest import Manifest
+
+FORMATS = ("flac", "mp3", "wav")
+
+
+class Writer(Protocol):
+    def add(self, record: dict[str, Any], data: bytes) -> None:
+        """Takes a row's encoded sound and what the manifest will say of it."""
+
+    def close(self) -> None:
+        """Nothing is left unwritten."""
+
+
+class Files:
+    """ID.flac, whole before it has its name, and then its line."""
+
+    def __init__(self, manifest: Manifest, kind: str) -> None:
+        self.manifest, self.kind = manifest, kind
+
+    def add(self, record: dict[str, Any], data: bytes) -> None:
+        name = f"{record['id']}.{self.kind}"
+        path = self.manifest.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+        self.manifest.add([{**record, "file": name}])
+
+    def close(self) -> None:
+        pass
+
+
+class Shards:
+    """shard-000000.tar and so on, of `size` rows each: ID.flac and ID.json. A shard that is not full is lost where the
+    run is killed, and its rows are made again."""
+
+    def __init__(self, manifest: Manifest, kind: str, size: int) -> None:
+        self.manifest, self.kind, self.size = manifest, kind, size
+        self.next = len({record["file"] for record in manifest.made.values()})
+        self.waiting: list[tuple[dict[str, Any], bytes]] = []
+
+    def add(self, record: dict[str, Any], data: bytes) -> None:
+        self.waiting.append((record, data))
+        if len(self.waiting) >= self.size:
+            self.close()
+
+    def close(self) -> None:
+        if not self.waiting:
+            return
+        name, file = f"shard-{self.next:06d}.tar", io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            for record, data in sorted(self.waiting, key=lambda one: one[0]["id"]):
+                _member(tar, f"{record['id']}.{self.kind}", data)
+                _member(tar, f"{record['id']}.json", json.dumps(record).encode())
+        write_whole(self.manifest.folder / name, file.getvalue())
+        self.manifest.add({**record, "file": name} for record, _ in self.waiting)
+        self.next, self.waiting = self.next + 1, []
+
+
+def _member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def writer(manifest: Manifest, kind: str, shard: int | None = None) -> Writer:
+    return Files(manifest, kind) if shard is None else Shards(manifest, kind, shard)

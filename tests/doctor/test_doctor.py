@@ -1,0 +1,148 @@
+"""What the doctor finds, says and writes, and that no check takes the others with it."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from chatterbox_opt.cli import main
+from chatterbox_opt.doctor import examine, manners, numbers, references, written
+from chatterbox_opt.doctor.findings import NOT_HERE, OK, SLOWER, WRONG, Finding
+from chatterbox_opt.doctor.patient import Patient, first_difference, off
+from chatterbox_opt.engine import first_trial
+
+
+@pytest.fixture
+def patient():
+    made = Patient("cpu", ("mini",), True)
+    yield made
+    made.close()
+
+
+def test_the_references_are_what_the_mini_model_says():
+    model = references.exact_mini("cpu")
+    for case, (tokens, samples) in references.stored().items():
+        got, heard = references.spoken(model, case)
+        assert (got == tokens).all()
+        assert np.abs(heard - samples).max() < 1e-3
+    assert references.FILE.stat().st_size < 64_000
+
+
+def test_another_sound_or_another_token_is_wrong(patient, monkeypatch):
+    kept = references.stored()
+    tokens, samples = kept["drawn"]
+    kept["drawn"] = tokens, samples[::-1].copy()
+    tokens, samples = kept["greedy"]
+    kept["greedy"] = np.where(np.arange(len(tokens)) == 5, tokens + 1, tokens), samples
+    monkeypatch.setattr(references, "stored", lambda: kept)
+    found = {f.check: f for f in numbers.stored_references(patient)}
+    assert found["references: drawn"].verdict == WRONG
+    assert found["references: greedy"].verdict == WRONG
+    assert "token 5 of" in found["references: greedy"].text
+    assert found["references: sorted"].verdict == OK
+
+
+def test_a_check_that_raises_is_a_finding_and_the_others_go_on(tmp_path, capsys):
+    def broken(patient):
+        yield Finding("first half", OK, "fine")
+        raise RuntimeError("the device\nis gone")
+
+    def after(patient):
+        yield Finding("after", SLOWER, "than it could be", "EngineOptions(kernels=False)")
+
+    document, report = tmp_path / "a.json", tmp_path / "a.md"
+    assert examine.examine("cpu", ("mini",), True, document, report, (broken, after)) == 1
+    made = json.loads(document.read_text())
+    assert [(f["check"], f["verdict"]) for f in made["findings"]] == [
+        ("first half", OK), ("broken", WRONG), ("after", SLOWER)
+    ]  # fmt: skip
+    assert made["verdict"] == WRONG
+    assert "RuntimeError: the device is gone" in report.read_text()
+    assert "`EngineOptions(kernels=False)`" in report.read_text()
+    assert "1 wrong, 1 slower, 1 ok" in capsys.readouterr().out
+    assert examine.examine("cpu", ("mini",), True, checks=(after,)) == 0, "slower is not wrong"
+
+
+def test_what_no_time_is_left_for_is_named(monkeypatch, capsys):
+    monkeypatch.setattr(examine, "SECONDS", {True: 0.0, False: 0.0})
+    assert examine.examine("cpu", ("mini",), True) == 0
+    assert capsys.readouterr().out.count("no time was left for it") == len(examine.CHECKS)
+
+
+def test_from_a_shell(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(examine, "CHECKS", ())
+    monkeypatch.setattr(examine.examine, "__defaults__", (*examine.examine.__defaults__[:-1], (
+        manners.watermark, manners.cancelled, numbers.graphs)))  # fmt: skip
+    document = tmp_path / "a.json"
+    assert main(["doctor", "--device", "cpu", "--quick", "--json", str(document)]) == 0
+    made = json.loads(document.read_text())
+    assert [f["verdict"] for f in made["findings"]] == [OK, OK, NOT_HERE]
+    assert made["environment"]["torch"] == torch.__version__
+    assert {choice["field"] for choice in made["auto"]} >= {"dtype", "compile", "kernels"}
+    assert "dtype=" in capsys.readouterr().out
+
+
+def test_a_stream_and_callers_at_once_are_what_they_should_be(patient):
+    assert [f.verdict for f in numbers.in_chunks(patient)] == [OK]
+    assert [f.verdict for f in manners.threads(patient)] == [OK]
+
+
+def test_small_things():
+    a = torch.tensor([1, 2, 3])
+    assert first_difference(a, a) is None
+    assert first_difference(a, a[:2]) == 2
+    assert first_difference(a, torch.tensor([1, 5, 3])) == 1
+    assert off(torch.ones(3), torch.ones(4)) == float("inf")
+    assert written.line(Finding("x", OK, "y")).split() == ["ok", "x", "y"]
+
+
+# ---- what only a GPU has -------------------------------------------------------------------------
+
+GPU = torch.device("cuda")
+
+
+class Model:
+    pass
+
+
+def test_what_another_process_did_not_survive_is_wrong(monkeypatch):
+    parts = {
+        "kernel snake": {"verdict": "crashed", "text": "signal 11"},
+        "capture step": {"verdict": "survived", "text": "", "seconds": 2.0},
+    }
+    monkeypatch.setattr(first_trial, "known", lambda: [{"family": "tts", "when": "now", "parts": parts}])
+    (finding,) = numbers.survived(SimpleNamespace(device=GPU, names=()))
+    assert finding.verdict == WRONG
+    assert "kernel snake crashed (signal 11)" in finding.text
+    assert "trial='always'" in finding.switch
+    parts["kernel snake"] = {"verdict": "untold", "text": ""}
+    (finding,) = numbers.survived(SimpleNamespace(device=GPU, names=()))
+    assert finding.verdict == OK
+    assert "1 parts survived, in 2 s (now); nothing was heard of 1" in finding.text
+
+
+@pytest.mark.parametrize(("left", "verdict"), [(300, OK), (301, OK), (400, WRONG)])
+def test_workspaces_may_stay_and_models_may_not(left, verdict, monkeypatch):
+    """The first model leaves 300 MB of whatever, which the second has to find enough."""
+    readings = iter(mega << 20 for mega in (0, 1300, 300, 300, 1300, left))
+    monkeypatch.setattr(manners, "held_bytes", lambda device: next(readings))
+    patient = SimpleNamespace(device=GPU, load=Model, speak=lambda *args: None)
+    (finding,) = manners.deleted(patient)
+    assert finding.verdict == verdict
+    assert finding.figures["took"] == 1000 << 20
+
+
+def test_a_model_that_is_kept_is_found(monkeypatch):
+    kept = []
+
+    def load():
+        kept.append(Model())
+        return kept[-1]
+
+    monkeypatch.setattr(manners, "held_bytes", lambda device: 0)
+    (finding,) = manners.deleted(SimpleNamespace(device=GPU, load=load, speak=lambda *args: None))
+    assert finding.verdict == WRONG

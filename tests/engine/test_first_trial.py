@@ -1,0 +1,249 @@
+"""What a device does not survive: found by a child, kept, and never tried by the process that speaks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from replay import Replay
+
+from chatterbox_opt.config import tiny
+from chatterbox_opt.engine import first_trial, flow_graphs, mel, step, trial_child, trial_process, wav
+from chatterbox_opt.engine.trial_process import CRASHED, HUNG, SURVIVED, UNTOLD
+from chatterbox_opt.options import EngineOptions
+
+CPU = torch.device("cpu")
+CONFIG = tiny("tts")
+HERE = EngineOptions.exact(compile="cudagraph", trial="here")  # on a CPU the step runs as a capture would
+FIRST = HERE.replace(trial="first")
+ALL = [f"capture {name}" for name in ("step", "flow", "vocoder")]
+
+# in the child's place: speaks as it does, and does in the part named what is asked for
+FAULTY = """
+import os, signal, sys, time, pickle, json
+for part in pickle.load(sys.stdin.buffer)["parts"]:
+    print(json.dumps(dict(part=part, verdict="begun")), flush=True)
+    if part == {part!r}:
+        {fault}
+    print(json.dumps(dict(part=part, verdict="survived", text="", seconds=0.1)), flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(first_trial, "_known", {})
+    return tmp_path / "chatterbox_opt"
+
+
+@pytest.fixture
+def starts(monkeypatch):
+    """Every child that is started."""
+    plain, seen = trial_process.in_child, []
+
+    def counted(job):
+        seen.append(job)
+        return plain(job)
+
+    monkeypatch.setattr(trial_process, "in_child", counted)
+    return seen
+
+
+def faulty(monkeypatch, part: str = "none", fault: str = "pass") -> None:
+    monkeypatch.setattr(trial_process, "CODE", FAULTY.format(part=part, fault=fault))
+
+
+def next_start(monkeypatch) -> None:
+    monkeypatch.setattr(first_trial, "_known", {})
+
+
+def settle(options=FIRST):
+    return first_trial.survivors(options, CPU, CONFIG)
+
+
+# ---- the child as it is --------------------------------------------------------------------------
+
+
+def test_a_child_runs_every_part_and_the_next_start_needs_none(starts, folder, monkeypatch, caplog):
+    assert settle() == FIRST
+    (file,) = folder.iterdir()
+    kept = json.loads(file.read_text())
+    assert {part: found["verdict"] for part, found in kept["parts"].items()} == dict.fromkeys(ALL, SURVIVED)
+    assert not any(found["text"] for found in kept["parts"].values()), "a part raised"
+    assert kept["torch"] == torch.__version__
+    next_start(monkeypatch)
+    begin = time.perf_counter()
+    assert settle() == FIRST
+    assert time.perf_counter() - begin < 0.5
+    assert len(starts) == 1
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+def test_what_a_child_runs_is_captured(family, monkeypatch):
+    made = []
+
+    def replaying(mode, device, stream=None, **how):
+        made.append(Replay(**how))
+        made[-1]._seconds = lambda run: (run(), 1.0)[1]
+        return made[-1]
+
+    for module in (step, flow_graphs, wav):
+        monkeypatch.setattr(module, "Captured", replaying)
+    monkeypatch.setattr(wav, "SIZES", (64,))
+    monkeypatch.setattr(mel, "sizes", lambda step: (48,))
+    for part in ALL:
+        trial_child.run(part, FIRST, CPU, tiny(family))
+        assert made[-1].keys, part
+        assert made[-1].closed is None, part
+
+
+def test_a_shallow_model_has_every_width():
+    full, few = tiny("tts"), trial_child.shallow(tiny("tts"))
+    assert few.hift == full.hift
+    assert (few.t3.dim, few.t3.heads, few.t3.ff) == (full.t3.dim, full.t3.heads, full.t3.ff)
+    assert (few.t3.layers, few.flow.mid_blocks) == (1, 1)
+
+
+# ---- children that fail --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "verdict", "why"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", CRASHED, "signal 11"),
+        ("os.abort()", CRASHED, "signal 6"),
+        ("raise RuntimeError('CUDA error: an illegal memory access was encountered')", CRASHED, "illegal memory"),
+        ("time.sleep(600)", HUNG, "no end within 2 s"),
+    ],
+    ids=["segfault", "abort", "illegal access", "hang"],
+)
+def test_what_a_child_does_not_survive_is_left_out(fault, verdict, why, starts, folder, monkeypatch, caplog):
+    monkeypatch.setattr(trial_process, "PART_SECONDS", 2.0)
+    faulty(monkeypatch, "capture flow", fault)
+    got = settle()
+    assert got.captures == ("step", "vocoder")
+    assert got.replace(captures=True) == FIRST, "nothing else has changed"
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    for text in (f"capture flow {verdict}", why, "trial='always'"):
+        assert text in record.getMessage()
+    assert [job["parts"] for job in starts] == [ALL, ["capture vocoder"]]
+    assert starts[1]["options"].captures == ("step", "vocoder"), "it takes no second child with it"
+    (file,) = folder.iterdir()
+    assert json.loads(file.read_text())["parts"]["capture flow"]["verdict"] == verdict
+    next_start(monkeypatch)
+    caplog.clear()
+    assert settle() == got
+    assert len(starts) == 2, "the verdict was kept"
+    assert len(caplog.records) == 1, "and is told at every start"
+
+
+def test_always_tries_again(starts, monkeypatch):
+    faulty(monkeypatch, "capture step", "os.abort()")
+    assert settle().captures == ("flow", "vocoder")
+    faulty(monkeypatch)
+    next_start(monkeypatch)
+    always = FIRST.replace(trial="always")
+    assert settle(always) == always
+    assert settle(always) == always
+    assert len(starts) == 3, "once a process"
+    next_start(monkeypatch)
+    assert settle() == FIRST, "what was found last counts"
+
+
+@pytest.mark.parametrize(
+    "code", ["raise SystemExit('no context')", "import time; time.sleep(600)", "print('{\"part')"],
+    ids=["dies", "hangs", "half a line"],
+)  # fmt: skip
+def test_a_child_that_never_comes_to_a_part_says_nothing_about_any(code, starts, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(trial_process, "START_SECONDS", 1.0)
+    monkeypatch.setattr(trial_process, "CODE", code)
+    assert settle() == FIRST
+    assert "this one goes on alone" in caplog.text
+    (verdict,) = first_trial.known()
+    assert {found["verdict"] for found in verdict["parts"].values()} == {UNTOLD}
+    next_start(monkeypatch)
+    settle()
+    assert len(starts) == 1
+
+
+@pytest.mark.parametrize("program", ["", "/usr/bin/uwsgi", "/opt/app/speaker"])
+def test_without_an_interpreter_this_process_goes_on_alone(program, starts, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(sys, "executable", program)
+    assert settle() == FIRST
+    assert len(caplog.records) == 1
+    assert not starts
+
+
+def test_a_system_that_starts_no_process(starts, monkeypatch):
+    def refuse(*args, **how):
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    assert settle() == FIRST
+
+
+def test_a_folder_that_cannot_be_written(starts, folder, monkeypatch, caplog):
+    faulty(monkeypatch)
+    folder.write_text("a file in its place")
+    assert settle() == FIRST
+    assert "cannot be kept" in caplog.text
+    assert settle() == FIRST
+    assert len(starts) == 1, "this process remembers"
+
+
+def test_a_broken_verdict_is_made_anew(starts, folder, monkeypatch):
+    faulty(monkeypatch)
+    settle()
+    (file,) = folder.iterdir()
+    for text in ("{", "[]", '{"device": "x", "parts": {"capture step": "crashed"}}'):
+        file.write_text(text)
+        next_start(monkeypatch)
+        assert settle() == FIRST
+        assert json.loads(file.read_text())["parts"].keys() == set(ALL)
+    assert len(starts) == 4
+
+
+# ---- whose verdict it is -------------------------------------------------------------------------
+
+
+def test_another_model_precision_or_torch_has_a_verdict_of_its_own(monkeypatch):
+    def name(options=FIRST, config=CONFIG):
+        return first_trial.name_of(first_trial.described(options, CPU, config))
+
+    names = {name(), name(FIRST.replace(quantize="int8")), name(FIRST.replace(dtype="bfloat16")),
+             name(config=tiny("turbo")), name(config=dataclasses.replace(CONFIG, hift=tiny("tts").hift.__class__()))}
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    names.add(name())
+    assert len(names) == 6
+    assert name(FIRST.replace(slots=4)) in names, "what no kernel sees does not matter"
+
+
+def test_nothing_is_started_where_nothing_can_crash(starts):
+    for options in (HERE, HERE.replace(trial="off"), FIRST.replace(compile=None), FIRST.replace(captures=())):
+        assert settle(options) == options
+    assert first_trial.settled_for(FIRST, CPU, CONFIG) == FIRST, "a CPU has no use for it"
+    assert not starts
+
+
+def test_what_is_wanted_later_is_tried_later(starts, monkeypatch):
+    faulty(monkeypatch)
+    settle(FIRST.replace(captures=("step",)))
+    settle()
+    assert [job["parts"] for job in starts] == [["capture step"], ["capture flow", "capture vocoder"]]
+
+
+def test_what_is_known_to_crash_takes_no_later_part_with_it(starts, monkeypatch):
+    faulty(monkeypatch, "capture step", "os.abort()")
+    settle(FIRST.replace(captures=("step",)))
+    settle()
+    assert starts[-1]["options"].captures == ("flow", "vocoder")

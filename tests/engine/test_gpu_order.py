@@ -1,0 +1,146 @@
+"""What a GPU is told, and in which order: devices, streams, pools and generators, noted by one that is not there."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from fake_cuda import fake_cuda  # noqa: F401
+from replay import cast, crossings, no_gpu
+from token_runs import EXACT, request
+
+from chatterbox_opt.config import tiny
+from chatterbox_opt.engine import noise
+from chatterbox_opt.engine.cache import StaticKVCache, empty_kv
+from chatterbox_opt.engine.driver import Driver
+from chatterbox_opt.engine.graphs import Captured, Trial
+from chatterbox_opt.engine.request import Call
+from chatterbox_opt.engine.slots import Slots
+from chatterbox_opt.engine.tokens import TokenRunner
+from chatterbox_opt.models.t3 import T3
+
+GPUS = [torch.device("cuda:0"), torch.device("cuda:1")]
+
+
+def result():
+    return torch.ones(3)
+
+
+def test_recordings_of_a_model_share_a_stream_and_a_pool_and_two_devices_share_nothing(fake_cuda):  # noqa: F811
+    models = [Captured("cudagraph", device) for device in GPUS]
+    for key in ("long", "short"):
+        for made in models:
+            made.prepare(key, result)
+    recorded = [note[1:] for note in fake_cuda.notes if note[0] == "record"]
+    assert [index for index, *_ in recorded] == [0, 1, 0, 1], "each on its own device, whatever is current"
+    assert recorded[0] == recorded[2]
+    assert recorded[1] == recorded[3]
+    (_, first_stream, first_pool), (_, second_stream, second_pool) = recorded[:2]
+    assert first_stream is not second_stream
+    assert first_pool != second_pool
+    assert fake_cuda.stream is fake_cuda.caller
+    assert fake_cuda.caller in first_stream.waited, "what the caller launched comes first"
+    assert first_stream in fake_cuda.caller.waited, "and warm-ups before what it launches next"
+
+
+def test_what_was_captured_in_other_memory_gives_its_pool_back(fake_cuda):  # noqa: F811
+    made = Captured("cudagraph", GPUS[0])
+    made.prepare("a", result)
+    made.forget()
+    made.prepare("b", result)
+    first, second = (note[3] for note in fake_cuda.notes if note[0] == "record")
+    assert first != second
+
+
+@pytest.mark.parametrize("broken", [True, False], ids=["recording cannot be ended", "it raises"])
+def test_a_recording_that_fails_leaves_the_stream_and_the_allocator_as_they_were(broken, fake_cuda, caplog):  # noqa: F811
+    runs = []
+
+    def run():
+        runs.append(fake_cuda.stream)
+        if not broken and len(runs) == 3:  # behind two warm-ups: the one that is recorded
+            raise RuntimeError("not while a stream is being captured")
+        return torch.ones(3)
+
+    fake_cuda.broken = broken
+    made = Captured("cudagraph", GPUS[1], trial=Trial("step", torch.float32))
+    assert not made.prepare("key", run)
+    assert fake_cuda.stream is fake_cuda.caller
+    assert fake_cuda.index == 0
+    assert ("end", 1, (0, 1)) in fake_cuda.notes
+    assert ("release", 1, (0, 1)) in fake_cuda.notes
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert made.run("key", run).equal(torch.ones(3)), "it goes on as it comes"
+    assert runs[-1] is fake_cuda.caller
+
+
+def test_a_replay_runs_on_the_stream_that_is_current(fake_cuda):  # noqa: F811
+    made = Captured("cudagraph", GPUS[0])
+    made.prepare("key", result)
+    made.run("key", result)
+    assert fake_cuda.notes[-1] == ("replay", fake_cuda.caller)
+
+
+def test_the_engine_waits_for_what_its_callers_stream_has_made(fake_cuda):  # noqa: F811
+    class Idle(Driver):
+        inbox: list
+
+        def check(self, call):
+            pass
+
+        def end_all(self, error):
+            pass
+
+    driver = Idle(GPUS[1])
+    driver.inbox = []
+    assert driver._stream.device == GPUS[1]
+    call = Call([])
+    driver._submit(call)
+    assert call.ready.stream is fake_cuda.caller
+    with driver._place():
+        assert fake_cuda.stream is driver._stream
+        assert fake_cuda.index == 1, "whatever device is current in the thread that drives"
+        driver.wait_for_inputs(call)
+    assert driver._stream.waited == [call.ready]
+    assert (fake_cuda.stream, fake_cuda.index) == (fake_cuda.caller, 0)
+
+
+def test_noise_is_drawn_on_the_models_device(monkeypatch):
+    asked = []
+
+    class Generator:
+        def __init__(self, device):
+            asked.append(torch.device(device))
+
+        def manual_seed(self, seed):
+            return self
+
+    monkeypatch.setattr(torch, "Generator", Generator)
+    noise.RequestNoise(GPUS[1], 7)
+    assert asked == [torch.device("cpu"), GPUS[1]]
+    monkeypatch.setattr(torch.cuda, "default_generators", ["of 0", "of 1"])
+    assert noise.global_generator(GPUS[1]) == "of 1"
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+def test_a_block_of_steps_brings_nothing_from_the_host(family):
+    """What a step needs is on the device already: all of its uploads are made where utterances join and leave."""
+    config = tiny(family).t3
+    asked = request(config, temperature=0.0)
+    with no_gpu():
+        runner = TokenRunner(cast(T3(config), torch.bfloat16), EXACT.replace(poll_every=4))
+        cache = StaticKVCache(empty_kv(config, 2, 256, runner.device, runner.dtype))
+        runner._use(Slots(1, 2, config, runner.device, 4), cache)
+        runner.slots.add(asked)
+        drawn = []
+
+        def block():
+            for k in range(4):
+                runner.slots.use_noise(k)
+                drawn.append(runner.step.run().clone())
+
+        assert crossings(block) == []
+    assert {(t.device.type, tuple(t.shape)) for t in drawn} == {("cuda", (1,))}
+

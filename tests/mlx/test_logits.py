@@ -1,0 +1,59 @@
+"""T3 in MLX against T3 in torch, on the same weights."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from t3_pairs import random_t3, sharpen
+from token_runs import NO_MLX
+
+from chatterbox_opt.config import tiny
+from chatterbox_opt.models.t3 import T3
+
+if NO_MLX:
+    pytest.skip(NO_MLX, allow_module_level=True)
+from mlx_pairs import mlx_logits, of_torch, some_history, torch_logits
+
+
+def full_depth(family: str) -> T3:
+    layers = 24 if family == "turbo" else 30
+    config = dataclasses.replace(tiny(family).t3, layers=layers, dim=256, ff=512, text_vocab=500)
+    torch.manual_seed(0)
+    t3 = T3(config)
+    sharpen(t3)
+    with torch.no_grad():  # each layer adds a little to what comes to it, as in a trained one
+        for name, weight in t3.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight")):
+                weight.mul_(config.layers**-0.5)
+    return t3.eval().requires_grad_(False)
+
+
+def apart(t3: T3) -> float:
+    """The largest difference of a logit, by the largest logit."""
+    history = some_history(t3.config)
+    wanted, got = torch_logits(t3, *history), mlx_logits(of_torch(t3), *history)
+    assert wanted.std() > 1, "flat logits would prove nothing"
+    return float((got - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.mark.parametrize("family", ["tts", "mtl", "turbo", "nano"])
+def test_same_logits_over_text_and_speech(family):
+    assert apart(random_t3(family)) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+def test_same_logits_at_full_depth(family):
+    assert apart(full_depth(family)) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+def test_every_tensor_is_heard(family):
+    """One that was left out, or left random, would change nothing when it changes."""
+    t3 = random_t3(family)
+    history = some_history(t3.config, n=9, steps=3)
+    before = mlx_logits(of_torch(t3), *history)
+    for name in t3.state_dict():
+        other = copy.deepcopy(t3)
+        other.state_dict()[name].mul_(1.5)
+        assert not torch.equal(mlx_logits(of_torch(other), *history), before), name

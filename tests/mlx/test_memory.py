@@ -1,0 +1,40 @@
+"""What it takes to load a T3 of published size in 8 bits."""
+
+import subprocess
+import sys
+
+import pytest
+from token_runs import NO_MLX
+
+from chatterbox_opt.config import MODELS
+from chatterbox_opt.weights import layout, random_init
+
+if NO_MLX:
+    pytest.skip(NO_MLX, allow_module_level=True)
+
+LOADS = """
+import resource, sys
+from pathlib import Path
+from chatterbox_opt.config import MODELS
+from chatterbox_opt.executor import load_t3
+from chatterbox_opt.options import EngineOptions
+from chatterbox_opt.weights.load import Source
+import mlx.core as mx
+
+t3 = load_t3(Source(Path(sys.argv[1])), MODELS["tts"], "mlx", EngineOptions(dtype="bfloat16", quantize="int8"))
+print(mx.get_active_memory(), mx.get_peak_memory(), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is Linux's")
+def test_a_full_size_t3_loads_in_8_bits_within_1600_megabytes(tmp_path):
+    """The whole process, torch and MLX themselves included; the file is 2.1 GB."""
+    config = MODELS["tts"].t3
+    random_init._write(tmp_path / "t3.safetensors", layout.t3(config), random_init._t3_table(config), 0)
+    done = subprocess.run([sys.executable, "-c", LOADS, tmp_path / "t3.safetensors"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    held, peak, process = map(int, done.stdout.split())
+    print(f"held {held / 1e6:.0f} MB, at most {peak / 1e6:.0f} MB by MLX, {process / 1e6:.0f} MB by the process")
+    assert held < 0.65e9
+    assert process < 1.6e9

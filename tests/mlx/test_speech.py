@@ -1,0 +1,78 @@
+"""The small trained model speaks through MLX: what torch says in float32, and what is lost in fewer bits."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from token_runs import NO_MLX
+
+from chatterbox_opt import EngineOptions, OptimizedChatterboxTTS
+
+if NO_MLX:
+    pytest.skip(NO_MLX, allow_module_level=True)
+from mlx_pairs import mlx_logits, of_torch
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import metrics
+
+TEXTS = metrics.SENTENCES[-8:]
+FLOAT32 = EngineOptions.exact()
+
+
+def mini(device: str, **how) -> OptimizedChatterboxTTS:
+    return OptimizedChatterboxTTS.from_mini(device, **{"engine": FLOAT32, "enable_watermark": False, **how})
+
+
+@pytest.fixture(scope="module")
+def by_torch():
+    return mini("cpu")
+
+
+def test_mini_says_through_mlx_what_it_says_through_torch(by_torch):
+    """The sound too: it is made by torch on both sides."""
+    by_mlx, how = mini("mlx"), dict(seed=3)
+    assert torch.equal(by_mlx.generate_tokens(TEXTS[1], **how), by_torch.generate_tokens(TEXTS[1], **how))
+    assert torch.equal(by_mlx.generate("Hello there.", **how), by_torch.generate("Hello there.", **how))
+    streamed = [torch.cat(list(m.generate_stream("Hello there.", **how)), 1) for m in (by_mlx, by_torch)]
+    assert torch.equal(*streamed)
+
+
+def kl(wanted: torch.Tensor, got: torch.Tensor) -> float:
+    """Nats a position, of distributions over tokens."""
+    p, q = wanted.double().log_softmax(-1), got.double().log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "quantize", "most"),
+    [("float32", None, 1e-9), ("bfloat16", None, 1e-2), ("float16", None, 1e-3), ("bfloat16", "int8", 0.02),
+     ("bfloat16", "int4", 0.5)],
+)
+def test_what_fewer_bits_cost(by_torch, dtype, quantize, most):
+    """Along what the exact model says; the conditional row."""
+    t3, cond = by_torch.t3, by_torch.conds.t3
+    ids = by_torch.pipeline.text_ids(TEXTS[0])
+    speech = by_torch.generate_tokens(TEXTS[0], seed=1)[:60]
+    exact, got = (mlx_logits(of_torch(t3, *how), cond, ids, speech)[0] for how in ((), (dtype, quantize)))
+    apart = kl(exact, got)
+    print(f"KL of {dtype}, {quantize or 'not packed'}: {apart:.2g} nats a token")
+    assert apart < most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_words_are_heard_through_mlx(quantize, by_torch):
+    if missing := metrics.Listener.missing():
+        pytest.skip(missing)
+    listener, options = metrics.Listener(), EngineOptions(dtype="float32", s3gen_dtype="float32", quantize=quantize)
+
+    def errors(model) -> float:
+        speech = model.speak(model.jobs(TEXTS, seeds=range(len(TEXTS))))
+        assert all(s.stops == ["eos"] for s in speech)
+        return metrics.word_error_rate([(t, listener.hear(s.wav[0], 24_000)) for t, s in zip(TEXTS, speech)])
+
+    assert errors(mini("mlx", engine=options)) <= errors(by_torch) + 0.02

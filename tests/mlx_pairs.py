@@ -1,0 +1,58 @@
+"""A T3 by torch and the same one by MLX, and the logits that both have of one history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import torch
+from t3_pairs import text, voice
+from torch import Tensor
+
+from chatterbox_opt.config import T3Config
+from chatterbox_opt.engine.prefix import Prefix
+from chatterbox_opt.mlx.arrays import to_mlx, to_torch
+from chatterbox_opt.mlx.cache import Decode, Prefill, RowCache
+from chatterbox_opt.mlx.prefix import Prefixes
+from chatterbox_opt.mlx.t3 import T3 as MlxT3
+from chatterbox_opt.models.t3 import T3
+
+
+def of_torch(t3: T3, dtype: str = "float32", quantize: str | None = None) -> MlxT3:
+    return MlxT3(t3.config, t3.state_dict().items(), dtype, quantize)
+
+
+def some_history(config: T3Config, n: int = 20, steps: int = 30):
+    """(voice, text ids, speech tokens)"""
+    speech = torch.randint(0, 6561, (steps,), generator=torch.Generator().manual_seed(1))
+    return voice(config), text(config, n), speech
+
+
+@torch.inference_mode()
+def torch_logits(t3: T3, cond, ids: Tensor, speech: Tensor) -> Tensor:
+    """(rows, steps + 1, V) at the last start token and behind each speech token; Llama's second row has no text."""
+    rows = 1 if t3.config.is_gpt else 2
+    emotion = None if t3.config.is_gpt else cond.emotion_adv
+    prefix = t3.voice_prefix(cond.speaker_emb, cond.cond_prompt_speech_tokens, emotion).expand(rows, -1, -1)
+    texts = t3.text_part(ids[None].expand(rows, -1), torch.tensor([False, True][:rows]))
+    said = t3.embed_speech(speech, torch.arange(len(speech)))[None].expand(rows, -1, -1)
+    x = torch.cat([prefix, texts, said], 1)
+    return t3.logits(t3(x, torch.arange(x.shape[1])[None]))[:, -len(speech) - 1 :]
+
+
+def mlx_logits(t3: MlxT3, cond, ids: Tensor, speech: Sequence[int]) -> Tensor:
+    """The same by prefill, and a step a token."""
+    rows, scale = 1 if t3.config.is_gpt else 2, t3.config.head_dim**-0.5
+    prefix: Prefix = Prefixes(t3, keep=False).get(cond)
+    prompt, cache = Prefill(prefix, scale), RowCache(t3.config, t3.dtype)
+    x = t3.text_part(to_mlx(ids), rows)
+    hidden = t3(x, mx.full((rows,), prefix.length, dtype=mx.int32), prompt)
+    cache.append(prompt.k, prompt.v)
+    logits, position = [t3.logits(hidden[:, -1])], prefix.length + x.shape[1]
+    cache.grow(position + len(speech))
+    for i, token in enumerate(speech):
+        positions = mx.full((rows,), position + i, dtype=mx.int32)
+        x = t3.embed_speech(mx.array([int(token)]), mx.array([i]))[[0] * rows][:, None]
+        logits.append(t3.logits(t3(x, positions, Decode(cache.k, cache.v, positions, scale))[:, 0]))
+        mx.eval(logits[-1], cache.k, cache.v)
+    return to_torch(mx.stack(logits, axis=1))

@@ -1,0 +1,251 @@
+"""Books on disk: what is spoken again and what is not, and that a run which was ended ends in the same bytes."""
+
+import itertools
+import json
+import os
+import random
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from chatterbox_opt import OptimizedChatterboxTTS, read_aloud
+from chatterbox_opt.reading import book
+from chatterbox_opt.reading.cast import Role
+from chatterbox_opt.speech import Speech
+
+TEXT = (
+    "# A title line\n\nChapter 1\n\nOne goes here.\n\nTwo, two.\n\nAnna: Three.\nBen: Four.\n\n"
+    "Chapter 2\n\nTwo, two.\n"
+)
+LINES = 8
+CAST = {"Anna": Role(seed=5), "Ben": Role(options={"temperature": 0.6})}
+SHORT = dict(max_new_tokens=12, cast=CAST)
+MARGIN = 0.002  # s
+
+
+@pytest.fixture(scope="module")
+def model():
+    return OptimizedChatterboxTTS.from_random(size="tiny", seed=0)
+
+
+@pytest.fixture
+def spoken(model, monkeypatch):
+    """The texts that were spoken, and not taken from an earlier run."""
+    texts, speak = [], model.speak
+
+    def listed(jobs, **how):
+        texts.extend(job.text for job in jobs)
+        return speak(jobs, **how)
+
+    monkeypatch.setattr(model, "speak", listed)
+    return texts
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text(TEXT)
+    return path
+
+
+def bytes_of(paths: list[Path]) -> list[bytes]:
+    return [path.read_bytes() for path in paths]
+
+
+def test_one_file_with_captions_beside_it(model, script, tmp_path):
+    written = read_aloud(model, script, tmp_path / "book.flac", captions="json", **SHORT)
+    assert [p.name for p in written] == ["book.flac", "book.json"]
+    wav, rate = soundfile.read(written[0])
+    notes = json.loads(written[1].read_text())
+    assert notes["seconds"] == pytest.approx(len(wav) / rate)
+    pieces = notes["pieces"]
+    assert [p["text"] for p in pieces] == [
+        "A title line", "Chapter 1", "One goes here.", "Two, two.", "Three.", "Four.", "Chapter 2", "Two, two."
+    ]
+    assert [p.get("speaker") for p in pieces][4:6] == ["Anna", "Ben"]
+    assert [p["line"] for p in pieces] == [1, 3, 5, 7, 9, 10, 12, 14]
+    for before, after in itertools.pairwise(pieces):
+        silence = wav[before["samples"][1] : after["samples"][0]]
+        assert len(silence) >= 0.4 * rate
+        assert not silence.any()
+    assert pieces[0]["samples"][0] == 0
+    assert pieces[-1]["samples"][1] == len(wav)
+    assert all(p["end"] == pytest.approx(p["samples"][1] / rate, abs=1e-5) for p in pieces)
+
+
+def test_a_file_for_each_chapter(model, script, tmp_path, spoken):
+    whole = read_aloud(model, script, tmp_path / "book.wav", **SHORT)
+    assert len(spoken) == LINES
+    written = read_aloud(model, script, tmp_path / "book.wav", chapters=True, captions="srt", **SHORT)
+    assert [p.name for p in written] == ["book-01.wav", "book-01.srt", "book-02.wav", "book-02.srt"]
+    assert len(spoken) == LINES, "the sound is there"
+    assert written[3].read_text().startswith("1\n00:00:00,000 --> ")
+    total = sum(soundfile.info(p).frames for p in written[::2])
+    assert soundfile.info(whole[0]).frames == total + round(24_000 * 1.0), "the silence ahead of a chapter's heading"
+
+
+def test_a_paragraph_that_changed_alone_is_spoken_again(model, script, tmp_path, spoken):
+    out = tmp_path / "book.wav"
+    first = bytes_of(read_aloud(model, script, out, **SHORT))
+    assert bytes_of(read_aloud(model, script, out, **SHORT)) == first
+    assert len(spoken) == LINES
+    script.write_text(TEXT.replace("One goes here.", "One went there.").replace("Chapter 1\n", "\n"))
+    read_aloud(model, script, out, **SHORT)
+    assert spoken[LINES:] == ["One went there."]
+    read_aloud(model, script, out, **SHORT | {"cast": {"Ben": CAST["Ben"], "Anna": Role(seed=6)}})
+    assert spoken[LINES + 1 :] == ["Three."], "only who speaks otherwise"
+    read_aloud(model, script, out, **SHORT | {"seed": 1})
+    assert len(spoken) == LINES + 2 + (LINES - 1), "another seed for all"
+    names = {p.name.split(".")[0] for p in (tmp_path / "book.wav.work").iterdir()}
+    assert len(names) == LINES - 1, "what no line needs any more is gone"
+
+
+def test_the_same_words_twice_are_said_anew(model, tmp_path):
+    (tmp_path / "a.txt").write_text("Yes, yes.\n\nYes, yes.")
+    (out,) = read_aloud(model, tmp_path / "a.txt", tmp_path / "a.wav", max_new_tokens=12)
+    wav, _ = soundfile.read(out)
+    silence = round(0.6 * 24_000)
+    half = (len(wav) - silence) // 2
+    assert not np.array_equal(wav[:half], wav[-half:])
+
+
+def test_files_of_others_in_the_work_folder_are_left_alone(model, script, tmp_path):
+    others = [tmp_path / "work" / name for name in ("notes.txt", "anna.flac", "out.wav", "0123.json")]
+    others[0].parent.mkdir()
+    for other in others:
+        other.write_text("mine")
+    (tmp_path / "work" / "out.half.wav").write_text("of a run that was killed")
+    read_aloud(model, script, tmp_path / "a.wav", work=tmp_path / "work", **SHORT)
+    assert [other.read_text() for other in others] == ["mine"] * 4
+    assert not list((tmp_path / "work").glob("*half*"))
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_bytes(model, script, tmp_path, monkeypatch, seed):
+    """At a file that is about to appear, or in the middle of a line: what is then in the folder is all that is left."""
+    wanted = bytes_of(read_aloud(model, script, tmp_path / "whole.wav", captions="vtt", **SHORT))
+    chance, left = random.Random(seed), [0]
+
+    def dying(call):
+        def tried(*args, **how):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+            return call(*args, **how)
+
+        return tried
+
+    monkeypatch.setattr(os, "replace", dying(os.replace))
+    monkeypatch.setattr(model, "speak", dying(model.speak))
+    monkeypatch.setattr(book.SoundWriter, "add", dying(book.SoundWriter.add))
+    ended = 0
+    while True:
+        left[0] = chance.randrange(1, 30)
+        try:
+            got = read_aloud(model, script, tmp_path / "cut.wav", captions="vtt", **SHORT)
+            break
+        except Killed:
+            ended += 1
+    left[0] = 0
+    assert ended
+    assert bytes_of(got) == wanted
+    assert not list((tmp_path / "cut.wav.work").glob("*half*"))
+
+
+def test_progress_counts_what_earlier_runs_left(model, script, tmp_path):
+    heard = []
+    read_aloud(model, script, tmp_path / "a.wav", progress=lambda *at: heard.append(at), **SHORT)
+    total = sum(len(t) for t in ("A title line", "Chapter 1", "Chapter 2", "One goes here.", "Three.", "Four.")) + 18
+    assert heard[0] == (0, 0, total)
+    assert heard[-1] == (total, 0, total)
+    heard.clear()
+    read_aloud(model, script, tmp_path / "a.wav", progress=lambda *at: heard.append(at), **SHORT)
+    assert set(heard) == {(0, total, total)}
+
+
+def test_words_are_timed_on_what_is_kept(model, script, tmp_path, spoken):
+    def halves(wave, rate, text):
+        seconds = len(wave) / rate
+        return [(word, i * seconds / 2, (i + 1) * seconds / 2) for i, word in enumerate(text.split()[:2])]
+
+    out = tmp_path / "book.wav"
+    read_aloud(model, script, out, captions="json", **SHORT)
+    read_aloud(model, script, out, captions="json", align=halves, **SHORT)
+    assert len(spoken) == LINES
+    pieces = json.loads(out.with_suffix(".json").read_text())["pieces"]
+    for piece in pieces:
+        assert piece["words"][0]["start"] == pytest.approx(piece["start"], abs=MARGIN)
+        assert piece["words"][-1]["end"] <= piece["end"] + MARGIN
+
+
+def test_marks_of_a_script(model, tmp_path, spoken):
+    script = tmp_path / "a.txt"
+    script.write_text("First. [pause 2s] Second.\n\nThird [shout].")
+    with pytest.raises(ValueError, match=r"paragraph at line 3: line 1, column 7: \[shout\] is unknown"):
+        read_aloud(model, script, tmp_path / "a.wav", markup=True, **SHORT)
+    assert not spoken, "told ahead of the first sound"
+    script.write_text("First. [pause 2s] Second.")
+    (out,) = read_aloud(model, script, tmp_path / "a.wav", markup=True, **SHORT)
+    wav, rate = soundfile.read(out)
+    assert longest_silence(wav) == pytest.approx(2 * rate, abs=rate * 0.1), "a watermark reaches into it"
+
+
+def longest_silence(wav: np.ndarray) -> int:
+    loud = np.flatnonzero(np.concatenate([[1], wav, [1]]))
+    return int(np.diff(loud).max()) - 1
+
+
+def test_a_line_of_which_nothing_is_heard_is_tried_again_and_then_told(model, tmp_path, monkeypatch):
+    seeds, quiet = [], Speech(torch.zeros(1, 0), [], [])
+    monkeypatch.setattr(model, "speak", lambda jobs, **_: seeds.append(jobs[0].seed) or [quiet])
+    (tmp_path / "a.txt").write_text("\n\nHello.")
+    with pytest.raises(ValueError, match=r"line 3: nothing is heard of 'Hello\.'"):
+        read_aloud(model, tmp_path / "a.txt", tmp_path / "a.wav")
+    assert len(set(seeds)) == book.TRIES
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "told"),
+    [
+        ("a.docx", {}, "ends in .wav"),
+        ("no/a.wav", {}, "there is no folder"),
+        ("a.wav", dict(captions="sub"), ".srt, .vtt, .json"),
+        ("a.wav", dict(kind="epub"), "one of text, markdown, dialogue"),
+        ("a.wav", dict(temperature=-1), "temperature"),
+        ("a.wav", dict(loudness=3), "LUFS"),
+        ("a.wav", dict(pitch=2), "unknown argument pitch"),
+    ],
+)
+def test_what_is_wrong_is_told_ahead_of_the_first_sound(model, script, tmp_path, spoken, name, how, told):
+    with pytest.raises((ValueError, TypeError), match=told):
+        read_aloud(model, script, tmp_path / name, **how)
+    assert not spoken
+
+
+def test_memory_stays_flat_over_an_hour_of_speech(model, tmp_path, monkeypatch):
+    """Half a minute a line, whose samples cost nothing to make."""
+    minute = 30 * 24_000
+    piece = dict(text="x", chars=[0, 1], samples=[0, minute], start=0.0, end=30.0, tokens=1, stop="eos")
+
+    class Long(Speech):
+        def records(self):
+            return [piece]
+
+    monkeypatch.setattr(model, "speak", lambda jobs, **_: [Long(torch.zeros(1, minute), [], [])])
+    script, peaks = tmp_path / "a.txt", []
+    for count in (4, 120):
+        script.write_text("\n\n".join(f"Line {i}." for i in range(count)))
+        tracemalloc.start()
+        (out,) = read_aloud(model, script, tmp_path / f"{count}.flac")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert soundfile.info(out).duration > 3600
+    assert peaks[1] < peaks[0] + 2_000_000, "bytes"

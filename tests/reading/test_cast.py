@@ -1,0 +1,37 @@
+"""Who speaks how, as a file says it."""
+
+import pytest
+
+from chatterbox_opt.reading.cast import Role, cast_of, load_cast
+
+
+def test_a_cast_file(tmp_path):
+    path = tmp_path / "voices.toml"
+    path.write_text(
+        '[narrator]\nseed = 7\n[Anna]\nvoice = "anna.wav"\nexaggeration = 0.7\ncfg_weight = 0.3\n'
+        '["Old Ben"]\nlanguage = "fr"\n'
+    )
+    assert load_cast(path) == {
+        "narrator": Role(None, 7),
+        "Anna": Role(tmp_path / "anna.wav", 0, None, {"exaggeration": 0.7, "cfg_weight": 0.3}),
+        "Old Ben": Role(None, 0, "fr"),
+    }
+    assert cast_of(path) == load_cast(path)
+    assert cast_of({"Anna": "anna.wav", "Ben": Role(seed=3)}) == {"Anna": Role("anna.wav"), "Ben": Role(seed=3)}
+    assert cast_of(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[Anna]\nvoise = 'a.wav'", r"\[Anna\]: unknown voise; known are .*voice"),
+        ("Anna = 'a.wav'", r"\[Anna\]: a table is needed"),
+        ("[Anna]\nseed = 'one'", "seed = 'one' is not a int"),
+        ("[Anna", "voices.toml"),
+    ],
+)
+def test_what_is_wrong_in_it_is_told(tmp_path, text, told):
+    path = tmp_path / "voices.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=told):
+        load_cast(path)

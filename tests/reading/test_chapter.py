@@ -1,0 +1,109 @@
+"""A chapter in the small voice from end to end, judged by what is heard of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from chatterbox_opt import OptimizedChatterboxTTS, read_aloud
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import itertools
+
+import metrics
+
+WHOLE = 0.03  # by how much the word error rate of the whole may be above that of its pieces by themselves
+WORDS = 0.35  # of the pieces: what the small voice is allowed anywhere
+RATE = 24_000
+
+
+@pytest.fixture(scope="module")
+def listener():
+    if missing := metrics.Listener.missing():
+        pytest.skip(missing)
+    return metrics.Listener()
+
+
+def chapter(words: int) -> str:
+    """Sentences that nobody trained on, in paragraphs of three, under headings."""
+    text, count, lines = ["Chapter 1"], 2, iter(metrics.SENTENCES * (1 + words // 500))
+    while count < words:
+        sentences = [next(lines) for _ in range(3)]
+        text.append(" ".join(sentences))
+        count += len(text[-1].split())
+    return "\n\n".join(text)
+
+
+def heard_as_written(words: int, folder: Path, listener) -> None:
+    script = folder / "chapter.txt"
+    script.write_text(chapter(words))
+    out, notes = read_aloud(OptimizedChatterboxTTS.from_mini(), script, folder / "chapter.flac", captions="json")
+    pieces = json.loads(notes.read_text())["pieces"]
+    wav, _ = soundfile.read(out, dtype="float32")
+    said = [(p["text"], listener.hear(wav[slice(*p["samples"])], RATE)) for p in pieces]
+    apart = metrics.word_error_rate(said)
+    assert " ".join(p["text"] for p in pieces).split() == script.read_text().split(), "nothing skipped or said twice"
+    together = metrics.word_error_rate([(script.read_text(), heard_together(wav, pieces, listener))])
+    print(f"\n{len(wav) / RATE:.0f} s, word error rate of the pieces {apart:.3f}, of the whole {together:.3f}")
+    assert apart <= WORDS, "what is heard between a caption's times is its text"
+    assert together <= apart + WHOLE
+
+
+def heard_together(wav, pieces: list[dict], listener) -> str:
+    """The file as a listener has it, in stretches that Whisper can hold, cut in the silence between paragraphs."""
+    cuts, last = [0], 0
+    for before, after in itertools.pairwise(pieces):
+        silence = after["samples"][0] - before["samples"][1]
+        if silence > RATE // 2 and after["samples"][0] - last > 20 * RATE:
+            last = before["samples"][1] + silence // 2
+            cuts.append(last)
+    return " ".join(listener.hear(wav[a:b], RATE) for a, b in zip(cuts, [*cuts[1:], len(wav)]))
+
+
+def test_a_chapter_is_heard_as_it_is_written(tmp_path, listener):
+    heard_as_written(200, tmp_path, listener)
+
+
+@pytest.mark.slow
+def test_a_long_chapter_is_heard_as_it_is_written(tmp_path, listener):
+    heard_as_written(3000, tmp_path, listener)
+
+
+def test_a_process_that_is_killed_goes_on_to_the_same_bytes(tmp_path):
+    """By the shell command, and with SIGKILL, at moments that nobody chose."""
+    script = tmp_path / "a.txt"
+    script.write_text("\n\n".join(metrics.SENTENCES[:3]))
+
+    def read(name: str, after: float | None = None) -> int:
+        command = ["read", str(script), "--model", "mini", "--device", "cpu", "--captions", "srt"]
+        command = [sys.executable, "-m", "chatterbox_opt", *command, "-o", str(tmp_path / name)]
+        run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        kept = tmp_path / f"{name}.work"
+        if after is not None:
+            until = time.monotonic() + 120
+            while run.poll() is None and not list(kept.glob("*.json")) and time.monotonic() < until:
+                time.sleep(0.05)
+            time.sleep(after)
+            os.kill(run.pid, signal.SIGKILL)
+        return run.wait()
+
+    assert read("whole.wav") == 0
+    assert read("cut.wav", random.Random(1).uniform(0, 0.5)) == -signal.SIGKILL
+    assert not (tmp_path / "cut.wav").exists()
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cut.wav.work").glob("*.json")}
+    assert read("cut.wav") == 0
+    assert before
+    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cut.wav.work").glob("*.json")}
+    assert before.items() <= after.items(), "what was spoken is not spoken again"
+    for kind in ("wav", "srt"):
+        assert (tmp_path / f"cut.{kind}").read_bytes() == (tmp_path / f"whole.{kind}").read_bytes()

@@ -1,0 +1,274 @@
+"""`chatterbox-opt batch`: what lies in the folder in the end, however often the run was ended in between."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+
+import numpy as np
+import pytest
+import soundfile
+from serving import load_tiny, recording
+
+from chatterbox_opt.cli import main
+from chatterbox_opt.scale.batch import speak_table
+from chatterbox_opt.scale.rows import read_rows
+from chatterbox_opt.scale.speaking import Failed, speak
+
+WORDS = ["--model", "mini", "--device", "cpu"]
+TEXTS = ["Good.", "Hello there.", "The weather is fine.", "I would like to go out.", "One.", "We meet at noon."]
+
+
+@pytest.fixture(scope="module")
+def model():
+    one = load_tiny()
+    yield one
+    one.close()
+
+
+def table(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def spoken(model, rows, folder, **how):
+    return speak_table(rows, folder, lambda left: speak(model, left, how.get("kind", "flac")), verbose=False, **how)
+
+
+def sounds(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.flac")}
+
+
+def test_a_row_becomes_what_generate_says_and_a_line_of_the_manifest(tmp_path, capsys):
+    from chatterbox_opt import ChatterboxTTS
+
+    rows = [{"text": text, "id": f"of/{i}", "seed": i} for i, text in enumerate(TEXTS[:3])]
+    given = table(tmp_path / "in.jsonl", rows)
+    assert main(["batch", str(given), "-o", str(tmp_path / "out"), "--format", "wav", *WORDS]) == 0
+    assert "3 made" in capsys.readouterr().out
+    alone = ChatterboxTTS.from_mini("cpu")
+    made = {line["id"]: line for line in lines(tmp_path / "out" / "manifest.jsonl")}
+    for row in rows:
+        line = made.pop(row["id"])
+        heard, rate = soundfile.read(tmp_path / "out" / line["file"])
+        wanted = alone.generate(row["text"], seed=row["seed"])[0].numpy()
+        assert len(heard) == len(wanted)
+        assert abs(heard - wanted).max() < 2e-3
+        assert line["duration"] == pytest.approx(len(heard) / rate, abs=1e-3)
+        assert line["stopped"] == ["eos"]
+        assert line["tokens"] > 0
+        assert line["seed"] == row["seed"]
+        assert line["seconds"].keys() >= {"tokens", "mel", "wav"}
+    assert not made
+    assert (tmp_path / "out" / "failures.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_row_sounds_the_same_whatever_is_beside_it(quantize, tmp_path):
+    from chatterbox_opt import ChatterboxTTS
+
+    small = ChatterboxTTS.from_mini("cpu", use_mixed_precision=False, quantize=quantize)
+    rows = read_rows(table(tmp_path / "in.jsonl", [{"text": text} for text in TEXTS]))
+    alone = {one.row.id: one.data for one in speak(small, rows, "flac", in_flight=1)}
+    together = {one.row.id: one.data for one in speak(small, reversed(rows), "flac", in_flight=len(rows))}
+    small.close()
+    assert len(alone) == len(TEXTS)
+    assert alone == together
+
+
+def test_rows_run_side_by_side_the_longest_first(model, tmp_path):
+    rows = read_rows(table(tmp_path / "in.jsonl", [{"text": "a" * n} for n in (5, 50, 1, 20)]))
+    began = []
+
+    def outcomes(left):
+        began.extend(len(row.text) for row in left)
+        return speak(model, left, "flac")
+
+    assert speak_table(rows, tmp_path / "out", outcomes, verbose=False).made == 4
+    assert began == [50, 20, 5, 1]
+
+    def steps(in_flight):
+        before = model.stats()["steps"]
+        list(speak(model, rows, "flac", in_flight=in_flight))
+        return model.stats()["steps"] - before
+
+    assert steps(None) < steps(1)
+
+
+def test_what_fails_is_told_and_loses_nobody_else(model, tmp_path):
+    given = table(tmp_path / "in.jsonl", [
+        {"text": "Good."}, {"text": ""}, {"text": "Bad.", "top_p": 7.0}, {"text": "Bad.", "voice": "gone.wav"},
+        {"text": "Bad.", "language_id": "fr"}, {"text": "In the way.", "id": "manifest.jsonl/x"}, {"text": "Hello."},
+    ])
+    summary = spoken(model, read_rows(given), tmp_path / "out")
+    assert (summary.made, summary.failed) == (2, 5)
+    reasons = {line["row"]: line["reason"] for line in lines(tmp_path / "out" / "failures.jsonl")}
+    assert reasons.keys() == {2, 3, 4, 5, 6}
+    for number, said in {2: "no text", 3: "top_p", 4: "gone.wav", 5: "language_id", 6: "in its way"}.items():
+        assert said in reasons[number]
+
+
+def test_what_failed_is_tried_again_and_is_no_failure_once_it_is_made(model, tmp_path):
+    given = table(tmp_path / "in.jsonl", [{"text": "Good.", "voice": "late.wav"}, {"text": ""}])
+    assert spoken(model, read_rows(given), tmp_path / "out").failed == 2
+    (tmp_path / "late.wav").write_bytes(recording())
+    summary = spoken(model, read_rows(given), tmp_path / "out")
+    assert (summary.made, summary.failed, summary.before) == (1, 1, 0)
+    assert [line["row"] for line in lines(tmp_path / "out" / "failures.jsonl")] == [2]
+
+
+def test_a_judge_adds_to_the_manifest_and_may_refuse_a_speech(model, tmp_path):
+    rows = read_rows(table(tmp_path / "in.jsonl", [{"text": "Good.", "id": "a"}, {"text": "Hello.", "id": "b"}]))
+
+    def judge(row, wave, rate):
+        if row.id == "a":
+            raise RuntimeError("cannot be understood")
+        return {"wer": 0.0, "rate": rate}
+
+    outcomes = {one.row.id: one for one in speak(model, rows, "flac", judge=judge)}
+    assert isinstance(outcomes["a"], Failed)
+    assert outcomes["a"].reason == "cannot be understood"
+    assert outcomes["b"].record["wer"] == 0.0
+
+
+def test_what_is_made_is_not_made_again(model, tmp_path):
+    rows = [{"text": text} for text in TEXTS]
+    spoken(model, read_rows(table(tmp_path / "in.jsonl", rows[:2])), tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.flac")}
+    summary = spoken(model, read_rows(table(tmp_path / "in.jsonl", rows)), tmp_path / "out")
+    assert (summary.before, summary.made) == (2, 4)
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+
+    def nobody(left):
+        raise AssertionError("nothing was left to do")
+
+    assert speak_table(read_rows(tmp_path / "in.jsonl"), tmp_path / "out", nobody, verbose=False).before == 6
+
+
+def test_a_folder_keeps_the_texts_and_settings_that_it_was_begun_with(model, tmp_path):
+    spoken(model, read_rows(table(tmp_path / "in.jsonl", [{"text": "Good.", "id": "a"}])), tmp_path / "out")
+    with pytest.raises(ValueError, match="begun with format='flac'"):
+        spoken(model, read_rows(tmp_path / "in.jsonl"), tmp_path / "out", kind="wav")
+    with pytest.raises(ValueError, match="'a' was made from another text"):
+        spoken(model, read_rows(table(tmp_path / "in.jsonl", [{"text": "Bad.", "id": "a"}])), tmp_path / "out")
+
+
+def test_what_a_killed_run_left_half_written_is_cleared_away(model, tmp_path):
+    given = table(tmp_path / "in.jsonl", [{"text": text, "id": f"of/{text[0]}"} for text in TEXTS[:3]])
+    spoken(model, read_rows(given), tmp_path / "out")
+    whole, manifest = sounds(tmp_path / "out"), tmp_path / "out" / "manifest.jsonl"
+    last = lines(manifest)[-1]["file"]
+    manifest.write_bytes(manifest.read_bytes()[:-20])
+    (tmp_path / "out" / (last + ".part")).write_bytes(b"half")
+    assert spoken(model, read_rows(given), tmp_path / "out").made == 1
+    assert sounds(tmp_path / "out") == whole
+    assert len({line["id"] for line in lines(manifest)}) == len(lines(manifest)) == 3
+    assert not list((tmp_path / "out").rglob("*.part"))
+
+
+def test_two_runs_do_not_write_into_one_folder(model, tmp_path):
+    pytest.importorskip("fcntl", reason="there are no such locks here")
+    rows = read_rows(table(tmp_path / "in.jsonl", [{"text": "Good."}]))
+
+    def outcomes(left):
+        with pytest.raises(ValueError, match="another run"):
+            spoken(model, rows, tmp_path / "out")
+        return speak(model, left, "flac")
+
+    assert speak_table(rows, tmp_path / "out", outcomes, verbose=False).made == 1
+
+
+def test_tar_files_hold_the_same_sound_and_are_gone_on_with(model, tmp_path):
+    rows = read_rows(table(tmp_path / "in.jsonl", [{"text": text} for text in [*TEXTS, TEXTS[0]]]))
+    spoken(model, rows, tmp_path / "files")
+    spoken(model, rows[:3], tmp_path / "tars", shard=2)
+    spoken(model, rows, tmp_path / "tars", shard=2)
+    found, sizes = {}, {}
+    for path in sorted((tmp_path / "tars").glob("*.tar")):
+        with tarfile.open(path) as tar:
+            members = {member.name: tar.extractfile(member).read() for member in tar}
+        found |= {name: data for name, data in members.items() if name.endswith(".flac")}
+        sizes[path.name] = len(members)
+    assert sizes == {"shard-000000.tar": 4, "shard-000001.tar": 2, "shard-000002.tar": 4, "shard-000003.tar": 4}
+    assert found == sounds(tmp_path / "files")
+    files = {line["id"]: line["file"] for line in lines(tmp_path / "tars" / "manifest.jsonl")}
+    assert len(files) == 7
+    assert set(files.values()) == set(sizes)
+
+
+def test_an_id_with_a_dot_is_refused_in_tar_files_only(model, tmp_path):
+    rows = read_rows(table(tmp_path / "in.jsonl", [{"text": "Good.", "id": "a.b"}]))
+    assert spoken(model, rows, tmp_path / "files").made == 1
+    assert spoken(model, rows, tmp_path / "tars", shard=2).failed == 1
+
+
+@pytest.mark.parametrize("kind", ["flac", "mp3", "wav"])
+def test_each_format_is_a_sound_of_its_length(kind, model, tmp_path):
+    if kind == "mp3":
+        pytest.importorskip("lameenc", reason="mp3 needs lameenc: pip install 'chatterbox-opt[serve]'")
+    (made,) = speak(model, read_rows(table(tmp_path / "in.jsonl", [{"text": "Good."}])), kind)
+    heard, rate = soundfile.read(io.BytesIO(made.data))
+    assert rate == 24_000
+    assert len(heard) / rate == pytest.approx(made.record["duration"], abs=0.1)
+    assert np.abs(heard).max() > 0
+
+
+def test_whoever_leaves_in_the_middle_leaves_nothing_running(model, tmp_path):
+    rows = read_rows(table(tmp_path / "in.jsonl", [{"text": text} for text in TEXTS]))
+    outcomes = speak(model, rows, "flac")
+    next(outcomes)
+    outcomes.close()
+    until = time.monotonic() + 30
+    while model.stats()["calls"] and time.monotonic() < until:
+        time.sleep(0.01)
+    assert model.stats()["calls"] == 0
+
+
+def test_voices_are_prepared_once(model, tmp_path, monkeypatch):
+    (tmp_path / "v.wav").write_bytes(recording())
+    prepared = []
+    original = model.prepare_voice
+    monkeypatch.setattr(model, "prepare_voice", lambda path: prepared.append(path) or original(path))
+    rows = read_rows(table(tmp_path / "in.jsonl", [{"text": text, "voice": "v.wav"} for text in TEXTS[:3]]))
+    assert not [one for one in speak(model, rows, "flac") if isinstance(one, Failed)]
+    assert prepared == [str(tmp_path / "v.wav")]
+
+
+def test_a_killed_run_is_gone_on_with_nothing_twice_and_nothing_missing(tmp_path):
+    given = table(tmp_path / "in.jsonl", [{"text": f"{text} And {i} more."} for i, text in enumerate(TEXTS * 4)])
+    words = ["batch", str(given), "-o", str(tmp_path / "out"), *WORDS]
+    run = subprocess.Popen([sys.executable, "-m", "chatterbox_opt", *words], stderr=subprocess.DEVNULL)
+    manifest = tmp_path / "out" / "manifest.jsonl"
+    until = time.monotonic() + 120
+    while run.poll() is None and time.monotonic() < until:
+        if manifest.exists() and manifest.read_bytes().count(b"\n") >= 5:
+            run.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    assert run.wait(60) == -signal.SIGKILL
+    before = manifest.read_bytes()
+    there = sounds(tmp_path / "out")
+    assert main(words) == 0
+    assert manifest.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
+    made = lines(manifest)
+    assert sorted(line["id"] for line in made) == [f"{n:07d}" for n in range(1, 25)]
+    whole = sounds(tmp_path / "out")
+    assert whole.keys() == {line["file"] for line in made}
+    assert {name: whole[name] for name in there} == there
+    for name in whole:
+        assert soundfile.info(tmp_path / "out" / name).frames > 0
+
+
+def test_speaking_a_table_needs_no_server(tmp_path):
+    code = "import sys, chatterbox_opt.scale.batch, chatterbox_opt.scale.speaking, chatterbox_opt.scale.rows; " \
+           "print(sorted({'fastapi', 'uvicorn', 'ray', 'pyarrow', 'lameenc'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    assert done.stdout.strip() == "[]", done.stderr

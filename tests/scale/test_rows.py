@@ -1,0 +1,112 @@
+"""Tables of texts: what is read from each kind, and what is said of rows that are of no use."""
+
+import json
+
+import pytest
+
+from chatterbox_opt.scale.rows import BadRow, Row, read_rows
+
+GIVEN = [
+    {"text": "One.", "id": "first", "seed": 7, "temperature": 0.5, "voice": "ann.wav"},
+    {"text": "Two, with a comma.", "id": "second", "max_new_tokens": 40},
+]
+
+
+def table(path, lines):
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+NAMES = ["text", "id", "seed", "temperature", "voice", "max_new_tokens"]
+
+
+def as_csv(folder):
+    cells = [[f'"{row["text"]}"', *(str(row.get(name, "")) for name in NAMES[1:])] for row in GIVEN]
+    return table(folder / "t.csv", [",".join(line) for line in [NAMES, *cells]])
+
+
+def as_parquet(folder):
+    pa = pytest.importorskip("pyarrow", reason="parquet needs pyarrow: pip install 'chatterbox-opt[parquet]'")
+    from pyarrow import parquet
+
+    rows = [{name: row.get(name) for name in NAMES} for row in GIVEN]
+    parquet.write_table(pa.Table.from_pylist(rows), folder / "t.parquet")
+    return folder / "t.parquet"
+
+
+@pytest.mark.parametrize("other", [as_csv, as_parquet])
+def test_each_kind_of_table_says_the_same(other, tmp_path):
+    rows = read_rows(table(tmp_path / "t.jsonl", GIVEN))
+    assert read_rows(other(tmp_path)) == rows
+    first, second = rows
+    assert first.options == {"seed": 7, "temperature": 0.5}
+    assert first.recording == str(tmp_path / "ann.wav")
+    assert second.options.keys() == {"max_new_tokens", "seed"}
+
+
+def test_a_seed_is_made_of_what_is_said_and_how_and_of_nothing_else(tmp_path):
+    lines = [{"text": "A.", "id": "a"}, {"text": "A.", "id": "b"}, {"text": "B."}, {"text": "A.", "top_k": 5}]
+    seeds = [row.options["seed"] for row in read_rows(table(tmp_path / "t.jsonl", lines))]
+    assert seeds[0] == seeds[1]
+    assert len(set(seeds)) == 3
+
+
+def test_options_may_stand_in_a_column_of_their_own(tmp_path):
+    lines = [{"text": "A.", "options": {"top_k": 3}}, {"text": "A.", "options": '{"top_k": 3}'}]
+    assert [row.options["top_k"] for row in read_rows(table(tmp_path / "t.jsonl", lines))] == [3, 3]
+
+
+def test_what_is_common_gives_way_to_what_a_row_says(tmp_path):
+    lines = [{"text": "A.", "voice": "own.wav"}, {"text": "B."}]
+    rows = read_rows(table(tmp_path / "t.jsonl", lines), {"voice": "/voices/all.wav"})
+    assert [row.voice for row in rows] == ["own.wav", "/voices/all.wav"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "JSON"),
+        ("[1]", "no JSON object"),
+        ({"text": "  "}, "no text"),
+        ({"text": 5}, "no text"),
+        ({"id": "a"}, "no text"),
+        ({"text": "A.", "mood": "glad"}, "mood"),
+        ({"text": "A.", "temperature": "hot"}, "temperature='hot'"),
+        ({"text": "A.", "seed": 1.5}, "seed=1.5"),
+        ({"text": "A.", "top_k": True}, "top_k=True"),
+        ({"text": "A.", "top_p": float("nan")}, "top_p=nan"),
+        ({"text": "A.", "voice": 3}, "voice=3"),
+        ({"text": "A.", "options": "{"}, "property name"),
+        ({"text": "A.", "options": [1]}, "sequence"),
+        ({"text": "A.", "id": "../up"}, "begin with a dot"),
+        ({"text": "A.", "id": "/etc/passwd"}, "may be empty"),
+        ({"text": "A.", "id": "a\nb"}, "names a file"),
+        ({"text": "A.", "id": "a" * 201}, "1 to 200"),
+    ],
+)
+def test_a_bad_row_says_what_is_wrong_and_the_others_are_read(line, reason, tmp_path):
+    before, bad, after = read_rows(table(tmp_path / "t.jsonl", [GIVEN[0], line, GIVEN[1]]))
+    assert isinstance(before, Row)
+    assert isinstance(after, Row)
+    assert isinstance(bad, BadRow)
+    assert reason in bad.reason
+    assert bad.number == 2
+
+
+def test_bytes_that_are_no_text_are_one_bad_row(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b'{"text": "A."}\n{"text": "\xff"}\n')
+    assert [type(row) for row in read_rows(path)] == [Row, BadRow]
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "said"),
+    [
+        ("t.jsonl", [GIVEN[0], GIVEN[1], GIVEN[0]], "rows 1 and 3 have one id, 'first'"),
+        ("t.csv", ["id,words", "a,Hello."], "no column 'text'"),
+        ("t.txt", ["Hello."], "ends in .jsonl"),
+    ],
+)
+def test_a_table_of_no_use_is_refused_as_a_whole(name, lines, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        read_rows(table(tmp_path / name, lines))

@@ -1,0 +1,109 @@
+"""Marks in a text: what they do, what is told of those that are wrong, and that nothing is lost."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatterbox_opt.text.markup import AHEAD_OF_HEADING, BEHIND_HEADING, PARAGRAPH, parse, unescaped
+
+EVENTS = ("[chuckle]", "[clear throat]")
+
+
+def said(text: str, **known) -> list[tuple[str, float | None]]:
+    return [(text[slice(*s.body)], s.before) for s in parse(text, **known)]
+
+
+def test_a_text_without_marks_is_one_segment():
+    assert said("Hello there.") == [("Hello there.", None)]
+
+
+def test_pauses_stand_between_what_is_said():
+    assert said("One. [pause 0.8s] Two.") == [("One.", None), ("Two.", 0.8)]
+    assert said("One. [pause 250ms][PAUSE .5s] Two.") == [("One.", None), ("Two.", 0.75)]
+    assert said("[pause 1s] One. [pause 2s]") == [("One.", 1.0), ("", 2.0)]
+
+
+def test_paragraphs_and_headings_pause_longer_than_sentences():
+    text = "# A title\nFirst. Still first,\nwrapped.\n\nSecond.\r\n\r\n \r\n## Next\r\n\r\nThird."
+    assert said(text) == [
+        ("A title", None), ("First. Still first,\nwrapped.", BEHIND_HEADING), ("Second.", PARAGRAPH),
+        ("Next", AHEAD_OF_HEADING), ("Third.", BEHIND_HEADING),
+    ]
+    assert said("One.\n\n[pause 0.2s]\n\nTwo.")[1] == ("Two.", 0.2), "a pause that is asked for is the pause"
+
+
+def test_voices_and_languages_hold_until_the_next():
+    text = "One [voice Anna Lee] two [lang FR] trois [voice] quatre [lang] five"
+    got = parse(text, voices=["Anna Lee"], languages=["fr"])
+    assert [(s.voice, s.language) for s in got] == [
+        (None, None), ("Anna Lee", None), ("Anna Lee", "fr"), (None, "fr"), (None, None)
+    ]
+
+
+def test_what_the_model_reads_itself_passes_through():
+    assert said("Oh [chuckle] well.", passing=EVENTS) == [("Oh [chuckle] well.", None)]
+    with pytest.raises(ValueError, match=r"line 1, column 4: \[chuckle\] is unknown"):
+        parse("Oh [chuckle] well.")
+
+
+def test_brackets_that_are_no_marks_are_escaped():
+    ((text, _),) = said(r"See \[1\] there.")
+    assert unescaped(text) == "See [1] there."
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("One.\n\nTwo [shout] three", r"line 3, column 5: \[shout\] is unknown; known: \[pause"),
+        ("One.\r\nTwo [speed 2]", r"line 2, column 5"),
+        ("A [voice Bob] b", "no voice 'Bob'; known: Anna"),
+        ("A [lang xx] b", "does not speak 'xx'; it speaks fr"),
+        ("A [pause] b", "0.8s or 800ms"),
+        ("A [pause 900s] b", "up to 60 s"),
+        ("A [pause 0.5s b", r"line 1, column 3: this \[ has no \]"),
+        ("[pause 1s]", "nothing to say"),
+        (" \n ", "nothing to say"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_position(text, told):
+    with pytest.raises(ValueError, match=told):
+        parse(text, voices=["Anna"], languages=["fr"])
+
+
+PARTS = st.sampled_from(
+    ["Hello. ", "a", " ", "\n", "\r\n", "\n\n", "# ", "## b\n", "[pause 0.5s]", "[voice Anna]", "[lang fr]", "[lang]",
+     "[chuckle]", "\\[x\\]", "]", "é", "字。", "\t", "word "]
+)
+
+
+@given(st.lists(PARTS, max_size=30).map("".join))
+def test_spans_add_up_and_no_character_is_lost(text):
+    try:
+        got = parse(text, EVENTS, ["Anna"], ["fr"])
+    except ValueError as error:
+        if "nothing to say" not in str(error):
+            raise
+        return
+    edges = [0, *(s.chars[1] for s in got)]
+    assert [s.chars[0] for s in got] == edges[:-1]
+    assert edges[-1] == len(text)
+    for segment in got:
+        first, end = segment.body
+        assert segment.chars[0] <= first <= end <= segment.chars[1]
+        around = text[segment.chars[0] : first] + text[end : segment.chars[1]]
+        for mark in ("[pause 0.5s]", "[voice Anna]", "[lang fr]", "[lang]"):
+            around = around.replace(mark, "")
+        assert not around.strip("# \t\r\n"), "a character that is no mark is said by nobody"
+        assert not any(mark in text[first:end] for mark in ("[pause", "[voice", "[lang"))
+        assert segment.before is None or segment.before >= 0
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_parsed_or_told_where_it_is_wrong(text):
+    try:
+        got = parse(text)
+    except ValueError as error:
+        if "column" not in str(error) and "nothing to say" not in str(error):
+            raise
+    else:
+        assert "".join(text[slice(*s.chars)] for s in got) == text
