@@ -52,6 +52,9 @@ class Scripted:
 
     def reserve(self, slots: int, length: int) -> None: ...
 
+    def clear(self) -> None:
+        self.live.clear()
+
     def fits(self, utterance: Utterance) -> bool:
         return True
 

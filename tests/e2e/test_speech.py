@@ -320,6 +320,7 @@ def test_watermark_switch():
 OTHER = {  # than exact mode's; a processor of its own may not need all of them, then they change nothing by themselves
     "attention": "auto", "compile": None, "slots": 2, "poll_every": 4, "prefix_cache": True,
     "few_rows": True, "short_convs": True, "kernels": True, "mel_bucket": 50, "wav_chunk": 120,
+    "captures": False, "trial": "here",
 }  # fmt: skip
 
 
