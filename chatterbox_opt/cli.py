@@ -15,10 +15,12 @@ from .presets import PRESETS
 from .reading.command import add_arguments as add_read_arguments
 from .reading.command import aligner
 from .reading.command import run as run_read
+from .text.libraries import LANGUAGES as LIBRARIES
 from .weights.files import DECODERS
 
 FAMILIES = {"english": "tts", "multilingual": "mtl", "turbo": "turbo", "nano": "nano"}
 MODELS = (*FAMILIES, "mini")
+SCORES = ("length", "words", "voice")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args) or 0
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         from .weights.hub import HubUnreachable
 
         message = " ".join(str(error).split())
@@ -52,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     say.add_argument("--cfg-weight", type=float)
     say.add_argument("--temperature", type=float)
     say.add_argument("--quantize", choices=("int8", "int4"))
+    add_quality_arguments(say)
     say.add_argument(
         "--stream", action="store_true",
         help="no file, but samples to standard output while they are being made: | aplay -q -f S16_LE -r 24000",
@@ -129,6 +132,15 @@ def add_pack_command(commands: Any) -> None:
     pack.set_defaults(run=run_pack)
 
 
+def add_quality_arguments(say: argparse.ArgumentParser) -> None:
+    say.add_argument("--spoken", action="store_true", help="say numbers, dates, money and units in words")
+    say.add_argument("--spoken-by", choices=LIBRARIES, dest="spoken", help="the same, by this library")
+    say.add_argument("--pronounce", type=Path, metavar="FILE", help="respellings, .toml or .json, see docs/text.md")
+    say.add_argument("--takes", type=int, default=1, help="speak each piece so many times and keep the best")
+    say.add_argument("--score", choices=SCORES, default="length", help="what is best: words needs the extra hearing")
+    say.add_argument("--retries", type=int, default=0, help="draw a piece that ran away anew, so many times")
+
+
 def add_serve_arguments(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--model", choices=MODELS, default="english", help="mini: the small one that needs no download")
     serve.add_argument("--quantize", choices=("int8", "int4"))
@@ -141,6 +153,7 @@ def add_serve_arguments(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--max-text", type=int, default=100_000, help="characters of a request")
     serve.add_argument("--max-upload-mb", type=int, default=25)
     serve.add_argument("--allow-origin", action="append", default=[], help="of a page elsewhere; may be repeated")
+    serve.add_argument("--pronounce", type=Path, metavar="FILE", help="respellings for every request, see docs/text.md")
     serve.add_argument("--wyoming", type=int, metavar="PORT", help="speak Home Assistant's protocol too")
     serve.add_argument("--drain-seconds", type=float, default=120, help="to finish what was accepted, after SIGTERM")
 
@@ -166,6 +179,8 @@ def run_say(args: argparse.Namespace) -> None:
         raise ValueError(f"--dir {args.dir}: mini comes with the package; leave out one of the two")
     if args.stream and (args.output or sys.stdout.isatty()):
         raise ValueError("--stream writes no file, but samples into a pipe: ... --stream | aplay -q -f S16_LE -r 24000")
+    if args.stream and (args.takes != 1 or args.retries):
+        raise ValueError("--stream speaks while it draws, with nothing to choose from: leave out --takes and --retries")
     if args.stream and (args.captions or args.loudness is not None):
         raise ValueError("--stream has neither captions nor an even loudness: both need the whole")
     if args.words and not args.captions:
@@ -176,12 +191,17 @@ def run_say(args: argparse.Namespace) -> None:
     if args.captions:
         check_captions(args.captions)
     align = aligner() if args.words else None
+    respelt = pronunciations(args.pronounce)
     model = load(args)
     chosen = {k: getattr(args, k) for k in ("exaggeration", "cfg_weight", "temperature")}
     options = {k: v for k, v in chosen.items() if v is not None}
     if args.model == "multilingual":
         options["language_id"] = args.lang or "en"
     options |= {"audio_prompt_path": args.voice, "seed": args.seed, "markup": args.markup, "breath": args.breath}
+    options["spoken"] = args.spoken
+    if respelt is not None:
+        options["pronounce"] = respelt.for_voice(args.voice.stem if args.voice else None)
+    takes = {"takes": args.takes, "retries": args.retries, "score": score_of(args, model)}
     if args.stream:
         from .audio.io import pcm16
 
@@ -189,12 +209,13 @@ def run_say(args: argparse.Namespace) -> None:
             sys.stdout.buffer.write(pcm16(chunk))
             sys.stdout.buffer.flush()
     elif args.captions:
-        speech = spoken_whole(model, text, align, options | {"loudness": args.loudness})
+        speech = spoken_whole(model, text, options | {"loudness": args.loudness}, align=align, **takes)
         save(output, speech.wav, model.sr)
         args.captions.write_text(speech.captions(args.captions.suffix.lower()), encoding="utf-8")
         print(args.captions)
     else:
-        save(output, model.generate(text, verbose=True, loudness=args.loudness, **options), model.sr)
+        options |= takes | {"loudness": args.loudness}
+        save(output, model.generate(text, verbose=True, **options), model.sr)
 
 
 def check_captions(path: Path) -> None:
@@ -205,16 +226,34 @@ def check_captions(path: Path) -> None:
         raise ValueError(f"{path}: there is no folder {path.parent}")
 
 
-def spoken_whole(model: Any, text: str, align: Any, options: dict[str, Any]) -> Any:
+def spoken_whole(model: Any, text: str, options: dict[str, Any], **how: Any) -> Any:
     """generate()'s sound at the same seed, with how it came about."""
     from .pipeline import NoSpeech
 
     renamed = {"audio_prompt_path": "voices", "seed": "seeds", "language_id": "language_ids"}
     jobs = model.jobs([text], **{renamed.get(name, name): value for name, value in options.items()})
-    (speech,) = model.speak(jobs, verbose=True, align=align)
+    (speech,) = model.speak(jobs, verbose=True, **how)
     if not speech.wav.numel():
         raise NoSpeech(text)
     return speech
+
+
+def pronunciations(path: Path | None) -> Any:
+    if path is None:
+        return None
+    from .text.pronounce import Pronunciations
+
+    return Pronunciations.load(path)
+
+
+def score_of(args: argparse.Namespace, model: Any) -> Any:
+    from .scores import PlausibleLength, VoiceLikeness, WordsHeard
+
+    if args.takes == 1 and not args.retries:
+        return None
+    if args.score == "voice":
+        return VoiceLikeness(model)
+    return WordsHeard() if args.score == "words" else PlausibleLength()
 
 
 def run_convert(args: argparse.Namespace) -> None:
@@ -240,6 +279,7 @@ def run_serve(args: argparse.Namespace) -> None:
         model_id=args.model, host=args.host, port=args.port, api_key=key, voices_dir=args.voices,
         max_waiting=args.max_waiting, allowed_origins=tuple(args.allow_origin), wyoming_port=args.wyoming,
         max_text=args.max_text, max_upload=args.max_upload_mb * MEGABYTE, drain_seconds=args.drain_seconds,
+        pronounce=pronunciations(args.pronounce),
     )
     serve(settings, lambda: load(args))
 

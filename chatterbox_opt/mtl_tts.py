@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .base import MAX_CHARS, Speaker, pretrained_folder
 from .checks import NEUTRAL
+from .scores import Take
 from .switches import fetch_decoder
 from .text.languages import SUPPORTED_LANGUAGES
 from .text.normalize import punc_norm as any_punc_norm
@@ -77,6 +78,11 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
         markup: Any = False,
         breath: bool = False,
         loudness: float | None = None,
+        spoken: bool | str = False,
+        pronounce: Any = None,
+        takes: int = 1,
+        score: Callable[[Take], float] | None = None,
+        retries: int = 0,
     ) -> Tensor:
         """(1, N) float32 on the CPU at `self.sr`. Without a `language_id` the text carries no language tag. A
         `voice` keeps the exaggeration it was prepared with unless the call gives one."""
@@ -85,9 +91,10 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
             text, voice, exaggeration, seed, language_id, repetition_penalty=repetition_penalty, min_p=min_p,
             top_p=top_p, cfg_weight=cfg_weight, temperature=temperature, max_new_tokens=max_new_tokens,
             markup=markup, breath=breath, loudness=loudness,
+            spoken=spoken, pronounce=pronounce,
         )
         how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
-        return self._one(job, progress=progress, **how)
+        return self._one(job, progress=progress, takes=takes, score=score, retries=retries, **how)
 
     def generate_batch(self, texts: Any, language_ids: Any = None, **per_text: Any) -> list[Tensor]:
         return super().generate_batch(texts, language_ids=language_ids, **per_text)

@@ -27,9 +27,11 @@ from .executor import token_runner
 from .options import EngineOptions, SamplingOptions
 from .speech import Speech, audible, pieces_of
 from .streaming import ChunkQueue, SpeechStream
+from .takes import Casting, Choice, Takes
 from .text.markup import Segment, unescaped, whole
 from .text.normalize import punc_norm
-from .text.split import breath, check_max_chars, spans, split
+from .text.reading import Reading, pieces
+from .text.split import breath, check_max_chars, spans
 from .voice import Conditionals, settled
 
 __all__ = ["Cancelled", "Job", "NoSpeech", "Pipeline", "Speech"]
@@ -61,6 +63,7 @@ class Job:
     voices: Mapping[str, Conditionals] = field(default_factory=dict)  # that its marks name
     breath: bool = False  # pauses between pieces by punctuation
     loudness: float | None = None  # LUFS of each piece; None: as it is
+    reading: Reading | None = None  # what is done to the text before the model reads it
 
 
 class Pipeline:
@@ -93,23 +96,33 @@ class Pipeline:
         watermark: Mark | None = None,
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
+        takes: Takes | None = None,
     ) -> list[Speech]:
         """`progress` hears of tokens drawn, and of how many there can be at most."""
         start = time.perf_counter()
         per_job = [self._utterances(job, max_chars, steps) for job in jobs]
         seconds = {"text": time.perf_counter() - start}
-        sink = WholeSpeech(per_job, watermark, levels=[job.loudness for job in jobs])
-        call = Call([u for own in per_job for u in own], sink, cancel=cancel, progress=progress)
-        self._seed(jobs, per_job)
+        choices: list[list[Choice]] = [[] for _ in jobs]
+        sounds: dict[Utterance, Tensor] = {}
+        if takes is None:
+            self._seed(jobs, per_job)
+        else:
+            casting = Casting(self.engine, takes, self.device, cancel, progress)
+            per_job, choices = casting.run(jobs, per_job)
+            sounds, progress = casting.sounds, None
+            seconds |= casting.seconds
+        sink = WholeSpeech(per_job, watermark, levels=[job.loudness for job in jobs], sounds=sounds)
+        call = Call([u for own in per_job for u in own if u not in sounds], sink, cancel=cancel, progress=progress)
         self.engine.run(call)
         for job, own in zip(jobs, per_job):
             _warn(job, own)
+        seconds |= {stage: spent + seconds.get(stage, 0.0) for stage, spent in call.seconds.items()}
         return [
             Speech(
-                wav, [audible(u) for u in own], [u.stopped for u in own], seconds | call.seconds,
-                pieces=pieces_of(own, [sink.places[u] for u in own]),
+                wav, [audible(u) for u in own], [u.stopped for u in own], dict(seconds),
+                pieces=pieces_of(own, [sink.places[u] for u in own]), choices=chosen,
             )
-            for wav, own in zip(sink.waves, per_job)
+            for wav, own, chosen in zip(sink.waves, per_job, choices)
         ]
 
     def stream(
@@ -193,10 +206,11 @@ class Pipeline:
                 found[-1].after, found[-1].chars = segment.before, (found[-1].chars[0], segment.chars[1])
                 continue
             voice = job.voices.get(segment.voice, job.voice)
-            for text, chars, before in self._pieces(job, segment, body, limit):
+            for text, read, chars, before in self._pieces(job, segment, body, limit):
                 found.append(Utterance(
-                    text_ids=self.text_ids(text, segment.language or job.language), cond=voice.t3,
-                    sampling=job.sampling, voice=voice.gen, steps=steps, text=text, chars=chars,
+                    text_ids=self.text_ids(read, segment.language or job.language), cond=voice.t3,
+                    sampling=job.sampling, voice=voice.gen, steps=steps, text=text, read=read,
+                    chars=chars,
                     before=before if before is not None or not (found and job.breath) else breath(job.text, chars[0]),
                     tail=(SILENCE_TOKEN,) * 3 if self.config.t3.is_gpt else (),  # Turbo ends with a little silence
                     drop_last_token=self.config.family == "mtl",  # it decodes to a click there
@@ -205,12 +219,16 @@ class Pipeline:
 
     def _pieces(
         self, job: Job, segment: Segment, body: str, limit: int | None
-    ) -> Iterator[tuple[str, tuple[int, int], float | None]]:
-        """(what is said at once, where it stands in the text as given, seconds of silence that were asked for)"""
-        texts = [body] if limit is None else split(body, limit)
+    ) -> Iterator[tuple[str, str, tuple[int, int], float | None]]:
+        """(what is said at once, the same as it is read, where it stands in the text as given, seconds of silence that
+        were asked for)"""
+        shown = unescaped if job.segments else str
+        read = job.reading and job.reading.steps(segment.language, segment.voice)
+        pairs = pieces(body, limit, lambda text: read(shown(text)) if read else shown(text))
+        texts = [text for text, _ in pairs]
         bounds = [segment.chars[0], *(segment.body[0] + start for start, _ in spans(body, texts)[1:]), segment.chars[1]]
-        for i, (text, chars) in enumerate(zip(texts, pairwise(bounds))):
-            yield unescaped(text) if job.segments else text, chars, None if i else segment.before
+        for i, ((text, said), chars) in enumerate(zip(pairs, pairwise(bounds))):
+            yield shown(text), said, chars, None if i else segment.before
 
     def _seed(self, jobs: Sequence[Job], per_job: Sequence[Sequence[Utterance]]) -> None:
         alone = sum(map(len, per_job)) == 1
@@ -245,13 +263,13 @@ class WholeSpeech:
     def __init__(
         self, per_job: Sequence[Sequence[Utterance]], mark: Mark | None = None,
         joined: Callable[[Sequence[Tensor]], Tensor] | None = None, put: Callable[[Tensor], None] | None = None,
-        levels: Sequence[float | None] = (),
+        levels: Sequence[float | None] = (), sounds: Mapping[Utterance, Tensor] | None = None,
     ) -> None:
         """`joined` in the place of join(); `put` takes each job's wave as soon as all are there; `levels`: the loudness
-        of each job's pieces."""
+        of each job's pieces; `sounds` are there already: of all utterances, or of none."""
         self.per_job, self.mark, self.joined, self.put = per_job, mark, joined, put
         self.levels = levels or [None] * len(per_job)
-        self.parts: dict[Utterance, Tensor] = {}
+        self.parts: dict[Utterance, Tensor] = dict(sounds or {})
         self.places: dict[Utterance, tuple[int, int]] = {}  # (first sample, behind the last) in its job's wave
         self.waves: list[Tensor] = []  # (1, N) float32 on the CPU
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from .captions import Record, written
 from .config import S3GEN_RATE
 from .engine.request import Utterance
+from .takes import Choice
 
 
 class Word(NamedTuple):
@@ -74,6 +75,7 @@ class Speech:
     stops: list[str]  # why each piece ended: "eos" | "limit" | "guard"
     seconds: dict[str, float] = field(default_factory=dict)  # spent on each stage, shared by a batch
     pieces: list[Piece] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)  # one per piece where there were several takes, or could be
 
     def align(self, align: Align) -> Speech:
         """The times of the words, from `align(samples, rate, text)`, which is asked for each piece."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .base import MAX_CHARS, Speaker, pretrained_folder
 from .checks import NEUTRAL
+from .scores import Take
 from .switches import fetch_decoder
 from .text.normalize import punc_norm
 from .voice import Conditionals, T3Cond
@@ -71,6 +72,11 @@ class OptimizedChatterboxTTS(Speaker):
         markup: Any = False,
         breath: bool = False,
         loudness: float | None = None,
+        spoken: bool | str = False,
+        pronounce: Any = None,
+        takes: int = 1,
+        score: Callable[[Take], float] | None = None,
+        retries: int = 0,
     ) -> Tensor:
         """(1, N) float32 on the CPU at `self.sr`. `max_chars=None` speaks a long text in one go, as upstream does. A
         `voice` keeps the exaggeration it was prepared with unless the call gives one."""
@@ -79,9 +85,10 @@ class OptimizedChatterboxTTS(Speaker):
             text, voice, exaggeration, seed, repetition_penalty=repetition_penalty, min_p=min_p, top_p=top_p,
             cfg_weight=cfg_weight, temperature=temperature, max_new_tokens=max_new_tokens,
             markup=markup, breath=breath, loudness=loudness,
+            spoken=spoken, pronounce=pronounce,
         )
         how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
-        return self._one(job, progress=progress, **how)
+        return self._one(job, progress=progress, takes=takes, score=score, retries=retries, **how)
 
 
 ChatterboxTTS = OptimizedChatterboxTTS

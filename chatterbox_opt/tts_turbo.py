@@ -16,6 +16,7 @@ from .audio.loudness import normalize_loudness
 from .base import MAX_CHARS, Speaker, pretrained_folder
 from .config import S3_RATE
 from .options import SamplingOptions
+from .scores import Take
 from .streaming import SpeechStream
 from .switches import fetch_decoder
 from .text.normalize import punc_norm as any_punc_norm
@@ -107,6 +108,11 @@ class OptimizedChatterboxTurboTTS(Speaker):
         markup: Any = False,
         breath: bool = False,
         loudness: float | None = None,
+        spoken: bool | str = False,
+        pronounce: Any = None,
+        takes: int = 1,
+        score: Callable[[Take], float] | None = None,
+        retries: int = 0,
     ) -> Tensor:
         """(1, N) float32 on the CPU at `self.sr`. `cfg_weight`, `exaggeration` and `min_p` have no effect here."""
         voice = self._heard(voice, audio_prompt_path, exaggeration, norm_loudness=norm_loudness)
@@ -114,9 +120,10 @@ class OptimizedChatterboxTurboTTS(Speaker):
             text, voice, exaggeration, seed, repetition_penalty=repetition_penalty, min_p=min_p, top_p=top_p,
             cfg_weight=cfg_weight, temperature=temperature, top_k=top_k, max_new_tokens=max_new_tokens,
             markup=markup, breath=breath, loudness=loudness,
+            spoken=spoken, pronounce=pronounce,
         )
         how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
-        return self._one(job, progress=progress, **how)
+        return self._one(job, progress=progress, takes=takes, score=score, retries=retries, **how)
 
     def generate_stream(
         self, text: str, *, audio_prompt_path: str | Path | None = None, voice: Conditionals | None = None,

@@ -139,6 +139,8 @@ def test_convert(folder, tmp_path):
         (["read", "missing.txt", "-o", "a.wav", "--dir", "nowhere"], "missing.txt"),
         (["read", "missing.txt", "-o", "a.docx", "--dir", "nowhere"], "ends in .wav"),
         (["read", "missing.txt", "-o", "a.wav", "--dir", "nowhere", "--voices", "none.toml"], "missing.txt"),
+        (["say", "Hi.", "--dir", "nowhere", "--pronounce", "none.toml"], "none.toml"),
+        (["say", "Hi.", "--dir", "nowhere", "--stream", "--takes", "2"], "leave out --takes"),
     ],
 )
 def test_errors_are_one_line_and_exit_1(words, said, capsys):
@@ -262,3 +264,31 @@ def test_mlx_that_is_missing_is_said(monkeypatch, capsys):
     monkeypatch.setattr(checks, "missing_mlx", lambda: "No module named 'mlx'")
     assert main(["say", "Hi.", "--model", "mini", "--device", "mlx"]) == 1
     assert "pip install 'chatterbox-opt[mlx]'" in capsys.readouterr().err
+
+
+def test_what_is_read_and_how_often_it_is_taken(folder, tmp_path, monkeypatch):
+    from chatterbox_opt.scores import VoiceLikeness
+    from chatterbox_opt.tts import OptimizedChatterboxTTS
+
+    calls = []
+
+    def generate(self, text, **how):
+        calls.append(how)
+        return torch.zeros(1, 9)
+
+    monkeypatch.setattr(OptimizedChatterboxTTS, "generate", generate)
+    tables = '{"words": {"SQL": "sequel"}, "voice": {"anna": {"words": {"SQL": "squeal"}}}}'
+    (tmp_path / "names.json").write_text(tables)
+    say = ["say", "Hello.", "-o", str(tmp_path / "a.wav"), "--dir", str(folder), "--device", "cpu"]
+    respelt = ["--pronounce", str(tmp_path / "names.json")]
+    assert main(say) == 0
+    assert main([*say, "--spoken", "--takes", "3", "--retries", "2", "--score", "voice", *respelt]) == 0
+    assert main([*say, "--spoken-by", "nemo", "--voice", "anna.wav", *respelt]) == 0
+    plain, first, second = calls
+    assert {k: plain[k] for k in ("spoken", "takes", "score", "retries")} == dict(
+        spoken=False, takes=1, score=None, retries=0
+    )
+    assert "pronounce" not in plain
+    assert (first["spoken"], first["takes"], first["retries"], first["pronounce"]("SQL")) == (True, 3, 2, "sequel")
+    assert isinstance(first["score"], VoiceLikeness)
+    assert (second["spoken"], second["pronounce"]("SQL")) == ("nemo", "squeal")

@@ -24,19 +24,22 @@ LAYERS = {
     "progress": set(),
     "switches": {"config", "options", "presets", "engine", "weights"},
     "captions": set(),
-    "speech": {"captions", "config", "engine"},
+    "listening": {"config", "audio"},
+    "scores": {"config", "audio", "models", "text", "listening"},
+    "takes": {"config", "engine", "voice", "scores"},
+    "speech": {"captions", "config", "engine", "takes"},
     "marks": {"config", "text", "voice"},
     "align": {"config", "audio"},
     "streaming": {"config", "audio", "engine", "speech", "voice"},
     "mlx": {"config", "options", "models", "engine"},
     "executor": {"config", "options", "models", "engine", "weights", "mlx"},
 }
-LAYERS["pipeline"] = LAYERS["streaming"] | {"options", "text", "models", "streaming", "executor"}
+LAYERS["pipeline"] = LAYERS["streaming"] | {"options", "text", "models", "streaming", "executor", "takes"}
 LAYERS["packing"] = {
     "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "__version__",
 }
 LAYERS["base"] = LAYERS["pipeline"] | {
-    "marks", "weights", "checks", "pipeline", "progress", "presets", "switches", "packing", "executor",
+    "marks", "weights", "checks", "pipeline", "progress", "presets", "switches", "packing", "executor", "scores",
 }
 DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
@@ -48,7 +51,7 @@ LAYERS["scale"] = {"files", "serve"}
 LAYERS["doctor"] = {"options", "config", "engine", "pipeline", "weights", "__version__"} | DOORS
 LAYERS["cli"] = {
     "options", "checks", "presets", "config", "audio", "weights", "serve", "packing", "doctor", "captions", "pipeline",
-    "reading", "scale",
+    "reading", "scale", "scores", "text",
 } | DOORS
 LAYERS["__main__"] = {"cli"}
 LAYERS["__init__"] = set(LAYERS["base"]) | DOORS | {"base"}

@@ -90,7 +90,10 @@ class Engine(Driver):
             self.waiting += [u for u in call.utterances if u.stopped is None]
             self.renderer.whole += [u for u in call.utterances if u.stopped is not None and not call.stream]
             if not call.utterances:
-                self.end(call)
+                with self.blaming(call):
+                    if call.sink is not None:
+                        call.sink.finish()
+                    self.end(call)
         for call in [call for call in self.calls if call.cancelled]:
             self.end(call, Cancelled("the call was cancelled"))
 

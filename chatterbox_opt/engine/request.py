@@ -34,6 +34,7 @@ class Utterance:
     steps: int | None = None  # of the flow; None: the model's own
     tail: tuple[int, ...] = ()  # tokens that are rendered behind the last one drawn
     text: str = ""  # what it says, for those who are told of it
+    read: str = ""  # the same as the model reads it
     chars: tuple[int, int] = (0, 0)  # where that stands in the text as given: first, behind the last
     before: float | None = None  # seconds of silence ahead of it; None: as pieces of a text have it
     after: float = 0.0  # seconds of silence behind a text's last one

@@ -89,6 +89,8 @@ class Service:
         self.check_text(text)
         arguments = manner.arguments(self.model, self.settings.model_id)
         arguments["voice"] = await self.voice(manner.voice_name())
+        if self.settings.pronounce is not None:
+            arguments["pronounce"] = self.settings.pronounce.for_voice(manner.voice_name())
         while patient and self.waiting() >= self.settings.max_waiting:
             await asyncio.sleep(0.05)
         return await self._enter(text, arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 MEGABYTE = 1 << 20
 
@@ -18,6 +19,7 @@ class ServeSettings:
     max_waiting: int = 64  # speeches that wait for rows; one more is told to come back later
     allowed_origins: tuple[str, ...] = ()  # of pages elsewhere that may call; "*" = all
     wyoming_port: int | None = None
+    pronounce: Any = None  # Pronunciations of every request
     max_text: int = 100_000  # characters of a request
     max_json: int = 2 * MEGABYTE  # bytes of a request that is no upload
     max_upload: int = 25 * MEGABYTE  # bytes of a recording

@@ -40,6 +40,7 @@ class Manner(BaseModel):
     max_new_tokens: int | None = Field(None, description="Speech tokens of a piece of the text, 25 a second")
     n_cfm_timesteps: int | None = Field(None, description="Steps of the decoder; fewer are faster")
     max_chars: int | None = Field(280, description="Longer texts are spoken in pieces of so many characters")
+    spoken: bool = Field(False, description="Numbers, dates, money and units in words")
     first_chunk: Number = Field(1.0, description="Seconds of sound to be had before anything is sent")
 
     def arguments(self, model: Any, own: str) -> dict[str, Any]:
@@ -53,7 +54,7 @@ class Manner(BaseModel):
         return {
             "language_id": catalogue.language_of(model, self.language),
             "first_chunk": None if self.whole() else self.first_chunk,
-            **{name: getattr(self, name) for name in ("seed", "n_cfm_timesteps", "max_chars")},
+            **{name: getattr(self, name) for name in ("seed", "n_cfm_timesteps", "max_chars", "spoken")},
             **self._sampling(model),
         }
 

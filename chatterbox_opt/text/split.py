@@ -18,6 +18,7 @@ PARAGRAPH, SENTENCE, DOUBTFUL, CLAUSE, WORD, HARD = -0.9, 0.0, 3.0, 6.0, 30.0, 2
 INSIDE = 2.0  # added within quotes or round brackets
 SHORT, SHORT_COST = 25, 8.0  # the models babble after a few letters: a short piece costs more than a clause cut
 BREATHS = ((PARAGRAPH, 0.6), (DOUBTFUL, 0.3), (CLAUSE, 0.12))  # s of pause where a cut costs at most so much
+SHORTEST_LIMIT = 20  # of max_chars
 WIDE = 3  # a Han, kana or Hangul character takes as long to say as three letters
 
 _CLOSERS = "\"'”’»›)]}」』）】》〉〕］｣*_"
@@ -31,7 +32,7 @@ _UNSPACED = re.compile(
     rf"(?:[{_WIDE_STOPS}…]*[{_WIDE_STOPS}][{_WIDE_STOPS}….!?]*|[、，；：]+|[—―]+)[{re.escape(_CLOSERS)}]*"
 )
 _BREAK = re.compile(r"\r\n?|[\n\u2028]")
-_WIDE_CHAR = re.compile(
+WIDE_CHAR = re.compile(
     "[\u1100-\u11ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
 )
 _QUOTED = re.compile(
@@ -67,8 +68,9 @@ _DOUBTFUL = _words(
 
 
 def check_max_chars(value: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 20:
-        raise ValueError(f"max_chars={value!r}: a whole number from 20 is needed, or None to leave texts whole")
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < SHORTEST_LIMIT:
+        least = f"a whole number from {SHORTEST_LIMIT} is needed"
+        raise ValueError(f"max_chars={value!r}: {least}, or None to leave texts whole")
 
 
 def split(text: str, max_chars: int = 280) -> list[str]:
@@ -120,10 +122,24 @@ def finished_length(text: str) -> int:
     return next((at for at in reversed(stops) if at < len(text)), 0)
 
 
+def stop_ends_sentence(text: str, stop: int, after: int) -> bool | None:
+    """Whether the stop before text[stop] is a sentence's, not an abbreviation's alone; None where that is uncertain.
+    What follows it is looked for from `after` on."""
+    if not text[after:].strip():
+        return True
+    cost = _sentence_end(text, stop, after)
+    return None if cost == DOUBTFUL else cost < DOUBTFUL
+
+
+def width(text: str) -> int:
+    """How long it takes to say, in letters."""
+    return sum(_widths(text))
+
+
 def _widths(text: str) -> list[int]:
     widths = [1] * len(text)
     if not text.isascii():
-        for match in _WIDE_CHAR.finditer(text):
+        for match in WIDE_CHAR.finditer(text):
             widths[match.start()] = WIDE
     return widths
 

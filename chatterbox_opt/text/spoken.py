@@ -1,0 +1,101 @@
+"""Text as it is meant: of what a library makes of it, the words that changed; the rest stays as it was written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from difflib import SequenceMatcher
+
+from .split import WIDE_CHAR, stop_ends_sentence
+
+_WORD = re.compile(rf"{WIDE_CHAR.pattern}|(?:(?!{WIDE_CHAR.pattern})\S)+")
+_MARKS = ".,;:!?…-\"'“”‘’()[]{}«»‹›、，。？！；：\\—–"  # nobody says them
+_LEADING = re.compile(r"^[\"“‘(\[{«‹¿¡—–]*")  # no apostrophe: it is a part of '90s
+_TRAILING = re.compile(r"[.,;:!?…\"'“”’)\]}»›—–]*$")
+
+Span = tuple[int, int]
+
+
+def as_spoken(text: str, read: Callable[[str], str]) -> str:
+    """`read` is a library. What it refuses is halved until only the word that it stumbles over is left as it is."""
+    if not text.strip():
+        return text
+    try:
+        return merged(text, read(text))
+    except Exception:  # each library has its own for what its grammar lacks
+        words = list(re.finditer(r"\S+", text))
+        if len(words) == 1:
+            return text
+        middle = words[len(words) // 2].start()
+        return as_spoken(text[:middle], read) + as_spoken(text[middle:], read)
+
+
+def merged(text: str, said: str) -> str:
+    """`text` with the words of `said` where they are others: libraries lose stops, quotes and blanks."""
+    old, new = [m.span() for m in _WORD.finditer(text)], [m.span() for m in _WORD.finditer(said)]
+    parts, at = [], 0
+    for a, b, changed in _blocks(text, said, old, new):
+        if not changed:
+            continue
+        start, end = old[a[0]][0], old[a[1] - 1][1]
+        words = said[new[b[0]][0] : new[b[1] - 1][1]] if b[0] < b[1] else ""
+        replaced = _marked_as(text, start, end, words)
+        parts += [text[at:start], replaced]
+        at = end if replaced else end + len(text[end:]) - len(text[end:].lstrip())
+    return "".join([*parts, text[at:]])
+
+
+def _blocks(text: str, said: str, old: list[Span], new: list[Span]) -> Iterator[tuple[Span, Span, bool]]:
+    """(words of `text`, words of `said`, whether they differ); a changed block has at least one word of `text`."""
+    was, now = [text[a:b] for a, b in old], [said[a:b] for a, b in new]
+    keys = [_key(word) for word in was], [_key(word) for word in now]
+    blocks: list[tuple[Span, Span, bool]] = []
+    for kind, a0, a1, b0, b1 in SequenceMatcher(None, *keys, autojunk=False).get_opcodes():
+        changed = kind != "equal" and (any(keys[0][a0:a1]) or any(keys[1][b0:b1]))  # marks alone stay
+        if kind == "insert" and not changed:
+            continue
+        if changed and blocks and not blocks[-1][2] and (kind == "insert" or _moved(was[a0 - 1], now[b0 - 1])):
+            (p0, p1), (q0, q1), _ = blocks.pop()  # "$5 million." is "five million dollars."
+            if p1 - p0 > 1:
+                blocks.append(((p0, p1 - 1), (q0, q1 - 1), False))
+            a0, b0 = p1 - 1, q1 - 1
+        blocks.append(((a0, a1), (b0, b1), changed))
+    return _fused(blocks)
+
+
+def _moved(was: str, now: str) -> bool:
+    """Whether a mark behind the word stands elsewhere now: more has come between the two."""
+    return was[-1] in ",;:!?" and now[-1] != was[-1]
+
+
+def _fused(blocks: list[tuple[Span, Span, bool]]) -> Iterator[tuple[Span, Span, bool]]:
+    """Changed neighbours in one, and an insertion ahead of every word in one with the first."""
+    nothing = (0, 0), (0, 0), False
+    held = nothing
+    for a, b, changed in [*blocks, nothing]:
+        if held[2] and changed:
+            held = (held[0][0], a[1]), (held[1][0], b[1]), True
+            continue
+        if held[2] and held[0][0] == held[0][1] and a[0] < a[1]:
+            held = (a[0], a[0] + 1), (held[1][0], b[0] + 1), True
+            a, b = (a[0] + 1, a[1]), (b[0] + 1, b[1])
+        if held[0][0] < held[0][1]:
+            yield held
+        held = a, b, changed
+
+
+def _key(word: str) -> str:
+    return word.strip(_MARKS).replace(".", "").casefold()  # p.m. is PM
+
+
+def _marked_as(text: str, start: int, end: int, words: str) -> str:
+    """The words within the marks of text[start:end], less the stop of an abbreviation that ends no sentence."""
+    before = _LEADING.match(text[start:end])[0]
+    after = _TRAILING.search(text[start + len(before) : end])[0]
+    bare = words[len(_LEADING.match(words)[0]) :].lstrip()
+    marks = _TRAILING.search(bare)[0]
+    if after.startswith(".") and not after.startswith(".."):
+        ends = stop_ends_sentence(text, end - len(after) + 1, end)
+        if not (marks.startswith(".") if ends is None else ends):
+            after = after[1:]
+    return before + bare[: len(bare) - len(marks)].rstrip() + after

@@ -1,0 +1,106 @@
+"""Respellings: which words they find, how they are written, and what a file of them may hold."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from chatterbox_opt.text.pronounce import Pronunciations
+from chatterbox_opt.text.reading import Reading
+
+TOML = """
+[words]
+nginx = "engine x"
+SQL = "sequel"
+"New York" = "Noo York"
+
+[patterns]
+'v(\\d+)' = 'version \\1'
+
+[voice.anna.words]
+SQL = "ess queue ell"
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "said"),
+    [
+        ({"nginx": "engine x"}, "Nginx, nginx and NGINX.", "Engine x, engine x and Engine x."),
+        ({"SQL": "sequel"}, "SQL, sql and Sql.", "sequel, sql and Sql."),
+        ({"cat": "kat"}, "The cat's concatenated cat.", "The kat's concatenated kat."),
+        ({"Dr.": "doctor"}, "Dr. No", "doctor No"),
+        ({"C++": "see plus plus"}, "C++ and C.", "see plus plus and C."),
+        ({"york": "yawk", "new york": "noo york"}, "New York and York", "Noo york and Yawk"),
+        ({"a": "b", "b": "c"}, "a b", "b c"),  # not looked for in another's respelling
+        ({"行": "航"}, "银行里", "银航里"),
+        ({"AI": "人工智能"}, "用AI写", "用人工智能写"),
+        ({"(": "open"}, "a ( b", "a open b"),
+    ],
+)
+def test_words(words, text, said):
+    assert Pronunciations.of(words)(text) == said
+
+
+def test_patterns_go_last_one_after_another():
+    made = Pronunciations.of({"one": "two", re.compile("two"): "three", re.compile(r"(\w)hree"): r"\1hre"})
+    assert made("one two") == "thre thre"
+
+
+def test_a_file_for_every_voice_and_for_one(tmp_path):
+    (tmp_path / "say.toml").write_text(TOML, encoding="utf-8")
+    everybody = Pronunciations.of(tmp_path / "say.toml")
+    text = "SQL on nginx v2 in New York"
+    assert everybody(text) == everybody.for_voice("bob")(text) == "sequel on engine x version 2 in Noo York"
+    assert everybody.for_voice("anna")(text) == "ess queue ell on engine x version 2 in Noo York"
+
+
+def test_json_says_the_same(tmp_path):
+    tables = {"words": {"SQL": "sequel"}, "patterns": {r"v(\d+)": r"version \1"}}
+    (tmp_path / "say.json").write_text(json.dumps(tables), encoding="utf-8")
+    assert Pronunciations.load(str(tmp_path / "say.json"))("SQL v2") == "sequel version 2"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.json", '{"word": {"a": "b"}}', "words, patterns, voice are known; found: word"),
+        ("a.json", '{"a": "b"}', "words, patterns, voice are known"),
+        ("a.json", "[]", "found: nothing"),
+        ("a.json", "{", "a.json"),
+        ("a.json", '{"words": {"a": 3}}', "text is needed on both sides"),
+        ("a.json", '{"words": {" ": "b"}}', "text is needed on both sides"),
+        ("a.json", '{"patterns": {"(": "b"}}', "no regular expression"),
+        ("a.json", '{"patterns": {"a": "\\\\1"}}', "does not fit"),
+        ("a.json", '{"voice": {"anna": {"voice": {}}}}', "words, patterns are known"),
+        ("a.txt", "a = b", ".toml and .json"),
+    ],
+)
+def test_errors_name_the_file_and_what_is_wrong(name, content, said, tmp_path):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        Pronunciations.load(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_a_missing_file_and_another_type():
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Pronunciations.of("nowhere.toml")
+    with pytest.raises(ValueError, match="pronounce is int"):
+        Pronunciations.of(3)
+
+
+@given(st.dictionaries(st.text(min_size=1).filter(str.strip), st.text(), max_size=4), st.text())
+def test_any_words_are_taken(words, text):
+    said = Pronunciations.of(words)(text)
+    if not any(word.lower() in text.lower() for word in words):
+        assert said == text
+
+
+def test_respellings_go_ahead_of_numbers():
+    pytest.importorskip("wetext", reason="pip install 'chatterbox-opt[text]'")
+    read = Reading.of("en", True, {"R2D2": "Artoo 5"}).steps()
+    assert read("R2D2 has 3 legs.") == "Artoo five has three legs."
