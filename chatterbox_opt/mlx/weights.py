@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ..config import T3Config
+from ..engine.linears import give_back_memory
 from ..models.t3 import T3
 from .arrays import to_mlx
 
 GROUP = 64  # weights that share one scale and offset
 BITS = {None: None, "int8": 8, "int4": 4}
+BETWEEN = 8  # tensors read before freed ones go back to the system: about a layer of Llama's
 BACKBONE = "tfmr."  # its products are packed; embeddings and head keep their precision, as in torch
 
 
@@ -48,11 +50,16 @@ class Weights:
         self.dtype, self._bits = dtype, BITS[quantize]
         self._arrays: dict[str, mx.array] = {}
         self._packed: dict[str, tuple[mx.array, mx.array, mx.array]] = {}
-        for name, tensor in named:
-            self._take(name, tensor)
+        kept = mx.set_cache_limit(0)  # what casting and packing take is of no use to the next tensor
+        try:
+            for taken, (name, tensor) in enumerate(named):
+                self._take(name, tensor)
+                if taken % BETWEEN == 0:
+                    give_back_memory()
+        finally:
+            mx.set_cache_limit(kept)
         if missing := self._wanted.keys() - self._arrays.keys() - self._packed.keys():
             raise ValueError(f"T3 lacks {len(missing)} tensors, the first {min(missing)}")
-        mx.clear_cache()  # what casting and packing took
 
     def _take(self, name: str, tensor: Tensor) -> None:
         if self._wanted.get(name) != tuple(tensor.shape):
