@@ -86,7 +86,7 @@ def elsewhere(mode: str, callers: int, side: str, args: Any) -> dict[str, Any]:
     command += ["--options", *args.options] if args.options else []
     command += ["--threads", str(args.threads)] if args.threads else []
     tree = args.before if side == "before" else str(workload.ROOT)
-    environment = os.environ | {"PYTHONPATH": os.path.abspath(tree)}
+    environment = os.environ | {workload.MEASURED: os.path.abspath(tree)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side}, {mode} of {callers}: {done.stderr[-2000:]}")

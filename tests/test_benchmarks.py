@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -304,6 +306,19 @@ def compared(commit="abc", date="2026-01-01 00:00 UTC", seconds=2.0):
 
 def result(folder, commit="abc", **how):
     (folder / f"{commit}.json").write_text(json.dumps(compared(commit, **how)))
+
+
+def test_another_checkout_is_measured_with_these_scripts(tmp_path):
+    """Whatever is installed, and wherever these scripts lie."""
+    package = tmp_path / "chatterbox_opt"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    for checkout, expected in ((tmp_path, package), (None, ROOT / "chatterbox_opt")):
+        env = os.environ | ({} if checkout is None else {workload.MEASURED: str(checkout)})
+        code = f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n" \
+               "import workload, chatterbox_opt; print(chatterbox_opt.__file__)"
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        assert Path(done.stdout.strip()).parent == expected
 
 
 def test_a_comparison_whose_time_is_up_before_its_first_turn_has_a_page():
