@@ -12,7 +12,7 @@ import tables
 
 PICTURE = "overview.svg"  # in results/
 PREFERRED = "medium"  # the length that stands for a device, where it was measured
-GREY, BLUE, DARK, RED = "#9a9a9a", "#1f5fa8", "#222222", "#c0392b"
+BLUE, LIGHT, DARK, GREY, RED = "#1f5fa8", "#5b9bd5", "#222222", "#555555", "#c0392b"
 WIDTH, LABELS, VALUES, LINE = 860, 250, 210, 28  # px: the whole, left and right of the bars, a row
 
 
@@ -28,7 +28,7 @@ def rows(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             found.append({
                 "device": tables.device(document["environment"]),
                 "model": _model(document),
-                "options": " ".join(document["sides"][side]["asked"]) or "defaults",
+                "options": _options(document["sides"][side]["asked"]),
                 "length": r["length"],
                 "speech": r["speech_seconds"],
                 "before": next((b["rtf"]["median"] for b in at_length if b["side"] == "baseline"), None),
@@ -51,6 +51,10 @@ def leading(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(chosen.values())
 
 
+def _options(asked: list[str]) -> str:
+    return "defaults" if asked in ([], ["default"]) else " ".join(asked)
+
+
 def _model(document: dict[str, Any]) -> str:
     return tables.FAMILY[document["settings"]["model"]].removeprefix("Chatterbox ").replace("Chatterbox", "English")
 
@@ -67,9 +71,18 @@ def _memory(ours: dict[str, Any], base: dict[str, Any]) -> str:
 
 
 def lead(documents: list[dict[str, Any]]) -> str:
-    head = ["device", "model", "options", "speech", "chatterbox-tts, RTF", "chatterbox_opt, RTF", "times faster"]
-    cells = [_cells(row) for row in leading(rows(documents))]
-    return tables.table(head, cells) if cells else ""
+    """One line per device and model, a column per set of options."""
+    found = leading(rows(documents))
+    sets = list(dict.fromkeys(row["options"] for row in found))
+    lines = []
+    for (device, model, speech, before), own in groupby(found, _compared):
+        cells = {row["options"]: f"{row['now']:.3g} ({row['ratio']['ratio']:.1f}x)" for row in own}
+        lines.append([device, f"{model} {speech:.3g} s", f"{before:.3g}", *(cells.get(name, "") for name in sets)])
+    return tables.table(["device", "speech", "chatterbox-tts", *sets], lines) if lines else ""
+
+
+def _compared(row: dict[str, Any]) -> tuple:
+    return row["device"], row["model"], row["speech"], row["before"]
 
 
 def summary(documents: list[dict[str, Any]]) -> str:
@@ -116,15 +129,17 @@ def picture(documents: list[dict[str, Any]]) -> str:
     one = LABELS + scale
     lines.insert(0, f'<line x1="{one:.1f}" x2="{one:.1f}" y1="58" y2="{y}" stroke="{RED}" stroke-dasharray="4 3"/>')
     weights = " and ".join(sorted({d["settings"]["weights"] for d in documents}))
-    what = f"{weights} weights at full size, the same work on both sides; right: computing seconds per second of speech"
+    what = f"{weights.capitalize()} weights at full size, the same work on both sides. Thin lines: range of the runs. "
+    what += "Light: other options than the defaults."
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y + 36}" viewBox="0 0 {WIDTH} {y + 36}"'
         ' font-family="Helvetica, Arial, sans-serif" font-size="13">',
         f'<rect width="{WIDTH}" height="{y + 36}" fill="white"/>',
         _text(16, 28, "Times faster than chatterbox-tts", weight="bold", size=17),
         _text(one, 52, "1: chatterbox-tts", anchor="middle", colour=RED, size=11),
+        _text(WIDTH - 16, 52, "seconds per second of speech", anchor="end", colour=GREY, size=11),
         *lines,
-        _text(16, y + 20, what, colour="#555555", size=11),
+        _text(16, y + 20, what, colour=GREY, size=11),
         "</svg>",
         "",
     ])
@@ -134,14 +149,15 @@ def _bar(row: dict[str, Any], y: float, scale: float) -> list[str]:
     """From 0 to the ratio; a thin line from the lowest to the highest."""
     ratio, low, high = (row["ratio"][key] for key in ("ratio", "low", "high"))
     what = f"{row['model']}, {row['speech']:.3g} s"
-    what += "" if row["options"].startswith("default") else f", {row['options']}"
+    usual = row["options"] == "defaults"
+    what += "" if usual else f", {row['options']}"
     end, centre = LABELS + high * scale, y + 10
     return [
         _text(LABELS - 10, y + 15, what, anchor="end"),
-        f'<rect x="{LABELS}" y="{y}" width="{ratio * scale:.1f}" height="20" fill="{BLUE}"/>',
+        f'<rect x="{LABELS}" y="{y}" width="{ratio * scale:.1f}" height="20" fill="{BLUE if usual else LIGHT}"/>',
         f'<line x1="{LABELS + low * scale:.1f}" x2="{end:.1f}" y1="{centre}" y2="{centre}" stroke="{DARK}"/>',
         _text(end + 8, y + 15, f"{ratio:.1f}x", weight="bold"),
-        _text(end + 58, y + 15, f"{row['before']:.3g} → {row['now']:.3g}", colour="#555555"),
+        _text(WIDTH - 16, y + 15, f"{row['before']:.3g} → {row['now']:.3g}", anchor="end", colour=GREY),
     ]
 
 
