@@ -76,7 +76,7 @@ def lead(documents: list[dict[str, Any]]) -> str:
     sets = list(dict.fromkeys(row["options"] for row in found))
     lines = []
     for (device, model, speech, before), own in groupby(found, _compared):
-        cells = {row["options"]: f"{row['now']:.3g} ({row['ratio']['ratio']:.1f}x)" for row in own}
+        cells = {row["options"]: f"{row['now']:.3g}, {row['ratio']['ratio']:.1f}x" for row in own}
         lines.append([device, f"{model} {speech:.3g} s", f"{before:.3g}", *(cells.get(name, "") for name in sets)])
     return tables.table(["device", "speech", "chatterbox-tts", *sets], lines) if lines else ""
 
