@@ -1,6 +1,6 @@
-"""The tables in README.md and OPTIMIZATION.md are written from benchmarks/results/*.json, between markers:
+"""The tables of the documents are written from benchmarks/results/*.json, between markers, and the picture beside them:
 
-    <!-- results:readme -->  <!-- results:comparison turbo -->  <!-- results:ladder tts -->
+    <!-- results:lead -->  <!-- results:summary -->  <!-- results:comparison turbo -->  <!-- results:ladder tts -->
     <!-- results:inference tokens -->  <!-- results:quality -->  <!-- results:streaming -->  <!-- results:server -->
     ... each up to  <!-- /results -->
 
@@ -20,10 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import overview
 import tables
 from workload import ROOT
 
-DOCUMENTS = ("README.md", "OPTIMIZATION.md")
+DOCUMENTS = ("README.md", "OPTIMIZATION.md", "docs/quality.md")
 MARKED = re.compile(r"(<!-- results:([a-z]+)((?: [a-z0-9]+)*) -->\n).*?(<!-- /results -->)", re.S)
 NEEDED = ("benchmark", "label", "command", "environment", "settings", "rows")
 PRIVATE = re.compile(r"(?<![\w.])/(home|root|work|tmp|users|mnt)/", re.I)
@@ -50,9 +51,22 @@ def main(argv: list[str] | None = None) -> int:
         elif written != text:
             path.write_text(written, encoding="utf-8")
             print(f"written: {path.name}")
+    problems += draw(results, args.results / overview.PICTURE, args.check)
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0
+
+
+def draw(results: list[dict[str, Any]], path: Path, check: bool) -> list[str]:
+    """The picture as it should be, or what is wrong with it."""
+    drawn = overview.picture(chosen(results, "comparison", []))
+    if drawn == (path.read_text(encoding="utf-8") if path.exists() else ""):
+        return []
+    if check:
+        return [f"{path.name}: its numbers are not those of the results; run benchmarks/check_results.py"]
+    path.write_text(drawn, encoding="utf-8")
+    print(f"written: {path.name}")
+    return []
 
 
 def read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
@@ -107,48 +121,6 @@ def chosen(results: list[dict[str, Any]], benchmark: str, words: list[str]) -> l
     return [d for d in out if not models or (d["settings"].get("model") or d["settings"].get("family")) in models]
 
 
-def readme(results: list[dict[str, Any]], words: list[str]) -> str:
-    """One line a machine, model, set of options and length; where each came from below."""
-    documents = chosen(results, "comparison", words)
-    rows, sources = [], []
-    for document in documents:
-        ours = [r for r in document["rows"] if r["side"] != "baseline" and not document["sides"][r["side"]]["failed"]]
-        rows += [_summary(document, r) for r in ours]
-        where = document["environment"]
-        sources.append(f"[{tables.device(where)}, {where['commit']}](benchmarks/results/{document['file']})")
-    if not rows:
-        return ""
-    head = ["device", "model", "options", "speech", "chatterbox-tts, RTF", "chatterbox_opt, RTF", "times faster"]
-    weights = sorted({d["settings"]["weights"] for d in documents})
-    what = f"{tables.timed(documents)}; {' and '.join(weights)} weights"
-    note = f"RTF: seconds of computing for a second of speech, {what}. Sources: "
-    return tables.table([*head, "peak memory"], rows) + "\n\n" + note + "; ".join(dict.fromkeys(sources)) + "."
-
-
-def _summary(document: dict[str, Any], r: dict[str, Any]) -> list[str]:
-    where, side = document["environment"], r["side"]
-    base = next((b for b in document["rows"] if b["side"] == "baseline" and b["length"] == r["length"]), None)
-    ratio = next((q for q in document["ratios"] if q["side"] == side and q["length"] == r["length"]), None)
-    return [
-        tables.device(where),
-        tables.FAMILY[document["settings"]["model"]].removeprefix("Chatterbox ").replace("Chatterbox", "English"),
-        " ".join(document["sides"][side]["asked"]) or "defaults",
-        f"{r['speech_seconds']:.3g} s",
-        f"{base['rtf']['median']:.3g}" if base else "",
-        f"{r['rtf']['median']:.3g}",
-        tables.ratio_cell(ratio, 1),
-        _memory(document["memory"].get(side, {}), document["memory"].get("baseline", {})),
-    ]
-
-
-def _memory(ours: dict[str, Any], base: dict[str, Any]) -> str:
-    key = "peak_vram_mb" if ours.get("peak_vram_mb") else "peak_rss_mb"
-    if not ours.get(key):
-        return ""
-    before = f", was {base[key] / 1000:.1f} GB" if base.get(key) else ""
-    return f"{ours[key] / 1000:.1f} GB{before}"
-
-
 def pages(benchmark: str) -> Callable[[list[dict[str, Any]], list[str]], str]:
     def write(results: list[dict[str, Any]], words: list[str]) -> str:
         return "\n\n".join(_only(tables.markdown(d), d, words) for d in chosen(results, benchmark, words))
@@ -167,7 +139,8 @@ def _only(page: str, document: dict[str, Any], words: list[str]) -> str:
 
 
 WRITERS: dict[str, Callable[[list[dict[str, Any]], list[str]], str]] = {
-    "readme": readme,
+    "lead": lambda results, words: overview.lead(chosen(results, "comparison", words)),
+    "summary": lambda results, words: overview.summary(chosen(results, "comparison", words)),
     **{name: pages(name) for name in ("comparison", "inference", "ladder", "quality")},
     **{name: pages(name) for name in ("streaming", "server", "concurrency")},
 }

@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--device", default="auto", help="cuda, mlx, mps or cpu; the best there is otherwise")
         command.add_argument("--dir", type=Path, help="a checkpoint folder instead of the published weights")
         command.add_argument("--no-watermark", action="store_true")
-        command.add_argument("--preset", choices=PRESETS, help="a bundle of options, see OPTIMIZATION.md")
+        command.add_argument("--preset", choices=PRESETS, help="a bundle of options, see docs/options.md")
         command.add_argument("--decoder", help="meanflow: Turbo's of two steps; or a file; standard: the model's own")
     for command in (say, serve):
         command.add_argument(

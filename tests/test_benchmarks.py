@@ -329,7 +329,7 @@ def test_a_comparison_whose_time_is_up_before_its_first_turn_has_a_page():
 def test_results_are_written_and_checked(tmp_path, capsys):
     page = tmp_path / "PAGE.md"
     end = "<!-- /results -->"
-    lines = ["before", "<!-- results:readme -->", end, "after", "<!-- results:comparison tts -->", "old", end, ""]
+    lines = ["before", "<!-- results:summary -->", end, "after", "<!-- results:comparison tts -->", "old", end, ""]
     page.write_text("\n".join(lines))
     results = tmp_path / "results"
     results.mkdir()
@@ -341,7 +341,7 @@ def test_results_are_written_and_checked(tmp_path, capsys):
     assert "its tables are not those of the results" in capsys.readouterr().err
     assert check_results.main(arguments) == 0
     text = page.read_text()
-    assert text.startswith("before\n<!-- results:readme -->\n")
+    assert text.startswith("before\n<!-- results:summary -->\n")
     assert "| A GPU | English | defaults | 5 s | 4 | 0.4 | **10.0** (9.0 to 11.0) |" in text
     assert "\nold\n" not in text
     assert check_results.main([*arguments, "--check"]) == 0

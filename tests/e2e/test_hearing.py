@@ -28,7 +28,7 @@ MODES = {
     "int8": EngineOptions(quantize="int8", **FULL),
     "batched": EngineOptions(),
 }
-WORDS = 0.35  # word error rate allowed; what each mode has over 50 sentences is in OPTIMIZATION.md
+WORDS = 0.35  # word error rate allowed; what each mode has over 50 sentences is in docs/quality.md
 TWO_STEPS = 0.03  # word error rate allowed on top of that of ten
 LIMIT_BYTES = 20_000_000
 

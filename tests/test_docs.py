@@ -1,0 +1,75 @@
+"""The pages: their links lead somewhere, their Python runs or at least compiles, their lines are short."""
+
+import re
+from pathlib import Path
+
+import pytest
+from documents import DOCS, PAGES, ROOT, anchors, blocks, check_imports, prose, read, reader, run
+
+ARCHITECTURE = read(ROOT / "docs" / "architecture.md")
+
+
+def of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=of)
+def test_its_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(read(page))):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), target
+        if anchor:
+            assert anchor in anchors(read(found)), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=of)
+def test_its_python_compiles_and_its_imports_exist(page):
+    for code in blocks(read(page), "python"):
+        check_imports(code)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "mini"], ids=of)
+def test_its_lines_are_short(page):
+    """Tables aside, which cannot be wrapped."""
+    long = [line for line in prose(read(page)).splitlines() if len(line) > 100 and not line.startswith(("|", "!["))]
+    assert long == []
+
+
+def test_the_python_of_usage_runs(tmp_path, monkeypatch):
+    codes, names = blocks(read(ROOT / "docs" / "usage.md"), "python"), reader(tmp_path, monkeypatch, "tiny")
+    run(codes, names, {"max_new_tokens=500, ": "", "cuda": "cpu"})
+    assert len(names["wavs"]) == 3
+    assert names["speech"].stops
+    assert Path("ref.pt").is_file()
+    assert names["model"].config.clones is False, "the last block loads mini"
+
+
+@pytest.mark.parametrize("name", ["options", "streaming", "loading", "scale"])
+def test_the_python_of_a_page_runs_on_mini(tmp_path, monkeypatch, name):
+    codes, names = blocks(read(ROOT / "docs" / f"{name}.md"), "python"), reader(tmp_path, monkeypatch, "mini")
+    run(codes, names, {"cuda": "cpu", '"DIR"': "MINI"})
+
+
+def test_every_file_of_the_tree_exists():
+    tree = re.search(r"## The tree\n\n```\n(.*?)```", ARCHITECTURE, re.S)[1]
+    for name in re.findall(r"[\w/]+\.py|(?<!\S)\w+/", tree):
+        inside = ROOT / "chatterbox_opt" / name
+        assert inside.exists() or (ROOT / name).exists(), name
+
+
+def test_every_folder_of_the_package_is_in_the_tree():
+    folders = {path.parent.name for path in (ROOT / "chatterbox_opt").glob("*/__init__.py")}
+    assert {folder for folder in folders if f"  {folder}/" not in ARCHITECTURE} == set()
+
+
+def test_every_file_that_architecture_points_to_exists():
+    for name in re.findall(r"`([\w/]+\.py)`", ARCHITECTURE):
+        assert (ROOT / "chatterbox_opt" / name).exists() or (ROOT / name).exists(), name
+
+
+def test_the_site_has_every_page():
+    pages = set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text()))
+    assert {page.name for page in DOCS} <= pages
