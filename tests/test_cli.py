@@ -239,6 +239,7 @@ def test_auto_takes_mlx_on_apple_silicon_where_it_is_installed(system, mps, mlx,
     import platform
 
     from chatterbox_opt import checks, cli
+    from chatterbox_opt.cli.model import source
 
     monkeypatch.setattr(platform, "system", lambda: system[0])
     monkeypatch.setattr(platform, "machine", lambda: system[1])
@@ -254,7 +255,7 @@ def test_auto_takes_mlx_on_apple_silicon_where_it_is_installed(system, mps, mlx,
 
     for command in ("say", "serve"):
         words = [command, "Hi.", "--model", "mini"] if command == "say" else [command, "--model", "mini"]
-        cli.source(Door, cli.parser().parse_args(words))
+        source(Door, cli.parser().parse_args(words))
     assert asked == [best, best]
 
 

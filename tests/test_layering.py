@@ -45,13 +45,13 @@ DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}
 LAYERS["upstream"] = set(LAYERS["base"]) | DOORS | {"base"}
-LAYERS["reading"] = {"options", "config", "checks", "audio", "text", "captions", "speech", "align", "__version__"}
+LAYERS["reading"] = {"options", "config", "checks", "audio", "text", "captions", "speech", "__version__"}
 LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "files", "__version__"} | DOORS
 LAYERS["scale"] = {"files", "serve"}
 LAYERS["doctor"] = {"options", "config", "engine", "pipeline", "weights", "__version__"} | DOORS
 LAYERS["cli"] = {
     "options", "checks", "presets", "config", "audio", "weights", "serve", "packing", "doctor", "captions", "pipeline",
-    "reading", "scale", "scores", "text",
+    "reading", "scale", "scores", "text", "align",
 } | DOORS
 LAYERS["__main__"] = {"cli"}
 LAYERS["__init__"] = set(LAYERS["base"]) | DOORS | {"base"}

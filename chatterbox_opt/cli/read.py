@@ -1,4 +1,4 @@
-"""`chatterbox-opt read`: its arguments, and what it says while it works."""
+"""`chatterbox-opt read`: a script into a book on disk, with a bar while it works."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .script import KINDS
+from ..reading.script import KINDS
+from . import model as models
+from . import speech as speeches
 
 
-def add_arguments(read: argparse.ArgumentParser) -> None:
+def add_command(commands: Any) -> None:
+    read = commands.add_parser("read", help="read a script aloud: a book, a dialogue")
     read.add_argument("script", type=Path, metavar="FILE", help="text, Markdown (.md), or a dialogue of `Name: line`")
     read.add_argument("-o", "--output", type=Path, required=True, help="book.wav, .flac, .ogg or .mp3")
     read.add_argument("--as", dest="kind", choices=KINDS, help="what FILE is; by its ending otherwise")
@@ -28,13 +31,16 @@ def add_arguments(read: argparse.ArgumentParser) -> None:
     read.add_argument("--loudness", type=float, metavar="LUFS", help="of every piece (EBU R 128), such as -20")
     read.add_argument("--no-breath", action="store_true", help="the same short pause between all pieces")
     read.add_argument("--work", type=Path, help="the folder that keeps what was spoken; OUT.work otherwise")
+    models.add_arguments(read)
+    read.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace, load: Callable[[argparse.Namespace], Any]) -> None:
-    from .book import check, read_aloud
-    from .cast import NARRATOR, Role, cast_of
+def run(args: argparse.Namespace) -> None:
+    from ..reading.book import check, read_aloud
+    from ..reading.cast import NARRATOR, Role, cast_of
 
     check(args.output, args.captions)
+    models.check(args)
     if not args.script.is_file():
         raise ValueError(f"{args.script}: there is no such file")
     if args.words and not args.captions:
@@ -42,9 +48,9 @@ def run(args: argparse.Namespace, load: Callable[[argparse.Namespace], Any]) -> 
     cast = cast_of(args.voices)
     if args.voice is not None:
         cast[NARRATOR] = replace(cast.get(NARRATOR, Role()), voice=args.voice)
-    options = {"language_ids": args.lang or "en"} if args.model == "multilingual" else {}
-    align = aligner() if args.words else None
-    model = load(args)
+    options = {"language_ids": models.language(args)} if args.model == "multilingual" else {}
+    align = speeches.aligner() if args.words else None
+    model = models.load(args)
     with bar() as progress:
         written = read_aloud(
             model, args.script, args.output, cast=cast, kind=args.kind, chapters=args.chapters, captions=args.captions,
@@ -53,12 +59,6 @@ def run(args: argparse.Namespace, load: Callable[[argparse.Namespace], Any]) -> 
         )
     for path in written:
         print(path)
-
-
-def aligner() -> Any:
-    from ..align import WhisperAligner
-
-    return WhisperAligner()
 
 
 @contextmanager

@@ -1,0 +1,42 @@
+"""`chatterbox-opt batch`: a table of texts into a folder, gone on with where it was left."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import model as models
+
+
+def add_command(commands: Any) -> None:
+    batch = commands.add_parser("batch", help="speak a table of texts into a folder, and go on where that was left")
+    batch.add_argument("input", type=Path, help="rows of text, id, voice, seed, ...: .jsonl, .csv or .parquet")
+    batch.add_argument("-o", "--output", type=Path, required=True, help="the folder of the sound and its manifest")
+    batch.add_argument("--format", choices=("flac", "mp3", "wav"), default="flac")
+    batch.add_argument("--shard", type=int, metavar="ROWS", help="WebDataset tar files of so many rows instead")
+    batch.add_argument("--voice", type=Path, help="a recording, or a saved voice, for rows that name none")
+    batch.add_argument("--lang", help="language of --model multilingual, such as fr, for rows that name none")
+    models.add_arguments(batch)
+    batch.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..scale.batch import speak_table
+    from ..scale.rows import read_rows
+    from ..scale.speaking import speak
+
+    models.check(args)
+    common = {"voice": args.voice and str(args.voice.absolute()), "language_id": models.language(args)}
+    rows = read_rows(args.input, {name: value for name, value in common.items() if value is not None})
+    settings = {name: getattr(args, name) for name in ("model", "quantize", "preset", "decoder", "no_watermark")}
+    settings["dir"] = args.dir and str(args.dir.absolute())
+
+    def outcomes(left: Sequence[Any]) -> Any:
+        return speak(models.load(args), left, args.format)
+
+    done = speak_table(rows, args.output, outcomes, args.format, shard=args.shard, settings=settings)
+    print(f"{args.output}: {done.made} made, {done.before} there before; {done.seconds:.1f} s of speech")
+    if done.failed:
+        raise ValueError(f"{done.failed} of {done.rows} rows failed: {args.output / 'failures.jsonl'} says why")

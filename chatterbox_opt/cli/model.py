@@ -1,0 +1,89 @@
+"""Options that say which model speaks, where it comes from and on which device; and the loading of it."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from pathlib import Path
+from typing import Any
+
+from ..presets import PRESETS
+
+FAMILIES = {"english": "tts", "multilingual": "mtl", "turbo": "turbo", "nano": "nano"}
+MODELS = (*FAMILIES, "mini")
+
+
+def add_arguments(command: argparse.ArgumentParser, *, choice: bool = True, cache: bool = False) -> None:
+    """`choice`: the command has several models to choose from; `cache`: it offers --cache-packed."""
+    group = command.add_argument_group("model and device")
+    if choice:
+        group.add_argument(
+            "--model", choices=MODELS, default="english", help="mini: the small voice that needs no download",
+        )
+        group.add_argument("--quantize", choices=("int8", "int4"))
+    group.add_argument("--device", default="auto", help="cuda, mlx, mps or cpu; the best there is otherwise")
+    group.add_argument("--dir", type=Path, help="a checkpoint folder instead of the published weights")
+    group.add_argument("--no-watermark", action="store_true")
+    group.add_argument("--preset", choices=PRESETS, help="a bundle of options, see docs/options.md")
+    group.add_argument("--decoder", help="meanflow: Turbo's of two steps; or a file; standard: the model's own")
+    if cache:
+        group.add_argument(
+            "--cache-packed", action="store_true", help="keep the weights as they are used: the next start is quicker",
+        )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises where the options contradict each other, before anything is loaded."""
+    if getattr(args, "lang", None) and args.model != "multilingual":
+        raise ValueError(f"--lang {args.lang} needs --model multilingual; {args.model} speaks English")
+    if args.dir and args.model == "mini":
+        raise ValueError(f"--dir {args.dir}: mini comes with the package; leave out one of the two")
+
+
+def language(args: argparse.Namespace) -> str | None:
+    """None for the models that speak English only."""
+    return (args.lang or "en") if args.model == "multilingual" else None
+
+
+def load(args: argparse.Namespace) -> Any:
+    if args.model in ("english", "mini"):
+        from ..tts import OptimizedChatterboxTTS
+
+        return source(OptimizedChatterboxTTS, args, quantize=args.quantize)
+    if args.model == "multilingual":
+        from ..mtl_tts import OptimizedChatterboxMultilingualTTS
+
+        return source(OptimizedChatterboxMultilingualTTS, args, quantize=args.quantize)
+    from ..tts_turbo import OptimizedChatterboxTurboTTS
+
+    return source(OptimizedChatterboxTurboTTS, args, nano=args.model == "nano", quantize=args.quantize)
+
+
+def source(cls: Any, args: argparse.Namespace, **options: Any) -> Any:
+    options |= {"preset": args.preset, "decoder": args.decoder}
+    options = {k: v for k, v in options.items() if v is not None}
+    device = best_device() if args.device == "auto" else args.device
+    options["enable_watermark"] = not args.no_watermark
+    if getattr(args, "cache_packed", False):
+        options["cache_packed"] = True
+    if args.dir:
+        return cls.from_local(args.dir, device, **options)
+    if getattr(args, "model", None) == "mini":
+        return cls.from_mini(device, **options)
+    return cls.from_pretrained(device, **options)
+
+
+def best_device() -> str:
+    import torch
+
+    from ..checks import missing_mlx
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if not torch.backends.mps.is_available():
+        return "cpu"
+    return "mlx" if on_apple_silicon() and not missing_mlx() else "mps"
+
+
+def on_apple_silicon() -> bool:
+    return (platform.system(), platform.machine()) == ("Darwin", "arm64")

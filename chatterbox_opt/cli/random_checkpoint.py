@@ -1,0 +1,26 @@
+"""`chatterbox-opt random-checkpoint`: seeded random weights in the published format, for tests and timings."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..weights.files import DECODERS
+
+
+def add_command(commands: Any) -> None:
+    random = commands.add_parser("random-checkpoint", help="write a checkpoint of seeded random weights")
+    random.add_argument("folder", type=Path)
+    random.add_argument("--family", choices=("tts", "mtl", "turbo", "nano"), default="tts")
+    random.add_argument("--size", choices=("tiny", "full"), default="tiny")
+    random.add_argument("--decoder", choices=DECODERS, help="meanflow: the two-step one beside the family's own")
+    random.add_argument("--seed", type=int, default=0)
+    random.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from ..weights.random_init import write_checkpoint
+
+    write_checkpoint(args.folder, args.family, args.size, args.seed, args.decoder)
+    print(args.folder)

@@ -1,0 +1,109 @@
+"""`chatterbox-opt say`: a text into a file of sound, or into a pipe while it is being spoken."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import model as models
+from . import speech as speeches
+from .files import check_captions, check_output, save
+
+
+def add_command(commands: Any) -> None:
+    say = commands.add_parser("say", help="speak a text into a wav file")
+    say.add_argument("text", help="the text; - reads standard input")
+    say.add_argument("-o", "--output", type=Path, help="out.wav otherwise")
+    say.add_argument("--lang", help="language of --model multilingual, such as fr")
+    say.add_argument("--voice", type=Path, help="a recording of the voice to speak in")
+    say.add_argument("--seed", type=int, help="the same text, voice and seed give the same audio")
+    say.add_argument("--exaggeration", type=float)
+    say.add_argument("--cfg-weight", type=float)
+    say.add_argument("--temperature", type=float)
+    say.add_argument(
+        "--stream", action="store_true",
+        help="no file, but samples to standard output while they are being made: | aplay -q -f S16_LE -r 24000",
+    )
+    say.add_argument("--captions", type=Path, metavar="OUT.srt", help="what is said when: .srt, .vtt or .json")
+    say.add_argument("--words", action="store_true", help="the captions' times by word; needs the extra hearing")
+    say.add_argument("--markup", action="store_true", help="heed [pause 0.8s] and other marks, see docs/long_form.md")
+    say.add_argument("--breath", action="store_true", help="pauses between pieces by punctuation")
+    say.add_argument("--loudness", type=float, metavar="LUFS", help="of every piece (EBU R 128), such as -20")
+    speeches.add_arguments(say)
+    models.add_arguments(say, cache=True)
+    say.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    text = sys.stdin.buffer.read().decode("utf-8-sig") if args.text == "-" else args.text
+    output = args.output or Path("out.wav")
+    check(args, text, output)
+    align = speeches.aligner() if args.words else None
+    respelt = speeches.pronunciations(args.pronounce)
+    model = models.load(args)
+    options = options_of(args, respelt)
+    takes = {"takes": args.takes, "retries": args.retries, "score": speeches.score_of(args, model)}
+    if args.stream:
+        stream(model, text, options)
+    elif args.captions:
+        speech = spoken_whole(model, text, options | {"loudness": args.loudness}, align=align, **takes)
+        save(output, speech.wav, model.sr)
+        args.captions.write_text(speech.captions(args.captions.suffix.lower()), encoding="utf-8")
+        print(args.captions)
+    else:
+        options |= takes | {"loudness": args.loudness}
+        save(output, model.generate(text, verbose=True, **options), model.sr)
+
+
+def check(args: argparse.Namespace, text: str, output: Path) -> None:
+    """Raises where the options contradict each other, before anything is loaded."""
+    if not text.strip():
+        raise ValueError("there is no text to say")
+    models.check(args)
+    if args.stream and (args.output or sys.stdout.isatty()):
+        raise ValueError("--stream writes no file, but samples into a pipe: ... --stream | aplay -q -f S16_LE -r 24000")
+    if args.stream and (args.takes != 1 or args.retries):
+        raise ValueError("--stream speaks while it draws, with nothing to choose from: leave out --takes and --retries")
+    if args.stream and (args.captions or args.loudness is not None):
+        raise ValueError("--stream has neither captions nor an even loudness: both need the whole")
+    if args.words and not args.captions:
+        raise ValueError("--words times the captions: say where they go, by --captions")
+    if not args.stream:
+        check_output(output)
+    if args.captions:
+        check_captions(args.captions)
+
+
+def options_of(args: argparse.Namespace, respelt: Any) -> dict[str, Any]:
+    """Arguments of generate() and generate_stream()."""
+    chosen = {k: getattr(args, k) for k in ("exaggeration", "cfg_weight", "temperature")}
+    options = {k: v for k, v in chosen.items() if v is not None}
+    if args.model == "multilingual":
+        options["language_id"] = models.language(args)
+    options |= {"audio_prompt_path": args.voice, "seed": args.seed, "markup": args.markup, "breath": args.breath}
+    options["spoken"] = args.spoken
+    if respelt is not None:
+        options["pronounce"] = respelt.for_voice(args.voice.stem if args.voice else None)
+    return options
+
+
+def stream(model: Any, text: str, options: dict[str, Any]) -> None:
+    from ..audio.io import pcm16
+
+    for chunk in model.generate_stream(text, **options):
+        sys.stdout.buffer.write(pcm16(chunk))
+        sys.stdout.buffer.flush()
+
+
+def spoken_whole(model: Any, text: str, options: dict[str, Any], **how: Any) -> Any:
+    """generate()'s sound at the same seed, with how it came about."""
+    from ..pipeline import NoSpeech
+
+    renamed = {"audio_prompt_path": "voices", "seed": "seeds", "language_id": "language_ids"}
+    jobs = model.jobs([text], **{renamed.get(name, name): value for name, value in options.items()})
+    (speech,) = model.speak(jobs, verbose=True, **how)
+    if not speech.wav.numel():
+        raise NoSpeech(text)
+    return speech

@@ -1,0 +1,46 @@
+"""Options that say how a text is read, how often each piece of it is spoken, and which of the takes is kept."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..text.libraries import LANGUAGES as LIBRARIES
+
+SCORES = ("length", "words", "voice")
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("how the text is read (docs/text.md), and takes of it (docs/takes.md)")
+    group.add_argument("--spoken", action="store_true", help="say numbers, dates, money and units in words")
+    group.add_argument("--spoken-by", choices=LIBRARIES, dest="spoken", help="the same, by this library")
+    group.add_argument("--pronounce", type=Path, metavar="FILE", help="respellings, .toml or .json")
+    group.add_argument("--takes", type=int, default=1, help="speak each piece so many times and keep the best")
+    group.add_argument("--score", choices=SCORES, default="length", help="what is best: words needs the extra hearing")
+    group.add_argument("--retries", type=int, default=0, help="draw a piece that ran away anew, so many times")
+
+
+def pronunciations(path: Path | None) -> Any:
+    if path is None:
+        return None
+    from ..text.pronounce import Pronunciations
+
+    return Pronunciations.load(path)
+
+
+def score_of(args: argparse.Namespace, model: Any) -> Any:
+    """None where there is nothing to choose from."""
+    from ..scores import PlausibleLength, VoiceLikeness, WordsHeard
+
+    if args.takes == 1 and not args.retries:
+        return None
+    if args.score == "voice":
+        return VoiceLikeness(model)
+    return WordsHeard() if args.score == "words" else PlausibleLength()
+
+
+def aligner() -> Any:
+    from ..align import WhisperAligner
+
+    return WhisperAligner()
