@@ -131,11 +131,12 @@ class Int8Linear(nn.Module):
         self.product = int8_product(self.packed, linear.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1]).float()
-        size = flat.abs().amax(-1, keepdim=True).clamp_min_(1e-8)
-        y = self.product(flat / size, self.packed)
+        """Of 2 rows an operation costs more than what it computes: there are four, and one more of a half x."""
+        wide = x if x.dtype == torch.float32 else x.float()
+        size = wide.abs().amax(-1, keepdim=True)
+        y = self.product(wide / size, self.packed)
         y = y.mul_(size) if self.bias is None else torch.addcmul(self.bias, y, size)
-        return y.view(*x.shape[:-1], -1).to(x.dtype)
+        return y if wide is x else y.to(x.dtype)
 
 
 def packed_int8(digits: Tensor, scale: Tensor) -> torch.ScriptObject:
@@ -153,8 +154,9 @@ def int8_product(packed: torch.ScriptObject, width: int) -> Callable[[Tensor, to
     return in_fixed_range
 
 
-# x (n, K) lies between -1 and 1, and becomes 0 to 128 or 127: two products with a weight of 8 bits just fit into the 16
-# bits in which a processor without VNNI adds them.
+# x (..., K) lies between -1 and 1, and becomes 0 to 128 or 127: two products with a weight of 8 bits just fit into the
+# 16 bits in which a processor without VNNI adds them. A row of zeros comes as NaN: it only has to become finite, since
+# it is multiplied by 0.
 
 
 def in_fixed_range(x: Tensor, packed: torch.ScriptObject) -> Tensor:
@@ -163,7 +165,9 @@ def in_fixed_range(x: Tensor, packed: torch.ScriptObject) -> Tensor:
 
 def in_pinned_range(x: Tensor, packed: torch.ScriptObject) -> Tensor:
     """Takes the range from what it finds: a row of +1 and -1 below the others is always found."""
-    return torch.ops.quantized.linear_dynamic.default(torch.cat([x, pin(x.shape[1])]), packed, True)[:-1]
+    flat = x.reshape(-1, x.shape[-1]).nan_to_num()
+    y = torch.ops.quantized.linear_dynamic.default(torch.cat([flat, pin(x.shape[-1])]), packed, True)[:-1]
+    return y.view(*x.shape[:-1], -1)
 
 
 @cache

@@ -23,11 +23,12 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
         self.eps = eps
-        self._root = torch.tensor(math.sqrt(eps), device="cpu")  # models are built on "meta"
+        # Models are built on "meta". A Python number is made a tensor anew in every call, at the cost of an operation.
+        self._root, self._part = torch.tensor([math.sqrt(eps), dim**-0.5], device="cpu").unbind()
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float32 and x.is_cpu:  # F.rms_norm is eight operations there, and takes twice as long
-            mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * x.shape[-1] ** -0.5
+            mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * self._part
             return x / torch.hypot(mean, self._root) * self.weight
         # float32 whatever the weights are: the mean of squares of 1024 bf16 numbers is not one
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
