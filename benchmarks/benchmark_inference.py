@@ -108,7 +108,7 @@ class Bench:
         self.config = MODELS[args.family] if args.size == "full" else tiny(args.family)
         flow = dataclasses.replace(self.config.flow, meanflow=self._is_meanflow())
         self.config = dataclasses.replace(self.config, flow=flow)
-        self.base = bundle(args.preset or "balanced", self.device.split(":")[0], flow.meanflow, {})
+        self.base = bundle(args.preset or "balanced", self.device.split(":")[0], self.config, {})
         self.voice_path = workload.voice_file(args.work_dir, args.prompt)
         self.drawn = args.tokens or (32 if args.device == "cpu" else 201)
         self.rendered = args.tokens or (50 if args.device == "cpu" else 250)

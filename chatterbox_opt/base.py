@@ -83,7 +83,7 @@ class Speaker:
         self.config = config or MODELS[self.family]
         self.conds = conds.to(place) if conds is not None else None
         asked = (engine, enable_compilation, use_mixed_precision, attention, quantize, preset)
-        self.options = settle(device, self.config, toggles(device, self.config.flow.meanflow, *asked), preset)
+        self.options = settle(device, self.config, toggles(device, self.config, *asked), preset)
         self.t3 = at_home(t3, device, self.options)
         self.watermarker = Watermarker(place) if enable_watermark else None
         self.voices = VoicePreparer(self.config, ve, s3gen, place, self.options.resampler)

@@ -94,6 +94,11 @@ class T3Config:
         """Positions the voice takes: speaker, prompt, and for Llama emotion."""
         return 1 + self.prompt_tokens if self.is_gpt else 1 + self.perceiver_queries + 1
 
+    @property
+    def block_weights(self) -> int:
+        """Of the products of all blocks: what a token reads."""
+        return self.layers * self.dim * (4 * self.dim + (2 if self.is_gpt else 3) * self.ff)
+
 
 @dataclass(frozen=True)
 class FlowConfig:

@@ -22,7 +22,7 @@ TOGGLES = ("engine", "enable_compilation", "use_mixed_precision", "attention", "
 
 def toggles(
     device: str | torch.device,
-    meanflow: bool = False,
+    config: ModelConfig,
     engine: EngineOptions | None = None,
     enable_compilation: bool = True,
     use_mixed_precision: bool = True,
@@ -44,7 +44,7 @@ def toggles(
     if quantize is not None:
         changes["quantize"] = quantize
     if preset is not None:
-        return bundle(preset, indexed(device).type, meanflow, differing(engine or EngineOptions()) | changes)
+        return bundle(preset, indexed(device).type, config, differing(engine or EngineOptions()) | changes)
     return (engine or EngineOptions()).replace(**changes)
 
 
@@ -52,7 +52,7 @@ def settle(device: str | torch.device, config: ModelConfig, asked: EngineOptions
     """Options without an "auto", and without what this device does not survive, once a warning has named what goes
     before the preset."""
     place = indexed(device)
-    tell_overridden(preset, place.type, config.flow.meanflow, asked)
+    tell_overridden(preset, place.type, config, asked)
     resolved = resolve(asked, device)
     return resolved if is_mlx(device) else settled_for(resolved, place, config)
 

@@ -54,7 +54,6 @@ def optimize(
     if isinstance(model, (Speaker, vc.OptimizedChatterboxVC)):
         raise ValueError("optimize(): this model is optimized already; give the upstream object it was made of")
     device = indexed(model.device)
-    engine = resolve(toggles(device, **{k: options[k] for k in TOGGLES if k in options}), device)
     if isinstance(model, ChatterboxVC):
         config = config or MODELS["tts"]
         s3gen, config = _s3gen(model, decoder, "vc", config, options.get("preset"))
@@ -62,6 +61,7 @@ def optimize(
     cls, family = _twin(model)
     config = config or MODELS[family]
     s3gen, config = _s3gen(model, decoder, family, config, options.get("preset"))
+    engine = resolve(toggles(device, config, **{k: options[k] for k in TOGGLES if k in options}), device)
     extra = {"model_label": family.capitalize()} if cls is OptimizedChatterboxTurboTTS else {}
     return cls(
         load_t3(model.t3.state_dict(), config, device, engine),

@@ -51,7 +51,7 @@ class OptimizedChatterboxVC:
         self.sr = S3GEN_RATE
         self.s3gen, self.device, place = s3gen, device, indexed(device)
         self.config = config or MODELS["tts"]
-        asked = toggles(device, self.config.flow.meanflow, engine, preset=preset, **switches)
+        asked = toggles(device, self.config, engine, preset=preset, **switches)
         self.options = settle(device, self.config, asked, preset)
         self.watermarker = Watermarker(place) if enable_watermark else None
         self.voices = VoicePreparer(self.config, None, s3gen, place, self.options.resampler)

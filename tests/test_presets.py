@@ -14,7 +14,9 @@ from chatterbox_opt import (
     OptimizedChatterboxTTS,
     OptimizedChatterboxTurboTTS,
     OptimizedChatterboxVC,
+    presets,
 )
+from chatterbox_opt.config import MODELS
 from chatterbox_opt.engine.resolve import resolve
 from chatterbox_opt.presets import PRESETS
 from chatterbox_opt.weights import hub
@@ -166,24 +168,32 @@ def test_each_preset_is_its_bundle(folders, door):
 
     assert options(preset="exact") == resolve(EngineOptions.exact(), CPU)
     assert options(preset="balanced") == options() == resolve(EngineOptions(), CPU)
-    assert options(preset="fast") == resolve(EngineOptions(quantize="int8"), CPU)
-    guided = EngineOptions(quantize="int8", flow_steps=6, cfm_schedule="sway", prompt_seconds=5.0)
+    assert options(preset="fast") == resolve(EngineOptions(), CPU)
+    guided = EngineOptions(flow_steps=6, cfm_schedule="sway", prompt_seconds=5.0)
     if door != "turbo":
         assert options(preset="fast", decoder="standard") == resolve(guided, CPU)
 
 
-def test_off_the_cpu_t3_stays_as_it_is():
-    assert PRESETS["fast"].changes("cuda", meanflow=True) == {}
-    assert PRESETS["fast"].changes("cuda", meanflow=False)["flow_steps"] == 6
+def test_t3_is_in_int8_where_that_is_quicker(folders, monkeypatch):
+    """Published sizes, on a CPU. What a small one reads lies in the cache."""
+    for config in MODELS.values():
+        assert PRESETS["fast"].changes("cpu", config)["quantize"] == "int8"
+        assert "quantize" not in PRESETS["fast"].changes("cuda", config)
+    assert "flow_steps" in PRESETS["fast"].changes("cuda", MODELS["tts"])
+    assert english(folders["tts"], preset="fast").options.quantize is None
+    assert english(folders["tts"], preset="fast", quantize="int8").options.quantize == "int8"
+    monkeypatch.setattr(presets, "LARGE_T3", 0)
+    assert english(folders["tts"], preset="fast").options.quantize == "int8"
 
 
-def test_nano_and_mini(folders):
-    nano = OptimizedChatterboxTurboTTS.from_local(folders["nano"], "cpu", nano=True, preset="fast")
-    assert (nano.options.quantize, nano.options.flow_steps) == ("int8", None)
+def test_nano_and_mini(folders, monkeypatch):
     for decoder, steps in ((None, None), ("standard", 6)):
         mini = OptimizedChatterboxTTS.from_mini(preset="fast", decoder=decoder)
-        assert (mini.options.quantize, mini.options.flow_steps) == ("int8", steps)
+        assert (mini.options.quantize, mini.options.flow_steps) == (None, steps)
         assert mini.config.flow.meanflow == (decoder is None)
+    monkeypatch.setattr(presets, "LARGE_T3", 0)
+    nano = OptimizedChatterboxTurboTTS.from_local(folders["nano"], "cpu", nano=True, preset="fast")
+    assert (nano.options.quantize, nano.options.flow_steps) == ("int8", None)
 
 
 def test_the_exact_preset_is_the_exact_mode(folders):
@@ -214,7 +224,8 @@ def test_steps_of_a_call_go_before_those_of_the_engine(plain):
     (dict(preset="fast"), "quantize", "int8", False),
     (dict(preset="exact", decoder="meanflow"), "dtype", "float32", True),
 ])  # fmt: skip
-def test_what_is_asked_for_goes_before_the_preset(folders, caplog, how, field, value, told):
+def test_what_is_asked_for_goes_before_the_preset(folders, caplog, monkeypatch, how, field, value, told):
+    monkeypatch.setattr(presets, "LARGE_T3", 0)
     with caplog.at_level(logging.WARNING, logger="chatterbox_opt"):
         assert getattr(english(folders["tts"], **how).options, field) == value
     warned = [r for r in caplog.records if "preset=" in r.getMessage()]
@@ -231,7 +242,7 @@ def test_the_table_of_the_document_is_that_of_the_code():
         return "`EngineOptions.exact()`" if whole else ", ".join(f"`{k}={v!r}`" for k, v in changes.items())
 
     assert found == [
-        [f"`{name}`", *map(cell, (p.always, p.on_cpu, p.guided)), f"`{p.decoder}`" if p.decoder else "",
+        [f"`{name}`", *map(cell, (p.always, p.on_cpu_large, p.guided)), f"`{p.decoder}`" if p.decoder else "",
          "yes" if p.approximate else "no"]
         for name, p in PRESETS.items()
     ]
@@ -254,4 +265,4 @@ def test_optimize_takes_both(upstream, folders, family, monkeypatch):
         assert optimize(given, config=config, enable_watermark=False, **how).config.flow.meanflow
     monkeypatch.setattr(hub, "download_decoder", lambda: pytest.fail("a download was begun"))
     fast = optimize(given, config=config, enable_watermark=False, preset="fast")
-    assert (fast.options.quantize, fast.options.flow_steps, fast.config.flow.meanflow) == ("int8", 6, False)
+    assert (fast.options.quantize, fast.options.flow_steps, fast.config.flow.meanflow) == (None, 6, False)

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ..weights.load import existing, weight_files
+from ..weights.load import existing, read_config, weight_files
 from ..weights.packed import Packed, read_packed
 from .forms import form_of
 from .make import UNFINISHED, goes_along, pack, stamp
@@ -40,7 +40,7 @@ def cached(
 ) -> tuple[Path, Packed] | None:
     """The entry for this checkpoint, below the folder `root` or in the user's cache. None where the cache cannot be
     written."""
-    form = form_of(device, switches)
+    form = form_of(device, read_config(folder, family), switches)
     files = [*weight_files(existing(folder), family, t3_file, decoder).values(), *goes_along(folder)]
     belongs = [family, sorted(str(path.resolve()) for path in files), dataclasses.astuple(form)]
     key = hashlib.sha256(json.dumps(belongs).encode()).hexdigest()[:16]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..config import ModelConfig
 from ..engine.quantize import packs_float16
 from ..engine.resolve import resolve, stored_dtype
 from ..options import EngineOptions
@@ -17,21 +18,23 @@ from ..weights.packed import Form
 logger = logging.getLogger(__name__)
 
 
-def form_of(device: torch.device, switches: dict[str, Any]) -> Form:
+def form_of(device: torch.device, config: ModelConfig, switches: dict[str, Any]) -> Form:
     """`switches`: a constructor's TOGGLES."""
-    settled = resolve(toggles(device, **switches), device)
+    settled = resolve(toggles(device, config, **switches), device)
     half = stored_dtype(settled, device) != getattr(torch, settled.dtype)
     return Form(device.type, settled.dtype, settled.s3gen_dtype, settled.quantize, half)
 
 
-def as_packed(folder: Path, form: Form, device: torch.device, switches: dict[str, Any]) -> dict[str, Any]:
+def as_packed(
+    folder: Path, form: Form, device: torch.device, config: ModelConfig, switches: dict[str, Any]
+) -> dict[str, Any]:
     """`switches` with what a packed folder's networks are. Raises ValueError where they contradict it, or the device
     cannot compute with it: nothing is converted in silence."""
     if form.device != device.type:
         raise ValueError(f"{folder} is packed for {form.device}, not {device.type}: pack the checkpoint for that")
     if form.half and not packs_float16(device):
         raise ValueError(f"{folder} is packed for x86 processors, which this is not: pack the checkpoint here")
-    asked = toggles(device, **switches)
+    asked = toggles(device, config, **switches)
     held = {name: getattr(form, name) for name in ("dtype", "s3gen_dtype", "quantize")}
     wrong = [f"{k}={v!r}" for k in held if (v := getattr(asked, k)) not in ("auto", None, held[k])]
     if wrong:

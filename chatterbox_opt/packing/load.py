@@ -11,7 +11,7 @@ import torch
 from ..engine.resolve import indexed, is_mlx, resolve
 from ..executor import load_t3
 from ..switches import toggles
-from ..weights.load import Loaded, load_folder
+from ..weights.load import Loaded, existing, load_folder, read_config
 from ..weights.packed import is_packed, load_packed, read_packed, same_file
 from .cache import cached
 from .forms import as_packed
@@ -28,7 +28,8 @@ def load_any(
 ) -> tuple[Loaded, dict[str, Any]]:
     """`switches` are a constructor's TOGGLES. `cache_packed` keeps what is made of the weights, in the user's cache
     folder or in one of your own, and loads that from then on."""
-    folder = Path(folder)
+    folder = existing(folder)
+    config = read_config(folder, family)
     place = indexed(device)
     if is_mlx(device) and (cache_packed or is_packed(folder)):
         raise ValueError("device='mlx' reads checkpoints as they are published, not packed ones")
@@ -40,7 +41,7 @@ def load_any(
     elif cache_packed and (found := cached(folder, family, place, t3_file, decoder, switches, cache_packed)):
         (folder, packed), decoder = found, None
     else:
-        make_t3 = partial(load_t3, device=device, options=resolve(toggles(device, **switches), device))
+        make_t3 = partial(load_t3, device=device, options=resolve(toggles(device, config, **switches), device))
         return load_folder(folder, family, place, torch.float32, t3_file, decoder, make_t3), switches
-    switches = as_packed(folder, packed.form, place, switches)
+    switches = as_packed(folder, packed.form, place, config, switches)
     return load_packed(folder, packed, family, place, decoder), switches

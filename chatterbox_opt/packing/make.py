@@ -23,7 +23,7 @@ from ..engine.mel import in_half
 from ..models.t3 import T3
 from ..switches import TOGGLES
 from ..weights.files import OPTIONAL
-from ..weights.load import load_folder, weight_files
+from ..weights.load import load_folder, read_config, weight_files
 from ..weights.packed import MARKER, NAMES, Form, Packed, described, is_packed, write_marker, write_rest, write_t3
 from .forms import form_of
 
@@ -52,7 +52,7 @@ def pack(
         raise FileExistsError(f"{out} is there, and not empty; a new folder is needed, so that nothing is written over")
     if family not in MODELS:
         raise ValueError(f"family={family!r}: choose one of {', '.join(MODELS)}")
-    form = form_of(torch.device(usable_device(device)), switches)
+    form = form_of(torch.device(usable_device(device)), read_config(folder, family), switches)
     stored = torch.float32 if form.half else getattr(torch, form.dtype)  # before its linears become digits
     files = weight_files(folder, family, t3_file, decoder)
     source = {path.name: stamp(path) for path in [*files.values(), *goes_along(folder)]}  # ahead of the reading

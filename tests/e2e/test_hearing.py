@@ -64,9 +64,9 @@ def test_words_are_heard(mode, steps, listener):
 
 
 def test_words_are_heard_of_the_fast_preset(listener):
-    """T3 in int8 and the decoder of two steps."""
+    """The decoder of two steps; a T3 as small as this is not quantised."""
     model = OptimizedChatterboxTTS.from_mini(preset="fast")
-    assert (model.options.quantize, model.options.flow_steps, model.config.flow.meanflow) == ("int8", None, True)
+    assert (model.options.quantize, model.options.flow_steps, model.config.flow.meanflow) == (None, None, True)
     speech = [s for i, t in enumerate(TEXTS) for s in model.speak(model.jobs([t], seeds=i))]
     assert all(s.stops == ["eos"] for s in speech)
     assert errors(speech, listener) <= WORDS

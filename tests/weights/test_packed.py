@@ -72,11 +72,14 @@ def test_a_packed_checkpoint_says_what_the_checkpoint_says(folders, tmp_path, fa
     assert torch.equal(said(model), said(load(folders[family], family, engine=engine)))
 
 
-def test_presets_fine_tunes_and_decoders(folders, tmp_path, caplog):
+@pytest.mark.parametrize("held", ["int8", None])
+def test_presets_fine_tunes_and_decoders(folders, tmp_path, caplog, monkeypatch, held):
+    if held:
+        monkeypatch.setattr("chatterbox_opt.presets.LARGE_T3", 0)  # as of a published size
     mine = tmp_path / "mine.safetensors"
     mine.write_bytes((write_checkpoint(tmp_path / "other", "tts", seed=7) / "t3_cfg.safetensors").read_bytes())
     how = dict(t3_file=str(mine), decoder=folders["turbo"] / "s3gen_meanflow.safetensors")
-    pack(folders["tts"], tmp_path / "packed", preset="fast", **how)
+    assert pack(folders["tts"], tmp_path / "packed", preset="fast", **how).quantize == held
     wanted = load(folders["tts"], preset="fast", **how)
     model = load(tmp_path / "packed", preset="fast")
     assert model.options == wanted.options
