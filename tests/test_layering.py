@@ -12,7 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = {
     "config": set(),
     "options": set(),
-    "presets": {"options"},
+    "presets": {"config", "options"},
     "text": {"config"},
     "models": {"config"},
     "weights": {"config", "models"},
