@@ -7,20 +7,18 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .audio.watermark import Watermarker, mark
 from .checks import (
-    NEUTRAL,
     check_exaggeration,
     check_first_chunk,
     check_loudness,
     check_seed,
     check_steps,
-    given,
     one_per_text,
     usable_device,
 )
@@ -40,10 +38,14 @@ from .switches import TOGGLES, random_decoder, settle, toggles
 from .takes import asked_for
 from .text.reading import Reading
 from .text.tokenizer import load_tokenizer
-from .voice import Conditionals, VoicePreparer, with_exaggeration
+from .voice import Conditionals, VoicePreparer
+from .voiced import Voiced
 from .weights import hub
 from .weights.files import has_meanflow
 from .weights.random_init import random_folder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +53,7 @@ PLURALS = {"seed": "seeds", "voice": "voices", "audio_prompt_path": "voices", "l
 MAX_CHARS = 280  # a longer text is spoken in pieces: the models drift past some 25 s
 
 
-class Speaker:
+class Speaker(Voiced):
     """A loaded model. The constructor keeps upstream's order; everything new is keyword-only."""
 
     family = "tts"
@@ -101,7 +103,7 @@ class Speaker:
         decoder: str | Path | None = None,
         cache_packed: bool | str | Path = False,
         **options: Any,
-    ) -> Speaker:
+    ) -> Self:
         """`cache_packed`: see packing/load.py."""
         device = usable_device(device)
         decoder = choose_decoder(options.get("preset"), decoder, has_meanflow(folder))
@@ -117,51 +119,13 @@ class Speaker:
     @classmethod
     def from_random(
         cls, device: Any = "cpu", size: str = "tiny", seed: int = 0, family: str | None = None, **options: Any
-    ) -> Speaker:
+    ) -> Self:
         """The same architecture with seeded random weights: for tests and timings, what it says is noise."""
         with random_folder(family or cls.family, size, seed, random_decoder(options)) as folder:
             model = cls._load(folder, device, family or cls.family, **options)
             if hasattr(model.tokenizer, "cangjie_converter"):
                 model.tokenizer.cangjie_converter.codes()  # read when needed, and the folder goes
             return model
-
-    # ---- voices ----------------------------------------------------------------------------------
-
-    def prepare_voice(
-        self, audio: Any, exaggeration: float | None = None, *, sample_rate: int | None = None, **how: Any
-    ) -> Conditionals:
-        """A voice from a recording (a path, or samples with their rate) or from a saved voice. Cached by content. It
-        speaks with its `exaggeration` (0.5 where none is given, a saved voice with its own) unless a call gives one."""
-        exaggeration = check_exaggeration(exaggeration)
-        return self.voices.prepare(audio, exaggeration=exaggeration, sample_rate=sample_rate, **how)
-
-    def prepare_conditionals(self, wav_fpath: Any, exaggeration: float = 0.5) -> None:
-        """The model's own voice. As upstream has it, calls speak in it with their own exaggeration, 0.5 by default."""
-        self.conds = self.prepare_voice(wav_fpath, exaggeration)
-
-    def _heard(self, voice: Any, audio_prompt_path: Any, exaggeration: float | None, **how: Any) -> Any:
-        """The voice that was given, or that of the recording, which becomes the model's own, as upstream has it."""
-        if voice is not None or not given(audio_prompt_path):
-            return voice
-        voice = self.conds = self.prepare_voice(audio_prompt_path, exaggeration, **how)
-        return voice  # not read back: another thread may have set it since
-
-    def _voice(self, voice: Any, exaggeration: float | None = None) -> Conditionals:
-        """The voice to speak in: the one given, or the path of one, each with its own exaggeration unless the call says
-        it; or the model's own, with 0.5 then."""
-        if isinstance(voice, (str, Path)):
-            voice = self.prepare_voice(voice)
-        if voice is None:
-            voice, exaggeration = self.conds, NEUTRAL if exaggeration is None else exaggeration
-        if voice is None:
-            raise MissingVoice(
-                "Please `prepare_conditionals` first or specify `audio_prompt_path`: this model has no built-in voice"
-            )
-        if not (hasattr(voice, "t3") and hasattr(voice, "gen")):
-            raise ValueError(f"voice is {type(voice).__name__}: a path, or what prepare_voice() makes, is needed")
-        if isinstance(voice, Conditionals):
-            voice.check(self.config)
-        return voice if self.config.t3.is_gpt else with_exaggeration(voice, exaggeration)
 
     # ---- speech ----------------------------------------------------------------------------------
 
@@ -340,7 +304,7 @@ class Speaker:
         bar = ProgressBar(progress) if verbose else None
         return self.pipeline.stream(
             job, first_chunk=first_chunk, max_chars=max_chars, steps=n_cfm_timesteps, watermark=self._mark(),
-            cancel=cancel, progress=bar or progress, ended=bar and bar.close,
+            cancel=cancel, progress=bar or progress, ended=bar.close if bar else None,
         )
 
     # ---- the stages by themselves ----------------------------------------------------------------
@@ -390,10 +354,6 @@ class Speaker:
     def close(self) -> None:
         """Ends every call that is under way, and the thread that serves streams. The model cannot speak any more."""
         self.pipeline.engine.close()
-
-
-class MissingVoice(AssertionError, ValueError):
-    """Upstream raises an AssertionError here; new code may catch the ValueError it should have been."""
 
 
 def pretrained_folder(family: str, **where: Any) -> Path:

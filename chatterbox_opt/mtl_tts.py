@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .base import MAX_CHARS, Speaker, pretrained_folder
 from .checks import NEUTRAL
+from .pipeline import Job
 from .scores import Take
 from .switches import fetch_decoder
 from .text.languages import SUPPORTED_LANGUAGES
@@ -99,12 +100,15 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
     def generate_batch(self, texts: Any, language_ids: Any = None, **per_text: Any) -> list[Tensor]:
         return super().generate_batch(texts, language_ids=language_ids, **per_text)
 
-    def _job(self, text: str, voice: Any, exaggeration: Any, seed: Any, language: str | None = None, **sampling: Any):
+    def _job(
+        self, text: str, voice: Any, exaggeration: float | None, seed: int | None, language: str | None = None,
+        *args: Any, **how: Any,
+    ) -> Job:
         if language and (not isinstance(language, str) or language.lower() not in SUPPORTED_LANGUAGES):
             raise ValueError(
                 f"Unsupported language_id {language!r}. Supported languages: {', '.join(SUPPORTED_LANGUAGES)}"
             )
-        return super()._job(text, voice, exaggeration, seed, language.lower() if language else None, **sampling)
+        return super()._job(text, voice, exaggeration, seed, language.lower() if language else None, *args, **how)
 
 
 ChatterboxMultilingualTTS = OptimizedChatterboxMultilingualTTS

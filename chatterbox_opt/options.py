@@ -6,6 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 KERNELS = ("norm_linear", "attention", "linear_add", "sampling", "snake", "flow_attention")  # by what they compute
 CAPTURES = ("step", "flow", "vocoder")  # what is recorded as graphs: T3's step, a step of the flow, a window of sound
@@ -87,9 +88,9 @@ class EngineOptions:
             _number("prompt_seconds", self.prompt_seconds, low=1.0, high=10.0)
 
     @classmethod
-    def exact(cls, **changes: object) -> EngineOptions:
+    def exact(cls, **changes: Any) -> EngineOptions:
         """The reference every optimisation is held against: float32, eager, nothing kept or replaced by a kernel."""
-        plain = dict(
+        plain: dict[str, Any] = dict(
             dtype="float32", s3gen_dtype="float32", quantize=None, attention="sdpa", compile=None,
             poll_every=1, prefix_cache=False, few_rows=False, short_convs=False, kernels=False,
             trial="off", mel_bucket=1, wav_chunk=1_000_000, runaway_guard=False, resampler="exact",
@@ -102,12 +103,12 @@ class EngineOptions:
     def records(self, part: str) -> bool:
         return self.captures if isinstance(self.captures, bool) else part in self.captures
 
-    def replace(self, **changes: object) -> EngineOptions:
+    def replace(self, **changes: Any) -> EngineOptions:
         return dataclasses.replace(self, **changes)
 
 
 def _number(
-    name: str, value: object, low: float | None = None, high: float | None = None, above: float | None = None
+    name: str, value: Any, low: float | None = None, high: float | None = None, above: float | None = None
 ) -> None:
     ok = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     ok = ok and (above is None or value > above) and (low is None or value >= low) and (high is None or value <= high)
@@ -117,7 +118,7 @@ def _number(
         raise ValueError(f"{name}={value!r}: a number {', '.join(bounds)} is needed")
 
 
-def _integer(name: str, value: object, low: int, high: int | None = None) -> None:
+def _integer(name: str, value: Any, low: int, high: int | None = None) -> None:
     ok = isinstance(value, Integral) and not isinstance(value, bool)
     ok = ok and value >= low and (high is None or value <= high)
     if not ok:

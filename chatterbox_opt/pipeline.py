@@ -119,7 +119,7 @@ class Pipeline:
         seconds |= {stage: spent + seconds.get(stage, 0.0) for stage, spent in call.seconds.items()}
         return [
             Speech(
-                wav, [audible(u) for u in own], [u.stopped for u in own], dict(seconds),
+                wav, [audible(u) for u in own], [str(u.stopped) for u in own], dict(seconds),
                 pieces=pieces_of(own, [sink.places[u] for u in own]), choices=chosen,
             )
             for wav, own, chosen in zip(sink.waves, per_job, choices)
@@ -152,10 +152,10 @@ class Pipeline:
                 ended()
             queue.tell()
 
-        how = dict(cancel=queue, progress=progress, paused=queue.paused, ended=at_end)
+        how: dict[str, Any] = dict(cancel=queue, progress=progress, paused=queue.paused, ended=at_end)
         if first_chunk is None:
             sink = WholeSpeech([utterances], watermark, put=queue.put, levels=[job.loudness])
-            queue.place = sink.places.get
+            queue.placed = sink.places.get
             call = Call(utterances, sink, **how)
         else:
             sizes = chunk_sizes(round(first_chunk * TOKEN_RATE), self.wav.hold_tokens)
@@ -203,9 +203,9 @@ class Pipeline:
         for segment in job.segments or whole(job.text):
             body = job.text[slice(*segment.body)]
             if found and not body:
-                found[-1].after, found[-1].chars = segment.before, (found[-1].chars[0], segment.chars[1])
+                found[-1].after, found[-1].chars = segment.before or 0.0, (found[-1].chars[0], segment.chars[1])
                 continue
-            voice = job.voices.get(segment.voice, job.voice)
+            voice = job.voice if segment.voice is None else job.voices.get(segment.voice, job.voice)
             for text, read, chars, before in self._pieces(job, segment, body, limit):
                 found.append(Utterance(
                     text_ids=self.text_ids(read, segment.language or job.language), cond=voice.t3,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+Report = Callable[[int, int], None]  # hears (tokens drawn, how many there can be at most)
 
 
 class ProgressBar:
@@ -26,7 +28,7 @@ class ProgressBar:
 
 
 @contextmanager
-def progress_bar(verbose: bool, further: Callable[[int, int], None] | None = None):
+def progress_bar(verbose: bool, further: Callable[[int, int], None] | None = None) -> Iterator[Report | None]:
     if not verbose:
         yield further
         return

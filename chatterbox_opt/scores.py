@@ -67,6 +67,8 @@ class VoiceLikeness:
 
     @torch.inference_mode()
     def __call__(self, take: Take) -> float:
+        if take.wav is None:
+            raise ValueError("a take is compared by its sound, and it has none")
         wav = resample(take.wav[0], take.sr, S3_RATE).to(self.device)
         wanted = take.voice.t3.speaker_emb.to(self.device).float()
         return float(torch.cosine_similarity(speaker_embedding(self.encoder, wav).float(), wanted)[0])

@@ -28,6 +28,7 @@ class ChunkQueue:
         self.ready = threading.Condition()
         self.stopped = threading.Event()
         self.notify: Callable[[], None] = lambda: None
+        self.placed: Callable[[Utterance], tuple[int, int] | None] | None = None  # of speech that comes as a whole
 
     def add(self, utterance: Utterance, wave: Tensor, last: bool) -> None:
         wave = self.joiner.add(wave, last)
@@ -43,6 +44,8 @@ class ChunkQueue:
 
     def place(self, utterance: Utterance) -> tuple[int, int] | None:
         """Its first sample and the one behind its last, once it was heard to its end."""
+        if self.placed is not None:
+            return self.placed(utterance)
         return dict(enumerate(self.joiner.places)).get(utterance.index)
 
     def finish(self) -> None:

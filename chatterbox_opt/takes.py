@@ -160,8 +160,8 @@ class Casting:
         if wav is not None and not len(wav):
             return -math.inf
         take = Take(
-            asked.text, asked.read, torch.tensor(u.audible(), dtype=torch.long), u.stopped, piece.seeds[k],
-            Conditionals(asked.cond, asked.voice), S3GEN_RATE, None if wav is None else wav.unsqueeze(0),
+            asked.text, asked.read, torch.tensor(u.audible(), dtype=torch.long), str(u.stopped), piece.seeds[k],
+            Conditionals(asked.cond, asked.voice or {}), S3GEN_RATE, None if wav is None else wav.unsqueeze(0),
         )
         score = float(self.score(take))
         if math.isnan(score):
@@ -171,7 +171,7 @@ class Casting:
     def _keep(self, piece: _Piece, scores: dict[Utterance, float]) -> Choice:
         given = [scores.get(u) for u in piece.takes]
         kept = max(piece.candidates(), key=lambda k: (given[k] or 0.0, -k))
-        return Choice(piece.seeds, [u.stopped for u in piece.takes], given, kept, piece.tries)
+        return Choice(piece.seeds, [str(u.stopped) for u in piece.takes], given, kept, piece.tries)
 
     def _ready(self, drawn: Utterance, piece: _Piece) -> Utterance:
         """To be rendered with the noise that follows its tokens', as in one go; itself where it was."""
@@ -188,7 +188,8 @@ class Casting:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
 
     def _report(self, drawn: int, ceiling: int) -> None:
-        self.progress(self._counted[0] + drawn, self._counted[1] + ceiling)
+        if self.progress is not None:
+            self.progress(self._counted[0] + drawn, self._counted[1] + ceiling)
 
 
 class _Sounds:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,12 +16,16 @@ from .audio.loudness import normalize_loudness
 from .base import MAX_CHARS, Speaker, pretrained_folder
 from .config import S3_RATE
 from .options import SamplingOptions
+from .pipeline import Job
 from .scores import Take
 from .streaming import SpeechStream
 from .switches import fetch_decoder
 from .text.normalize import punc_norm as any_punc_norm
 from .voice import Conditionals, T3Cond
 from .weights.files import REPOS
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["REPO_ID", "ChatterboxTurboTTS", "Conditionals", "OptimizedChatterboxTurboTTS", "T3Cond", "punc_norm"]
 REPO_ID = REPOS["turbo"]
@@ -66,16 +70,16 @@ class OptimizedChatterboxTurboTTS(Speaker):
         return cls._load(ckpt_dir, device, family, t3_file, model_label=family.capitalize(), **options)
 
     @classmethod
-    def from_random(
-        cls, device: Any = "cpu", size: str = "tiny", seed: int = 0, nano: bool = False, **options: Any
-    ) -> OptimizedChatterboxTurboTTS:
+    def from_random(  # type: ignore[override]  # as the other loaders, it takes nano= for the family
+        cls, device: Any = "cpu", size: str = "tiny", seed: int = 0, nano: Any = False, **options: Any
+    ) -> Self:
         family = "nano" if nano else "turbo"
         return super().from_random(device, size, seed, family, model_label=family.capitalize(), **options)
 
     def norm_loudness(self, wav: Any, sr: int, target_lufs: float = -27) -> Any:
         return normalize_loudness(wav, sr, target_lufs)
 
-    def prepare_voice(
+    def prepare_voice(  # type: ignore[override]  # upstream has its norm_loudness third
         self, audio: Any, exaggeration: float | None = None, norm_loudness: bool = True, *,
         sample_rate: int | None = None,
     ) -> Conditionals:
@@ -139,8 +143,11 @@ class OptimizedChatterboxTurboTTS(Speaker):
         voice = self._heard(voice, audio_prompt_path, 0.0, norm_loudness=norm_loudness)
         return super().submit(text, voice=voice, **how)
 
-    def _job(self, text: str, voice: Any, exaggeration: Any, seed: Any, language: None = None, **sampling: Any):
-        job = super()._job(text, voice, exaggeration, seed, language, **sampling)
+    def _job(
+        self, text: str, voice: Any, exaggeration: float | None, seed: int | None, language: str | None = None,
+        *args: Any, **how: Any,
+    ) -> Job:
+        job = super()._job(text, voice, exaggeration, seed, language, *args, **how)
         ignored = [n for n in ("cfg_weight", "min_p") if getattr(job.sampling, n)]
         ignored += ["exaggeration"] * bool(exaggeration)
         if not ignored:

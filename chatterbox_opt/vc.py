@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .audio.io import read, resample
 from .audio.watermark import Watermarker, mark
-from .base import MissingVoice, pretrained_folder
+from .base import pretrained_folder
 from .checks import check_seed, check_steps, given, usable_device
 from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
 from .engine.chunks import whole_tokens
@@ -24,6 +24,7 @@ from .presets import choose_decoder
 from .speech import Piece, Speech
 from .switches import TOGGLES, fetch_decoder, random_decoder, settle, toggles
 from .voice import Conditionals, VoicePreparer
+from .voiced import MissingVoice
 from .weights.files import REPOS, has_meanflow
 from .weights.random_init import random_folder
 

@@ -34,12 +34,14 @@ LAYERS = {
     "mlx": {"config", "options", "models", "engine"},
     "executor": {"config", "options", "models", "engine", "weights", "mlx"},
 }
+LAYERS["voiced"] = {"checks", "config", "voice"}
 LAYERS["pipeline"] = LAYERS["streaming"] | {"options", "text", "models", "streaming", "executor", "takes"}
 LAYERS["packing"] = {
     "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "__version__",
 }
 LAYERS["base"] = LAYERS["pipeline"] | {
     "marks", "weights", "checks", "pipeline", "progress", "presets", "switches", "packing", "executor", "scores",
+    "voiced",
 }
 DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
@@ -119,3 +121,8 @@ def test_config_and_options_need_the_standard_library_only():
     for name in ("config.py", "options.py"):
         found = {m.split(".")[0] for m in imports_of(ROOT / name)}
         assert found <= {"__future__", "dataclasses", "typing", "math", "numbers"}
+
+
+def test_the_package_says_that_it_is_typed():
+    """PEP 561: without the file, type checkers of programs that use the package look past its annotations."""
+    assert (ROOT / "py.typed").is_file()

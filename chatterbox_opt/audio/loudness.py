@@ -87,7 +87,9 @@ def k_weighted(wav: np.ndarray, rate: int) -> np.ndarray:
     return np.fft.irfft(spectrum, size)[: len(wav)]
 
 
-def _high_shelf(rate: int, gain: float = 4.0, q: float = 1 / math.sqrt(2), corner: float = 1500.0):
+def _high_shelf(
+    rate: int, gain: float = 4.0, q: float = 1 / math.sqrt(2), corner: float = 1500.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Biquad coefficients, lowest delay first: `gain` dB above `corner` Hz."""
     a, w = 10.0 ** (gain / 40.0), 2.0 * math.pi * corner / rate
     cos, slope = math.cos(w), math.sin(w) / q * math.sqrt(a)
@@ -97,7 +99,7 @@ def _high_shelf(rate: int, gain: float = 4.0, q: float = 1 / math.sqrt(2), corne
     return above, below
 
 
-def _high_pass(rate: int, q: float = 0.5, corner: float = 38.0):
+def _high_pass(rate: int, q: float = 0.5, corner: float = 38.0) -> tuple[np.ndarray, np.ndarray]:
     w = 2.0 * math.pi * corner / rate
     cos, alpha = math.cos(w), math.sin(w) / (2 * q)
     above = np.array([(1 + cos) / 2, -(1 + cos), (1 + cos) / 2])

@@ -29,7 +29,7 @@ class Stretch:
         """(n,) float32 -> (m,) float32."""
         self._sound = np.concatenate([self._sound, chunk.astype(np.float32, copy=False)])
         self._read += len(chunk)
-        made = []
+        made: list[np.ndarray] = []
         while self._needs() <= self._read:
             made.append(self._lay())
         return self._tell(made)
@@ -37,7 +37,7 @@ class Stretch:
     def rest(self) -> np.ndarray:
         """Silence is read past the end, and the length is that of the sound over `speed`."""
         target = round(self._read / self.speed)
-        made = []
+        made: list[np.ndarray] = []
         while self._told + sum(map(len, made)) < target:
             missing = max(0, self._needs() - self._start - len(self._sound))
             self._sound = np.concatenate([self._sound, np.zeros(missing, np.float32)])

@@ -35,7 +35,8 @@ def watermark(patient: Patient) -> Iterator[Finding]:
 
 
 def cancelled(patient: Patient) -> Iterator[Finding]:
-    model, event, moment = patient.model(), threading.Event(), []
+    model, event = patient.model(), threading.Event()
+    moment: list[float] = []
 
     def progress(drawn: int, _: int) -> None:
         if drawn >= 10 and not moment:

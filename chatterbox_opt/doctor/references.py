@@ -16,7 +16,7 @@ from ..engine.noise import RequestNoise
 from ..options import EngineOptions
 
 FILE = Path(__file__).with_name("references.npz")
-CASES = {  # name -> (text, arguments of a call)
+CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (text, arguments of a call)
     "drawn": ("The boats were already out at sea.", dict(seed=7)),
     "greedy": ("Nobody knew why he did it.", dict(seed=11, temperature=0.0, cfg_weight=0.3)),
     "sorted": ("She wrote it down in a small green book.", dict(seed=13, top_p=0.9, repetition_penalty=1.5)),

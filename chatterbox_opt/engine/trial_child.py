@@ -67,14 +67,15 @@ def run(part: str, options: EngineOptions, device: torch.device, config: ModelCo
     kind, name = part.split()
     alone = dict(kernels=(name,), compile=None, captures=()) if kind == "kernel" else dict(captures=(name,))
     options, config = options.replace(trial="here", slots=SLOTS, **alone), shallow(config)
+    made: WavRunner | MelRunner | TokenRunner
     if name in ("snake", "vocoder"):
         made = WavRunner(_on(device, Hift, config.hift), options)
     elif name in ("flow_attention", "flow"):
         made = MelRunner(_on(device, Flow, config.flow), options)
     else:
         t3 = _on(device, T3, config.t3).to(stored_dtype(options, device))
-        made = TokenRunner(t3, options)
-        made.step.kernels.fit(MOST_ROWS)
+        made = tokens = TokenRunner(t3, options)
+        tokens.step.kernels.fit(MOST_ROWS)
     if kind == "capture":
         made.warmup(BATCH)
 

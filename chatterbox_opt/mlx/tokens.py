@@ -94,7 +94,7 @@ class MlxTokenRunner(Speaking):
         noise = to_mlx(slots.ahead[:steps, span])
         token, step, position, seen = map(to_mlx, (slots.token[span], slots.step[span], slots.position[:r],
                                                    slots.seen[span]))
-        drawn = []
+        drawn: list[mx.array] = []
         for k in range(steps):
             # The cache holds the only reference to its arrays, and nothing that reads them is on its way any more when
             # they are to be written: else MLX would write a copy of them.

@@ -15,7 +15,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -36,7 +36,7 @@ def cached(
     t3_file: str | Path | None,
     decoder: str | Path | None,
     switches: dict[str, Any],
-    root: bool | str | Path,
+    root: Literal[True] | str | Path,
 ) -> tuple[Path, Packed] | None:
     """The entry for this checkpoint, below the folder `root` or in the user's cache. None where the cache cannot be
     written."""

@@ -52,7 +52,7 @@ def read_aloud(
         found = scripts.parse(text, kind or kind_of(script), [name for name in roles if name != NARRATOR])
     except ValueError as error:
         raise ValueError(f"{script}: {error}") from error
-    lasting = {name: options.pop(name) for name in ("max_chars", "n_cfm_timesteps") if name in options}
+    lasting: dict[str, Any] = {name: options.pop(name) for name in ("max_chars", "n_cfm_timesteps") if name in options}
     speaking = lasting | ({"cancel": options.pop("cancel")} if "cancel" in options else {})
     how = options | {"breath": breath, "loudness": check_loudness(loudness)}
     planner = Planner(model, roles, markup, how, lasting, check_seed(seed) or 0)

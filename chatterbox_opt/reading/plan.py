@@ -49,7 +49,7 @@ class Planner:
 
     def _lines(self, paragraphs: Sequence[Paragraph], seen: Counter[str]) -> Iterator[Line]:
         for p in paragraphs:
-            name = p.speaker if p.speaker in self.cast else NARRATOR
+            name = p.speaker if p.speaker is not None and p.speaker in self.cast else NARRATOR
             role = self.cast.get(name, Role())
             how = {**self.how, **role.options}
             if role.language or "language_ids" in how:

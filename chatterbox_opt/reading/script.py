@@ -64,7 +64,8 @@ def parse(text: str, kind: str = "text", names: Collection[str] = ()) -> list[Ch
 def _plain(text: str) -> Iterator[Block]:
     """Blank lines part paragraphs. Headings are "# ..." lines, and lines by themselves that begin as "Chapter 3" does.
     """
-    held, first = [], 1
+    held: list[str] = []
+    first = 1
     for number, line in enumerate([*_BREAK.split(text), ""], 1):
         marked = _MARKED.fullmatch(line)
         if held and (marked or not line.strip()):
@@ -120,7 +121,7 @@ def _paragraphs(block: Block, dialogue: bool, names: Collection[str]) -> Iterato
         name = found[1] if found else None
         if dialogue and name and names and name not in names:
             raise ValueError(f"line {number}: nobody is called {name!r}; the cast has {', '.join(sorted(names))}")
-        if name and (name in names or dialogue):
+        if found and name and (name in names or dialogue):
             if held:
                 yield Paragraph(_joined(held), first, speaker=speaker)
             held, speaker, first, line = [], name, number, line[found.end() :]

@@ -68,8 +68,8 @@ def _write(outcomes: Iterable[Made | Failed], manifest: Manifest, into: Writer, 
                 into.add(outcome.record, outcome.data)
             except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
                 reason = f"id={outcome.row.id!r}: another file is in its way ({error})"
-        if reason is not None:
-            manifest.fail(outcome.row, reason)
+        if reason is not None or isinstance(outcome, Failed):
+            manifest.fail(outcome.row, str(reason))
             summary.failed += 1
         else:
             summary.made += 1

@@ -136,7 +136,7 @@ def _checked(name: str, number: int, given: dict[str, Any], folder: Path) -> Row
     if voice is not None and not (isinstance(voice, str) and voice):
         raise ValueError(f"voice={voice!r}: the path of a recording or of a saved voice is needed")
     for key, value in given.items():
-        wanted = str if key == "language_id" else int if key in WHOLE else (int, float)
+        wanted: Any = str if key == "language_id" else int if key in WHOLE else (int, float)
         if isinstance(value, bool) or not isinstance(value, wanted) or (key in REAL and not math.isfinite(value)):
             what = {str: "a name such as fr", int: "a whole number"}.get(wanted, "a number")
             raise ValueError(f"{key}={value!r}: {what} is needed")

@@ -90,7 +90,7 @@ class _Desk:
             return
         del self.going[speech]
         try:
-            made = self.made(row, speech, np.concatenate(waves))
+            made: Made | Failed = self.made(row, speech, np.concatenate(waves))
         except Exception as error:  # the judge's, or an encoder's
             made = Failed(row, _said(error))
         yield made

@@ -27,7 +27,8 @@ def written_aside() -> Iterator[None]:
 
 @contextmanager
 def _aside(logger: logging.Logger) -> Iterator[None]:
-    handlers, lines = logger.handlers, SimpleQueue()
+    handlers = logger.handlers
+    lines: SimpleQueue = SimpleQueue()
     writer = QueueListener(lines, *handlers, respect_handler_level=True)
     logger.handlers = [_Handed(lines)]
     writer.start()

@@ -101,8 +101,8 @@ class _Parser:
         return replace(following, before=-PARAGRAPH) if kind == "gap" else None
 
     def _told(self, mark: str, at: int, following: Segment) -> Segment:
-        name, value = _NAMED.fullmatch(mark).groups()
-        name = name.lower()
+        found = _NAMED.fullmatch(mark)
+        name, value = (found[1].lower(), found[2]) if found else ("", "")
         if name == "pause":
             return replace(following, before=self._seconds(value, at))
         if name == "voice":
@@ -143,7 +143,7 @@ def _merged(segments: list[Segment], length: int) -> tuple[Segment, ...]:
             before = asked if asked is not None else between if found else None
             found.append(replace(segment, chars=(start if found else 0, length), before=before))
             start, asked, between = None, None, None
-    if found and asked:
+    if found and asked and start is not None:
         found.append(Segment((start, length), (length, length), asked))
     ends = [*(segment.chars[0] for segment in found[1:]), length]
     return tuple(replace(segment, chars=(segment.chars[0], end)) for segment, end in zip(found, ends))

@@ -51,7 +51,7 @@ class Pronunciations:
         if not isinstance(given, Mapping):
             kind = type(given).__name__
             raise ValueError(f"pronounce is {kind}: a dict, or the path of a .toml or .json file, is needed")
-        patterns = {key: to for key, to in given.items() if isinstance(key, re.Pattern)}
+        patterns: dict[Any, str] = {key: to for key, to in given.items() if isinstance(key, re.Pattern)}
         return cls({key: to for key, to in given.items() if key not in patterns}, patterns)
 
     @classmethod
@@ -78,7 +78,7 @@ class Pronunciations:
     def for_voice(self, name: str | None) -> Pronunciations:
         """What holds for that voice: its own words and patterns go before everybody's."""
         own = self.voices.get(name) if name else None
-        if own is None:
+        if name is None or own is None:
             return self
         if name not in self._joined:
             joined = Pronunciations({**self.words, **own.words})

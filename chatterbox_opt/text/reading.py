@@ -36,7 +36,8 @@ class Reading:
 
     def steps(self, language: str | None = None, voice: str | None = None) -> Read:
         """For a part of the text in that language and voice; None: the call's own."""
-        language, steps = language or self.language, []
+        language = language or self.language
+        steps: list[Callable[[str], str]] = []
         if self.pronounce is not None:
             steps.append(self.pronounce.for_voice(voice or self.voice))
         if self.spoken is not False:

@@ -88,12 +88,17 @@ def _key(word: str) -> str:
     return word.strip(_MARKS).replace(".", "").casefold()  # p.m. is PM
 
 
+def _found(pattern: re.Pattern[str], text: str) -> str:
+    match = pattern.search(text)
+    return match[0] if match else ""
+
+
 def _marked_as(text: str, start: int, end: int, words: str) -> str:
     """The words within the marks of text[start:end], less the stop of an abbreviation that ends no sentence."""
-    before = _LEADING.match(text[start:end])[0]
-    after = _TRAILING.search(text[start + len(before) : end])[0]
-    bare = words[len(_LEADING.match(words)[0]) :].lstrip()
-    marks = _TRAILING.search(bare)[0]
+    before = _found(_LEADING, text[start:end])
+    after = _found(_TRAILING, text[start + len(before) : end])
+    bare = words[len(_found(_LEADING, words)) :].lstrip()
+    marks = _found(_TRAILING, bare)
     if after.startswith(".") and not after.startswith(".."):
         ends = stop_ends_sentence(text, end - len(after) + 1, end)
         if not (marks.startswith(".") if ends is None else ends):

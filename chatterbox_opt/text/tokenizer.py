@@ -146,7 +146,8 @@ class TurboTokenizer:
         else:
             listed = _json(self.folder / "added_tokens.json") or {}
             added = [
-                AddedToken(t, normalized=t not in named, special=t in named) for t in sorted(listed, key=listed.get)
+                AddedToken(t, normalized=t not in named, special=t in named)
+                for t in sorted(listed, key=listed.__getitem__)
             ]
         known = {t.content for t in added} | {t.content for t in self.tokenizer.get_added_tokens_decoder().values()}
         return added + [AddedToken(t, special=True) for t in dict.fromkeys(named) if t not in known]
@@ -172,7 +173,7 @@ class TurboTokenizer:
         rows = [self._ids(t, truncation) for t in ([text] if isinstance(text, str) else text)]
         width = max(map(len, rows), default=0) if padding else 0
         masks = [[1] * len(r) + [0] * (width - len(r)) for r in rows]
-        rows = [r + [self.pad_token_id] * (width - len(r)) for r in rows]
+        rows = [r + [self.pad_token_id] * (width - len(r)) for r in rows]  # type: ignore[list-item]  # there is one
         if return_tensors is None:
             single = isinstance(text, str)
             return Encoded(input_ids=rows[0] if single else rows, attention_mask=masks[0] if single else masks)
@@ -182,7 +183,7 @@ class TurboTokenizer:
 
     def text_to_tokens(self, text: str) -> Tensor:
         """(1, T) int64: no ends are put around Turbo's text."""
-        return self(text, return_tensors="pt", truncation=True).input_ids
+        return self(text, return_tensors="pt", truncation=True)["input_ids"]
 
     def encode(self, text: str) -> list[int]:
         return self._ids(text, truncation=True)
@@ -206,6 +207,7 @@ class TurboTokenizer:
 def load_tokenizer(folder: str | Path, config: ModelConfig) -> EnTokenizer | MTLTokenizer | TurboTokenizer:
     """The tokenizer of a checkpoint folder, warned about where it does not fit the model."""
     folder = Path(folder)
+    tokenizer: Any
     if config.t3.is_gpt:
         tokenizer = TurboTokenizer(folder, config.t3.max_positions - config.t3.prefix_len)
         size = len(tokenizer)

@@ -41,7 +41,7 @@ T3_MODELS = {
 def multilingual_t3(name: str | None) -> str | None:
     """A short name or any file name -> the file; None stays None: whichever the folder has, v2 before others."""
     if name is None or name in T3_MODELS:
-        return T3_MODELS.get(name)
+        return None if name is None else T3_MODELS[name]
     if not str(name).endswith((".safetensors", ".pt")):
         raise ValueError(f"t3_model={name!r}: choose one of {', '.join(T3_MODELS)}, or a .safetensors file name")
     return str(name)

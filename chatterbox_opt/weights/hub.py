@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from fnmatch import filter as matching
 from pathlib import Path
+from typing import Any
 
 from .files import FILES, MEANFLOW, OPTIONAL, REPOS, multilingual_t3
 
@@ -71,7 +72,7 @@ def download_decoder(cache_dir: str | Path | None = None) -> Path:
             raise
         except Exception as error:  # the library's own, httpx', requests' or the system's
             raise HubUnreachable(_advice(repo, error)) from error
-    return folder / choose(os.listdir(folder), wanted)["s3gen"]
+    return folder / (choose(os.listdir(folder), wanted)["s3gen"] or MEANFLOW)
 
 
 def files_of(family: str, t3_model: str | None, official: bool) -> Wanted:
@@ -117,7 +118,7 @@ def _download(
 
     token = os.getenv("HF_TOKEN") or None  # None: what `hf auth login` left
     info = HfApi(token=token).model_info(repo, revision=revision, timeout=TIMEOUT)
-    names = [f.rfilename for f in info.siblings]
+    names = [f.rfilename for f in info.siblings or []]
     chosen = choose(names, wanted)
     missing = [role for role, name in chosen.items() if name is None]
     if missing:
@@ -128,7 +129,7 @@ def _download(
     return Path(_fetch(repo_id=repo, revision=revision, cache_dir=cache_dir, allow_patterns=patterns, token=token))
 
 
-def _fetch(**how: object) -> str:
+def _fetch(**how: Any) -> str:
     import huggingface_hub
     from huggingface_hub import constants
 

@@ -25,8 +25,8 @@ def remap(state: dict[str, Tensor], rules: Iterable[Rule], consume: bool = False
     out = state if consume else dict(state)
     for rule in rules:
         pattern = re.compile(re.escape(rule.sources[0]).replace(r"\{\}", "(.+)") + r"\Z")
-        for key in [k for k in out if pattern.match(k)]:
-            groups = pattern.match(key).groups()
+        for found in [match for key in out if (match := pattern.match(key))]:
+            key, groups = found[0], found.groups()
             names = [s.format(*groups) for s in rule.sources]
             missing = [n for n in names if n not in out]
             if missing:

@@ -46,7 +46,7 @@ def t3(cfg: T3Config) -> Layout:
 
 def _llama(cfg: T3Config) -> Layout:
     d, ff = cfg.dim, cfg.ff
-    layer = {f"self_attn.{p}_proj.weight": (d, d) for p in "qkvo"}
+    layer: Layout = {f"self_attn.{p}_proj.weight": (d, d) for p in "qkvo"}
     layer |= {"mlp.gate_proj.weight": (ff, d), "mlp.up_proj.weight": (ff, d), "mlp.down_proj.weight": (d, ff)}
     layer |= {"input_layernorm.weight": (d,), "post_attention_layernorm.weight": (d,)}
     return {"embed_tokens.weight": (8, d), "norm.weight": (d,)} | _repeat("layers", cfg.layers, layer)

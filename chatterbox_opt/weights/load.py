@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from .find import beneath, find, find_decoder, find_t3
 logger = logging.getLogger(__name__)
 
 LAYER = re.compile(r"tfmr\.(?:layers|h)\.\d+\.")
+Network = TypeVar("Network", bound=nn.Module)
 COPIES = "patched_model."  # a T3 saved after use has some of its tensors a second time under this name
 
 
@@ -174,11 +175,11 @@ class Undrawn(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if getattr(func, "__module__", None) == nn.init.__name__:
-            return args[0] if args else kwargs["tensor"]
+            return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
 
 
-def fill(make: Callable[[], nn.Module], state: dict[str, Tensor], rules: Iterable, name: str) -> nn.Module:
+def fill(make: Callable[[], Network], state: dict[str, Tensor], rules: Iterable, name: str) -> Network:
     with torch.device("meta"), Undrawn():
         module = make()
     try:
@@ -197,7 +198,9 @@ class Source:
     """A file of tensors: safetensors, or a .pt of a state dict, bare or as {"model": [state]}."""
 
     def __init__(self, path: Path) -> None:
-        self.name, self.path, self.state, self.base = str(path), path, None, None
+        self.name, self.path = str(path), path
+        self.state: dict[str, Tensor] | None = None
+        self.base: Source | None = None
         if path.suffix == ".safetensors":
             self.entries = safefile.read_header(path)
             self.shapes = {key: entry.shape for key, entry in self.entries.items()}
@@ -229,7 +232,8 @@ class Source:
 
     def read(self, dtype: torch.dtype, device: torch.device, keys: Iterable[str]) -> dict[str, Tensor]:
         """Cast and moved as it comes, so that no more than one tensor exists twice."""
-        keys, lent = [k for k in keys if k in self.shapes], {}
+        keys = [k for k in keys if k in self.shapes]
+        lent: dict[str, Tensor] = {}
         if self.base is not None:
             own = self.entries if self.state is None else self.state
             lent = self.base.read(dtype, device, [k for k in keys if k not in own])

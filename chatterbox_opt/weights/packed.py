@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import ModelConfig
 from ..models.s3gen import S3Gen
@@ -28,7 +28,7 @@ from ..models.t3 import T3
 from ..models.voice_encoder import VoiceEncoder
 from . import safefile
 from .files import FILES, decoder_file
-from .load import Loaded, conds_of, fill, load_decoder, read_config
+from .load import Loaded, Network, conds_of, fill, load_decoder, read_config
 
 FORMAT = 1  # counts up with whatever changes in the modules' keys, in keymap.py's rules or in engine/digits.py
 MARKER = "packed.json"
@@ -130,7 +130,7 @@ def load_packed(
     return Loaded(config, t3, s3gen, ve, conds_of(folder))
 
 
-def _load(make: Callable[[], nn.Module], path: Path, device: torch.device) -> nn.Module:
+def _load(make: Callable[[], Network], path: Path, device: torch.device) -> Network:
     return fill(make, _tensors(path, safefile.read_header(path), device), (), str(path))
 
 
@@ -144,7 +144,8 @@ def _load_t3(path: Path, config: ModelConfig, device: torch.device) -> T3:
     def make() -> T3:
         t3 = T3(config.t3)
         for name, parts in stored.items():
-            t3.set_submodule(name, StoredLinear(t3.get_submodule(name), partial(_tensors, path, parts, device)))
+            linear: Any = t3.get_submodule(name)
+            t3.set_submodule(name, StoredLinear(linear, partial(_tensors, path, parts, device)))
         return t3
 
     return fill(make, _tensors(path, entries, device), (), str(path))
@@ -164,13 +165,15 @@ def write_t3(folder: Path, t3: T3, digits: Mapping[str, Callable[[Tensor], dict[
     for name, quantize in digits.items():
         parts = quantize(tensors.pop(f"{name}.weight"))
         tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
-        t3.get_submodule(name).weight = None  # the original goes as it is replaced
+        linear: Any = t3.get_submodule(name)
+        linear.weight = None  # the original goes as it is replaced
     _write(folder / NAMES["t3"], tensors)
 
 
 def write_rest(folder: Path, parts: Loaded) -> None:
     """All but T3; and the sizes of the whole."""
-    _write(folder / NAMES["ve"], parts.ve.state_dict())
+    if parts.ve is not None:
+        _write(folder / NAMES["ve"], parts.ve.state_dict())
     _write(folder / NAMES["s3gen"], parts.s3gen.state_dict())
     (folder / "config.json").write_text(json.dumps(parts.config.to_dict(), indent=1), encoding="utf-8")
 

@@ -70,7 +70,7 @@ def read_tensors(path: Path, entries: Mapping[str, Entry]) -> Iterator[tuple[str
             tensor = torch.empty(entry.shape, dtype=entry.dtype)
             if entry.nbytes:
                 file.seek(entry.start)
-                into = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+                into = tensor.view(-1).view(torch.uint8).numpy().data
                 if file.readinto(into) != entry.nbytes:
                     raise ValueError(f"{path} ended in the middle of {key}: download it again")
             yield key, tensor
@@ -109,4 +109,4 @@ def write(path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
         for (key, (dtype, shape)), tensor in zip(layout.items(), tensors):
             if tensor.dtype != dtype or tuple(tensor.shape) != tuple(shape):
                 raise ValueError(f"{key}: {tensor.dtype} {tuple(tensor.shape)} instead of {dtype} {tuple(shape)}")
-            file.write(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy()))
+            file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)

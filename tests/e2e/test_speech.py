@@ -14,7 +14,7 @@ import soundfile
 import torch
 
 from chatterbox_opt import Cancelled, Conditionals, EngineOptions, OptimizedChatterboxTTS, OptimizedChatterboxVC
-from chatterbox_opt.base import MissingVoice
+from chatterbox_opt.voiced import MissingVoice
 
 
 @pytest.fixture(scope="module")
