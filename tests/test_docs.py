@@ -1,7 +1,9 @@
 """The pages: their links lead somewhere, their Python runs or at least compiles, their lines are short."""
 
+import importlib
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from documents import DOCS, PAGES, ROOT, anchors, blocks, check_imports, prose, read, reader, run
@@ -73,3 +75,21 @@ def test_every_file_that_architecture_points_to_exists():
 def test_the_site_has_every_page():
     pages = set(re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text()))
     assert {page.name for page in DOCS} <= pages
+
+
+@pytest.mark.parametrize(("page", "link", "moved"), [
+    ("index.md", "[quality](docs/quality.md#x)", "[quality](quality.md#x)"),
+    ("gpu.md", "[figures](../OPTIMIZATION.md#measured)", "[figures](optimization.md#measured)"),
+    ("mini.md", "![picture](../../../benchmarks/results/overview.svg)", "![picture](benchmarks/results/overview.svg)"),
+    ("serving.md", "[deploy](../deploy)", "deploy"),
+    ("serving.md", "[else](https://example.com/a)", "[else](https://example.com/a)"),
+])  # fmt: skip
+def test_links_of_the_site_lead_where_those_of_the_repository_lead(page, link, moved, monkeypatch):
+    files = pytest.importorskip("mkdocs.structure.files", reason="mkdocs is not installed: pip install -e '.[docs]'")
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    site = importlib.import_module("site_pages")
+    known = [files.File(path.name, str(ROOT / "docs"), "site", True) for path in DOCS]
+    others = [*site.PAGES.values(), "benchmarks/results/overview.svg"]
+    known += [files.File(name, str(ROOT), "site", True) for name in others]
+    of_site = files.Files(known)
+    assert site.on_page_markdown(link, SimpleNamespace(file=of_site.get_file_from_path(page)), None, of_site) == moved
