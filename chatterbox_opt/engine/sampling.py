@@ -1,4 +1,4 @@
-"""Drawing the next token: pure functions on (N, V) float32 logits, one row a request, nothing that waits for a device.
+"""Drawing the next token: pure functions on (N, V) float32 logits, one row a request, nothing that waits for the host.
 
 A row's parameters are tensors, so they may differ between rows and change between calls without a new graph.
 Which filters run at all is decided on the host, from the requests' options.
@@ -57,9 +57,6 @@ def keep_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
 def keep_top(logits: Tensor, top_k: Tensor | None = None, top_p: Tensor | None = None) -> Tensor:
     """The top_k likeliest (0: all), and of these the smallest set whose mass reaches top_p; the likeliest always stays.
     One sorting for both, and in ascending order, as the original sums."""
-    look = top_k is not None and logits.is_cpu and not torch.compiler.is_compiling()
-    if look and (likeliest := _likeliest(logits, top_k)) is not None:
-        return _keep_of_likeliest(logits, *likeliest, top_k, top_p)
     ordered, index = logits.sort(-1)
     out = torch.zeros_like(ordered, dtype=torch.bool)
     if top_k is not None:
@@ -71,33 +68,6 @@ def keep_top(logits: Tensor, top_k: Tensor | None = None, top_p: Tensor | None =
         rest[:, -1] = False
         out = out | (rest & (top_p < 1))
     return logits.masked_fill(out.scatter(1, index, out), NEG)
-
-
-def _likeliest(logits: Tensor, top_k: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The largest top_k's (N, k) values and ids, ascending: a third of a sorting's time on a CPU, where a look at a
-    tensor costs nothing. None where a row keeps all, or two are alike: which of them stays is up to the sorting."""
-    least, most = torch.aminmax(top_k)
-    most = int(most)
-    if int(least) < 1 or most > logits.shape[1] // 4:
-        return None
-    values, index = logits.topk(most + 1, -1)
-    if (values[:, 1:] == values[:, :-1]).any():
-        return None
-    return values[:, :most].flip(-1), index[:, :most].flip(-1)
-
-
-def _keep_of_likeliest(logits: Tensor, values: Tensor, index: Tensor, top_k: Tensor, top_p: Tensor | None) -> Tensor:
-    """keep_top in the same numbers, where all outside `index` goes."""
-    count = values.shape[1]
-    last = (count - top_k).expand(len(logits), 1)
-    out = values < values.gather(1, last)
-    if top_p is not None:
-        ordered = torch.full_like(logits, NEG)  # of the whole length: the order of its sums depends on it
-        ordered[:, -count:] = values.masked_fill(out, NEG)
-        rest = ordered.softmax(-1).cumsum(-1)[:, -count:] <= 1 - top_p
-        rest[:, -1] = False
-        out = out | (rest & (top_p < 1))
-    return logits.masked_fill(torch.ones_like(logits, dtype=torch.bool).scatter_(1, index, out), NEG)
 
 
 def draw(logits: Tensor, noise: Tensor, temperature: Tensor) -> Tensor:

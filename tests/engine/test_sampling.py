@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from chatterbox_opt.engine import sampling
 from chatterbox_opt.engine.sampling import (
     Filters,
     RowParams,
@@ -133,20 +132,6 @@ def test_both_are_transformers_one_after_the_other(warpers, k, p):
 def test_top_k_is_transformers(warpers, value):
     x = logits()
     assert torch.equal(keep_top(x, top_k=torch.full((3, 1), value)), warpers.TopKLogitsWarper(value)(None, x))
-
-
-@pytest.mark.parametrize("alike", [False, True])
-@pytest.mark.parametrize("ks", [(1, 50, 1000), (1000, 1000, 1000), (2048, 7, 7)])
-@pytest.mark.parametrize("p", [None, 0.0, 0.3, 0.95, 1.0])
-def test_the_likeliest_by_themselves_are_those_of_a_whole_sorting(ks, p, alike, monkeypatch):
-    """Rows that ask for different numbers, and logits of which many are equal."""
-    x, asked = logits(), (torch.tensor(ks)[:, None], None if p is None else column(p, p, p))
-    if alike:
-        x = (x * 8).round() / 8
-    assert (sampling._likeliest(x, asked[0]) is None) == alike
-    got = keep_top(x, *asked)
-    monkeypatch.setattr(sampling, "_likeliest", lambda *_: None)
-    assert torch.equal(got, keep_top(x, *asked))
 
 
 @pytest.mark.parametrize("value", [0.5, 1.0, 1.2, 2.0])
