@@ -136,7 +136,8 @@ class DecodeEach:
         heads = qkv.view(len(qkv), 3, -1, self.dim)
         if rope is not None:
             rotate_(heads.narrow(1, 0, 2), rope)
-        q, fresh = heads.select(1, 0).unsqueeze(2), heads.narrow(1, 1, 2)
+        q, fresh = heads.split_with_sizes((1, 2), 1)
+        q = q.transpose(1, 2)  # (R, H, 1, Dh)
         if len(self.widths) == 1:
             return self._attend(q, fresh, *self.layers[layer][0])
         parts = zip(q.split(self.widths), fresh.split(self.widths), self.layers[layer])

@@ -44,7 +44,7 @@ def rotate(x: Tensor, rope: Tensor) -> Tensor:
 def rotate_(x: Tensor, rope: Tensor) -> None:
     """`rotate` of a single position, in place: x (B, n, H, Dh) by rope (B|1, 1, Dh/2, 2)."""
     if x.device.type == "cpu" and x.dtype == torch.float32:
-        torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(torch.view_as_complex(rope).unsqueeze(2))
+        torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)).mul_(torch.view_as_complex(rope).unsqueeze(2))
     else:
         x.copy_(rotate(x, rope))
 

@@ -218,6 +218,21 @@ def test_both_ways_to_give_a_range(bias):
         assert not packed(torch.zeros(1, 64)).sub(0 if linear.bias is None else linear.bias).any()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind", [Int8Linear, pinned_int8])
+@torch.inference_mode()
+def test_int8_shows_what_is_not_finite_and_in_its_own_row_only(kind, bad):
+    """Such a row ends as broken. Zeros are finite."""
+    linear, x = kind(nn.Linear(64, 96)), torch.randn(4, 64)
+    x[3] = 0
+    wanted = linear(x)
+    x[1, 5] = bad
+    got = linear(x)
+    assert not got[1].isfinite().any()
+    assert torch.equal(got[[0, 2, 3]], wanted[[0, 2, 3]])
+    assert torch.equal(got[3], linear.bias)
+
+
 @pytest.mark.parametrize("quantize", [None, "int8", "int4", pytest.param("float16", marks=X86)])
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @torch.inference_mode()
