@@ -41,7 +41,7 @@ from .weights.random_init import random_folder
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from .keywords import BatchKeywords, CallKeywords, LoadKeywords, TextKeywords
+    from .keywords import BatchKeywords, CallKeywords, LoadKeywords, TextKeywords, TextsKeywords
 
 __all__ = ["MAX_CHARS", "Speaker", "pretrained_folder"]
 
@@ -152,7 +152,7 @@ class Speaker(Voiced, LoadedModel):
         seeds: Any = None,
         language_ids: Any = None,
         exaggeration: Any = None,
-        **sampling: Any,
+        **sampling: Unpack[TextsKeywords],
     ) -> list[Job]:
         """Jobs for `speak`: a scalar, or one value a text, for each argument. `voices` are what prepare_voice() made,
         or paths."""
@@ -209,12 +209,13 @@ class Speaker(Voiced, LoadedModel):
         *,
         voices: Any = None,
         seeds: Any = None,
+        language_ids: Any = None,
         **keywords: Unpack[BatchKeywords],
     ) -> list[Tensor]:
         """Returns one (1, N) wave per text, each as it would be alone. What belongs to a text is one value for all, or
         a list; the fields of GenerateOptions are the call's."""
         how, per_text = GenerateOptions.split(keywords)
-        jobs = self.jobs(texts, voices=voices, seeds=seeds, **per_text)
+        jobs = self.jobs(texts, voices=voices, seeds=seeds, language_ids=language_ids, **per_text)
         return [speech.wav for speech in self.speak(jobs, **how)] if jobs else []
 
     def generate_stream(

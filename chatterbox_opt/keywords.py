@@ -67,11 +67,32 @@ class TextKeywords(TypedDict, total=False):
     pronounce: Any  # respellings: a mapping, or a file of them
 
 
+class OneTextKeywords(TextKeywords, total=False):
+    language_id: str | None
+    exaggeration: float | None  # None: the voice's own
+    seed: int | None  # None draws from torch's global generators
+    n_cfm_timesteps: int | None
+    max_chars: int | None
+    cancel: Any
+    progress: Callable[[int, int], None] | None
+
+
+class StreamKeywords(OneTextKeywords, total=False):
+    """Of generate_stream()."""
+
+    first_chunk: float  # seconds
+    verbose: bool
+
+
+class SubmitKeywords(OneTextKeywords, total=False):
+    """Of submit()."""
+
+    first_chunk: float | None  # seconds; None: the speech comes as a whole
+
+
 class TextsKeywords(TypedDict, total=False):
     """As TextKeywords, for several texts: one value for all, or a list with one for each."""
 
-    language_ids: Any
-    exaggeration: Any
     repetition_penalty: Any
     min_p: Any
     top_p: Any
@@ -88,3 +109,5 @@ class TextsKeywords(TypedDict, total=False):
 
 class BatchKeywords(CallKeywords, TextsKeywords, total=False):
     """Of generate_batch(): those of the call, and those of its texts."""
+
+    exaggeration: Any

@@ -52,9 +52,9 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
         **options: Unpack[LoadKeywords],
     ) -> Self:
         """`t3_model` is "v2" (the default), "v3" or a file name; `repo_id` also takes a single-language pack."""
-        options = fetch_decoder("mtl", options)
+        keywords = fetch_decoder("mtl", options)
         folder = pretrained_folder("mtl", t3_model=t3_model, repo_id=repo_id, revision=revision)
-        return cls.from_local(folder, device, t3_model, **options)
+        return cls.from_local(folder, device, t3_model, **keywords)
 
     @classmethod
     def from_local(
@@ -107,8 +107,11 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
         )
         return self._one(job, options)
 
-    def generate_batch(self, texts: Any, language_ids: Any = None, **per_text: Unpack[BatchKeywords]) -> list[Tensor]:
-        return super().generate_batch(texts, language_ids=language_ids, **per_text)
+    def generate_batch(
+        self, texts: Any, language_ids: Any = None, *, voices: Any = None, seeds: Any = None,
+        **keywords: Unpack[BatchKeywords],
+    ) -> list[Tensor]:
+        return super().generate_batch(texts, voices=voices, seeds=seeds, language_ids=language_ids, **keywords)
 
     def _job(
         self, text: str, voice: Any, exaggeration: float | None, seed: int | None, language: str | None = None,

@@ -36,8 +36,8 @@ class OptimizedChatterboxTTS(Speaker):
         **options: Unpack[LoadKeywords],
     ) -> Self:
         """`decoder="meanflow"` fetches Turbo's decoder of two steps beside the model."""
-        options = fetch_decoder("tts", options)
-        return cls._load(pretrained_folder("tts", repo_id=repo_id, revision=revision), device, "tts", **options)
+        keywords = fetch_decoder("tts", options)
+        return cls._load(pretrained_folder("tts", repo_id=repo_id, revision=revision), device, "tts", **keywords)
 
     @classmethod
     def from_local(

@@ -28,7 +28,7 @@ from .weights.files import REPOS
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
-    from .keywords import LoadKeywords, ModelKeywords
+    from .keywords import LoadKeywords, ModelKeywords, StreamKeywords, SubmitKeywords
 
 __all__ = ["REPO_ID", "ChatterboxTurboTTS", "Conditionals", "OptimizedChatterboxTurboTTS", "T3Cond", "punc_norm"]
 REPO_ID = REPOS["turbo"]
@@ -60,9 +60,9 @@ class OptimizedChatterboxTurboTTS(Speaker):
         **options: Unpack[LoadKeywords],
     ) -> Self:
         family = "nano" if nano else "turbo"
-        options = fetch_decoder(family, options)
+        keywords = fetch_decoder(family, options)
         folder = pretrained_folder(family, repo_id=repo_id, revision=revision)
-        return cls.from_local(folder, device, nano, **options)
+        return cls.from_local(folder, device, nano, **keywords)
 
     @classmethod
     def from_local(
@@ -73,11 +73,12 @@ class OptimizedChatterboxTurboTTS(Speaker):
         return cls._load(ckpt_dir, device, family, t3_file, model_label=family.capitalize(), **options)
 
     @classmethod
-    def from_random(  # type: ignore[override]  # as the other loaders, it takes nano= for the family
+    def from_random(
         cls, device: Any = "cpu", size: str = "tiny", seed: int = 0, nano: Any = False, **options: Unpack[LoadKeywords]
     ) -> Self:
         family = "nano" if nano else "turbo"
-        return super().from_random(device, size, seed, family, model_label=family.capitalize(), **options)
+        keywords: dict[str, Any] = {"model_label": family.capitalize(), **options}
+        return super().from_random(device, size, seed, family, **keywords)
 
     def norm_loudness(self, wav: Any, sr: int, target_lufs: float = -27) -> Any:
         return normalize_loudness(wav, sr, target_lufs)
@@ -137,14 +138,14 @@ class OptimizedChatterboxTurboTTS(Speaker):
 
     def generate_stream(
         self, text: str, *, audio_prompt_path: str | Path | None = None, voice: Conditionals | None = None,
-        norm_loudness: bool = True, **how: Any,
+        norm_loudness: bool = True, **how: Unpack[StreamKeywords],
     ) -> SpeechStream:
         voice = self._heard(voice, audio_prompt_path, 0.0, norm_loudness=norm_loudness)
         return super().generate_stream(text, voice=voice, **how)
 
     def submit(
         self, text: str, *, audio_prompt_path: str | Path | None = None, voice: Conditionals | None = None,
-        norm_loudness: bool = True, **how: Any,
+        norm_loudness: bool = True, **how: Unpack[SubmitKeywords],
     ) -> SpeechStream:
         voice = self._heard(voice, audio_prompt_path, 0.0, norm_loudness=norm_loudness)
         return super().submit(text, voice=voice, **how)

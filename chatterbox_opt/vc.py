@@ -66,8 +66,8 @@ class OptimizedChatterboxVC(LoadedModel):
         cls, device: str | torch.device, *, repo_id: str | None = None, revision: str | None = None,
         **options: Unpack[ConverterKeywords],
     ) -> Self:
-        options = fetch_decoder("vc", options)
-        return cls.from_local(pretrained_folder("vc", repo_id=repo_id, revision=revision), device, **options)
+        keywords = fetch_decoder("vc", options)
+        return cls.from_local(pretrained_folder("vc", repo_id=repo_id, revision=revision), device, **keywords)
 
     @classmethod
     def from_local(
