@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from .audio.watermark import Watermarker, mark
+from .audio.watermark import Watermarker
+from .calls import MAX_CHARS, GenerateOptions
 from .checks import (
     check_exaggeration,
     check_first_chunk,
@@ -25,35 +24,31 @@ from .checks import (
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
 from .engine.resolve import indexed
 from .executor import at_home
+from .loading import LoadedModel, load_parts, pretrained_folder
 from .marks import marked
 from .options import EngineOptions, SamplingOptions
-from .packing.load import load_any
 from .pipeline import Job, NoSpeech, Pipeline, Speech
-from .presets import choose_decoder
 from .progress import ProgressBar, progress_bar
-from .scores import Take
 from .speech import Align
 from .streaming import SpeechStream
-from .switches import TOGGLES, random_decoder, settle, toggles
-from .takes import asked_for
+from .switches import random_decoder, settle, toggles
 from .text.reading import Reading
 from .text.tokenizer import load_tokenizer
 from .voice import Conditionals, VoicePreparer
 from .voiced import Voiced
-from .weights import hub
-from .weights.files import has_meanflow
 from .weights.random_init import random_folder
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
-logger = logging.getLogger(__name__)
+    from .keywords import BatchKeywords, CallKeywords, LoadKeywords, TextKeywords, TextsKeywords
+
+__all__ = ["MAX_CHARS", "Speaker", "pretrained_folder"]
 
 PLURALS = {"seed": "seeds", "voice": "voices", "audio_prompt_path": "voices", "language_id": "language_ids"}
-MAX_CHARS = 280  # a longer text is spoken in pieces: the models drift past some 25 s
 
 
-class Speaker(Voiced):
+class Speaker(Voiced, LoadedModel):
     """A loaded model. The constructor keeps upstream's order; everything new is keyword-only."""
 
     family = "tts"
@@ -104,21 +99,18 @@ class Speaker(Voiced):
         cache_packed: bool | str | Path = False,
         **options: Any,
     ) -> Self:
-        """`cache_packed`: see packing/load.py."""
         device = usable_device(device)
-        decoder = choose_decoder(options.get("preset"), decoder, has_meanflow(folder))
-        switches = {name: options.pop(name) for name in TOGGLES if name in options}
-        parts, switches = load_any(folder, family, device, switches, t3_file, decoder, cache_packed)
-        options |= {"config": parts.config, **switches}
+        parts, keywords = load_parts(folder, device, family, options, t3_file, decoder, cache_packed)
         conds = Conditionals.load(parts.conds_file, map_location="cpu") if parts.conds_file else None
         if conds is not None:
             conds.check(parts.config, parts.conds_file)
         tokenizer = load_tokenizer(folder, parts.config)
-        return cls(parts.t3, parts.s3gen, parts.ve, tokenizer, device, conds, **options)
+        return cls(parts.t3, parts.s3gen, parts.ve, tokenizer, device, conds, **keywords)
 
     @classmethod
     def from_random(
-        cls, device: Any = "cpu", size: str = "tiny", seed: int = 0, family: str | None = None, **options: Any
+        cls, device: Any = "cpu", size: str = "tiny", seed: int = 0, family: str | None = None,
+        **options: Unpack[LoadKeywords],
     ) -> Self:
         """The same architecture with seeded random weights: for tests and timings, what it says is noise."""
         with random_folder(family or cls.family, size, seed, random_decoder(options)) as folder:
@@ -133,31 +125,21 @@ class Speaker(Voiced):
         self,
         jobs: Sequence[Job],
         *,
-        n_cfm_timesteps: int | None = None,
-        max_chars: int | None = MAX_CHARS,
-        verbose: bool = False,
-        cancel: Any = None,
-        progress: Callable[[int, int], None] | None = None,
         align: Align | None = None,
-        takes: int = 1,
-        score: Callable[[Take], float] | None = None,
-        retries: int = 0,
+        **how: Unpack[CallKeywords],
     ) -> list[Speech]:
-        """The common way under `generate` and `generate_batch`: sound together with how it came about. `progress` hears
-        (speech tokens drawn, how many there can be at most) where `verbose` draws a bar. `align(samples, rate, text)`
-        finds the times of a piece's words. Of several `takes` of each piece the one with the highest `score` is kept;
-        one that went wrong is drawn again up to `retries` times."""
-        check_steps(n_cfm_timesteps)
-        how = dict(max_chars=max_chars, steps=n_cfm_timesteps, cancel=cancel, watermark=self._mark())
-        with progress_bar(verbose, progress) as report:
-            speeches = self.pipeline.speak(jobs, progress=report, takes=asked_for(takes, score, retries), **how)
+        """As `generate_batch`, for jobs: returns the sound together with how it came about. `align(samples, rate,
+        text)` returns the times of a piece's words; the other keywords are the fields of GenerateOptions."""
+        speeches = self._speak(jobs, GenerateOptions(**how))
         return speeches if align is None else [speech.align(align) for speech in speeches]
 
-    def _mark(self) -> Callable[[Sequence[Tensor]], list[Tensor]] | None:
-        return partial(mark, self.watermarker) if self.watermarker is not None else None
+    def _speak(self, jobs: Sequence[Job], options: GenerateOptions) -> list[Speech]:
+        with progress_bar(options.verbose, options.progress) as report:
+            options = dataclasses.replace(options, progress=report)
+            return self.pipeline.speak(jobs, options=options, watermark=self._mark())
 
-    def _one(self, job: Job, **how: Any) -> Tensor:
-        (speech,) = self.speak([job], **how)
+    def _one(self, job: Job, options: GenerateOptions) -> Tensor:
+        (speech,) = self._speak([job], options)
         if not speech.wav.numel():
             raise NoSpeech(job.text)
         return speech.wav
@@ -170,7 +152,7 @@ class Speaker(Voiced):
         seeds: Any = None,
         language_ids: Any = None,
         exaggeration: Any = None,
-        **sampling: Any,
+        **sampling: Unpack[TextsKeywords],
     ) -> list[Job]:
         """Jobs for `speak`: a scalar, or one value a text, for each argument. `voices` are what prepare_voice() made,
         or paths."""
@@ -227,23 +209,14 @@ class Speaker(Voiced):
         *,
         voices: Any = None,
         seeds: Any = None,
-        n_cfm_timesteps: int | None = None,
-        max_chars: int | None = MAX_CHARS,
-        verbose: bool = False,
-        cancel: Any = None,
-        progress: Callable[[int, int], None] | None = None,
-        takes: int = 1,
-        score: Callable[[Take], float] | None = None,
-        retries: int = 0,
-        **per_text: Any,
+        language_ids: Any = None,
+        **keywords: Unpack[BatchKeywords],
     ) -> list[Tensor]:
-        """One (1, N) wave a text. Each argument is a scalar or a list; a row is what it would be alone."""
-        jobs = self.jobs(texts, voices=voices, seeds=seeds, **per_text)
-        if not jobs:
-            return []
-        how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel,
-                   progress=progress, takes=takes, score=score, retries=retries)
-        return [speech.wav for speech in self.speak(jobs, **how)]
+        """Returns one (1, N) wave per text, each as it would be alone. What belongs to a text is one value for all, or
+        a list; the fields of GenerateOptions are the call's."""
+        how, per_text = GenerateOptions.split(keywords)
+        jobs = self.jobs(texts, voices=voices, seeds=seeds, language_ids=language_ids, **per_text)
+        return [speech.wav for speech in self.speak(jobs, **how)] if jobs else []
 
     def generate_stream(
         self,
@@ -260,7 +233,7 @@ class Speaker(Voiced):
         verbose: bool = False,
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
-        **sampling: Any,
+        **sampling: Unpack[TextKeywords],
     ) -> SpeechStream:
         """An iterator over (1, n) waves that come while the rest is being made; together they are the speech. The first
         has about `first_chunk` seconds, the others more and more. Approximate: the words are those of generate() at the
@@ -268,8 +241,7 @@ class Speaker(Voiced):
         check_first_chunk(first_chunk)
         voice = self._heard(voice, audio_prompt_path, exaggeration)
         job = self._job(text, voice, exaggeration, seed, language_id, **sampling)
-        how = dict(max_chars=max_chars, n_cfm_timesteps=n_cfm_timesteps, cancel=cancel, progress=progress)
-        return self._stream(job, first_chunk, verbose=verbose, **how)
+        return self._stream(job, first_chunk, GenerateOptions(n_cfm_timesteps, max_chars, verbose, cancel, progress))
 
     def submit(
         self,
@@ -285,7 +257,7 @@ class Speaker(Voiced):
         max_chars: int | None = MAX_CHARS,
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
-        **sampling: Any,
+        **sampling: Unpack[TextKeywords],
     ) -> SpeechStream:
         """As generate_stream(), begun at once and without waiting: for servers, which ask it by take() and notify().
         With `first_chunk` None the speech comes as a whole, and is generate()'s."""
@@ -293,18 +265,14 @@ class Speaker(Voiced):
             check_first_chunk(first_chunk)
         voice = self._heard(voice, audio_prompt_path, exaggeration)
         job = self._job(text, voice, exaggeration, seed, language_id, **sampling)
-        how = dict(max_chars=max_chars, n_cfm_timesteps=n_cfm_timesteps, cancel=cancel, progress=progress)
-        return self._stream(job, first_chunk, **how).begin()
+        options = GenerateOptions(n_cfm_timesteps, max_chars, cancel=cancel, progress=progress)
+        return self._stream(job, first_chunk, options).begin()
 
-    def _stream(
-        self, job: Job, first_chunk: float | None, *, n_cfm_timesteps: int | None, max_chars: int | None, cancel: Any,
-        progress: Callable[[int, int], None] | None, verbose: bool = False,
-    ) -> SpeechStream:
-        check_steps(n_cfm_timesteps)
-        bar = ProgressBar(progress) if verbose else None
+    def _stream(self, job: Job, first_chunk: float | None, options: GenerateOptions) -> SpeechStream:
+        bar = ProgressBar(options.progress) if options.verbose else None
+        options = dataclasses.replace(options, progress=bar or options.progress)
         return self.pipeline.stream(
-            job, first_chunk=first_chunk, max_chars=max_chars, steps=n_cfm_timesteps, watermark=self._mark(),
-            cancel=cancel, progress=bar or progress, ended=bar.close if bar else None,
+            job, first_chunk=first_chunk, options=options, watermark=self._mark(), ended=bar.close if bar else None
         )
 
     # ---- the stages by themselves ----------------------------------------------------------------
@@ -320,7 +288,7 @@ class Speaker(Voiced):
         verbose: bool = False,
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
-        **sampling: Any,
+        **sampling: Unpack[TextKeywords],
     ) -> Tensor:
         """Text -> (n,) speech tokens of one utterance."""
         job = self._job(text, voice, exaggeration, seed, language_id, **sampling)
@@ -342,19 +310,7 @@ class Speaker(Voiced):
 
     # ---- the engine ------------------------------------------------------------------------------
 
-    def warmup(self, batch: int = 1) -> None:
-        """Do now what the first requests would otherwise wait for: graph capture, kernel compilation, allocation."""
-        self.pipeline.warmup(batch)
-
     def stats(self) -> dict[str, Any]:
         """What all calls together are doing, and have done: utterances and rows being spoken, utterances waiting,
         steps, tokens, and how long the first sound and whole calls took."""
         return self.pipeline.engine.stats()
-
-    def close(self) -> None:
-        """Ends every call that is under way, and the thread that serves streams. The model cannot speak any more."""
-        self.pipeline.engine.close()
-
-
-def pretrained_folder(family: str, **where: Any) -> Path:
-    return hub.download(family, **where)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .base import MAX_CHARS, Speaker, pretrained_folder
+from .calls import GenerateOptions
 from .checks import NEUTRAL
 from .pipeline import Job
 from .scores import Take
@@ -19,6 +20,11 @@ from .text.languages import SUPPORTED_LANGUAGES
 from .text.normalize import punc_norm as any_punc_norm
 from .voice import Conditionals, T3Cond
 from .weights.files import REPOS, multilingual_t3
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from .keywords import BatchKeywords, LoadKeywords
 
 __all__ = [
     "REPO_ID", "SUPPORTED_LANGUAGES", "ChatterboxMultilingualTTS", "Conditionals",
@@ -43,17 +49,18 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
         *,
         repo_id: str | None = None,
         revision: str | None = None,
-        **options: Any,
-    ) -> OptimizedChatterboxMultilingualTTS:
+        **options: Unpack[LoadKeywords],
+    ) -> Self:
         """`t3_model` is "v2" (the default), "v3" or a file name; `repo_id` also takes a single-language pack."""
-        options = fetch_decoder("mtl", options)
+        keywords = fetch_decoder("mtl", options)
         folder = pretrained_folder("mtl", t3_model=t3_model, repo_id=repo_id, revision=revision)
-        return cls.from_local(folder, device, t3_model, **options)
+        return cls.from_local(folder, device, t3_model, **keywords)
 
     @classmethod
     def from_local(
-        cls, ckpt_dir: str | Path, device: str | torch.device, t3_model: str | None = None, **options: Any
-    ) -> OptimizedChatterboxMultilingualTTS:
+        cls, ckpt_dir: str | Path, device: str | torch.device, t3_model: str | None = None,
+        **options: Unpack[LoadKeywords],
+    ) -> Self:
         return cls._load(ckpt_dir, device, "mtl", multilingual_t3(t3_model), **options)
 
     def generate(
@@ -94,11 +101,17 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
             markup=markup, breath=breath, loudness=loudness,
             spoken=spoken, pronounce=pronounce,
         )
-        how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
-        return self._one(job, progress=progress, takes=takes, score=score, retries=retries, **how)
+        options = GenerateOptions(
+            n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel, progress=progress,
+            takes=takes, score=score, retries=retries,
+        )
+        return self._one(job, options)
 
-    def generate_batch(self, texts: Any, language_ids: Any = None, **per_text: Any) -> list[Tensor]:
-        return super().generate_batch(texts, language_ids=language_ids, **per_text)
+    def generate_batch(
+        self, texts: Any, language_ids: Any = None, *, voices: Any = None, seeds: Any = None,
+        **keywords: Unpack[BatchKeywords],
+    ) -> list[Tensor]:
+        return super().generate_batch(texts, voices=voices, seeds=seeds, language_ids=language_ids, **keywords)
 
     def _job(
         self, text: str, voice: Any, exaggeration: float | None, seed: int | None, language: str | None = None,

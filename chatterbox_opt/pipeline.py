@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .audio.joins import ChunkJoiner, join, places
-from .audio.loudness import evened
-from .config import S3GEN_RATE, SILENCE_TOKEN, START_TEXT, STOP_TEXT, TOKEN_RATE, ModelConfig
+from .audio.joins import ChunkJoiner
+from .calls import GenerateOptions
+from .config import SILENCE_TOKEN, START_TEXT, STOP_TEXT, TOKEN_RATE, ModelConfig
 from .engine.chunks import chunk_sizes
 from .engine.engine import Engine
 from .engine.mel import MelRunner, check_codes
@@ -27,17 +27,16 @@ from .executor import token_runner
 from .options import EngineOptions, SamplingOptions
 from .speech import Speech, audible, pieces_of
 from .streaming import ChunkQueue, SpeechStream
-from .takes import Casting, Choice, Takes
+from .takes import Casting, Choice
 from .text.markup import Segment, unescaped, whole
 from .text.normalize import punc_norm
 from .text.reading import Reading, pieces
-from .text.split import breath, check_max_chars, spans
-from .voice import Conditionals, settled
+from .text.split import breath, spans
+from .voice import Conditionals
+from .whole_speech import Mark, WholeSpeech
 
 __all__ = ["Cancelled", "Job", "NoSpeech", "Pipeline", "Speech"]
 logger = logging.getLogger(__name__)
-
-Mark = Callable[[Sequence[Tensor]], list[Tensor]]  # watermarks (N,) waves
 
 
 class NoSpeech(ValueError):
@@ -91,23 +90,19 @@ class Pipeline:
         self,
         jobs: Sequence[Job],
         *,
-        max_chars: int | None,
-        steps: int | None = None,
+        options: GenerateOptions,
         watermark: Mark | None = None,
-        cancel: Any = None,
-        progress: Callable[[int, int], None] | None = None,
-        takes: Takes | None = None,
     ) -> list[Speech]:
-        """`progress` hears of tokens drawn, and of how many there can be at most."""
         start = time.perf_counter()
-        per_job = [self._utterances(job, max_chars, steps) for job in jobs]
+        per_job = [self._utterances(job, options) for job in jobs]
+        cancel, progress = options.cancel, options.progress
         seconds = {"text": time.perf_counter() - start}
         choices: list[list[Choice]] = [[] for _ in jobs]
         sounds: dict[Utterance, Tensor] = {}
-        if takes is None:
+        if options.selection is None:
             self._seed(jobs, per_job)
         else:
-            casting = Casting(self.engine, takes, self.device, cancel, progress)
+            casting = Casting(self.engine, options.selection, self.device, cancel, progress)
             per_job, choices = casting.run(jobs, per_job)
             sounds, progress = casting.sounds, None
             seconds |= casting.seconds
@@ -130,11 +125,8 @@ class Pipeline:
         job: Job,
         *,
         first_chunk: float | None,
-        max_chars: int | None,
-        steps: int | None = None,
+        options: GenerateOptions,
         watermark: Mark | None = None,
-        cancel: Any = None,
-        progress: Callable[[int, int], None] | None = None,
         ended: Callable[[], None] | None = None,
     ) -> SpeechStream:
         """Chunks, the first of about `first_chunk` seconds, or where that is None the whole in one. The tokens are
@@ -142,9 +134,9 @@ class Pipeline:
         if first_chunk is not None and job.loudness is not None:
             raise ValueError(f"loudness={job.loudness!r}: of a piece that is still being spoken it is not known; "
                              "have it whole, by generate() or submit()")
-        utterances = self._utterances(job, max_chars, steps)
+        utterances = self._utterances(job, options)
         joiner = ChunkJoiner(len(utterances), watermark, [u.before for u in utterances], utterances[-1].after)
-        queue = ChunkQueue(joiner, cancel, lambda: NoSpeech(job.text))
+        queue = ChunkQueue(joiner, options.cancel, lambda: NoSpeech(job.text))
 
         def at_end() -> None:
             _warn(job, utterances)
@@ -152,7 +144,7 @@ class Pipeline:
                 ended()
             queue.tell()
 
-        how: dict[str, Any] = dict(cancel=queue, progress=progress, paused=queue.paused, ended=at_end)
+        how: dict[str, Any] = dict(cancel=queue, progress=options.progress, paused=queue.paused, ended=at_end)
         if first_chunk is None:
             sink = WholeSpeech([utterances], watermark, put=queue.put, levels=[job.loudness])
             queue.placed = sink.places.get
@@ -167,7 +159,7 @@ class Pipeline:
 
     def draw(self, job: Job, cancel: Any = None, progress: Callable[[int, int], None] | None = None) -> Tensor:
         """Speech tokens of one utterance, as they would be rendered."""
-        (utterance,) = self._utterances(job, None, None)
+        (utterance,) = self._utterances(job, GenerateOptions(max_chars=None))
         utterance.voice = None
         self._seed([job], [[utterance]])
         self.engine.run(Call([utterance], cancel=cancel, progress=progress))
@@ -197,8 +189,10 @@ class Pipeline:
 
     # ---- text -> utterances ----------------------------------------------------------------------
 
-    def _utterances(self, job: Job, max_chars: int | None, steps: int | None) -> list[Utterance]:
-        limit = None if max_chars is None else self._fitting(max_chars)
+    def _utterances(self, job: Job, options: GenerateOptions) -> list[Utterance]:
+        limit = options.max_chars
+        if limit is not None:
+            limit = min(limit, self.config.max_chars or limit)
         found: list[Utterance] = []
         for segment in job.segments or whole(job.text):
             body = job.text[slice(*segment.body)]
@@ -209,7 +203,7 @@ class Pipeline:
             for text, read, chars, before in self._pieces(job, segment, body, limit):
                 found.append(Utterance(
                     text_ids=self.text_ids(read, segment.language or job.language), cond=voice.t3,
-                    sampling=job.sampling, voice=voice.gen, steps=steps, text=text, read=read,
+                    sampling=job.sampling, voice=voice.gen, steps=options.n_cfm_timesteps, text=text, read=read,
                     chars=chars,
                     before=before if before is not None or not (found and job.breath) else breath(job.text, chars[0]),
                     tail=(SILENCE_TOKEN,) * 3 if self.config.t3.is_gpt else (),  # Turbo ends with a little silence
@@ -243,10 +237,6 @@ class Pipeline:
         seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         return [RequestNoise(self.device, piece_seed(seed, k)) for k in range(count)]
 
-    def _fitting(self, max_chars: int) -> int:
-        check_max_chars(max_chars)
-        return min(max_chars, self.config.max_chars or max_chars)
-
     def text_ids(self, text: str, language: str | None = None) -> Tensor:
         """(T,) ids as T3 reads them. Text of nothing but white space counts as no text at all."""
         text = punc_norm(text if text.strip() else "", self.config.family)
@@ -255,52 +245,6 @@ class Pipeline:
         args = (text, language) if self.config.family == "mtl" else (text,)
         ids = self.tokenizer.text_to_tokens(*args).view(-1)
         return torch.cat([ids.new_tensor([START_TEXT]), ids, ids.new_tensor([STOP_TEXT])])
-
-
-class WholeSpeech:
-    """Takes utterances rendered whole, and makes one wave of each job's."""
-
-    def __init__(
-        self, per_job: Sequence[Sequence[Utterance]], mark: Mark | None = None,
-        joined: Callable[[Sequence[Tensor]], Tensor] | None = None, put: Callable[[Tensor], None] | None = None,
-        levels: Sequence[float | None] = (), sounds: Mapping[Utterance, Tensor] | None = None,
-    ) -> None:
-        """`joined` in the place of join(); `put` takes each job's wave as soon as all are there; `levels`: the loudness
-        of each job's pieces; `sounds` are there already: of all utterances, or of none."""
-        self.per_job, self.mark, self.joined, self.put = per_job, mark, joined, put
-        self.levels = levels or [None] * len(per_job)
-        self.parts: dict[Utterance, Tensor] = dict(sounds or {})
-        self.places: dict[Utterance, tuple[int, int]] = {}  # (first sample, behind the last) in its job's wave
-        self.waves: list[Tensor] = []  # (1, N) float32 on the CPU
-
-    def add(self, utterance: Utterance, wave: Tensor, last: bool) -> None:
-        self.parts[utterance] = wave
-
-    def finish(self) -> None:
-        waves = [self._wave(own, level) for own, level in zip(self.per_job, self.levels)]
-        sounding = [i for i, wave in enumerate(waves) if len(wave)]
-        if self.mark is not None and sounding:
-            for i, marked in zip(sounding, self.mark([waves[i] for i in sounding])):
-                waves[i] = marked
-        self.waves = [settled(wave.float(), "cpu").unsqueeze(0) for wave in waves]
-        self.parts.clear()
-        if self.put is not None:
-            for wave in self.waves:
-                self.put(wave)
-
-    def _wave(self, own: Sequence[Utterance], level: float | None) -> Tensor:
-        heard = [u for u in own if len(self.parts[u])]
-        parts = [self.parts[u] for u in heard]
-        if self.joined is not None:
-            return self.joined(parts)
-        if level is not None:
-            parts = evened(parts, S3GEN_RATE, level)
-        before = [u.before for u in heard]
-        found, end = iter(places([len(part) for part in parts], before)), 0
-        for u in own:
-            first, end = next(found) if len(self.parts[u]) else (end, end)
-            self.places[u] = first, end
-        return join(parts, before, own[-1].after)
 
 
 def _warn(job: Job, utterances: Sequence[Utterance]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -57,26 +58,26 @@ def settle(device: str | torch.device, config: ModelConfig, asked: EngineOptions
     return resolved if is_mlx(device) else settled_for(resolved, place, config)
 
 
-def fetch_decoder(family: str, options: dict[str, Any]) -> dict[str, Any]:
+def fetch_decoder(family: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """`options` with the path of the two-step decoder where they ask for it and the family's own repository has none.
     A preset does without it where the hub cannot be reached."""
     decoder, preset = options.get("decoder"), options.get("preset")
     if preset is not None:
         find(preset)  # what is misspelt is told ahead of a download
     if decoder_file(decoder, FILES[family]["s3gen"]) != MEANFLOW and not (decoder is None and wants_meanflow(preset)):
-        return options
+        return dict(options)
     if FILES[family]["s3gen"] == MEANFLOW:
-        return options
+        return dict(options)
     try:
-        return options | {"decoder": hub.download_decoder()}
+        return {**options, "decoder": hub.download_decoder()}
     except hub.HubUnreachable as error:
         if decoder is not None:
             raise
         logger.warning("preset=%r goes on without the two-step decoder: %s", preset, error)
-        return options
+        return dict(options)
 
 
-def random_decoder(options: dict[str, Any]) -> str | None:
+def random_decoder(options: Mapping[str, Any]) -> str | None:
     """The decoder that a random checkpoint is to have beside its own."""
     decoder = options.get("decoder")
     return "meanflow" if decoder == "meanflow" or (decoder is None and wants_meanflow(options.get("preset"))) else None

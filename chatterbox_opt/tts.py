@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .base import MAX_CHARS, Speaker, pretrained_folder
+from .calls import GenerateOptions
 from .checks import NEUTRAL
 from .scores import Take
 from .switches import fetch_decoder
 from .text.normalize import punc_norm
 from .voice import Conditionals, T3Cond
 from .weights.files import MINI, REPOS
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from .keywords import LoadKeywords
 
 __all__ = ["REPO_ID", "ChatterboxTTS", "Conditionals", "OptimizedChatterboxTTS", "T3Cond", "punc_norm"]
 REPO_ID = REPOS["tts"]
@@ -26,11 +32,12 @@ class OptimizedChatterboxTTS(Speaker):
 
     @classmethod
     def from_pretrained(
-        cls, device: str | torch.device, *, repo_id: str | None = None, revision: str | None = None, **options: Any
-    ) -> OptimizedChatterboxTTS:
+        cls, device: str | torch.device, *, repo_id: str | None = None, revision: str | None = None,
+        **options: Unpack[LoadKeywords],
+    ) -> Self:
         """`decoder="meanflow"` fetches Turbo's decoder of two steps beside the model."""
-        options = fetch_decoder("tts", options)
-        return cls._load(pretrained_folder("tts", repo_id=repo_id, revision=revision), device, "tts", **options)
+        keywords = fetch_decoder("tts", options)
+        return cls._load(pretrained_folder("tts", repo_id=repo_id, revision=revision), device, "tts", **keywords)
 
     @classmethod
     def from_local(
@@ -39,14 +46,14 @@ class OptimizedChatterboxTTS(Speaker):
         device: str | torch.device,
         *,
         t3_file: str | None = None,
-        **options: Any,
-    ) -> OptimizedChatterboxTTS:
+        **options: Unpack[LoadKeywords],
+    ) -> Self:
         """`t3_file` names a fine-tuned T3, `decoder` another decoder ("meanflow" is Turbo's of two steps): files inside
         the folder, or anywhere else."""
         return cls._load(ckpt_dir, device, "tts", t3_file, **options)
 
     @classmethod
-    def from_mini(cls, device: str | torch.device = "cpu", **options: Any) -> OptimizedChatterboxTTS:
+    def from_mini(cls, device: str | torch.device = "cpu", **options: Unpack[LoadKeywords]) -> Self:
         """The small model inside this package, see assets/mini: one English voice, no download, no cloning."""
         return cls._load(MINI, device, "tts", **options)
 
@@ -87,8 +94,11 @@ class OptimizedChatterboxTTS(Speaker):
             markup=markup, breath=breath, loudness=loudness,
             spoken=spoken, pronounce=pronounce,
         )
-        how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
-        return self._one(job, progress=progress, takes=takes, score=score, retries=retries, **how)
+        options = GenerateOptions(
+            n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel, progress=progress,
+            takes=takes, score=score, retries=retries,
+        )
+        return self._one(job, options)
 
 
 ChatterboxTTS = OptimizedChatterboxTTS

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .audio.loudness import normalize_loudness
 from .base import MAX_CHARS, Speaker, pretrained_folder
+from .calls import GenerateOptions
 from .config import S3_RATE
 from .options import SamplingOptions
 from .pipeline import Job
@@ -25,7 +26,9 @@ from .voice import Conditionals, T3Cond
 from .weights.files import REPOS
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
+
+    from .keywords import LoadKeywords, ModelKeywords, StreamKeywords, SubmitKeywords
 
 __all__ = ["REPO_ID", "ChatterboxTurboTTS", "Conditionals", "OptimizedChatterboxTurboTTS", "T3Cond", "punc_norm"]
 REPO_ID = REPOS["turbo"]
@@ -40,7 +43,7 @@ class OptimizedChatterboxTurboTTS(Speaker):
 
     def __init__(
         self, t3: Any, s3gen: Any, ve: Any, tokenizer: Any, device: Any, conds: Conditionals | None = None,
-        model_label: str = "Turbo", **options: Any,
+        model_label: str = "Turbo", **options: Unpack[ModelKeywords],
     ) -> None:
         super().__init__(t3, s3gen, ve, tokenizer, device, conds, **options)
         self.model_label = model_label
@@ -54,27 +57,28 @@ class OptimizedChatterboxTurboTTS(Speaker):
         *,
         repo_id: str | None = None,
         revision: str | None = None,
-        **options: Any,
-    ) -> OptimizedChatterboxTurboTTS:
+        **options: Unpack[LoadKeywords],
+    ) -> Self:
         family = "nano" if nano else "turbo"
-        options = fetch_decoder(family, options)
+        keywords = fetch_decoder(family, options)
         folder = pretrained_folder(family, repo_id=repo_id, revision=revision)
-        return cls.from_local(folder, device, nano, **options)
+        return cls.from_local(folder, device, nano, **keywords)
 
     @classmethod
     def from_local(
         cls, ckpt_dir: str | Path, device: str | torch.device, nano: bool = False, *, t3_file: str | None = None,
-        **options: Any,
-    ) -> OptimizedChatterboxTurboTTS:
+        **options: Unpack[LoadKeywords],
+    ) -> Self:
         family = "nano" if nano else "turbo"
         return cls._load(ckpt_dir, device, family, t3_file, model_label=family.capitalize(), **options)
 
     @classmethod
-    def from_random(  # type: ignore[override]  # as the other loaders, it takes nano= for the family
-        cls, device: Any = "cpu", size: str = "tiny", seed: int = 0, nano: Any = False, **options: Any
+    def from_random(
+        cls, device: Any = "cpu", size: str = "tiny", seed: int = 0, nano: Any = False, **options: Unpack[LoadKeywords]
     ) -> Self:
         family = "nano" if nano else "turbo"
-        return super().from_random(device, size, seed, family, model_label=family.capitalize(), **options)
+        keywords: dict[str, Any] = {"model_label": family.capitalize(), **options}
+        return super().from_random(device, size, seed, family, **keywords)
 
     def norm_loudness(self, wav: Any, sr: int, target_lufs: float = -27) -> Any:
         return normalize_loudness(wav, sr, target_lufs)
@@ -126,19 +130,22 @@ class OptimizedChatterboxTurboTTS(Speaker):
             markup=markup, breath=breath, loudness=loudness,
             spoken=spoken, pronounce=pronounce,
         )
-        how = dict(n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel)
-        return self._one(job, progress=progress, takes=takes, score=score, retries=retries, **how)
+        options = GenerateOptions(
+            n_cfm_timesteps=n_cfm_timesteps, max_chars=max_chars, verbose=verbose, cancel=cancel, progress=progress,
+            takes=takes, score=score, retries=retries,
+        )
+        return self._one(job, options)
 
     def generate_stream(
         self, text: str, *, audio_prompt_path: str | Path | None = None, voice: Conditionals | None = None,
-        norm_loudness: bool = True, **how: Any,
+        norm_loudness: bool = True, **how: Unpack[StreamKeywords],
     ) -> SpeechStream:
         voice = self._heard(voice, audio_prompt_path, 0.0, norm_loudness=norm_loudness)
         return super().generate_stream(text, voice=voice, **how)
 
     def submit(
         self, text: str, *, audio_prompt_path: str | Path | None = None, voice: Conditionals | None = None,
-        norm_loudness: bool = True, **how: Any,
+        norm_loudness: bool = True, **how: Unpack[SubmitKeywords],
     ) -> SpeechStream:
         voice = self._heard(voice, audio_prompt_path, 0.0, norm_loudness=norm_loudness)
         return super().submit(text, voice=voice, **how)

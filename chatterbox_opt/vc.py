@@ -3,37 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .audio.io import read, resample
-from .audio.watermark import Watermarker, mark
-from .base import pretrained_folder
+from .audio.watermark import Watermarker
 from .checks import check_seed, check_steps, given, usable_device
 from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
 from .engine.chunks import whole_tokens
 from .engine.resolve import indexed
+from .loading import LoadedModel, load_parts, pretrained_folder
 from .options import EngineOptions
-from .packing.load import load_any
 from .pipeline import Pipeline
-from .presets import choose_decoder
 from .speech import Piece, Speech
-from .switches import TOGGLES, fetch_decoder, random_decoder, settle, toggles
+from .switches import fetch_decoder, random_decoder, settle, toggles
 from .voice import Conditionals, VoicePreparer
 from .voiced import MissingVoice
-from .weights.files import REPOS, has_meanflow
+from .weights.files import REPOS
 from .weights.random_init import random_folder
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
+
+    from .keywords import ConverterKeywords, ModelKeywords
 
 REPO_ID = REPOS["vc"]
 PIECE = 20.0  # s of input converted at a time: the flow's attention is quadratic in length
 OVERLAP = 0.2  # s of audio rendered twice and cross-faded where two pieces meet
 
 
-class OptimizedChatterboxVC:
+class OptimizedChatterboxVC(LoadedModel):
     ENC_COND_LEN = 6 * S3_RATE
     DEC_COND_LEN = 10 * S3GEN_RATE
 
@@ -59,36 +61,28 @@ class OptimizedChatterboxVC:
         self.pipeline = Pipeline(self.config, None, s3gen, None, place, self.options)
         self.ref_dict = ref_dict and {k: v.to(place) if torch.is_tensor(v) else v for k, v in ref_dict.items()}
 
-    def warmup(self, batch: int = 1) -> None:
-        """Do now what the first requests would otherwise wait for."""
-        self.pipeline.warmup(batch)
-
-    def close(self) -> None:
-        """Ends every call that is under way. The model cannot convert any more."""
-        self.pipeline.engine.close()
-
     @classmethod
     def from_pretrained(
-        cls, device: str | torch.device, *, repo_id: str | None = None, revision: str | None = None, **options: Any
-    ) -> OptimizedChatterboxVC:
-        options = fetch_decoder("vc", options)
-        return cls.from_local(pretrained_folder("vc", repo_id=repo_id, revision=revision), device, **options)
+        cls, device: str | torch.device, *, repo_id: str | None = None, revision: str | None = None,
+        **options: Unpack[ConverterKeywords],
+    ) -> Self:
+        keywords = fetch_decoder("vc", options)
+        return cls.from_local(pretrained_folder("vc", repo_id=repo_id, revision=revision), device, **keywords)
 
     @classmethod
     def from_local(
-        cls, ckpt_dir: str | Path, device: str | torch.device, *, decoder: str | Path | None = None, **options: Any
-    ) -> OptimizedChatterboxVC:
+        cls, ckpt_dir: str | Path, device: str | torch.device, *, decoder: str | Path | None = None,
+        **options: Unpack[ModelKeywords],
+    ) -> Self:
         device = usable_device(device)
-        decoder = choose_decoder(options.get("preset"), decoder, has_meanflow(ckpt_dir))
-        switches = {name: options.pop(name) for name in TOGGLES if name in options}
-        parts, switches = load_any(ckpt_dir, "vc", device, switches, decoder=decoder)
+        parts, keywords = load_parts(ckpt_dir, device, "vc", options, decoder=decoder)
         ref_dict = Conditionals.load(parts.conds_file).gen if parts.conds_file else None
-        return cls(parts.s3gen, device, ref_dict, config=parts.config, **switches, **options)
+        return cls(parts.s3gen, device, ref_dict, **keywords)
 
     @classmethod
     def from_random(
-        cls, device: Any = "cpu", size: str = "tiny", seed: int = 0, **options: Any
-    ) -> OptimizedChatterboxVC:
+        cls, device: Any = "cpu", size: str = "tiny", seed: int = 0, **options: Unpack[ConverterKeywords]
+    ) -> Self:
         with random_folder("tts", size, seed, random_decoder(options)) as folder:
             return cls.from_local(folder, device, **options)
 
@@ -132,10 +126,9 @@ class OptimizedChatterboxVC:
         check_steps(n_cfm_timesteps)
         tokens = self.tokens(audio, sample_rate)
         parts = overlapping(tokens)
-        watermark = partial(mark, self.watermarker) if self.watermarker is not None else None
         wav = self.pipeline.render(
             parts, voice if len(parts) == 1 else whole_tokens(voice), check_seed(seed), steps=n_cfm_timesteps,
-            joined=cross_faded, watermark=watermark, cancel=cancel,
+            joined=cross_faded, watermark=self._mark(), cancel=cancel,
         )
         tokens = tokens.cpu()
         piece = Piece("", (0, 0), (0, wav.shape[-1]), tokens, "given")

@@ -35,11 +35,18 @@ LAYERS = {
     "executor": {"config", "options", "models", "engine", "weights", "mlx"},
 }
 LAYERS["voiced"] = {"checks", "config", "voice"}
-LAYERS["pipeline"] = LAYERS["streaming"] | {"options", "text", "models", "streaming", "executor", "takes"}
+LAYERS["whole_speech"] = {"audio", "config", "engine", "voice"}
+LAYERS["calls"] = {"checks", "scores", "takes", "text"}
+LAYERS["keywords"] = {"config", "options", "scores"}
+LAYERS["pipeline"] = LAYERS["streaming"] | {
+    "options", "text", "models", "streaming", "executor", "takes", "calls", "whole_speech",
+}
 LAYERS["packing"] = {
     "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "__version__",
 }
+LAYERS["loading"] = {"audio", "packing", "pipeline", "presets", "switches", "weights"}
 LAYERS["base"] = LAYERS["pipeline"] | {
+    "keywords", "loading",
     "marks", "weights", "checks", "pipeline", "progress", "presets", "switches", "packing", "executor", "scores",
     "voiced",
 }

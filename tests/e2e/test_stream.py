@@ -14,6 +14,7 @@ from chatterbox_opt import (
     OptimizedChatterboxTTS,
     OptimizedChatterboxTurboTTS,
 )
+from chatterbox_opt.calls import GenerateOptions
 from chatterbox_opt.engine import rendering
 from chatterbox_opt.engine.request import Utterance
 
@@ -99,7 +100,7 @@ def test_the_first_chunk_comes_before_the_last_token(model, monkeypatch):
     run = model.pipeline.tokens.step.run
     monkeypatch.setattr(model.pipeline.tokens.step, "run", lambda: (steps.append(1), run())[1])
     (job,) = model.jobs(["Hello there."], seeds=1, max_new_tokens=100)
-    stream = model.pipeline.stream(job, first_chunk=1.0, max_chars=None)
+    stream = model.pipeline.stream(job, first_chunk=1.0, options=GenerateOptions(max_chars=None))
     stream.notify(lambda: at.append(len(steps)))
     sizes = [wave.shape[1] / model.sr for wave in stream]
     assert at[0] < 40

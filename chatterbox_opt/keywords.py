@@ -1,0 +1,113 @@
+"""The keyword arguments that several public methods take: what an editor completes and a type checker checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypedDict
+
+from .config import ModelConfig
+from .options import EngineOptions
+from .scores import Take
+
+
+class ModelKeywords(TypedDict, total=False):
+    """Of every constructor."""
+
+    config: ModelConfig | None  # for sizes that were never published
+    enable_compilation: bool  # True by default; False runs eagerly
+    use_mixed_precision: bool  # True by default; False = float32
+    enable_watermark: bool  # True by default
+    attention: str | None  # "sdpa" | "flash"; None = the fastest that is installed
+    quantize: str | None  # "int8" | "int4"; None leaves the weights as they are
+    engine: EngineOptions | None  # everything else
+    preset: str | None  # a named set of options, see presets.py
+
+
+class LoadKeywords(ModelKeywords, total=False):
+    """Of from_pretrained(), from_local() and from_random()."""
+
+    decoder: str | Path | None  # "meanflow" = Turbo's, of two steps; or a file
+    cache_packed: bool | str | Path  # keep what is made of the weights: in the user's cache folder, or in this one
+
+
+class ConverterKeywords(ModelKeywords, total=False):
+    """Of the loaders of voice conversion."""
+
+    decoder: str | Path | None  # "meanflow" = Turbo's, of two steps; or a file
+
+
+class CallKeywords(TypedDict, total=False):
+    """The fields of calls.GenerateOptions, which says what they mean."""
+
+    n_cfm_timesteps: int | None
+    max_chars: int | None
+    verbose: bool
+    cancel: Any
+    progress: Callable[[int, int], None] | None
+    takes: int
+    score: Callable[[Take], float] | None
+    retries: int
+
+
+class TextKeywords(TypedDict, total=False):
+    """How one text is read and spoken. The first seven are the fields of options.SamplingOptions."""
+
+    repetition_penalty: float | None
+    min_p: float | None
+    top_p: float | None
+    top_k: int | None
+    temperature: float | None
+    cfg_weight: float | None
+    max_new_tokens: int | None
+    markup: Any  # True: the text has marks; see text/markup.py
+    breath: bool  # pauses between pieces by punctuation
+    loudness: float | None  # LUFS of each piece, such as -20; None leaves it as it is
+    spoken: bool | str  # numbers, dates and units in words
+    pronounce: Any  # respellings: a mapping, or a file of them
+
+
+class OneTextKeywords(TextKeywords, total=False):
+    language_id: str | None
+    exaggeration: float | None  # None: the voice's own
+    seed: int | None  # None draws from torch's global generators
+    n_cfm_timesteps: int | None
+    max_chars: int | None
+    cancel: Any
+    progress: Callable[[int, int], None] | None
+
+
+class StreamKeywords(OneTextKeywords, total=False):
+    """Of generate_stream()."""
+
+    first_chunk: float  # seconds
+    verbose: bool
+
+
+class SubmitKeywords(OneTextKeywords, total=False):
+    """Of submit()."""
+
+    first_chunk: float | None  # seconds; None: the speech comes as a whole
+
+
+class TextsKeywords(TypedDict, total=False):
+    """As TextKeywords, for several texts: one value for all, or a list with one for each."""
+
+    repetition_penalty: Any
+    min_p: Any
+    top_p: Any
+    top_k: Any
+    temperature: Any
+    cfg_weight: Any
+    max_new_tokens: Any
+    markup: Any
+    breath: Any
+    loudness: Any
+    spoken: Any
+    pronounce: Any
+
+
+class BatchKeywords(CallKeywords, TextsKeywords, total=False):
+    """Of generate_batch(): those of the call, and those of its texts."""
+
+    exaggeration: Any

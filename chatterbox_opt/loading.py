@@ -1,0 +1,59 @@
+"""From a checkpoint's folder to a model, and what every loaded model has: a pipeline, a watermark, an end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .audio.watermark import Watermarker, mark
+from .packing.load import load_any
+from .pipeline import Pipeline
+from .presets import choose_decoder
+from .switches import TOGGLES
+from .weights import hub
+from .weights.files import has_meanflow
+from .weights.load import Loaded
+
+
+class LoadedModel:
+    """What speakers and voice conversion share."""
+
+    pipeline: Pipeline
+    watermarker: Watermarker | None
+
+    def warmup(self, batch: int = 1) -> None:
+        """Do now what the first requests would otherwise wait for: graph capture, kernel compilation, allocation."""
+        self.pipeline.warmup(batch)
+
+    def close(self) -> None:
+        """Ends every call that is under way, and the thread that serves streams. The model cannot be used any more."""
+        self.pipeline.engine.close()
+
+    def _mark(self) -> Callable[[Sequence[Tensor]], list[Tensor]] | None:
+        return partial(mark, self.watermarker) if self.watermarker is not None else None
+
+
+def load_parts(
+    folder: str | Path,
+    device: Any,
+    family: str,
+    options: Mapping[str, Any],
+    t3_file: str | None = None,
+    decoder: str | Path | None = None,
+    cache_packed: bool | str | Path = False,
+) -> tuple[Loaded, dict[str, Any]]:
+    """(the networks, the constructor's keywords): `options`, with what the checkpoint decides about them.
+    `cache_packed`: see packing/load.py."""
+    decoder = choose_decoder(options.get("preset"), decoder, has_meanflow(folder))
+    switches = {name: value for name, value in options.items() if name in TOGGLES}
+    others = {name: value for name, value in options.items() if name not in TOGGLES}
+    parts, switches = load_any(folder, family, device, switches, t3_file, decoder, cache_packed)
+    return parts, others | {"config": parts.config} | switches
+
+
+def pretrained_folder(family: str, **where: Any) -> Path:
+    return hub.download(family, **where)

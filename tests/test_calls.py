@@ -1,0 +1,51 @@
+"""How a call is made: one dataclass, and keywords that an editor completes."""
+
+import dataclasses
+from threading import Event
+
+import pytest
+
+from chatterbox_opt import keywords
+from chatterbox_opt.calls import GenerateOptions
+from chatterbox_opt.options import SamplingOptions
+
+
+def named(typed: type) -> set[str]:
+    return set(typed.__optional_keys__)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (dict(n_cfm_timesteps=0), "n_cfm_timesteps=0"),
+        (dict(max_chars=3), "max_chars=3"),
+        (dict(takes=0), "takes=0"),
+        (dict(retries=-1), "retries=-1"),
+        (dict(score=len), "score chooses among takes"),
+    ],
+)
+def test_a_call_is_refused_with_the_name_of_what_is_wrong(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        GenerateOptions(**wrong)
+
+
+def test_one_take_needs_no_selection():
+    assert GenerateOptions().selection is None
+    assert GenerateOptions(takes=3).selection.count == 3
+
+
+def test_a_batchs_keywords_are_the_calls_and_the_texts():
+    cancel = Event()
+    own, others = GenerateOptions.split(dict(cancel=cancel, temperature=[0.5, 0.7], takes=2, markup=True))
+    assert own == dict(cancel=cancel, takes=2)
+    assert others == dict(temperature=[0.5, 0.7], markup=True)
+
+
+def test_an_editor_completes_what_a_call_takes():
+    """The keywords an editor shows are those that the dataclasses have, no more and no fewer."""
+    call = {f.name for f in dataclasses.fields(GenerateOptions)}
+    sampling = {f.name for f in dataclasses.fields(SamplingOptions)}
+    assert named(keywords.CallKeywords) == call
+    assert sampling < named(keywords.TextKeywords)
+    assert named(keywords.TextKeywords) == named(keywords.TextsKeywords)
+    assert named(keywords.BatchKeywords) == call | named(keywords.TextsKeywords) | {"exaggeration"}
