@@ -145,7 +145,7 @@ def test_a_new_respelling_speaks_again_what_it_concerns(model, script, tmp_path,
 
 
 def test_a_role_is_spoken_in_takes_of_its_own(model, script, tmp_path):
-    (out, notes) = read_aloud(
+    _, notes = read_aloud(
         model, script, tmp_path / "book.wav", captions="json", max_new_tokens=12,
         cast={"Anna": Role(options={"takes": 3}), "Ben": Role(options={"retries": 2})}, score=lambda take: take.seed,
     )
