@@ -92,7 +92,8 @@ class Planner:
             return []
         text = f"{paragraph.text}\n{unescaped(paragraph.text)}" if marked else paragraph.text
         others = [found.for_voice(voice) for voice in self.voices] if marked else []
-        return [each.concerning(text) for each in (found, *others)]
+        concerned = [each.concerning(text) for each in (found, *others)]
+        return concerned if any(map(any, concerned)) else []
 
 
 def chooses(options: Mapping[str, Any], cast: Mapping[str, Role]) -> bool:
