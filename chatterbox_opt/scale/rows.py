@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,8 @@ def _checked_reading(key: str, value: Any) -> Any:
     if isinstance(value, str) and value.lower() in ("true", "false"):
         value = value.lower() == "true"
     if isinstance(value, str) and key == "pronounce":
-        value = json.loads(value)
+        with suppress(ValueError):
+            value = json.loads(value)
     if key == "spoken" and not isinstance(value, (bool, str)):
         raise ValueError(f"spoken={value!r}: true, false or a library's name is needed")
     if key == "pronounce" and not isinstance(value, dict):

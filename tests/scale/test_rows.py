@@ -82,7 +82,7 @@ def test_what_is_common_gives_way_to_what_a_row_says(tmp_path):
         ("{", "JSON"),
         ({"text": "A.", "takes": "two"}, "takes='two'"),
         ({"text": "A.", "spoken": 3}, "a library's name"),
-        ({"text": "A.", "pronounce": "names.toml"}, "Expecting value"),
+        ({"text": "A.", "pronounce": "names.toml"}, "respellings are needed"),
         ({"text": "A.", "pronounce": ["a"]}, "respellings are needed"),
         ("[1]", "no JSON object"),
         ({"text": "  "}, "no text"),
