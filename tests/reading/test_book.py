@@ -145,20 +145,20 @@ def test_a_new_respelling_speaks_again_what_it_concerns(model, script, tmp_path,
 
 
 def test_a_role_is_spoken_in_takes_of_its_own(model, script, tmp_path):
-    _, notes = read_aloud(
-        model, script, tmp_path / "book.wav", captions="json", max_new_tokens=12,
-        cast={"Anna": Role(options={"takes": 3}), "Ben": Role(options={"retries": 2})}, score=lambda take: take.seed,
-    )
-    pieces = {p["text"]: p for p in json.loads(notes.read_text())["pieces"]}
-    assert "seed" not in pieces["Chapter 1"]
-    assert pieces["Three."]["tries"] == pieces["Four."]["tries"] == 1
-    again, _ = read_aloud(
-        model, script, tmp_path / "again.wav", captions="json", max_new_tokens=12,
-        cast={"Anna": Role(options={"takes": 3}), "Ben": Role(options={"retries": 2})}, score=lambda take: -take.seed,
-        work=tmp_path / "others",
-    )
-    other = json.loads(again.with_suffix(".json").read_text())["pieces"][4]
-    assert pieces["Three."]["seed"] == other["seed"] + 2
+    cast = {"Anna": Role(options={"takes": 3}), "Ben": Role(options={"retries": 2})}
+
+    def pieces(name, sign):
+        asked = itertools.count(1)
+        out = tmp_path / f"{name}.wav"
+        how = dict(captions="json", max_new_tokens=12, cast=cast, score=lambda take: sign * next(asked))
+        _, notes = read_aloud(model, script, out, **how)
+        return {p["text"]: p for p in json.loads(notes.read_text())["pieces"]}
+
+    last, first = pieces("last", 1), pieces("first", -1)
+    assert "seed" not in last["Chapter 1"]
+    assert last["Three."]["tries"] == last["Four."]["tries"] == 1
+    assert last["Three."]["seed"] == first["Three."]["seed"] + 2
+    assert last["Four."]["seed"] == first["Four."]["seed"]
 
 
 def test_a_score_needs_takes(model, script, tmp_path):
