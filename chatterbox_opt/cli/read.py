@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     cast = cast_of(args.voices)
     if args.voice is not None:
         cast[NARRATOR] = replace(cast.get(NARRATOR, Role()), voice=args.voice)
-    options = {"language_ids": models.language(args)} if args.model == "multilingual" else {}
+    options: dict[str, Any] = {"language_ids": models.language(args)} if args.model == "multilingual" else {}
     options |= {"spoken": args.spoken, "pronounce": speeches.pronunciations(args.pronounce)}
     options |= {"takes": args.takes, "retries": args.retries}
     align = speeches.aligner() if args.words else None
