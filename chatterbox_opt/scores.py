@@ -40,6 +40,9 @@ class PlausibleLength:
         """`silence`: seconds at the ends. A Han, kana or Hangul character counts as three."""
         self.characters_per_second, self.silence = characters_per_second, silence
 
+    def __repr__(self) -> str:
+        return f"PlausibleLength({self.characters_per_second}, {self.silence})"
+
     def __call__(self, take: Take) -> float:
         expected = self.silence + width(take.read.strip()) / self.characters_per_second
         return -abs(math.log(max(len(take.tokens), 1) / TOKEN_RATE / expected))
@@ -51,6 +54,9 @@ class WordsHeard:
 
     def __init__(self, listener: Listener | None = None) -> None:
         self.listener = listener or Listener()
+
+    def __repr__(self) -> str:
+        return f"WordsHeard({self.listener!r})"
 
     def __call__(self, take: Take) -> float:
         heard = self.listener.hear(take.wav, take.sr)
@@ -64,6 +70,9 @@ class VoiceLikeness:
 
     def __init__(self, model: Any) -> None:
         self.encoder, self.device = model.ve, torch.device(model.device)
+
+    def __repr__(self) -> str:
+        return "VoiceLikeness()"
 
     @torch.inference_mode()
     def __call__(self, take: Take) -> float:

@@ -95,6 +95,27 @@ def test_read(folder, tmp_path, capsys, monkeypatch):
     assert "Hello." in (tmp_path / "book-01.srt").read_text()
 
 
+def test_what_a_script_is_read_with(folder, tmp_path, monkeypatch):
+    from chatterbox_opt.reading import book
+    from chatterbox_opt.scores import VoiceLikeness
+
+    calls = []
+    monkeypatch.setattr(book, "read_aloud", lambda *_, **how: calls.append(how) or [])
+    (tmp_path / "a.txt").write_text("Hello.")
+    (tmp_path / "names.json").write_text('{"words": {"SQL": "sequel"}}')
+    (tmp_path / "cast.toml").write_text("[Anna]\ntakes = 2\n")
+    read = ["read", str(tmp_path / "a.txt"), "-o", str(tmp_path / "a.wav"), "--dir", str(folder), "--device", "cpu"]
+    assert main(read) == 0
+    how = ["--spoken", "--takes", "3", "--retries", "2", "--pronounce", str(tmp_path / "names.json")]
+    assert main([*read, *how]) == 0
+    assert main([*read, "--voices", str(tmp_path / "cast.toml"), "--score", "voice"]) == 0
+    names = ("spoken", "pronounce", "takes", "retries", "score")
+    plain, first, second = ({name: call[name] for name in names} for call in calls)
+    assert plain == dict(spoken=False, pronounce=None, takes=1, retries=0, score=None)
+    assert (first["spoken"], first["takes"], first["retries"], first["pronounce"]("SQL")) == (True, 3, 2, "sequel")
+    assert isinstance(second["score"], VoiceLikeness), "for the role that has takes"
+
+
 def test_reading_that_is_interrupted_says_how_to_go_on(folder, tmp_path, capsys, monkeypatch):
     from chatterbox_opt.tts import OptimizedChatterboxTTS
 
@@ -139,6 +160,7 @@ def test_convert(folder, tmp_path):
         (["read", "missing.txt", "-o", "a.wav", "--dir", "nowhere"], "missing.txt"),
         (["read", "missing.txt", "-o", "a.docx", "--dir", "nowhere"], "ends in .wav"),
         (["read", "missing.txt", "-o", "a.wav", "--dir", "nowhere", "--voices", "none.toml"], "missing.txt"),
+        (["read", "missing.txt", "-o", "a.wav", "--lang", "fr"], "multilingual"),
         (["say", "Hi.", "--dir", "nowhere", "--pronounce", "none.toml"], "none.toml"),
         (["say", "Hi.", "--dir", "nowhere", "--stream", "--takes", "2"], "leave out --takes"),
     ],

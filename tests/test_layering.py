@@ -24,12 +24,13 @@ LAYERS = {
     "progress": set(),
     "switches": {"config", "options", "presets", "engine", "weights"},
     "captions": set(),
-    "listening": {"config", "audio"},
+    "whisper": set(),
+    "listening": {"config", "audio", "whisper"},
     "scores": {"config", "audio", "models", "text", "listening"},
     "takes": {"config", "engine", "voice", "scores"},
     "speech": {"captions", "config", "engine", "takes"},
     "marks": {"config", "text", "voice"},
-    "align": {"config", "audio"},
+    "align": {"config", "audio", "whisper"},
     "streaming": {"config", "audio", "engine", "speech", "voice"},
     "mlx": {"config", "options", "models", "engine"},
     "executor": {"config", "options", "models", "engine", "weights", "mlx"},
@@ -54,9 +55,9 @@ DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}
 LAYERS["upstream"] = set(LAYERS["base"]) | DOORS | {"base"}
-LAYERS["reading"] = {"options", "config", "checks", "audio", "text", "captions", "speech", "__version__"}
+LAYERS["reading"] = {"options", "config", "checks", "audio", "text", "captions", "speech", "takes", "__version__"}
 LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "files", "__version__"} | DOORS
-LAYERS["scale"] = {"files", "serve"}
+LAYERS["scale"] = {"files", "serve", "text"}
 LAYERS["doctor"] = {"options", "config", "engine", "pipeline", "weights", "__version__"} | DOORS
 LAYERS["cli"] = {
     "options", "checks", "presets", "config", "audio", "weights", "serve", "packing", "doctor", "captions", "pipeline",

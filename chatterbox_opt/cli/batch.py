@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from . import model as models
+from . import speech as speeches
 
 
 def add_command(commands: Any) -> None:
@@ -18,6 +20,7 @@ def add_command(commands: Any) -> None:
     batch.add_argument("--shard", type=int, metavar="ROWS", help="WebDataset tar files of so many rows instead")
     batch.add_argument("--voice", type=Path, help="a recording, or a saved voice, for rows that name none")
     batch.add_argument("--lang", help="language of --model multilingual, such as fr, for rows that name none")
+    speeches.add_arguments(batch)
     models.add_arguments(batch)
     batch.set_defaults(run=run)
 
@@ -29,12 +32,19 @@ def run(args: argparse.Namespace) -> None:
 
     models.check(args)
     common = {"voice": args.voice and str(args.voice.absolute()), "language_id": models.language(args)}
+    common |= {"spoken": args.spoken or None, "retries": args.retries or None}
+    common["takes"] = args.takes if args.takes != 1 else None
     rows = read_rows(args.input, {name: value for name, value in common.items() if value is not None})
     settings = {name: getattr(args, name) for name in ("model", "quantize", "preset", "decoder", "no_watermark")}
     settings["dir"] = args.dir and str(args.dir.absolute())
+    settings["score"] = args.score if args.score != "length" else None
+    settings["pronounce"] = args.pronounce and hashlib.blake2b(args.pronounce.read_bytes(), digest_size=16).hexdigest()
+    respelt = speeches.pronunciations(args.pronounce)
 
     def outcomes(left: Sequence[Any]) -> Any:
-        return speak(models.load(args), left, args.format)
+        model = models.load(args)
+        score = speeches.score_of(args, model, any(row.several_takes for row in left))
+        return speak(model, left, args.format, pronounce=respelt, score=score)
 
     done = speak_table(rows, args.output, outcomes, args.format, shard=args.shard, settings=settings)
     print(f"{args.output}: {done.made} made, {done.before} there before; {done.seconds:.1f} s of speech")

@@ -31,6 +31,7 @@ def add_command(commands: Any) -> None:
     read.add_argument("--loudness", type=float, metavar="LUFS", help="of every piece (EBU R 128), such as -20")
     read.add_argument("--no-breath", action="store_true", help="the same short pause between all pieces")
     read.add_argument("--work", type=Path, help="the folder that keeps what was spoken; OUT.work otherwise")
+    speeches.add_arguments(read)
     models.add_arguments(read)
     read.set_defaults(run=run)
 
@@ -38,6 +39,7 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     from ..reading.book import check, read_aloud
     from ..reading.cast import NARRATOR, Role, cast_of
+    from ..reading.plan import chooses
 
     check(args.output, args.captions)
     models.check(args)
@@ -48,9 +50,12 @@ def run(args: argparse.Namespace) -> None:
     cast = cast_of(args.voices)
     if args.voice is not None:
         cast[NARRATOR] = replace(cast.get(NARRATOR, Role()), voice=args.voice)
-    options = {"language_ids": models.language(args)} if args.model == "multilingual" else {}
+    options: dict[str, Any] = {"language_ids": models.language(args)} if args.model == "multilingual" else {}
+    options |= {"spoken": args.spoken, "pronounce": speeches.pronunciations(args.pronounce)}
+    options |= {"takes": args.takes, "retries": args.retries}
     align = speeches.aligner() if args.words else None
     model = models.load(args)
+    options["score"] = speeches.score_of(args, model, chooses(options, cast))
     with bar() as progress:
         written = read_aloud(
             model, args.script, args.output, cast=cast, kind=args.kind, chapters=args.chapters, captions=args.captions,

@@ -1,4 +1,5 @@
-"""Options that say how a text is read, how often each piece of it is spoken, and which of the takes is kept."""
+"""Options that say how a text is read, how often each piece of it is spoken, and which of the takes is kept. Those of
+`batch` are for rows that do not say it themselves."""
 
 from __future__ import annotations
 
@@ -29,11 +30,11 @@ def pronunciations(path: Path | None) -> Any:
     return Pronunciations.load(path)
 
 
-def score_of(args: argparse.Namespace, model: Any) -> Any:
-    """None where there is nothing to choose from."""
+def score_of(args: argparse.Namespace, model: Any, chooses: bool = False) -> Any:
+    """None where there is nothing to choose from; `chooses`: there is, whatever --takes and --retries say."""
     from ..scores import PlausibleLength, VoiceLikeness, WordsHeard
 
-    if args.takes == 1 and not args.retries:
+    if args.takes == 1 and not args.retries and not chooses:
         return None
     if args.score == "voice":
         return VoiceLikeness(model)

@@ -14,9 +14,10 @@ from ..audio.io import SoundWriter, writable_kinds
 from ..audio.joins import samples
 from ..checks import check_loudness, check_seed
 from ..speech import aligned
+from ..takes import asked_for
 from . import script as scripts
 from .cast import NARRATOR, cast_of
-from .plan import Line, Planner
+from .plan import Line, Planner, chooses
 from .store import HALF, Store
 
 TRIES = 3  # seeds for a line of which nothing is heard
@@ -36,6 +37,7 @@ def read_aloud(
     seed: int = 0,
     breath: bool = True,
     loudness: float | None = None,
+    score: Callable[[Any], float] | None = None,
     work: str | Path | None = None,
     progress: Callable[[int, int, int], None] | None = None,
     **options: Any,
@@ -43,7 +45,8 @@ def read_aloud(
     """The files written. `cast` is a TOML file, or roles or voices by name; `kind` "text", "markdown" or "dialogue",
     by the name's ending otherwise; `chapters`: a file for each, OUT-01 and so on; `captions` "srt", "vtt" or "json";
     `work` keeps what was spoken, OUTPUT.work otherwise. `progress` hears (characters spoken now, kept from earlier
-    runs, of how many); `options` are those of model.jobs() and speak(), for all roles that do not have their own."""
+    runs, of how many); `score` chooses among `takes`, see docs/takes.md; `options` are those of model.jobs() and
+    speak() (`spoken`, `pronounce`, `takes`, `retries`, ...), for all roles that do not have their own."""
     output, script = Path(output), Path(script)
     check(output, captions)
     roles = cast_of(cast)
@@ -52,12 +55,13 @@ def read_aloud(
         found = scripts.parse(text, kind or kind_of(script), [name for name in roles if name != NARRATOR])
     except ValueError as error:
         raise ValueError(f"{script}: {error}") from error
-    lasting: dict[str, Any] = {name: options.pop(name) for name in ("max_chars", "n_cfm_timesteps") if name in options}
-    speaking = lasting | ({"cancel": options.pop("cancel")} if "cancel" in options else {})
+    if score is not None and not chooses(options, roles):
+        asked_for(score=score)  # raises
+    cancel = options.pop("cancel", None)
     how = options | {"breath": breath, "loudness": check_loudness(loudness)}
-    planner = Planner(model, roles, markup, how, lasting, check_seed(seed) or 0)
+    planner = Planner(model, roles, markup, how, score, check_seed(seed) or 0)
     plan = planner.chapters(found)
-    reader = Reader(model, Store(Path(work) if work else output.with_name(output.name + ".work")), align, speaking)
+    reader = Reader(model, Store(Path(work) if work else output.with_name(output.name + ".work")), align, cancel)
     reader.check([line for lines in plan for line in lines])
     return reader.write(plan, output, chapters, captions, progress)
 
@@ -77,9 +81,8 @@ def check(output: Path, captions: str | None) -> None:
 
 
 class Reader:
-    def __init__(self, model: Any, store: Store, align: Any, speaking: dict[str, Any]) -> None:
-        """`speaking`: arguments of model.speak()."""
-        self.model, self.store, self.align, self.speaking = model, store, align, speaking
+    def __init__(self, model: Any, store: Store, align: Any, cancel: Any) -> None:
+        self.model, self.store, self.align, self.cancel = model, store, align, cancel
 
     def check(self, lines: Sequence[Line]) -> None:
         """Every mark, voice and option of the script, ahead of the first sound."""
@@ -112,13 +115,16 @@ class Reader:
         """Its sound and notes are kept, unless they are; and the times of its words, where they are wanted."""
         if line.key not in self.store:
             for attempt in range(TRIES):
-                (speech,) = self.model.speak([self._job(line, attempt)], **self.speaking)
+                (speech,) = self.model.speak([self._job(line, attempt)], cancel=self.cancel, **line.speaking)
                 if speech.wav.numel():
                     break
             else:
                 raise ValueError(f"line {line.paragraph.line}: nothing is heard of {line.paragraph.text[:40]!r}; "
                                  "another seed or a longer text may help")
-            self.store.keep(line.key, speech.wav[0], self.model.sr, speech.records())
+            records = speech.records()
+            for record, choice in zip(records, speech.choices):
+                record |= {"seed": choice.seed, "tries": choice.tries}
+            self.store.keep(line.key, speech.wav[0], self.model.sr, records)
         records = self.store.records(line.key)
         if self.align is not None and not all("words" in record for record in records):
             wave = self.store.wave(line.key)

@@ -16,7 +16,7 @@ else:
     import tomli as tomllib
 
 NARRATOR = "narrator"  # who speaks what has no name
-_OPTIONS = {"exaggeration", *(f.name for f in fields(SamplingOptions))}
+_OPTIONS = {"exaggeration", "spoken", "pronounce", "takes", "retries", *(f.name for f in fields(SamplingOptions))}
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Role:
     voice: Any = None  # a path, or what prepare_voice() made; None: the model's own
     seed: int = 0
     language: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)  # exaggeration, temperature and so on
+    options: Mapping[str, Any] = field(default_factory=dict)  # exaggeration, temperature, takes and so on
 
 
 def load_cast(path: str | Path) -> dict[str, Role]:
-    """Paths of voices are relative to the file."""
+    """Paths of voices and of pronunciations are relative to the file."""
     path = Path(path)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -57,4 +57,6 @@ def _role(where: str, table: Any, folder: Path) -> Role:
     for name, value, kind in (("voice", voice, str), ("seed", seed, int), ("language", language, str)):
         if value is not None and not isinstance(value, kind):
             raise ValueError(f"{where}: {name} = {value!r} is not a {kind.__name__}")
+    if isinstance(table.get("pronounce"), str):
+        table["pronounce"] = folder / table["pronounce"]
     return Role(folder / voice if voice else None, seed or 0, language, table)

@@ -13,9 +13,14 @@ import torch
 
 from .. import __version__
 from ..audio.io import fingerprint
+from ..takes import Takes
+from ..text.markup import unescaped
+from ..text.pronounce import Pronunciations
 from .cast import NARRATOR, Role
 from .script import Chapter, Paragraph
 from .store import key_of
+
+SPEAKING = ("max_chars", "n_cfm_timesteps", "takes", "retries")  # options of speak(), not of jobs()
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class Line:
 
     paragraph: Paragraph
     how: Mapping[str, Any]  # for model.jobs()
+    speaking: Mapping[str, Any]  # for model.speak()
     key: str
 
 
@@ -31,16 +37,16 @@ class Planner:
     """The key of a line is made of all that its sound depends on: text, voice, options, weights. So is its seed."""
 
     def __init__(
-        self, model: Any, cast: Mapping[str, Role], markup: bool, how: Mapping[str, Any], speaking: Mapping[str, Any],
-        seed: int,
+        self, model: Any, cast: Mapping[str, Role], markup: bool, how: Mapping[str, Any], score: Any, seed: int
     ) -> None:
-        """`how` are arguments of model.jobs() for all lines, where a role's own come first; `speaking` speak()'s."""
-        self.cast, self.markup, self.how, self.seed = cast, markup, how, seed
+        """`how` are arguments of model.jobs() and of speak() for all lines, where a role's own come first."""
+        self.cast, self.markup, self.how, self.score, self.seed = {NARRATOR: Role(), **cast}, markup, how, score, seed
         self.voices = {name: role.voice for name, role in cast.items() if role.voice is not None}
         self.heard = {name: _voice(voice) for name, voice in self.voices.items()}
+        every = _pronunciations(how.get("pronounce"))
+        self.respelt = {name: _for_role(name, role, every) for name, role in self.cast.items()}
         self.model = {"weights": weights(model), "engine": repr(model.options), "version": __version__,
                       "family": model.config.family, "marked": model.watermarker is not None}
-        self.speaking = {name: repr(value) for name, value in speaking.items()}
         self.own = _voice(model.conds)
 
     def chapters(self, chapters: Sequence[Chapter]) -> list[list[Line]]:
@@ -50,21 +56,68 @@ class Planner:
     def _lines(self, paragraphs: Sequence[Paragraph], seen: Counter[str]) -> Iterator[Line]:
         for p in paragraphs:
             name = p.speaker if p.speaker is not None and p.speaker in self.cast else NARRATOR
-            role = self.cast.get(name, Role())
+            role = self.cast[name]
             how = {**self.how, **role.options}
+            how.pop("pronounce", None)  # below, as far as it concerns the line
+            if not how.get("spoken"):
+                how.pop("spoken", None)
+            speaking = self._speaking({option: how.pop(option) for option in SPEAKING if option in how})
             if role.language or "language_ids" in how:
                 how["language_ids"] = role.language or how["language_ids"]
             marked = self.markup and "[" in p.text
             content = {
-                "text": p.text, "how": {option: repr(value) for option, value in how.items()}, "markup": self.markup,
-                "voice": self.heard.get(name, self.own), "model": self.model,
-                "seeds": [self.seed, role.seed], "named": self.heard if marked else {}, "speaking": self.speaking,
+                "text": p.text, "how": _described(how), "markup": self.markup,
+                "respelt": self._respelt(p, name, marked),
+                "voice": self.heard.get(name, self.own), "model": self.model, "speaking": _described(speaking),
+                "seeds": [self.seed, role.seed], "named": self.heard if marked else {},
             }
             plain = key_of(content)
             seen[plain] += 1  # the same words again are said anew
             key = key_of([plain, seen[plain]])
             how |= {"voices": role.voice, "seeds": int(key[:15], 16), "markup": self.voices if self.markup else False}
-            yield Line(p, how, key)
+            how["pronounce"] = self.respelt[name]
+            yield Line(p, how, speaking, key)
+
+    def _speaking(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Takes are left out where there is one and no other."""
+        takes = Takes(given.pop("takes", 1), self.score, given.pop("retries", 0))
+        if takes.count == 1 and not takes.retries:
+            return given
+        return given | {"takes": takes.count, "retries": takes.retries, "score": takes.score}
+
+    def _respelt(self, paragraph: Paragraph, name: str, marked: bool) -> list[Any]:
+        """The respellings that can concern this paragraph: a new word speaks those again that have it, and no other."""
+        found = self.respelt[name]
+        if found is None:
+            return []
+        text = f"{paragraph.text}\n{unescaped(paragraph.text)}" if marked else paragraph.text
+        others = [found.for_voice(voice) for voice in self.voices] if marked else []
+        concerned = [each.concerning(text) for each in (found, *others)]
+        return concerned if any(map(any, concerned)) else []
+
+
+def chooses(options: Mapping[str, Any], cast: Mapping[str, Role]) -> bool:
+    """Whether anybody speaks in several takes, or may."""
+    every = [options, *(role.options for role in cast.values())]
+    return any(given.get("takes", 1) != 1 or given.get("retries") for given in every)
+
+
+def _pronunciations(given: Any) -> Pronunciations | None:
+    return None if given is None else Pronunciations.of(given)
+
+
+def _for_role(name: str, role: Role, every: Pronunciations | None) -> Pronunciations | None:
+    """The role's own, or those for all with what they have for its name, or for the name of its recording."""
+    found = _pronunciations(role.options["pronounce"]) if "pronounce" in role.options else every
+    if found is None:
+        return None
+    recording = Path(role.voice).stem if isinstance(role.voice, (str, Path)) else None
+    return found.for_voice(name).for_voice(recording)
+
+
+def _described(options: Mapping[str, Any]) -> dict[str, str]:
+    """The same in every process. A function is known by its name: what it does is not looked into."""
+    return {option: getattr(value, "__qualname__", None) or repr(value) for option, value in options.items()}
 
 
 def weights(model: Any) -> str:

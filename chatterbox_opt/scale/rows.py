@@ -7,13 +7,15 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-WHOLE = ("seed", "top_k", "max_new_tokens", "n_cfm_timesteps", "max_chars")
+TAKES = ("takes", "retries")
+WHOLE = ("seed", "top_k", "max_new_tokens", "n_cfm_timesteps", "max_chars", *TAKES)
 REAL = ("exaggeration", "cfg_weight", "temperature", "top_p", "min_p", "repetition_penalty")
-OPTIONS = ("language_id", *WHOLE, *REAL)
+OPTIONS = ("language_id", "spoken", "pronounce", *WHOLE, *REAL)
 COLUMNS = ("text", "id", "voice", *OPTIONS, "options")
 KINDS = (".jsonl", ".csv", ".parquet")
 LONGEST_ID = 200  # a file's name has 255 bytes
@@ -27,8 +29,12 @@ class Row:
     number: int  # in the table, from 1
     text: str
     voice: str | None = None  # as the table names it; None: the model's own
-    options: dict[str, Any] = field(default_factory=dict)  # of the model's submit(), the seed among them
+    options: dict[str, Any] = field(default_factory=dict)  # of submit(), the seed among them, and TAKES
     recording: str | None = None  # the voice's path, or that of a saved voice
+
+    @property
+    def several_takes(self) -> bool:
+        return self.options.get("takes", 1) != 1 or self.options.get("retries", 0) != 0
 
     @property
     def digest(self) -> str:
@@ -135,7 +141,12 @@ def _checked(name: str, number: int, given: dict[str, Any], folder: Path) -> Row
         raise ValueError("there is no text to say")
     if voice is not None and not (isinstance(voice, str) and voice):
         raise ValueError(f"voice={voice!r}: the path of a recording or of a saved voice is needed")
+    for key in ("spoken", "pronounce"):
+        if key in given:
+            given[key] = _checked_reading(key, given[key])
     for key, value in given.items():
+        if key in ("spoken", "pronounce"):
+            continue
         wanted: Any = str if key == "language_id" else int if key in WHOLE else (int, float)
         if isinstance(value, bool) or not isinstance(value, wanted) or (key in REAL and not math.isfinite(value)):
             what = {str: "a name such as fr", int: "a whole number"}.get(wanted, "a number")
@@ -144,6 +155,20 @@ def _checked(name: str, number: int, given: dict[str, Any], folder: Path) -> Row
         content = Row(name, number, text, voice, given).digest
         given["seed"] = int(content[:15], 16)  # 60 bits: a whole number in every reader of JSON's tables
     return Row(name, number, text, voice, given, str((folder / voice).absolute()) if voice else None)
+
+
+def _checked_reading(key: str, value: Any) -> Any:
+    """Of a CSV file both are text."""
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        value = value.lower() == "true"
+    if isinstance(value, str) and key == "pronounce":
+        with suppress(ValueError):
+            value = json.loads(value)
+    if key == "spoken" and not isinstance(value, (bool, str)):
+        raise ValueError(f"spoken={value!r}: true, false or a library's name is needed")
+    if key == "pronounce" and not isinstance(value, dict):
+        raise ValueError(f'pronounce={value!r}: words and their respellings are needed, such as {{"SQL": "sequel"}}')
+    return value
 
 
 def _checked_id(name: Any) -> str:

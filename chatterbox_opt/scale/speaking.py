@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
 from ..serve.encoders import encode
-from .rows import Row
+from ..text.pronounce import Pronunciations
+from .chosen import ChosenSpeech
+from .rows import TAKES, Row
 
 Judge = Callable[[Row, np.ndarray, int], dict[str, Any]]  # (row, (n,) samples, rate) -> more for the manifest
 
@@ -30,12 +34,14 @@ class Failed:
 
 
 def speak(
-    model: Any, rows: Iterable[Row], kind: str, *, in_flight: int | None = None, judge: Judge | None = None
+    model: Any, rows: Iterable[Row], kind: str, *, in_flight: int | None = None, judge: Judge | None = None,
+    pronounce: Pronunciations | None = None, score: Any = None,
 ) -> Iterator[Made | Failed]:
     """What becomes of each, in the order in which they end. `in_flight`: speeches in the engine or waiting for it; by
-    default twice what it speaks side by side, so that none of its slots waits for this thread."""
+    default twice what it speaks side by side, so that none of its slots waits for this thread. `pronounce` is for rows
+    that have no respellings of their own; `score` chooses among the takes of those that ask for some."""
     rows = iter(rows)
-    desk = _Desk(model, kind, judge)
+    desk = _Desk(model, kind, judge, pronounce, score)
     try:
         for row in rows:
             if (failed := desk.begin(row)) is not None:
@@ -47,23 +53,36 @@ def speak(
     finally:
         for speech in desk.going:
             speech.cancel()
+        desk.pool.shutdown(wait=False)
 
 
 class _Desk:
-    def __init__(self, model: Any, kind: str, judge: Judge | None) -> None:
-        self.model, self.kind, self.judge = model, kind, judge
+    def __init__(
+        self, model: Any, kind: str, judge: Judge | None, pronounce: Pronunciations | None, score: Any
+    ) -> None:
+        self.model, self.kind, self.judge, self.pronounce, self.score = model, kind, judge, pronounce, score
+        self.pool = ThreadPoolExecutor(model.options.slots)  # for rows in several takes; has no threads until then
         self.going: dict[Any, tuple[Row, list[np.ndarray]]] = {}  # speech -> its row, and what is there of its sound
         self.voices: dict[str, Any] = {}  # the model itself keeps the last few only, and neighbours differ
         self.news: SimpleQueue[Any] = SimpleQueue()  # of speeches with something to take
 
     def begin(self, row: Row) -> Failed | None:
         try:
-            speech = self.model.submit(row.text, voice=self.voice(row.recording), **row.options)
+            speech = self.speech(row)
         except Exception as error:
             return Failed(row, _said(error))
         self.going[speech] = row, []
         speech.notify(partial(self.news.put, speech))
         return None
+
+    def speech(self, row: Row) -> Any:
+        options, voice = dict(row.options), self.voice(row.recording)
+        if "pronounce" not in options and self.pronounce is not None:
+            options["pronounce"] = self.pronounce.for_voice(row.recording and Path(row.recording).stem)
+        if row.several_takes:
+            return ChosenSpeech(self.pool, self.model, row.text, voice, options | {"score": self.score})
+        single = {name: value for name, value in options.items() if name not in TAKES}
+        return self.model.submit(row.text, voice=voice, **single)
 
     def voice(self, path: str | None) -> Any:
         if path is None:
@@ -102,6 +121,8 @@ class _Desk:
             "tokens": sum(map(len, speech.tokens)), "stopped": speech.stops,
             "seconds": {stage: round(spent, 3) for stage, spent in speech.seconds.items()},
         }
+        if isinstance(speech, ChosenSpeech):
+            record["kept"] = speech.kept
         if self.judge is not None:
             record |= self.judge(row, wave, rate)
         return Made(row, record, encode(self.kind, wave, rate))

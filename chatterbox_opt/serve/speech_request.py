@@ -41,6 +41,7 @@ class Manner(BaseModel):
     n_cfm_timesteps: int | None = Field(None, description="Steps of the decoder; fewer are faster")
     max_chars: int | None = Field(280, description="Longer texts are spoken in pieces of so many characters")
     spoken: bool = Field(False, description="Numbers, dates, money and units in words")
+    markup: bool = Field(False, description="Heed [pause 0.8s], [lang fr], headings and paragraphs")
     first_chunk: Number = Field(1.0, description="Seconds of sound to be had before anything is sent")
 
     def arguments(self, model: Any, own: str) -> dict[str, Any]:
@@ -54,7 +55,7 @@ class Manner(BaseModel):
         return {
             "language_id": catalogue.language_of(model, self.language),
             "first_chunk": None if self.whole() else self.first_chunk,
-            **{name: getattr(self, name) for name in ("seed", "n_cfm_timesteps", "max_chars", "spoken")},
+            **{name: getattr(self, name) for name in ("seed", "n_cfm_timesteps", "max_chars", "spoken", "markup")},
             **self._sampling(model),
         }
 

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Pronunciations:
         self.voices = dict(voices or {})
         self._folded = {word: to for word, to in self.words.items() if word == word.lower()}
         self._search = _alternatives(self.words)
+        self._all = self  # with every voice's own, where this is what holds for one of them
         self._joined: dict[str, Pronunciations] = {}
 
     @classmethod
@@ -77,14 +79,25 @@ class Pronunciations:
 
     def for_voice(self, name: str | None) -> Pronunciations:
         """What holds for that voice: its own words and patterns go before everybody's."""
-        own = self.voices.get(name) if name else None
+        every = self._all
+        own = every.voices.get(name) if name else None
         if name is None or own is None:
             return self
-        if name not in self._joined:
-            joined = Pronunciations({**self.words, **own.words})
-            joined.patterns = [*own.patterns, *self.patterns]
-            self._joined[name] = joined
-        return self._joined[name]
+        if name not in every._joined:
+            joined = Pronunciations({**every.words, **own.words})
+            joined.patterns, joined._all = [*own.patterns, *every.patterns], every
+            every._joined[name] = joined
+        return every._joined[name]
+
+    def concerning(self, text: str) -> list[Any]:
+        """As JSON holds it: what could change the text or a part of it. Where two are equal, so are the readings."""
+        words = {word: self.words[word] for word, found in self._anywhere.items() if found.search(text)}
+        return [words, [[pattern.pattern, pattern.flags, to] for pattern, to in self.patterns]]
+
+    @cached_property
+    def _anywhere(self) -> dict[str, re.Pattern]:
+        """Within other words as well: a part of a text may begin or end there."""
+        return {word: re.compile(re.escape(word), re.I if word in self._folded else 0) for word in self.words}
 
     def __call__(self, text: str) -> str:
         if self._search is not None:

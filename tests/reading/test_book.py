@@ -15,6 +15,7 @@ import torch
 from chatterbox_opt import OptimizedChatterboxTTS, read_aloud
 from chatterbox_opt.reading import book
 from chatterbox_opt.reading.cast import Role
+from chatterbox_opt.scores import PlausibleLength
 from chatterbox_opt.speech import Speech
 
 TEXT = (
@@ -102,6 +103,69 @@ def test_a_paragraph_that_changed_alone_is_spoken_again(model, script, tmp_path,
     assert len(spoken) == LINES + 2 + (LINES - 1), "another seed for all"
     names = {p.name.split(".")[0] for p in (tmp_path / "book.wav.work").iterdir()}
     assert len(names) == LINES - 1, "what no line needs any more is gone"
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [dict(takes=2), dict(retries=1), dict(spoken=True), dict(takes=2, score=PlausibleLength(20.0)), dict(max_chars=60)],
+)
+def test_a_changed_option_speaks_again(model, script, tmp_path, spoken, changed):
+    if "spoken" in changed:
+        pytest.importorskip("wetext", reason="wetext is not installed: pip install 'chatterbox-opt[text]'")
+    out = tmp_path / "book.wav"
+    read_aloud(model, script, out, takes=1, retries=0, spoken=False, pronounce={}, **SHORT)
+    read_aloud(model, script, out, **SHORT)
+    assert len(spoken) == LINES, "what changes nothing is no change"
+    read_aloud(model, script, out, **SHORT, **changed)
+    assert len(spoken) == 2 * LINES
+    read_aloud(model, script, out, **SHORT, **changed)
+    assert len(spoken) == 2 * LINES
+
+
+def test_a_new_respelling_speaks_again_what_it_concerns(model, script, tmp_path, monkeypatch):
+    read, speak, out = [], model.speak, tmp_path / "book.wav"
+
+    def listed(jobs, **how):
+        read.extend(job.reading.steps()(job.text) if job.reading else job.text for job in jobs)
+        return speak(jobs, **how)
+
+    monkeypatch.setattr(model, "speak", listed)
+    read_aloud(model, script, out, **SHORT)
+    read.clear()
+    read_aloud(model, script, out, pronounce={"goes": "went", "elsewhere": "nowhere"}, **SHORT)
+    assert read == ["One went here."]
+    read.clear()
+    (tmp_path / "names.toml").write_text('[words]\nthree = "drei"\n[voice.Ben.words]\nfour = "vier"\nthree = "tri"\n')
+    read_aloud(model, script, out, pronounce=tmp_path / "names.toml", **SHORT)
+    assert read == ["One goes here.", "Drei.", "Vier."], "and what it concerned before"
+    read.clear()
+    cast = CAST | {"Anna": Role(seed=5, options={"pronounce": {"Three": "Four"}})}
+    read_aloud(model, script, out, pronounce=tmp_path / "names.toml", **SHORT | {"cast": cast})
+    assert read == ["Four."], "a role's own"
+
+
+def test_a_role_is_spoken_in_takes_of_its_own(model, script, tmp_path):
+    cast = {"Anna": Role(options={"takes": 3}), "Ben": Role(options={"retries": 2})}
+
+    def pieces(name, sign):
+        asked = itertools.count(1)
+        out = tmp_path / f"{name}.wav"
+        how = dict(captions="json", max_new_tokens=12, cast=cast, score=lambda take: sign * next(asked))
+        _, notes = read_aloud(model, script, out, **how)
+        return {p["text"]: p for p in json.loads(notes.read_text())["pieces"]}
+
+    last, first = pieces("last", 1), pieces("first", -1)
+    assert "seed" not in last["Chapter 1"]
+    assert last["Three."]["tries"] == last["Four."]["tries"] == 1
+    assert last["Three."]["seed"] == first["Three."]["seed"] + 2
+    assert last["Four."]["seed"] == first["Four."]["seed"]
+
+
+def test_a_score_needs_takes(model, script, tmp_path):
+    with pytest.raises(ValueError, match="chooses among takes"):
+        read_aloud(model, script, tmp_path / "a.wav", score=PlausibleLength(), **SHORT)
+    with pytest.raises(ValueError, match="takes=0"):
+        read_aloud(model, script, tmp_path / "a.wav", **SHORT | {"cast": {"Anna": Role(options={"takes": 0})}})
 
 
 def test_the_same_words_twice_are_said_anew(model, tmp_path):

@@ -21,6 +21,18 @@ def test_a_cast_file(tmp_path):
     assert cast_of(None) == {}
 
 
+def test_a_role_has_respellings_and_takes_of_its_own(tmp_path):
+    path = tmp_path / "voices.toml"
+    path.write_text(
+        '[Anna]\npronounce = "names.toml"\ntakes = 4\n[Ben]\nspoken = true\nretries = 1\n'
+        '[Ben.pronounce]\nSQL = "sequel"\n'
+    )
+    assert load_cast(path) == {
+        "Anna": Role(options={"pronounce": tmp_path / "names.toml", "takes": 4}),
+        "Ben": Role(options={"spoken": True, "retries": 1, "pronounce": {"SQL": "sequel"}}),
+    }
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -76,7 +76,7 @@ def test_a_chapter_is_heard_as_it_is_written(tmp_path, listener):
 
 @pytest.mark.slow
 def test_a_long_chapter_is_heard_as_it_is_written(tmp_path, listener):
-    heard_as_written(1000, tmp_path, listener)
+    heard_as_written(700, tmp_path, listener)
 
 
 def test_a_process_that_is_killed_goes_on_to_the_same_bytes(tmp_path):

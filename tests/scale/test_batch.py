@@ -18,6 +18,7 @@ from chatterbox_opt.cli import main
 from chatterbox_opt.scale.batch import speak_table
 from chatterbox_opt.scale.rows import read_rows
 from chatterbox_opt.scale.speaking import Failed, speak
+from chatterbox_opt.text.pronounce import Pronunciations
 
 WORDS = ["--model", "mini", "--device", "cpu"]
 TEXTS = ["Good.", "Hello there.", "The weather is fine.", "I would like to go out.", "One.", "We meet at noon."]
@@ -69,6 +70,61 @@ def test_a_row_becomes_what_generate_says_and_a_line_of_the_manifest(tmp_path, c
         assert line["seconds"].keys() >= {"tokens", "mel", "wav"}
     assert not made
     assert (tmp_path / "out" / "failures.jsonl").read_text() == ""
+
+
+def test_the_best_take_of_a_row_is_what_its_seed_says(model, tmp_path):
+    row = {"text": TEXTS[1], "id": "a", "seed": 5}
+    given = table(tmp_path / "in.jsonl", [row | {"takes": 3}, row | {"id": "b", "seed": 7}])
+    made = {one.row.id: one for one in speak(model, read_rows(given), "flac", score=lambda take: take.seed)}
+    assert made["a"].record["kept"] == [{"seed": 7, "tries": 1}]
+    assert made["a"].data == made["b"].data
+    assert "kept" not in made["b"].record
+    assert made["a"].record.keys() - {"kept"} == made["b"].record.keys()
+    (failed,) = speak(model, read_rows(table(tmp_path / "in.jsonl", [row | {"takes": 99}])), "flac")
+    assert "takes=99" in failed.reason
+
+
+def test_whoever_leaves_takes_in_the_middle_leaves_nothing_running(model, tmp_path):
+    rows = read_rows(table(tmp_path / "in.jsonl", [{"text": text, "takes": 2} for text in TEXTS * 3]))
+    outcomes = speak(model, rows, "flac", in_flight=12)
+    next(outcomes)
+    outcomes.close()
+    until = time.monotonic() + 30
+    while model.stats()["calls"] and time.monotonic() < until:
+        time.sleep(0.01)
+    assert model.stats()["calls"] == 0
+
+
+def test_rows_are_read_as_they_are_meant(model, tmp_path, monkeypatch):
+    (tmp_path / "anna.wav").write_bytes(recording())
+    asked, submit = [], model.submit
+
+    def listed(text, **how):
+        asked.append(how["pronounce"](text) if callable(how["pronounce"]) else how["pronounce"])
+        return submit(text, **how)
+
+    monkeypatch.setattr(model, "submit", listed)
+    respelt = Pronunciations({"good": "fine"}, voices={"anna": Pronunciations({"good": "great"})})
+    rows = [{"text": "Good."}, {"text": "Good.", "voice": "anna.wav"}, {"text": "Good.", "pronounce": {"good": "bad"}}]
+    given = read_rows(table(tmp_path / "in.jsonl", rows))
+    assert not [one for one in speak(model, given, "flac", pronounce=respelt) if isinstance(one, Failed)]
+    assert asked == ["Fine.", "Great.", {"good": "bad"}]
+
+
+def test_other_respellings_or_takes_want_another_folder(tmp_path, capsys):
+    given = table(tmp_path / "in.jsonl", [{"text": "Good.", "id": "a"}])
+    (tmp_path / "names.toml").write_text('[words]\ngood = "fine"\n')
+    words = ["batch", str(given), "-o", str(tmp_path / "out"), *WORDS]
+    respelt = [*words, "--pronounce", str(tmp_path / "names.toml")]
+    assert main([*respelt, "--takes", "2"]) == 0
+    (line,) = lines(tmp_path / "out" / "manifest.jsonl")
+    assert len(line["kept"]) == 1
+    assert main([*respelt, "--takes", "2"]) == 0
+    for changed in (words, [*respelt, "--takes", "3"], [*respelt, "--takes", "2", "--score", "voice"]):
+        assert main(changed) == 1
+    (tmp_path / "names.toml").write_text('[words]\ngood = "great"\n')
+    assert main([*respelt, "--takes", "2"]) == 1
+    assert capsys.readouterr().err.count("another folder") == 4
 
 
 @pytest.mark.parametrize("quantize", [None, "int8"])

@@ -56,6 +56,20 @@ def test_options_may_stand_in_a_column_of_their_own(tmp_path):
     assert [row.options["top_k"] for row in read_rows(table(tmp_path / "t.jsonl", lines))] == [3, 3]
 
 
+def test_a_row_may_say_how_it_is_read_and_how_often_it_is_taken(tmp_path):
+    lines = [{"text": "A.", "takes": 3, "retries": 1, "spoken": True, "pronounce": {"A": "Ay"}}, {"text": "B."}]
+    first, second = read_rows(table(tmp_path / "t.jsonl", lines), {"takes": 2})
+    assert first.options | {"seed": 0} == {
+        "takes": 3, "retries": 1, "spoken": True, "pronounce": {"A": "Ay"}, "seed": 0
+    }
+    assert second.options["takes"] == 2
+    assert second.several_takes
+    cells = 'text,takes,retries,spoken,pronounce\nA.,3,1,true,"{""A"": ""Ay""}"\nB.,1,,false,'
+    from_csv = read_rows(table(tmp_path / "t.csv", cells.splitlines()))
+    assert from_csv[0] == first
+    assert not from_csv[1].several_takes
+
+
 def test_what_is_common_gives_way_to_what_a_row_says(tmp_path):
     lines = [{"text": "A.", "voice": "own.wav"}, {"text": "B."}]
     rows = read_rows(table(tmp_path / "t.jsonl", lines), {"voice": "/voices/all.wav"})
@@ -66,6 +80,10 @@ def test_what_is_common_gives_way_to_what_a_row_says(tmp_path):
     ("line", "reason"),
     [
         ("{", "JSON"),
+        ({"text": "A.", "takes": "two"}, "takes='two'"),
+        ({"text": "A.", "spoken": 3}, "a library's name"),
+        ({"text": "A.", "pronounce": "names.toml"}, "respellings are needed"),
+        ({"text": "A.", "pronounce": ["a"]}, "respellings are needed"),
         ("[1]", "no JSON object"),
         ({"text": "  "}, "no text"),
         ({"text": 5}, "no text"),

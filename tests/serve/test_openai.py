@@ -67,6 +67,14 @@ def test_options_reach_the_engine(client, own):
     assert speech(client, response_format="pcm", extra_body={**how, "first_chunk": 0.5}).content == wanted
 
 
+def test_marks_are_heeded_where_they_are_asked_for(client, own):
+    how = {"seed": 7, "stream": False, "markup": True}
+    wanted = pcm16(own.generate("Hello. [pause 1s] Hello.", seed=7, markup=True))
+    assert speech(client, input="Hello. [pause 1s] Hello.", response_format="pcm", extra_body=how).content == wanted
+    with pytest.raises(openai.BadRequestError, match="line 1, column 8"):
+        speech(client, input="Hello. [shout]", extra_body=how)
+
+
 def test_numbers_in_words_and_respellings(client, own, tmp_path):
     pytest.importorskip("wetext", reason="pip install 'chatterbox-opt[text]'")
     how = {"seed": 7, "stream": False}

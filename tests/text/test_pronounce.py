@@ -104,3 +104,18 @@ def test_respellings_go_ahead_of_numbers():
     pytest.importorskip("wetext", reason="pip install 'chatterbox-opt[text]'")
     read = Reading.of("en", True, {"R2D2": "Artoo 5"}).steps()
     assert read("R2D2 has 3 legs.") == "Artoo five has three legs."
+
+
+def test_what_can_concern_a_text():
+    words = Pronunciations({"cat": "kat", "SQL": "sequel", "New York": "Noo York"}, {r"v(\d)": r"version \1"})
+    patterns = [[r"v(\d)", 32, r"version \1"]]
+    assert words.concerning("The Cat sat.") == [{"cat": "kat"}, patterns]
+    assert words.concerning("Concatenate.") == [{"cat": "kat"}, patterns], "a part of it may begin there"
+    assert words.concerning("sql in new york") == [{}, patterns]
+
+
+def test_one_voices_respellings_lead_to_anothers():
+    anna, ben = Pronunciations({"a": "anna's"}), Pronunciations({"b": "ben's"})
+    every = Pronunciations({"c": "all's"}, voices={"anna": anna, "ben": ben})
+    assert every.for_voice("anna").for_voice("ben")("a b c") == "a ben's all's"
+    assert every.for_voice("anna").for_voice("carl")("a b c") == "anna's b all's"
