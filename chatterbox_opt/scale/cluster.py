@@ -44,16 +44,20 @@ def number_of_workers(words: str) -> tuple[int, int]:
 
 
 def share_of(args: Any, nodes: Sequence[Mapping[str, float]]) -> Share:
-    """`nodes`: what each has. On a CPU an engine gets a whole node, as its threads are what makes it fast."""
+    """`nodes`: what each has. On a CPU an engine gets a whole node, as its threads are what makes it fast, unless more
+    are asked for than there are nodes."""
     gpus, cpus = args.worker_gpus, args.worker_cpus
+    asked = number_of_workers(args.workers) if args.workers else None
     if gpus is None:
         gpus = float(args.device in ("auto", "cuda") and any(node.get("GPU") for node in nodes))
     if cpus is None:
-        cpus = 1.0 if gpus else float(min((node["CPU"] for node in nodes if node.get("CPU")), default=1))
+        cores = [node["CPU"] for node in nodes if node.get("CPU")] or [1]
+        part = sum(cores) // asked[1] if asked else max(cores)
+        cpus = 1.0 if gpus else float(max(1, min(*cores, part)))
     if not (cpus > 0 and gpus >= 0):
         raise ValueError(f"worker-cpus={cpus:g}, worker-gpus={gpus:g}: more than 0 cores, 0 GPUs or more")
     fit = sum(engines_on(node, cpus, gpus) for node in nodes)
-    low, high = number_of_workers(args.workers) if args.workers else (max(1, fit),) * 2
+    low, high = asked or (max(1, fit),) * 2
     return Share(low, high, cpus, gpus)
 
 

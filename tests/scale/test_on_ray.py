@@ -155,6 +155,9 @@ ASKED = {"ray": "auto", "device": "auto", "workers": None, "worker_cpus": None, 
         ({"device": "cpu"}, [{"CPU": 8.0, "GPU": 2.0}], Share(1, 1, 8.0, 0.0)),
         ({"worker_gpus": 0.5}, [{"CPU": 8.0, "GPU": 1.0}], Share(2, 2, 1.0, 0.5)),
         ({"workers": "1-8", "worker_cpus": 2.0}, [{"CPU": 4.0}], Share(1, 8, 2.0, 0.0)),
+        ({"workers": "2"}, [{"CPU": 2.0}], Share(2, 2, 1.0, 0.0)),
+        ({"workers": "1-3"}, [{"CPU": 8.0}, {"CPU": 4.0}], Share(1, 3, 4.0, 0.0)),
+        ({"workers": "4"}, [{"CPU": 2.0}], Share(4, 4, 1.0, 0.0)),
         ({}, [{}], Share(1, 1, 1.0, 0.0)),  # of a cluster that grows when it is asked
     ],
 )

@@ -186,6 +186,30 @@ def test_first_sound_is_as_soon_as_from_the_plain_server(mini, tmp_path):
     assert through < max(direct + 0.015, 1.2 * direct)
 
 
+def test_the_command_serves_until_a_signal_and_finishes_what_it_accepted(tmp_path):
+    """On a cluster of its own, whose proxies it tells what to do."""
+    port = free_port()
+    words = ["serve", "--model", "mini", "--device", "cpu", "--ray", "--workers", "1", "--worker-cpus", "1"]
+    words += ["--port", str(port), "--voices", str(tmp_path)]
+    command = [sys.executable, "-m", "chatterbox_opt", *words]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    said = ""
+    while not said.startswith("Ready to speak"):
+        said = process.stdout.readline()
+        assert said or process.poll() is None
+    url = said.split()[-1]
+    assert url == f"http://127.0.0.1:{port}"
+    whole = ask(url, 0)
+    assert len(whole["headers"].get_list("x-request-id")) == 1  # Ray's own is left out
+    with httpx.stream("POST", f"{url}/v1/audio/speech", json=body(0), timeout=60) as answer:
+        parts = answer.iter_raw()
+        first = next(parts)
+        process.terminate()
+        assert first + b"".join(parts) == whole["sound"]
+    assert process.wait(60) == 0
+
+
 def first_sound(url):
     began = time.perf_counter()
     with httpx.stream("POST", f"{url}/v1/audio/speech", json=body(0), timeout=60) as answer:
