@@ -128,6 +128,19 @@ def test_all_routes_are_there(mini):
     assert kinds[-1] == "speech.audio.done"
 
 
+def test_ray_has_the_figures_of_each_replica(mini):
+    import ray
+
+    ports = {node["MetricsExportPort"] for node in ray.nodes() if node["Alive"]}
+    wanted = len(replicas())
+
+    def told():
+        lines = "".join(httpx.get(f"http://127.0.0.1:{port}/metrics").text for port in ports).splitlines()
+        return len({line for line in lines if line.startswith("ray_chatterbox_ready{")}) == wanted
+
+    wait_until(told, time.monotonic() + 40)
+
+
 def test_text_that_comes_while_it_is_written(mini):
     from websockets.sync.client import connect
 
