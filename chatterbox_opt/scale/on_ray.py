@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from .cluster import Share, connected, live_nodes
 from .rows import Row
@@ -79,5 +79,5 @@ def _outcomes(
             num_cpus=share.cpus, num_gpus=share.gpus,
         )
     for table in spoken.iter_batches(batch_size=None, batch_format="pyarrow"):
-        for outcome in table["data"].to_pylist():
+        for outcome in cast(Any, table)["data"].to_pylist():
             yield pickle.loads(outcome)

@@ -61,4 +61,4 @@ def application(settings: ServeSettings, load: Callable[[], Any], share: Share, 
         "health_check_period_s": HEALTH_SECONDS,
         **({"num_replicas": share.most} if share.fewest == share.most else {"autoscaling_config": scaling}),
     }
-    return serve.deployment(Replica, name=NAME).options(**(options | more)).bind(settings, load)
+    return serve.deployment(name=NAME, **(options | more))(Replica).bind(settings, load)
