@@ -51,7 +51,7 @@ def application(settings: ServeSettings, load: Callable[[], Any], share: Share, 
         "min_replicas": share.fewest, "max_replicas": share.most, "target_ongoing_requests": AT_ONCE / 2,
         "upscale_delay_s": 10, "downscale_delay_s": 300,
     }
-    options = {
+    options: dict[str, Any] = {
         "ray_actor_options": {"num_cpus": share.cpus, "num_gpus": share.gpus},
         "max_ongoing_requests": AT_ONCE,
         "max_queued_requests": settings.max_waiting,  # in each proxy
