@@ -8,9 +8,10 @@ from pathlib import Path
 PART = ".part"  # the ending of what is still being written
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Under another name first: what is found under its own is complete."""
-    part = path.with_name(path.name + PART)
+def write_whole(path: Path, data: bytes, writer: str = "") -> None:
+    """Under another name first: what is found under its own is complete. `writer`: tells apart those that may write one
+    file at the same time."""
+    part = path.with_name(path.name + writer + PART)
     try:
         with open(part, "wb") as file:
             file.write(data)

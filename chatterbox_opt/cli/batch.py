@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..scale import cluster
 from . import model as models
 from . import speech as speeches
 
@@ -18,35 +20,45 @@ def add_command(commands: Any) -> None:
     batch.add_argument("-o", "--output", type=Path, required=True, help="the folder of the sound and its manifest")
     batch.add_argument("--format", choices=("flac", "mp3", "wav"), default="flac")
     batch.add_argument("--shard", type=int, metavar="ROWS", help="WebDataset tar files of so many rows instead")
+    batch.add_argument("--parquet", action="store_true", help="the shards as parquet files")
     batch.add_argument("--voice", type=Path, help="a recording, or a saved voice, for rows that name none")
     batch.add_argument("--lang", help="language of --model multilingual, such as fr, for rows that name none")
     speeches.add_arguments(batch)
     models.add_arguments(batch)
+    cluster.add_arguments(batch)
     batch.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     from ..scale.batch import speak_table
+    from ..scale.on_ray import speak_on_ray
     from ..scale.rows import read_rows
     from ..scale.speaking import speak
 
     models.check(args)
+    cluster.check_arguments(args)
     common = {"voice": args.voice and str(args.voice.absolute()), "language_id": models.language(args)}
     common |= {"spoken": args.spoken or None, "retries": args.retries or None}
     common["takes"] = args.takes if args.takes != 1 else None
     rows = read_rows(args.input, {name: value for name, value in common.items() if value is not None})
     settings = {name: getattr(args, name) for name in ("model", "quantize", "preset", "decoder", "no_watermark")}
-    settings["dir"] = args.dir and str(args.dir.absolute())
+    args.dir = args.dir and args.dir.absolute()  # wherever it is read
+    settings["dir"] = args.dir and str(args.dir)
     settings["score"] = args.score if args.score != "length" else None
     settings["pronounce"] = args.pronounce and hashlib.blake2b(args.pronounce.read_bytes(), digest_size=16).hexdigest()
     respelt = speeches.pronunciations(args.pronounce)
 
     def outcomes(left: Sequence[Any]) -> Any:
+        score = partial(speeches.score_of, args, chooses=any(row.several_takes for row in left))
+        if args.ray is not None:
+            share = partial(cluster.share_of, args)
+            load = partial(models.load, args)
+            return speak_on_ray(load, left, args.format, args.ray, share, pronounce=respelt, score=score)
         model = models.load(args)
-        score = speeches.score_of(args, model, any(row.several_takes for row in left))
-        return speak(model, left, args.format, pronounce=respelt, score=score)
+        return speak(model, left, args.format, pronounce=respelt, score=score(model))
 
-    done = speak_table(rows, args.output, outcomes, args.format, shard=args.shard, settings=settings)
+    how = {"shard": args.shard, "packing": "parquet" if args.parquet else "tar"}
+    done = speak_table(rows, args.output, outcomes, args.format, settings=settings, **how)
     print(f"{args.output}: {done.made} made, {done.before} there before; {done.seconds:.1f} s of speech")
     if done.failed:
         raise ValueError(f"{done.failed} of {done.rows} rows failed: {args.output / 'failures.jsonl'} says why")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..scale import cluster
 from . import model as models
 from .speech import pronunciations
 
@@ -25,10 +26,17 @@ def add_command(commands: Any) -> None:
     serve.add_argument("--wyoming", type=int, metavar="PORT", help="speak Home Assistant's protocol too")
     serve.add_argument("--drain-seconds", type=float, default=120, help="to finish what was accepted, after SIGTERM")
     models.add_arguments(serve, cache=True)
+    cluster.add_arguments(serve)
     serve.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
+    cluster.check_arguments(args)
+    if args.ray is not None:
+        from ..scale.serve import run
+
+        run(args)
+        return
     try:
         from ..serve.run import serve
     except ImportError as error:

@@ -9,9 +9,9 @@ from typing import Any
 
 from ..serve.encoders import missing
 from .manifest import Manifest
-from .rows import BadRow, Row
+from .rows import BadRow, Row, parquet_module
 from .speaking import Failed, Made
-from .writing import FORMATS, Writer, writer
+from .writing import FORMATS, PACKINGS, Writer, writer
 
 Outcomes = Callable[[Sequence[Row]], Iterable[Made | Failed]]  # speaks rows, here or elsewhere
 
@@ -27,28 +27,35 @@ class Summary:
 
 def speak_table(
     rows: Sequence[Row | BadRow], folder: Path, outcomes: Outcomes, kind: str = "flac", *, shard: int | None = None,
-    settings: dict[str, Any] | None = None, verbose: bool = True,
+    packing: str = "tar", settings: dict[str, Any] | None = None, verbose: bool = True,
 ) -> Summary:
     """`outcomes` gets the rows that are not made yet, long ones first: the batch is made of equals, the engine's memory
-    is reserved once, and nothing long is left for the end. `shard`: rows to a tar file. `settings`: what a run that
-    goes on has to have in common with the first."""
+    is reserved once, and nothing long is left for the end. `shard`: rows to a tar file, or another `packing`.
+    `settings`: what a run that goes on has to have in common with the first."""
     if kind not in FORMATS:
         raise ValueError(f"format={kind!r}: choose one of {', '.join(FORMATS)}")
     if shard is not None and shard < 1:
         raise ValueError(f"shard={shard}: a number of rows is needed")
+    if packing not in PACKINGS:
+        raise ValueError(f"packing={packing!r}: choose one of {', '.join(PACKINGS)}")
+    if packing == "parquet":
+        if shard is None:
+            raise ValueError("parquet holds many speeches: say how many rows a file has, by --shard")
+        parquet_module("shards in parquet")
     if what := missing(kind):
         raise ValueError(what.replace("response_format", "format"))
-    manifest = Manifest(folder, {**(settings or {}), "format": kind, "shard": shard})
+    same = {**(settings or {}), "format": kind, "shard": shard}
+    manifest = Manifest(folder, same if packing == "tar" else {**same, "packing": packing})
     try:
         bad = [row for row in rows if isinstance(row, BadRow)]
         left = manifest.left(row for row in rows if isinstance(row, Row))
-        if shard is not None:  # WebDataset takes what follows a dot for the kind of file
+        if shard is not None and packing == "tar":  # WebDataset takes what follows a dot for the kind of file
             bad += [BadRow(row.id, row.number, f"id={row.id!r}: no dots in tar files") for row in left if "." in row.id]
             left = [row for row in left if "." not in row.id]
         for row in bad:
             manifest.fail(row, row.reason)
         summary = Summary(len(rows), len(rows) - len(left) - len(bad), failed=len(bad))
-        into = writer(manifest, kind, shard)
+        into = writer(manifest, kind, shard, packing)
         try:
             if left:
                 left.sort(key=lambda row: (-len(row.text), row.number))

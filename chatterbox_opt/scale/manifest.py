@@ -30,7 +30,7 @@ class Manifest:
         except BaseException:
             self._made.close()
             raise
-        for name in (f"*.{settings['format']}", "shard-*.tar", FAILED):  # of a run that was ended in mid-write
+        for name in (f"*.{settings['format']}", "shard-*", FAILED):  # of a run that was ended in mid-write
             for path in folder.rglob(name + PART):
                 path.unlink(missing_ok=True)
 

@@ -104,15 +104,19 @@ def _number(name: str, cell: str) -> Any:
 
 
 def _from_parquet(path: Path) -> Iterator[Any]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ValueError(f"{path}: parquet needs the package pyarrow: pip install 'chatterbox-opt[parquet]'") from error
-    table = parquet.ParquetFile(path)
+    table = parquet_module(path).ParquetFile(path)
     if "text" not in table.schema_arrow.names:
         raise ValueError(f"{path}: it has no column 'text'")
     for batch in table.iter_batches():
         yield from batch.to_pylist()
+
+
+def parquet_module(what: Any) -> Any:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ValueError(f"{what}: parquet needs the package pyarrow: pip install 'chatterbox-opt[parquet]'") from error
+    return parquet
 
 
 # ---- what is in them -----------------------------------------------------------------------------------

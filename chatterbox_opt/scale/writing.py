@@ -1,4 +1,4 @@
-"""Speech into an output folder: a file each, or WebDataset's tar files of many."""
+"""Speech into an output folder: a file each, or WebDataset's tar files or parquet files of many."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..files import write_whole
 from .manifest import Manifest
 
 FORMATS = ("flac", "mp3", "wav")
+Speech = tuple[dict[str, Any], bytes]  # what the manifest will say of it, without the file; encoded sound
 
 
 class Writer(Protocol):
@@ -39,13 +40,13 @@ class Files:
 
 
 class Shards:
-    """shard-000000.tar and so on, of `size` rows each: ID.flac and ID.json. A shard that is not full is lost where the
-    run is killed, and its rows are made again."""
+    """shard-000000.tar and so on, of `size` rows each. A shard that is not full is lost where the run is killed,
+    and its rows are made again."""
 
-    def __init__(self, manifest: Manifest, kind: str, size: int) -> None:
-        self.manifest, self.kind, self.size = manifest, kind, size
+    def __init__(self, manifest: Manifest, kind: str, size: int, packing: str) -> None:
+        self.manifest, self.kind, self.size, self.packing = manifest, kind, size, packing
         self.next = len({record["file"] for record in manifest.made.values()})
-        self.waiting: list[tuple[dict[str, Any], bytes]] = []
+        self.waiting: list[Speech] = []
 
     def add(self, record: dict[str, Any], data: bytes) -> None:
         self.waiting.append((record, data))
@@ -55,14 +56,21 @@ class Shards:
     def close(self) -> None:
         if not self.waiting:
             return
-        name, file = f"shard-{self.next:06d}.tar", io.BytesIO()
-        with tarfile.open(fileobj=file, mode="w") as tar:
-            for record, data in sorted(self.waiting, key=lambda one: one[0]["id"]):
-                _member(tar, f"{record['id']}.{self.kind}", data)
-                _member(tar, f"{record['id']}.json", json.dumps(record).encode())
-        write_whole(self.manifest.folder / name, file.getvalue())
+        name = f"shard-{self.next:06d}.{self.packing}"
+        self.waiting.sort(key=lambda one: one[0]["id"])
+        write_whole(self.manifest.folder / name, PACKINGS[self.packing](self.waiting, self.kind))
         self.manifest.add({**record, "file": name} for record, _ in self.waiting)
         self.next, self.waiting = self.next + 1, []
+
+
+def _tar(speeches: list[Speech], kind: str) -> bytes:
+    """ID.flac and ID.json of each."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for record, data in speeches:
+            _member(tar, f"{record['id']}.{kind}", data)
+            _member(tar, f"{record['id']}.json", json.dumps(record).encode())
+    return file.getvalue()
 
 
 def _member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -71,5 +79,20 @@ def _member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
-def writer(manifest: Manifest, kind: str, shard: int | None = None) -> Writer:
-    return Files(manifest, kind) if shard is None else Shards(manifest, kind, shard)
+def _parquet(speeches: list[Speech], kind: str) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    columns = {name: [record[name] for record, _ in speeches] for name in ("id", "seed", "duration", "tokens")}
+    columns["record"] = [json.dumps(record) for record, _ in speeches]  # one type, whatever a judge adds to some
+    columns[kind] = pa.array([data for _, data in speeches], pa.large_binary())
+    file = io.BytesIO()
+    parquet.write_table(pa.table(columns), file, row_group_size=100)
+    return file.getvalue()
+
+
+PACKINGS = {"tar": _tar, "parquet": _parquet}
+
+
+def writer(manifest: Manifest, kind: str, shard: int | None = None, packing: str = "tar") -> Writer:
+    return Files(manifest, kind) if shard is None else Shards(manifest, kind, shard, packing)

@@ -7,6 +7,7 @@ import uuid
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import get_route_path
 
 from .errors import ApiError
 from .settings import ServeSettings
@@ -40,7 +41,7 @@ class Gate:
     def _check_key(self, scope: Any, headers: Headers) -> None:
         key = self.settings.api_key
         preflight = scope.get("method") == "OPTIONS" and "access-control-request-method" in headers
-        if key is None or preflight or scope["path"] in OPEN:
+        if key is None or preflight or get_route_path(scope) in OPEN:
             return
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), key.encode()):

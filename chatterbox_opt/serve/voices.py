@@ -2,20 +2,24 @@
 
 A voice is two files, named after a digest of its name: what it sounds like (.pt) and what it is called (.json). The
 second is written last and removed first, so that a voice is there as a whole or not at all. No name or path that comes
-from a client is ever a file's.
+from a client is ever a file's. Several servers may have one folder: what one of them keeps or deletes, the others
+notice when they are asked next.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
 import json
 import logging
+import os
 import re
 import threading
 import time
 import unicodedata
+import uuid
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,9 +36,12 @@ OPENAI_VOICES = (
 DEFAULT = "default"  # the model's own voice
 LONGEST_NAME = 64
 ID = re.compile(r"voice_[0-9a-f]{16}")
+VOICE_FILE = re.compile(ID.pattern + r"\.json")
 MAX_SECONDS = 600  # of a recording
 MAX_SAMPLES = 60_000_000  # of all its channels: 240 MB when it is decoded, however small the file is
 ON_DEVICE = 32  # voices held ready
+FORGOTTEN = 600  # s after which a half-written file is nobody's any more
+SETTLED = 2.0  # s after which a change would show in the folder's time, on all file systems that are known of
 
 
 def voice_id(name: str) -> str:
@@ -65,14 +72,42 @@ class VoiceStore:
         self._lock = threading.Lock()
         self._ready: OrderedDict[str, Any] = OrderedDict()
         self._known: dict[str, dict[str, Any]] = {}
-        if folder.is_dir():
-            self._read_folder()
+        self._seen: dict[str, tuple[int, int]] = {}  # file's name -> which it was, when it was read
+        self._folder_time = -1  # ns; of the folder as it was read last
+        self._writer = uuid.uuid4().hex[:8]
+        self.refresh()
+        self._clear()
 
-    def _read_folder(self) -> None:
-        for path in sorted(self.folder.glob("voice_*.json")):
-            self._read(path)
-        for path in self.folder.glob("*" + PART):  # of a server that was ended in mid-write
-            path.unlink(missing_ok=True)
+    def refresh(self) -> None:
+        """Cheap where the folder has not changed."""
+        with self._lock:
+            try:
+                changed = self.folder.stat().st_mtime_ns
+                if changed == self._folder_time:
+                    return
+                there = [entry for entry in os.scandir(self.folder) if VOICE_FILE.fullmatch(entry.name)]
+                now = {entry.name: _which(entry.stat()) for entry in there}
+            except OSError:  # there is none yet, or it cannot be reached now
+                return
+            for name in self._seen.keys() - now.keys():
+                self._forget(Path(name).stem)
+            for name in sorted(name for name, which in now.items() if self._seen.get(name) != which):
+                self._forget(Path(name).stem)
+                self._read(self.folder / name)
+            self._seen = now
+            settled = time.time() - changed / 1e9 > SETTLED
+            self._folder_time = changed if settled else -1  # otherwise the next change might have this one's time
+
+    def _forget(self, identity: str) -> None:
+        self._known.pop(identity, None)
+        self._ready.pop(identity, None)
+
+    def _clear(self) -> None:
+        """Away with what a server left that was ended in mid-write."""
+        for path in self.folder.glob("*" + PART):
+            with contextlib.suppress(FileNotFoundError):  # another server's, that has written it meanwhile
+                if time.time() - path.stat().st_mtime > FORGOTTEN:
+                    path.unlink()
 
     def _read(self, path: Path) -> None:
         """Voices of another kind of model, and files of others, stay where they are."""
@@ -95,6 +130,7 @@ class VoiceStore:
 
     def listing(self) -> dict[str, Any]:
         """Every shape that a client reads: the model's own, what was brought, and OpenAI's names."""
+        self.refresh()
         with self._lock:
             known = [_item(identity, about) for identity, about in self._known.items()]
         names = {_folded(item["name"]) for item in known}
@@ -108,6 +144,7 @@ class VoiceStore:
 
     def find(self, name: str) -> str | None:
         """The id of a voice that was brought, by its name or id."""
+        self.refresh()
         identity = name if ID.fullmatch(name) else voice_id(name)
         with self._lock:
             return identity if identity in self._known else None
@@ -167,6 +204,7 @@ class VoiceStore:
         return _item(identity, about)
 
     def _check_room(self, identity: str, name: str) -> None:
+        self.refresh()
         with self._lock:
             if identity in self._known:
                 message = f"There is a voice {name!r} already; delete it first, or choose another name"
@@ -180,8 +218,10 @@ class VoiceStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             sound = io.BytesIO()  # torch would turn a full disk into an error of its own
             voice.save(sound)
-            write_whole(self._file(identity), sound.getvalue())
-            write_whole(self._file(identity, ".json"), json.dumps(about).encode())
+            write_whole(self._file(identity), sound.getvalue(), self._writer)
+            told = self._file(identity, ".json")
+            write_whole(told, json.dumps(about).encode(), self._writer)
+            which = _which(told.stat())
         except OSError as error:
             self._remove(identity)
             logger.error("voice %s: %s", identity, error)
@@ -190,6 +230,7 @@ class VoiceStore:
             raise ApiError(507, message, code="storage", headers={"x-should-retry": "false"}) from error
         with self._lock:
             self._known[identity] = about
+            self._seen[told.name] = which
 
     def delete(self, name: str) -> str:
         """The id of the voice that is gone."""
@@ -208,6 +249,10 @@ class VoiceStore:
             self._file(identity).unlink(missing_ok=True)
         except OSError as error:
             logger.error("voice %s: %s", identity, error)
+
+
+def _which(file: os.stat_result) -> tuple[int, int]:
+    return file.st_mtime_ns, file.st_ino
 
 
 def check_recording(recording: BinaryIO) -> float:

@@ -260,6 +260,25 @@ def test_tar_files_hold_the_same_sound_and_are_gone_on_with(model, tmp_path):
     assert set(files.values()) == set(sizes)
 
 
+def test_parquet_files_hold_the_same_sound_and_are_gone_on_with(model, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="parquet needs pyarrow")
+    rows = read_rows(table(tmp_path / "in.jsonl", [{"text": text} for text in TEXTS]))
+    spoken(model, rows, tmp_path / "files")
+    spoken(model, rows[:3], tmp_path / "many", shard=2, packing="parquet")
+    with pytest.raises(ValueError, match="begun with packing='parquet'"):
+        spoken(model, rows, tmp_path / "many", shard=2)
+    spoken(model, rows, tmp_path / "many", shard=2, packing="parquet")
+    shards = [parquet.read_table(path) for path in sorted((tmp_path / "many").glob("shard-*.parquet"))]
+    assert [len(shard) for shard in shards] == [2, 1, 2, 1]
+    found = [row for shard in shards for row in shard.to_pylist()]
+    assert {f"{row['id']}.flac": row["flac"] for row in found} == sounds(tmp_path / "files")
+    made = {line.pop("id"): line for line in lines(tmp_path / "many" / "manifest.jsonl")}
+    for row in found:
+        assert made[row["id"]]["duration"] == row["duration"] == json.loads(row["record"])["duration"]
+    with pytest.raises(ValueError, match="--shard"):
+        spoken(model, rows, tmp_path / "none", packing="parquet")
+
+
 def test_an_id_with_a_dot_is_refused_in_tar_files_only(model, tmp_path):
     rows = read_rows(table(tmp_path / "in.jsonl", [{"text": "Good.", "id": "a.b"}]))
     assert spoken(model, rows, tmp_path / "files").made == 1

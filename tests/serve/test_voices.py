@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import threading
+import time
 
 import httpx
 import numpy as np
@@ -152,7 +153,9 @@ def test_voices_survive_a_restart_and_half_written_ones_do_not(tmp_path):
         ready(one)
         assert upload(one, "Anna").status_code == 200
         sound = speak(one, "Anna").content
-    (tmp_path / f"{voice_id('Half')}.pt.part").write_bytes(b"half")
+    half = tmp_path / f"{voice_id('Half')}.pt.part"
+    half.write_bytes(b"half")
+    os.utime(half, (0, 0))
     (tmp_path / f"{voice_id('Alone')}.json").write_text('{"name": "Alone", "kind": "llama"}')
     (tmp_path / "voice_strange.json").write_text("[]")
     (tmp_path / f"{voice_id('Damaged')}.json").write_text('{"name": "Damaged", "kind": "llama"}')
@@ -184,3 +187,54 @@ def test_the_folder_is_made_when_it_is_needed(tmp_path):
     store = VoiceStore(tmp_path / "a" / "b", load_mini(), 10)
     assert not (tmp_path / "a").exists()
     assert store.listing()["data"][0]["id"] == "default"
+
+
+@pytest.fixture(scope="module")
+def cloning():
+    one = load_tiny()
+    yield one
+    one.close()
+
+
+def named(store):
+    return [voice["name"] for voice in store.brought()]
+
+
+def test_servers_of_one_folder_notice_what_each_other_keeps_and_deletes(cloning, tmp_path):
+    one, other = (VoiceStore(tmp_path, cloning, 10) for _ in range(2))
+    one.add("Anna", io.BytesIO(recording(seed=1)))
+    assert named(other) == ["Anna"]
+    before = other.get("anna")
+    with pytest.raises(ApiError, match="already"):
+        other.add("Anna", io.BytesIO(recording(seed=2)))
+    one.delete("Anna")
+    assert other.find("Anna") is None
+    other.add("Anna", io.BytesIO(recording(seed=2)))
+    assert named(one) == ["Anna"]
+    assert not np.array_equal(one.get("Anna").t3.speaker_emb, before.t3.speaker_emb)
+
+
+def test_a_change_within_the_tick_of_a_folders_clock_is_noticed(cloning, tmp_path, monkeypatch):
+    monkeypatch.setattr("chatterbox_opt.serve.voices.SETTLED", 1000)
+    tick = time.time()
+    one, other = (VoiceStore(tmp_path, cloning, 10) for _ in range(2))
+    for seed, name in enumerate(("a", "b", "c")):
+        one.add(name, io.BytesIO(recording(seed=seed)))
+        os.utime(tmp_path, (tick, tick))
+        assert name in named(other)
+
+
+def test_a_voice_that_another_server_is_writing_is_left_alone(cloning, tmp_path):
+    half = tmp_path / f"{voice_id('Half')}.pt.part"
+    half.write_bytes(b"half")
+    assert not named(VoiceStore(tmp_path, cloning, 10))
+    assert half.exists()
+
+
+def test_an_unchanged_folder_is_not_read_again(cloning, tmp_path, monkeypatch):
+    store = VoiceStore(tmp_path, cloning, 10)
+    store.add("Anna", io.BytesIO(recording()))
+    os.utime(tmp_path, (0, 1.7e9))
+    assert named(store) == ["Anna"]
+    monkeypatch.setattr(os, "scandir", lambda folder: pytest.fail("read again"))
+    assert named(store) == ["Anna"]

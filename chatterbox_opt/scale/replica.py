@@ -1,0 +1,64 @@
+"""A replica: an engine, its voices, and the very application of the plain server in front of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.metrics import Gauge
+
+from ..serve.app import create_app
+from ..serve.metrics import Figures
+from ..serve.service import Service
+from ..serve.settings import ServeSettings
+from .cluster import Share
+
+NAME = "speech"
+AT_ONCE = 32  # requests at a replica: as many as an engine speaks side by side, and as many that wait for a row
+HEALTH_SECONDS = 5
+
+
+@serve.ingress()
+class Replica:
+    def __init__(self, settings: ServeSettings, load: Callable[[], Any]) -> None:
+        self.service = Service(settings)
+        self.service.opened(load())
+        self.gauges: dict[str, Gauge] = {}
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self.service)
+
+    async def check_health(self) -> None:
+        """The event loop answers; and Ray has the replica's figures, as /metrics has those of one of them."""
+        for family in Figures(self.service).collect():
+            for sample in family.samples:
+                if not sample.labels:  # no buckets
+                    gauge = self.gauges.get(sample.name) or Gauge(sample.name, family.documentation)
+                    self.gauges[sample.name] = gauge
+                    gauge.set(sample.value)
+
+
+def application(settings: ServeSettings, load: Callable[[], Any], share: Share, **more: Any) -> serve.Application:
+    """For serve.run(). `load` makes a model where it is called. `more`: of serve.deployment()."""
+    if settings.wyoming_port is not None:
+        raise ValueError("the Wyoming protocol is the plain server's: leave out --wyoming")
+    settings = replace(settings, voices_dir=Path(settings.voices_dir).absolute())
+    scaling = {
+        "min_replicas": share.fewest, "max_replicas": share.most, "target_ongoing_requests": AT_ONCE / 2,
+        "upscale_delay_s": 10, "downscale_delay_s": 300,
+    }
+    options: dict[str, Any] = {
+        "ray_actor_options": {"num_cpus": share.cpus, "num_gpus": share.gpus},
+        "max_ongoing_requests": AT_ONCE,
+        "max_queued_requests": settings.max_waiting,  # in each proxy
+        "backpressure_config": {"status_code": 429, "retry_after_s": 5},
+        "graceful_shutdown_timeout_s": settings.drain_seconds,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "health_check_period_s": HEALTH_SECONDS,
+        **({"num_replicas": share.most} if share.fewest == share.most else {"autoscaling_config": scaling}),
+    }
+    return serve.deployment(name=NAME, **(options | more))(Replica).bind(settings, load)
