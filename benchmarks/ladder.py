@@ -53,6 +53,7 @@ ALONE: tuple[tuple[str, dict[str, Any], bool, int | None], ...] = (
     ("6 Euler steps, more of them early", {"cfm_schedule": "sway"}, False, 6),
     ("no guidance in the last 3 steps", {"cfg_off_last": 3}, False, None),
     ("voice prompt of 5 s", {"prompt_seconds": 5.0}, False, None),
+    ("flow in int8", {"flow_int8": True}, False, None),
     ("int8, 6 steps, 5 s prompt", {"quantize": "int8", "cfm_schedule": "sway", "prompt_seconds": 5.0}, False, 6),
 )
 CPU_ONLY = {"few_rows", "short_convs"}

@@ -61,6 +61,7 @@ class EngineOptions:
     flow_steps: int | None = None  # approximate. Euler steps where a call names none; None = the decoder's own number
     cfg_off_last: int = 0  # approximate. Euler steps at the end that run without guidance
     prompt_seconds: float | None = None  # approximate. shorten the voice prompt of the flow
+    flow_int8: bool = False  # approximate. products of the flow's transformer blocks in int8 (CPU)
     wav_chunk: int = 2000  # exact. mel frames the vocoder takes at a time, 40 s
     runaway_guard: bool = True  # stop a row that repeats itself or never ends; off in exact mode
     resampler: str = "auto"  # "device" = sinc on the model's device | "exact" = soxr, as upstream
@@ -74,6 +75,7 @@ class EngineOptions:
         _choice("trial", self.trial, ("auto", "off", "here", "first", "always"))
         _choice("cfm_schedule", self.cfm_schedule, ("cosine", "sway"))
         _choice("resampler", self.resampler, ("auto", "device", "exact"))
+        _choice("flow_int8", self.flow_int8, (False, True))
         _names("kernels", self.kernels, KERNELS)
         _names("captures", self.captures, CAPTURES)
         _integer("slots", self.slots, low=1, high=1024)

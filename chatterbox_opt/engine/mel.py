@@ -17,6 +17,7 @@ from ..models.estimator import Attention, attend_all
 from ..models.flow import Flow, time_span
 from ..options import EngineOptions
 from .flow_graphs import FlowGraphs, captured_size, sizes
+from .flow_int8 import quantize_blocks
 from .graphs import bucket
 from .kernels import flash
 from .noise import RequestNoise
@@ -94,7 +95,10 @@ class MelRunner:
         self.device = flow.input_embedding.weight.device
         if options.s3gen_dtype != "float32":
             in_half(flow, getattr(torch, options.s3gen_dtype))
+        self.half = flow.encoder_proj.weight.dtype  # of what may be
         self._choose_attention()
+        if options.flow_int8:
+            quantize_blocks(flow.decoder.estimator)
         self._schedules: dict[int, tuple[Tensor, Tensor]] = {}
         self.graphs = FlowGraphs(self)
 
@@ -219,8 +223,7 @@ class MelRunner:
         """(B | 2B, 1, 1, size) that is added to scores: of a mask of bools SDPA would make it in each of several
         hundred calls."""
         there = padding_mask(lengths, size)[:, None, None]
-        dtype = self.flow.decoder.estimator.up.blocks[0].attn1.qkv.weight.dtype
-        mask = torch.zeros_like(there, dtype=dtype).masked_fill_(~there, -torch.inf)
+        mask = torch.zeros_like(there, dtype=self.half).masked_fill_(~there, -torch.inf)
         return mask.repeat(2, 1, 1, 1) if self.flow.guided else mask
 
     def schedule(self, steps: int) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,8 @@ def resolve(options: EngineOptions, device: str | torch.device) -> EngineOptions
             f"(pip install 'chatterbox-opt[flash]'); this is {changes.get('dtype', options.dtype)} on {device}, "
             f"flash-attn {'is there' if has_flash() else 'does not import'}; 'auto' takes what there is"
         )
+    if options.flow_int8 and device.type != "cpu":
+        raise ValueError(f"flow_int8 is of a CPU, which {device} is not")
     if options.quantize == "int4" and device.type == "cuda" and not from_ampere(device):
         raise ValueError(f"quantize='int4' needs an Ampere GPU or a newer one, which {device} is not; 'int8' works")
     if options.compile == "auto":

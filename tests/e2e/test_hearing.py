@@ -26,6 +26,7 @@ MODES = {
     "exact": EngineOptions.exact(),
     "bf16": EngineOptions(dtype="bfloat16", s3gen_dtype="bfloat16"),
     "int8": EngineOptions(quantize="int8", **FULL),
+    "flow-int8": EngineOptions(flow_int8=True, **FULL),
     "batched": EngineOptions(),
 }
 WORDS = 0.35  # word error rate allowed; what each mode has over 50 sentences is in docs/quality.md
@@ -52,7 +53,7 @@ def errors(speech: list, listener: metrics.Listener) -> float:
 
 
 @pytest.mark.parametrize(("mode", "steps"), [("exact", None), ("bf16", None), ("int8", None), ("batched", None),
-                                             ("exact", 6)])
+                                             ("flow-int8", None), ("exact", 6)])
 def test_words_are_heard(mode, steps, listener):
     speech = spoken(mode, n_cfm_timesteps=steps)
     for text, said in zip(TEXTS, speech):

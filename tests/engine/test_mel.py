@@ -235,6 +235,23 @@ def test_bf16_is_close():
     assert not torch.equal(got, wanted)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+def test_int8_blocks_are_close(family, dtype):
+    wanted = rendered(n=30, flow=random_flow(family))
+    got = rendered(EXACT.replace(flow_int8=True, s3gen_dtype=dtype), 30, flow=random_flow(family))
+    assert got.dtype == torch.float32
+    assert 25 < snr(got, wanted) < 60, "it is quantised, and hardly to be told"
+
+
+@torch.inference_mode()
+def test_int8_rows_in_a_padded_batch_are_rows_alone():
+    runner = MelRunner(random_flow(), EXACT.replace(flow_int8=True))
+    rows = [row(runner, n) for n in (3, 30, 17)]
+    for mine, got in zip(rows, solved(runner, rows, 3)):
+        assert snr(got, solved(runner, [mine], 3)[0]) > 30
+
+
 @pytest.mark.slow
 def test_bf16_is_close_at_full_size():
     def run(options):

@@ -58,6 +58,7 @@ def test_what_was_asked_for_stays(monkeypatch):
         (dict(attention="flash"), GPU, (7, 5), "from Ampere on"),
         (dict(attention="flash", dtype="float32"), GPU, (9, 0), "this is float32"),
         (dict(quantize="int4"), GPU, (7, 5), "'int8' works"),
+        (dict(flow_int8=True), GPU, (9, 0), "flow_int8 is of a CPU"),
         (dict(compile="cudagraph"), CPU, (9, 0), "needs a CUDA device"),
     ],
 )
