@@ -89,7 +89,7 @@ class Speaker(Voiced):
         self.t3 = at_home(t3, device, self.options)
         self.watermarker = Watermarker(place) if enable_watermark else None
         self.voices = VoicePreparer(self.config, ve, s3gen, place, self.options.resampler)
-        self.pipeline = Pipeline(self.config, self.t3, s3gen, tokenizer, place, self.options)
+        self.pipeline = Pipeline(self.config, self.t3, s3gen, tokenizer, device, self.options)
 
     # ---- where a model comes from ----------------------------------------------------------------
 

@@ -56,7 +56,7 @@ class OptimizedChatterboxVC:
         self.options = settle(device, self.config, asked, preset)
         self.watermarker = Watermarker(place) if enable_watermark else None
         self.voices = VoicePreparer(self.config, None, s3gen, place, self.options.resampler)
-        self.pipeline = Pipeline(self.config, None, s3gen, None, place, self.options)
+        self.pipeline = Pipeline(self.config, None, s3gen, None, device, self.options)
         self.ref_dict = ref_dict and {k: v.to(place) if torch.is_tensor(v) else v for k, v in ref_dict.items()}
 
     def warmup(self, batch: int = 1) -> None:
