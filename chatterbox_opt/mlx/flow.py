@@ -20,8 +20,11 @@ from .weights import Weights
 class Flow:
     """The state of the ODE is torch's, on the host: it is small, and others may look at it between two steps."""
 
-    def __init__(self, config: FlowConfig, named: Iterable[tuple[str, Tensor]], dtype: str = "float32") -> None:
-        """`named`: every tensor of models.flow.Flow; its products are made in `dtype`."""
+    def __init__(
+        self, config: FlowConfig, named: Iterable[tuple[str, Tensor]], dtype: str = "float32",
+        lend_to: TorchFlow | None = None,
+    ) -> None:
+        """`named`: every tensor of models.flow.Flow; its products are made in `dtype`. `lend_to`: whose they are."""
         w = Weights(lambda: TorchFlow(config), named, dtype_of(dtype), in_float32=not_in_half)
         self.config = config
         self.guided = not config.meanflow and config.cfg_rate > 0
@@ -29,6 +32,8 @@ class Flow:
         self.speaker_proj = w.linear("spk_embed_affine_layer")
         self.encoder, self.encoder_proj = Conformer(config, w), w.linear("encoder_proj")
         self.estimator = Estimator(config, w)
+        if lend_to is not None:
+            w.lend(lend_to)
 
     def conditions(
         self, ids: Tensor, prompt: Tensor, xvector: Tensor, lengths: Tensor | None

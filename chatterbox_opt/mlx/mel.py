@@ -17,7 +17,7 @@ class MlxMelRunner(MelRunner):
     at_once = 1  # it is one device
 
     def __init__(self, flow: torch_flow.Flow, options: EngineOptions) -> None:
-        self.flow = Flow(flow.config, flow.state_dict().items(), options.s3gen_dtype)
+        self.flow = Flow(flow.config, flow.state_dict().items(), options.s3gen_dtype, lend_to=flow)
         self.options, self.device = options, CPU
         self._schedules: dict[int, tuple[Tensor, mx.array]] = {}
         self.graphs = FlowGraphs(self)  # off

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -79,6 +80,13 @@ class Weights:
 
     def __getitem__(self, name: str) -> mx.array:
         return self._arrays[name]
+
+    def lend(self, network: nn.Module) -> None:
+        """Its tensors become views of what MLX holds in the same form, so that this is in memory once."""
+        for name, tensor in network.state_dict(keep_vars=True).items():
+            array = self._arrays.get(name)
+            if array is not None and array.dtype == mx.float32 and tensor.dtype == torch.float32:
+                tensor.data = torch.from_numpy(np.array(array, copy=False))
 
     def linear(self, name: str) -> Linear:
         bias = self._arrays.get(f"{name}.bias")

@@ -3,6 +3,7 @@
 import copy
 import threading
 
+import numpy as np
 import pytest
 import torch
 from flow_pairs import random_flow, tokens, voice
@@ -84,6 +85,21 @@ def test_tensors_are_neither_left_out_nor_passed_over(change):
         named[name + "2" * (change == "unknown")] = torch.zeros(3)
     with pytest.raises(ValueError, match=r"encoder\.after_norm\.bias"):
         Flow(flow.config, named.items())
+
+
+@torch.inference_mode()
+def test_weights_are_in_memory_once():
+    """Torch's flow stays what it was, and reads MLX's memory."""
+    flow = random_flow()
+    before = {name: tensor.clone() for name, tensor in flow.state_dict().items()}
+    runner = MlxMelRunner(flow, EXACT)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in flow.state_dict().items())
+    for ours, theirs in ((runner.flow.encoder_proj.weight, flow.encoder_proj.weight),
+                         (runner.flow.estimator.mid[0].blocks[0].qkv.weight,
+                          flow.decoder.estimator.mid[0].blocks[0].attn1.qkv.weight)):
+        assert np.array(ours, copy=False).ctypes.data == theirs.data_ptr()
+    again = MlxMelRunner(flow, EXACT)  # as another model on the same networks makes it
+    assert apart(again.render(jobs((4,)), 1)[0], MelRunner(flow, EXACT).render(jobs((4,)), 1)[0]) < 1e-4
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
