@@ -16,7 +16,7 @@ from .base import pretrained_folder
 from .checks import check_seed, check_steps, given, usable_device
 from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
 from .engine.chunks import whole_tokens
-from .engine.resolve import indexed
+from .engine.resolve import indexed, is_mlx
 from .options import EngineOptions
 from .packing.load import load_any
 from .pipeline import Pipeline
@@ -56,7 +56,8 @@ class OptimizedChatterboxVC:
         self.options = settle(device, self.config, asked, preset)
         self.watermarker = Watermarker(place) if enable_watermark else None
         self.voices = VoicePreparer(self.config, None, s3gen, place, self.options.resampler)
-        self.pipeline = Pipeline(self.config, None, s3gen, None, device, self.options)
+        runs_on = device if is_mlx(device) else place
+        self.pipeline = Pipeline(self.config, None, s3gen, None, runs_on, self.options)
         self.ref_dict = ref_dict and {k: v.to(place) if torch.is_tensor(v) else v for k, v in ref_dict.items()}
 
     def warmup(self, batch: int = 1) -> None:
