@@ -1,4 +1,4 @@
-"""T3's tokens by MLX, Apple's array library, for device="mlx". Nothing outside this folder imports it before it is
+"""T3, flow and vocoder by MLX, Apple's array library, for device="mlx". Nothing outside this folder imports it before it is
 asked for.
 
 Arrays are lazy and belong to the thread that made them until they are computed, while the engine is driven by any: what
