@@ -22,7 +22,7 @@ from .checks import (
     usable_device,
 )
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
-from .engine.resolve import indexed
+from .engine.resolve import indexed, is_mlx
 from .executor import at_home
 from .loading import LoadedModel, load_parts, pretrained_folder
 from .marks import marked
@@ -84,7 +84,8 @@ class Speaker(Voiced, LoadedModel):
         self.t3 = at_home(t3, device, self.options)
         self.watermarker = Watermarker(place) if enable_watermark else None
         self.voices = VoicePreparer(self.config, ve, s3gen, place, self.options.resampler)
-        self.pipeline = Pipeline(self.config, self.t3, s3gen, tokenizer, place, self.options)
+        runs_on = device if is_mlx(device) else place
+        self.pipeline = Pipeline(self.config, self.t3, s3gen, tokenizer, runs_on, self.options)
 
     # ---- where a model comes from ----------------------------------------------------------------
 

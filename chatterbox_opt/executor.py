@@ -1,4 +1,4 @@
-"""What computes T3's tokens on a device: torch, or MLX, which is imported where it is asked for and nowhere else."""
+"""What computes on a device: torch, or MLX, which is imported where it is asked for and nowhere else."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from .config import ModelConfig
+from .engine.mel import MelRunner
 from .engine.resolve import indexed, is_mlx, stored_dtype
 from .engine.speaking import Speaking
 from .engine.tokens import TokenRunner
+from .engine.wav import WavRunner
+from .models.s3gen import S3Gen
 from .models.t3 import T3
 from .options import EngineOptions
 from .weights.load import Source, build_t3, read_t3
@@ -42,3 +45,13 @@ def token_runner(t3: Any, options: EngineOptions) -> Speaking | None:
     from .mlx.tokens import MlxTokenRunner
 
     return MlxTokenRunner(t3, options)
+
+
+def sound_runners(s3gen: S3Gen, device: Any, options: EngineOptions) -> tuple[MelRunner, WavRunner]:
+    """`s3gen` is torch's on any device."""
+    if is_mlx(device):
+        from .mlx.mel import MlxMelRunner
+        from .mlx.wav import MlxWavRunner
+
+        return MlxMelRunner(s3gen.flow, options), MlxWavRunner(s3gen.mel2wav, options)
+    return MelRunner(s3gen.flow, options), WavRunner(s3gen.mel2wav, options)

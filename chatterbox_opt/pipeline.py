@@ -17,13 +17,12 @@ from .calls import GenerateOptions
 from .config import SILENCE_TOKEN, START_TEXT, STOP_TEXT, TOKEN_RATE, ModelConfig
 from .engine.chunks import chunk_sizes
 from .engine.engine import Engine
-from .engine.mel import MelRunner, check_codes
+from .engine.mel import check_codes
 from .engine.noise import RequestNoise
 from .engine.request import Call, Cancelled, Utterance
-from .engine.resolve import settle_attention
+from .engine.resolve import indexed, settle_attention
 from .engine.seeds import piece_seed
-from .engine.wav import WavRunner
-from .executor import token_runner
+from .executor import sound_runners, token_runner
 from .options import EngineOptions, SamplingOptions
 from .speech import Speech, audible, pieces_of
 from .streaming import ChunkQueue, SpeechStream
@@ -67,14 +66,14 @@ class Job:
 
 class Pipeline:
     def __init__(
-        self, config: ModelConfig, t3: Any, s3gen: Any, tokenizer: Any, device: torch.device, options: EngineOptions
+        self, config: ModelConfig, t3: Any, s3gen: Any, tokenizer: Any, device: str | torch.device,
+        options: EngineOptions,
     ) -> None:
-        self.config, self.tokenizer, self.device, self.options = config, tokenizer, device, options
-        settle_attention(device)
+        self.config, self.tokenizer, self.device, self.options = config, tokenizer, indexed(device), options
+        settle_attention(self.device)
         self.tokens = token_runner(t3, options)
-        self.mel = MelRunner(s3gen.flow, options)
-        self.wav = WavRunner(s3gen.mel2wav, options)
-        self.engine = Engine(self.tokens, self.mel, self.wav, options, device)
+        self.mel, self.wav = sound_runners(s3gen, device, options)
+        self.engine = Engine(self.tokens, self.mel, self.wav, options, self.device)
 
     def warmup(self, batch: int = 1) -> None:
         """Allocate and capture what `batch` utterances side by side come to use, instead of at its first use."""

@@ -14,7 +14,7 @@ from .audio.watermark import Watermarker
 from .checks import check_seed, check_steps, given, usable_device
 from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
 from .engine.chunks import whole_tokens
-from .engine.resolve import indexed
+from .engine.resolve import indexed, is_mlx
 from .loading import LoadedModel, load_parts, pretrained_folder
 from .options import EngineOptions
 from .pipeline import Pipeline
@@ -58,7 +58,8 @@ class OptimizedChatterboxVC(LoadedModel):
         self.options = settle(device, self.config, asked, preset)
         self.watermarker = Watermarker(place) if enable_watermark else None
         self.voices = VoicePreparer(self.config, None, s3gen, place, self.options.resampler)
-        self.pipeline = Pipeline(self.config, None, s3gen, None, place, self.options)
+        runs_on = device if is_mlx(device) else place
+        self.pipeline = Pipeline(self.config, None, s3gen, None, runs_on, self.options)
         self.ref_dict = ref_dict and {k: v.to(place) if torch.is_tensor(v) else v for k, v in ref_dict.items()}
 
     @classmethod

@@ -90,6 +90,8 @@ class Solve:
 
 
 class MelRunner:
+    at_once: int | None = None  # renderings, each on a thread; None: as many as a CPU has use for
+
     def __init__(self, flow: Flow, options: EngineOptions) -> None:
         self.flow, self.options = flow, options
         self.device = flow.input_embedding.weight.device

@@ -36,7 +36,7 @@ class Renderer:
         """`deliver(utterance, samples, last)`; within `blaming(call)` errors are that call's; `timed` counts seconds.
         """
         self.mel, self.wav, self.deliver, self.blaming, self.timed = mel, wav, deliver, blaming, timed
-        self.workers = Workers(device)
+        self.workers = Workers(device, mel and mel.at_once)
         self.whole: list[Utterance] = []  # all of whose tokens are there, to be rendered in one
         self.begun: list[Rendering] = []
 

@@ -61,12 +61,13 @@ def resolve(options: EngineOptions, device: str | torch.device) -> EngineOptions
 
 
 def _resolve_beside_mlx(options: EngineOptions) -> EngineOptions:
-    """`dtype` and `poll_every` are of MLX's part, which is T3; the rest is torch's."""
-    place = indexed("mlx")
-    dtype = options.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if place.type == "mps" else "float32"  # MLX on a CPU is for tests
-    rest = resolve(options.replace(dtype=dtype), place)
+    """`dtype`, `s3gen_dtype`, `poll_every` and `wav_chunk` are of MLX's part; the rest is torch's, on a CPU."""
+    changes: dict[str, object] = {"wav_chunk": min(options.wav_chunk, MPS_FRAMES)}  # a Mac may have 8 GB
+    if options.dtype == "auto":
+        changes["dtype"] = "bfloat16" if torch.backends.mps.is_available() else "float32"  # on a CPU it is for tests
+    if options.s3gen_dtype == "auto":
+        changes["s3gen_dtype"] = "float32"
+    rest = resolve(options.replace(**changes), indexed("mlx"))
     return rest.replace(poll_every=options.poll_every)
 
 
@@ -75,10 +76,10 @@ def is_mlx(device: str | torch.device) -> bool:
 
 
 def indexed(device: str | torch.device) -> torch.device:
-    """"mlx" -> where torch's part of such a model runs. "cuda" -> the device that is the calling thread's current one
-    now: another thread has one of its own, and this thread may have another later."""
+    """"mlx" -> "cpu", where torch's part of such a model runs. "cuda" -> the device that is the calling thread's
+    current one now: another thread has one of its own, and this thread may have another later."""
     if is_mlx(device):
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cpu")
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", torch.cuda.current_device())

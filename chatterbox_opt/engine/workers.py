@@ -12,8 +12,9 @@ from .openmp import can_multiply_alone, multiply_alone
 
 
 class Workers:
-    def __init__(self, device: torch.device) -> None:
-        self.count = torch.get_num_threads() if device.type == "cpu" and can_multiply_alone() else 1
+    def __init__(self, device: torch.device, at_once: int | None = None) -> None:
+        several = device.type == "cpu" and can_multiply_alone()
+        self.count = at_once or (torch.get_num_threads() if several else 1)
         self._pool: ThreadPoolExecutor | None = None
 
     def run(self, work: Callable[[object], None], items: Sequence[object]) -> list[BaseException | None]:

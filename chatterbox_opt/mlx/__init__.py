@@ -1,5 +1,5 @@
-"""T3's tokens by MLX, Apple's array library, for device="mlx". Nothing outside this folder imports it before it is
-asked for.
+"""T3, flow and vocoder by MLX, Apple's array library, for device="mlx". Nothing outside this folder imports it
+before it is asked for.
 
 Arrays are lazy and belong to the thread that made them until they are computed, while the engine is driven by any: what
 a call leaves behind here has been computed by then.

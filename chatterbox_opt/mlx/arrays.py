@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+CPU = torch.device("cpu")
+
 
 def to_mlx(tensor: Tensor) -> mx.array:
     """Whole numbers come as int32, which MLX indexes with."""

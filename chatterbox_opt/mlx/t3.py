@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..config import START_SPEECH, T3Config
 from ..models.layers import rope_frequencies
+from ..models.t3 import T3 as TorchT3
 from .arrays import dtype_of, to_mlx
 from .weights import Weights
 
@@ -25,7 +26,7 @@ class T3:
         self, config: T3Config, named: Iterable[tuple[str, Tensor]], dtype: str = "float32", quantize: str | None = None
     ) -> None:
         """`named`: every tensor of models.t3.T3."""
-        w = Weights(config, named, dtype_of(dtype), quantize)
+        w = Weights(lambda: TorchT3(config), named, dtype_of(dtype), quantize)
         self.config, self.dtype = config, w.dtype
         self.text_emb, self.speech_emb = w["text_emb.weight"], w["speech_emb.weight"]
         self.text_pos = None if config.is_gpt else w["text_pos_emb.emb.weight"]

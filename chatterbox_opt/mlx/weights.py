@@ -1,17 +1,16 @@
-"""T3's weights as MLX holds them: cast and packed as they come, so that no more than one tensor exists twice."""
+"""A network's weights as MLX holds them: cast and packed as they come, so that no more than one tensor exists twice."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import mlx.core as mx
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import T3Config
 from ..engine.linears import give_back_memory
-from ..models.t3 import T3
 from .arrays import to_mlx
 
 GROUP = 64  # weights that share one scale and offset
@@ -22,7 +21,7 @@ BACKBONE = "tfmr."  # its products are packed; embeddings and head keep their pr
 
 @dataclass(frozen=True)
 class Linear:
-    """x (..., K) -> (..., N)"""
+    """x (..., K) -> (..., N), in the precision of the weights, whatever comes in."""
 
     weight: mx.array  # (N, K), or packed
     bias: mx.array | None = None
@@ -32,7 +31,7 @@ class Linear:
 
     def __call__(self, x: mx.array) -> mx.array:
         if self.bits is None:
-            y = x @ self.weight.T
+            y = x.astype(self.weight.dtype) @ self.weight.T
         else:
             packed = (self.weight, self.scales, self.offsets)
             y = mx.quantized_matmul(x, *packed, transpose=True, group_size=GROUP, bits=self.bits)
@@ -40,13 +39,18 @@ class Linear:
 
 
 class Weights:
-    """By the names of models.t3.T3, whose every tensor has to come, and no other."""
+    """By the names of a torch network, whose every tensor has to come, and no other."""
 
-    def __init__(self, config: T3Config, named: Iterable[tuple[str, Tensor]], dtype: mx.Dtype, quantize: str | None):
+    def __init__(
+        self, make: Callable[[], nn.Module], named: Iterable[tuple[str, Tensor]], dtype: mx.Dtype,
+        quantize: str | None = None, in_float32: Callable[[nn.Module], Collection[str]] = lambda twin: (),
+    ) -> None:
+        """`make` makes the torch network; `in_float32(network)` names tensors that are not cast to `dtype`."""
         with torch.device("meta"):
-            twin = T3(config)
+            twin = make()
         self._wanted = {name: tuple(tensor.shape) for name, tensor in twin.state_dict().items()}
         self._products = {f"{name}.weight" for name, module in twin.named_modules() if isinstance(module, nn.Linear)}
+        self._network, self._in_float32 = type(twin).__name__, frozenset(in_float32(twin))
         self.dtype, self._bits = dtype, BITS[quantize]
         self._arrays: dict[str, mx.array] = {}
         self._packed: dict[str, tuple[mx.array, mx.array, mx.array]] = {}
@@ -59,13 +63,13 @@ class Weights:
         finally:
             mx.set_cache_limit(kept)
         if missing := self._wanted.keys() - self._arrays.keys() - self._packed.keys():
-            raise ValueError(f"T3 lacks {len(missing)} tensors, the first {min(missing)}")
+            raise ValueError(f"{self._network} lacks {len(missing)} tensors, the first {min(missing)}")
 
     def _take(self, name: str, tensor: Tensor) -> None:
         if self._wanted.get(name) != tuple(tensor.shape):
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, {self._wanted.get(name, 'no such tensor')} is "
-                             "T3's")
-        array = to_mlx(tensor).astype(self.dtype)
+                             f"{self._network}'s")
+        array = to_mlx(tensor).astype(mx.float32 if name in self._in_float32 else self.dtype)
         packs = self._bits and name in self._products and name.startswith(BACKBONE) and array.shape[1] % GROUP == 0
         if packs:
             self._packed[name] = mx.quantize(array, group_size=GROUP, bits=self._bits)
@@ -76,6 +80,13 @@ class Weights:
 
     def __getitem__(self, name: str) -> mx.array:
         return self._arrays[name]
+
+    def lend(self, network: nn.Module) -> None:
+        """Its tensors become views of what MLX holds in the same form, so that this is in memory once."""
+        for name, tensor in network.state_dict(keep_vars=True).items():
+            array = self._arrays.get(name)
+            if array is not None and array.dtype == mx.float32 and tensor.dtype == torch.float32:
+                tensor.data = torch.from_numpy(np.array(array, copy=False))
 
     def linear(self, name: str) -> Linear:
         bias = self._arrays.get(f"{name}.bias")

@@ -1,0 +1,81 @@
+"""models.flow in MLX: the same names, shapes and order of operations. What it gives has been computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import mlx.core as mx
+from torch import Tensor, nn
+
+from ..config import FlowConfig
+from ..models.conformer import HalfLinear
+from ..models.conformer import WindowConv as TorchWindowConv
+from ..models.flow import Flow as TorchFlow
+from .arrays import dtype_of, to_mlx, to_torch
+from .conformer import Conformer, padding_mask
+from .estimator import Estimator
+from .weights import Weights
+
+
+class Flow:
+    """The state of the ODE is torch's, on the host: it is small, and others may look at it between two steps."""
+
+    def __init__(
+        self, config: FlowConfig, named: Iterable[tuple[str, Tensor]], dtype: str = "float32",
+        lend_to: TorchFlow | None = None,
+    ) -> None:
+        """`named`: every tensor of models.flow.Flow; its products are made in `dtype`. `lend_to`: whose they are."""
+        w = Weights(lambda: TorchFlow(config), named, dtype_of(dtype), in_float32=not_in_half)
+        self.config = config
+        self.guided = not config.meanflow and config.cfg_rate > 0
+        self.input_embedding = w["input_embedding.weight"]
+        self.speaker_proj = w.linear("spk_embed_affine_layer")
+        self.encoder, self.encoder_proj = Conformer(config, w), w.linear("encoder_proj")
+        self.estimator = Estimator(config, w)
+        if lend_to is not None:
+            w.lend(lend_to)
+
+    def conditions(
+        self, ids: Tensor, prompt: Tensor, xvector: Tensor, lengths: Tensor | None
+    ) -> tuple[tuple[mx.array, mx.array], mx.array | None]:
+        """(B, n) tokens, (B, 2n, 80) prompts, (B, 192) -> what every step is told, (B | 2B, 2n, C) each, and which keys
+        exist. `lengths` None: every row is full."""
+        ids, prompt, xvector = to_mlx(ids), to_mlx(prompt), to_mlx(xvector.float())
+        lengths = None if lengths is None else to_mlx(lengths)
+        mu = self.encoder_proj(self.encoder(self.input_embedding[ids], lengths)).astype(mx.float32)
+        length = mx.maximum(mx.linalg.norm(xvector, axis=1, keepdims=True), 1e-12)
+        told = mu, self.speaker_proj(xvector / length), prompt
+        known, mask = self.estimator.constant(*told), None
+        if self.guided:
+            blind = self.estimator.constant(*map(mx.zeros_like, told))
+            known = tuple(mx.concatenate(pair) for pair in zip(known, blind))
+        if lengths is not None:
+            mask = padding_mask(2 * lengths, prompt.shape[1])[:, None, None]
+            mask = mx.concatenate([mask, mask]) if self.guided else mask
+        mx.eval(known, mask)
+        return known, mask
+
+    def time_table(self, span: Tensor) -> mx.array:
+        times = self.estimator.time_table(to_mlx(span))
+        mx.eval(times)
+        return times
+
+    def euler(
+        self, x: Tensor, time: mx.array, dt: Tensor, conditions: tuple[mx.array, mx.array], mask: mx.array | None,
+        unguided: bool,
+    ) -> Tensor:
+        """One step of the state x (B, T, 80)."""
+        rate, state, n = self.config.cfg_rate, to_mlx(x), len(x)
+        if self.guided and not unguided:
+            lead, blind = mx.split(self.estimator(state, time, conditions, mask), 2)
+            velocity = (1 + rate) * lead - rate * blind
+        else:
+            known = conditions[0][:n], conditions[1][:n]
+            velocity = self.estimator(state, time, known, None if mask is None else mask[:n])
+        return to_torch(state + to_mlx(dt) * velocity)
+
+
+def not_in_half(flow: nn.Module) -> set[str]:
+    """engine.mel.in_half leaves these alone."""
+    half = {f"{name}." for name, part in flow.named_modules() if isinstance(part, (HalfLinear, TorchWindowConv))}
+    return {name for name in flow.state_dict() if name[: name.rindex(".") + 1] not in half}
