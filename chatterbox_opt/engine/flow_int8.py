@@ -1,4 +1,4 @@
-"""The products of the flow's transformer blocks in int8, for a CPU: approximate. Nine tenths of the flow's weights stand
+"""The products of the flow's transformer blocks in int8, for a CPU: approximate. Nine tenths of the flow's weights are
 in them; convolutions, attention and the encoder keep their precision."""
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class T3:
     ) -> None:
         """`named`: every tensor of models.t3.T3."""
         w = Weights(lambda: TorchT3(config), named, dtype_of(dtype), quantize)
-        self.config, self.dtype = config, w.dtype
+        self.config, self.dtype, self.named_tensors = config, w.dtype, w.named_tensors
         self.text_emb, self.speech_emb = w["text_emb.weight"], w["speech_emb.weight"]
         self.text_pos = None if config.is_gpt else w["text_pos_emb.emb.weight"]
         self.speech_pos = None if config.is_gpt else w["speech_pos_emb.emb.weight"]

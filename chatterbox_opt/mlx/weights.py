@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.linears import give_back_memory
-from .arrays import to_mlx
+from .arrays import to_mlx, to_torch
 
 GROUP = 64  # weights that share one scale and offset
 BITS = {None: None, "int8": 8, "int4": 4}
@@ -80,6 +80,12 @@ class Weights:
 
     def __getitem__(self, name: str) -> mx.array:
         return self._arrays[name]
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Torch copies of all arrays, one after another: packed ones as scales and offsets, the rest in float32."""
+        parts = {f"{name}.{k}": packed[k] for name, packed in self._packed.items() for k in (1, 2)}
+        for name, array in (self._arrays | parts).items():
+            yield name, to_torch(array.astype(mx.float32))
 
     def lend(self, network: nn.Module) -> None:
         """Its tensors become views of what MLX holds in the same form, so that this is in memory once."""

@@ -124,7 +124,8 @@ def weights(model: Any) -> str:
     """Equal for equal checkpoints: some numbers of every tensor."""
     digest = hashlib.blake2b(digest_size=16)
     for network in (model.t3, model.s3gen):
-        for name, tensor in network.state_dict().items():
+        is_torch = isinstance(network, torch.nn.Module)
+        for name, tensor in network.state_dict().items() if is_torch else network.named_tensors():
             digest.update(name.encode())
             if torch.is_tensor(tensor):
                 digest.update(str(tuple(tensor.shape)).encode())

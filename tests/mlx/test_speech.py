@@ -18,6 +18,7 @@ from mlx_pairs import mlx_logits, of_torch
 
 from chatterbox_opt.mlx.mel import MlxMelRunner
 from chatterbox_opt.mlx.wav import MlxWavRunner
+from chatterbox_opt.reading.plan import weights
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -81,3 +82,9 @@ def test_words_are_heard_through_mlx(quantize, by_torch):
         return metrics.word_error_rate([(t, listener.hear(s.wav[0], 24_000)) for t, s in zip(TEXTS, speech)])
 
     assert errors(mini("mlx", engine=options)) <= errors(by_torch) + 0.02
+
+
+def test_a_book_knows_its_weights():
+    """Paragraphs are kept under a key that the weights are part of, packed ones too."""
+    keys = [weights(OptimizedChatterboxTTS.from_random("mlx", seed=seed, quantize="int8")) for seed in (0, 0, 1)]
+    assert keys[0] == keys[1] != keys[2]
