@@ -1,4 +1,4 @@
-"""Tokens become sound: whose chunk enters the flow, beside whose, and what leaves the vocoder."""
+"""From tokens to sound: which chunks go through flow and vocoder together."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .workers import Workers
 
 @dataclass(eq=False)
 class Rendering:
-    """Chunks of several utterances on their way through flow and vocoder."""
+    """A batch of chunks, of several utterances, on its way through flow and vocoder."""
 
     utterances: list[Utterance]
-    rows: list[Row]  # none where nothing is left for the flow
+    rows: list[Row]  # empty if the flow has nothing left to solve
     solve: Solve | None = None  # None: not encoded yet
-    waves: list[Tensor] | None = None  # (N,) each, once they are made
+    waves: list[Tensor] | None = None  # (N,) per row, once vocoded
 
 
 class Renderer:
@@ -33,20 +33,20 @@ class Renderer:
         blaming: Callable[[Call], AbstractContextManager],
         timed: Callable[[str, Sequence[Utterance]], AbstractContextManager],
     ) -> None:
-        """`deliver(utterance, samples, last)`; within `blaming(call)` errors are that call's; `timed` counts seconds.
-        """
+        """`deliver(utterance, samples, last)` takes finished sound; errors inside `blaming(call)` end that call only;
+        `timed(stage, utterances)` measures the time inside."""
         self.mel, self.wav, self.deliver, self.blaming, self.timed = mel, wav, deliver, blaming, timed
         self.workers = Workers(device)
-        self.whole: list[Utterance] = []  # all of whose tokens are there, to be rendered in one
+        self.whole: list[Utterance] = []  # all tokens drawn, to be rendered as one chunk
         self.begun: list[Rendering] = []
 
     def candidates(self, calls: Sequence[Call]) -> list[Utterance]:
-        """Whose sound is being made, or could be."""
+        """Returns the utterances whose sound is being made or could be."""
         heads = [call.utterances[call.head] for call in calls if call.stream]
         return [r.utterances[0] for r in self.begun] + self.whole + [u for u in heads if not u.rendering]
 
     def advance(self, utterances: Sequence[Utterance], calls: Sequence[Call]) -> None:
-        """A step of the flow, and at its end the vocoder, for chunks of these and of those rendered beside them."""
+        """Does one step of the flow, and after the last one the vocoder, for the batches that hold these utterances."""
         chosen: list[Rendering] = []
         for u in utterances:
             rendering = next((r for r in self.begun if u in r.utterances), None) or self.begin(u, calls)
@@ -63,7 +63,8 @@ class Renderer:
                         self.deliver(u, wave, u.sound.last)
 
     def work(self, rendering: Rendering) -> None:
-        """One step of it; writes to nothing but the rendering and its utterances."""
+        """Does one step of a batch; changes nothing but the batch and its utterances, so batches can run in parallel.
+        """
         utterances, rows = rendering.utterances, rendering.rows
         with self.timed("mel", utterances):
             if rows and rendering.solve is None:
@@ -82,7 +83,7 @@ class Renderer:
         return [sound.accept(None if w is None else next(waves)) for sound, w in zip(sounds, windows)]
 
     def begin(self, first: Utterance, calls: Sequence[Call]) -> Rendering | None:
-        """What is due and fits beside `first` enters with it."""
+        """Starts a batch of `first` and of the due chunks that fit beside it."""
         due = [u for u in self.candidates(calls) if u is not first and u.steps == first.steps and chunk_due(u)]
         together = Rendering([], [])
         for u in [first, *due]:
@@ -97,14 +98,14 @@ class Renderer:
             if row is not None and self.mel.fits(len(together.rows) + 1, max(longest, len(row.noise))):
                 together.utterances.append(u)
                 together.rows.append(row)
-            else:  # its noise is drawn: it enters by itself, and is served in its turn
+            else:  # its noise is already drawn: it becomes a batch of its own
                 self.begun.append(Rendering([u], [] if row is None else [row]))
         if together.rows:
             self.begun.append(together)
         return next((r for r in self.begun if first in r.utterances), None)
 
     def begin_chunk(self, u: Utterance) -> Row | None:
-        """The row of its next chunk, if there is anything new in it for the flow."""
+        """Returns the row of its next chunk, if the flow has anything to solve for it."""
         count, last = chunk_due(u)
         if u in self.whole:
             self.whole.remove(u)
@@ -119,7 +120,7 @@ class Renderer:
         return None if job is None else self.mel.row(job)
 
     def retry_alone(self, rendering: Rendering, error: BaseException) -> None:
-        """One of several utterances may be the reason."""
+        """After an error each utterance is rendered alone, as one of them may be the cause."""
         self.begun.remove(rendering)
         if len(rendering.utterances) == 1 or (rendering.solve is not None and rendering.solve.done):
             for u in rendering.utterances:
