@@ -1,7 +1,8 @@
-"""Guidance, penalty, temperature, min-p and the draw of one lane a program. Its twins are engine/sampling.guide and
-engine/sampling.next_token; what sorts (top-p, top-k) and Turbo's order are left to them.
+"""Sampling in one launch: guidance, penalty, temperature, min-p and the draw, one slot per program. Its plain-torch
+twins are engine/sampling.guide and engine/sampling.next_token, which keep the filters that sort (top-p, top-k) and
+Turbo's order.
 
-A whole row of logits lies in one program's registers, so that it is read once.
+A program holds a whole row of logits in registers, so that it is read once.
 Compared with the twins in Triton's interpreter and compiled for sm_80 and sm_90; run and timed on an H200.
 """
 
@@ -15,11 +16,11 @@ from ..sampling import RowParams
 try:
     import triton
     import triton.language as tl
-except ImportError:  # the CPU builds of torch have none
+except ImportError:  # CPU builds of torch come without it
     triton = None
 
 WARPS = 16
-# rows start where they start: an odd vocabulary and any first lane, and no new kernel for it
+# no specialization on alignment: an odd vocabulary and any first slot use the same kernel
 POINTERS = ["logits", "cond", "uncond", "seen", "noise", "cfg", "temperature", "min_p", "penalty", "out"]
 
 
