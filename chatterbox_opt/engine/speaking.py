@@ -1,4 +1,4 @@
-"""From text tokens to speech tokens, on any device: utterances join by prefill(), advance by one block per decode(), and
+"""From text tokens to speech tokens, on any device: utterances join by prefill(), advance by a block per decode(), and
 leave by release()."""
 
 from __future__ import annotations
