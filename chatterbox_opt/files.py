@@ -1,15 +1,15 @@
-"""Files that are found whole or not at all."""
+"""Writes files atomically."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-PART = ".part"  # the ending of what is still being written
+PART = ".part"  # the ending of files still being written
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Under another name first: what is found under its own is complete."""
+    """Writes the file under a temporary name and then renames it, so that it is complete once it exists."""
     part = path.with_name(path.name + PART)
     try:
         with open(part, "wb") as file:
