@@ -63,7 +63,7 @@ def check_seed(value: int | None) -> int | None:
     return int(value) % 2**64
 
 
-def given(recording: Any) -> bool:
+def is_recording(recording: Any) -> bool:
     """Whether there is a recording: an empty path is none, as in upstream."""
     return recording is not None and not (isinstance(recording, str) and not recording)
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from .audio.joins import ChunkJoiner, join, places
-from .audio.loudness import evened
+from .audio.loudness import level_loudness
 from .config import S3GEN_RATE, SILENCE_TOKEN, START_TEXT, STOP_TEXT, TOKEN_RATE, ModelConfig
 from .engine.chunks import chunk_sizes
 from .engine.engine import Engine
 from .engine.mel import MelRunner, check_codes
 from .engine.noise import RequestNoise
 from .engine.request import Call, Cancelled, Utterance
-from .engine.resolve import settle_attention
+from .engine.resolve import disable_cudnn_attention
 from .engine.seeds import piece_seed
 from .engine.wav import WavRunner
 from .executor import token_runner
@@ -71,7 +71,7 @@ class Pipeline:
         self, config: ModelConfig, t3: Any, s3gen: Any, tokenizer: Any, device: torch.device, options: EngineOptions
     ) -> None:
         self.config, self.tokenizer, self.device, self.options = config, tokenizer, device, options
-        settle_attention(device)
+        disable_cudnn_attention(device)
         self.tokens = token_runner(t3, options)
         self.mel = MelRunner(s3gen.flow, options)
         self.wav = WavRunner(s3gen.mel2wav, options)
@@ -79,7 +79,7 @@ class Pipeline:
 
     def warmup(self, batch: int = 1) -> None:
         """Allocate and capture what `batch` utterances side by side come to use, instead of at its first use."""
-        with self.engine.resting():
+        with self.engine.idle():
             if self.tokens is not None:
                 self.tokens.warmup(batch)
             self.mel.warmup(batch)
@@ -294,7 +294,7 @@ class WholeSpeech:
         if self.joined is not None:
             return self.joined(parts)
         if level is not None:
-            parts = evened(parts, S3GEN_RATE, level)
+            parts = level_loudness(parts, S3GEN_RATE, level)
         before = [u.before for u in heard]
         found, end = iter(places([len(part) for part in parts], before)), 0
         for u in own:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .config import ModelConfig
-from .engine.first_trial import settled_for
+from .engine.first_trial import usable_options
 from .engine.resolve import indexed, is_mlx, resolve
 from .options import EngineOptions
 from .presets import bundle, differing, find, tell_overridden, wants_meanflow
@@ -54,7 +54,7 @@ def settle(device: str | torch.device, config: ModelConfig, asked: EngineOptions
     place = indexed(device)
     tell_overridden(preset, place.type, config, asked)
     resolved = resolve(asked, device)
-    return resolved if is_mlx(device) else settled_for(resolved, place, config)
+    return resolved if is_mlx(device) else usable_options(resolved, place, config)
 
 
 def fetch_decoder(family: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def normalize_loudness(wav: Wave, rate: int, target: float = -27.0) -> Wave:
     return wav * gain if isinstance(wav, Tensor) else (wav * gain).astype(wav.dtype)
 
 
-def evened(parts: Sequence[Tensor], rate: int, target: float) -> list[Tensor]:
+def level_loudness(parts: Sequence[Tensor], rate: int, target: float) -> list[Tensor]:
     """Returns each (N,) scaled to `target` LUFS as far as its peak allows. Those too short or too quiet to be measured
     are scaled like the average of the others."""
     measured = [integrated_loudness(part.detach().float().cpu().numpy(), rate) for part in parts]

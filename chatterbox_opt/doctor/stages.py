@@ -72,7 +72,7 @@ class Stages:
     @torch.inference_mode()
     def euler(self) -> tuple[float, float, float, str, str]:
         mel, best, tokens = self.pipeline.mel, float("inf"), torch.arange(TOKENS) * 7919 % SPEECH_CODES
-        with self.pipeline.engine.resting():
+        with self.pipeline.engine.idle():
             for _ in range(ROUNDS):
                 job = MelJob(tokens, self.model.conds.gen, RequestNoise(self.pipeline.device, 1))
                 solve = mel.begin([mel.row(job)])
@@ -85,7 +85,7 @@ class Stages:
     def vocoder(self) -> tuple[float, float, float, str, str]:
         wav = self.pipeline.wav
         mel = torch.linspace(-8, 0, 2 * TOKENS, device=self.pipeline.device).expand(80, -1)
-        with self.pipeline.engine.resting():
+        with self.pipeline.engine.idle():
             seconds = clock.quickest(
                 lambda: wav.render([mel], [RequestNoise(self.pipeline.device, 1)]), self.device, ROUNDS
             )

@@ -83,14 +83,14 @@ class WaveState:
         self.phases: Tensor | None = None
         self.normal = torch.zeros(1, self.harmonics, 0, device=runner.device)
         self.mel = torch.zeros(MEL_BINS, 0, device=runner.device)
-        self.given = 0  # frames whose samples were returned
+        self.returned = 0  # frames whose samples were returned
         self._skip = self._end = 0  # window frames before the new ones; window frame at which these end
 
     def window(self, mel: Tensor, last: bool = False) -> tuple[Tensor, Tensor] | None:
         """Takes the (80, T) that continue the mel; returns mel and source spectrum to be decoded next, if anything."""
         self.mel = torch.cat([self.mel, mel.float()], 1)
         total = self.mel.shape[1]
-        start, end = self.given, total if last else total - self.hold
+        start, end = self.returned, total if last else total - self.hold
         if end <= start or (not last and end < FADE_FRAMES):
             return None
         runner, low = self.runner, start - self.runner.reach
@@ -115,7 +115,7 @@ class WaveState:
 
     def accept(self, wave: Tensor) -> Tensor:
         """Takes the window's samples; returns those that continue the wave."""
-        start, self.given = self.given, self._end
+        start, self.returned = self.returned, self._end
         first = SAMPLES_PER_FRAME * self._skip
         wave = wave[first : first + SAMPLES_PER_FRAME * (self._end - start)]
         return wave if start else fade_in(wave)

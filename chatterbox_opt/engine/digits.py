@@ -58,7 +58,7 @@ def quantized_tensor(digits: Tensor, scale: Tensor) -> Tensor:
 
 
 @contextmanager
-def unannounced() -> Iterator[None]:
+def without_deprecation_warning() -> Iterator[None]:
     """Suppresses torch's deprecation warning for quantized tensors, which have no replacement yet. Use around threads
     and not inside them: warning filters are global to the process."""
     with warnings.catch_warnings():

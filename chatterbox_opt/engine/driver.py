@@ -38,7 +38,7 @@ class Driver:
         self._changed = threading.Condition()
         self._driving: int | None = None  # ident of that thread
         self._thread: threading.Thread | None = None
-        self._unheard: set[Call] = set()  # started calls, in which no caller waits
+        self._started: set[Call] = set()  # started calls, in which no caller waits
         self._closed, self._process = False, os.getpid()
         _engines.add(self)
 
@@ -69,14 +69,14 @@ class Driver:
         """Submits the call and returns at once; `call.ended` is called at its end."""
         with self._changed:
             self._submit(call)
-            self._unheard.add(call)
+            self._started.add(call)
             if self._thread is None and not call.done:
                 dismiss_workers()  # of this thread, which computes nothing for now
                 self._thread = threading.Thread(target=self._serve, name="chatterbox-engine", daemon=True)
                 self._thread.start()
 
     @contextmanager
-    def resting(self) -> Iterator[None]:
+    def idle(self) -> Iterator[None]:
         """Inside, no utterance is being spoken and no thread drives."""
         with self._turn, self._place():
             while self.busy():
@@ -143,7 +143,7 @@ class Driver:
         """Called by the engine once per call."""
         call.ended()
         with self._changed:
-            self._unheard.discard(call)
+            self._started.discard(call)
             self._changed.notify_all()
 
     def _drive(self, done: Callable[[], bool]) -> None:
@@ -177,9 +177,9 @@ class Driver:
     def _serve(self) -> None:
         while True:
             with suppress(BaseException):  # every call already has the error
-                self._drive(lambda: not self._unheard)
+                self._drive(lambda: not self._started)
             with self._changed:
-                if not self._unheard:
+                if not self._started:
                     self._thread = None
                     return
 

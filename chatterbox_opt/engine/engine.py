@@ -32,7 +32,7 @@ class Engine(Driver):
         self.inbox: deque[Call] = deque()  # from any thread
         self.calls: list[Call] = []
         self.waiting: list[Utterance] = []  # for a slot
-        self.renderer = Renderer(mel, wav, device, self.deliver, self.blaming, self.timed)
+        self.renderer = Renderer(mel, wav, device, self.deliver, self.errors_end, self.timed)
         self.scheduler = Scheduler(options.slots, self.renderer.workers.count)
 
     # ---- the whole system --------------------------------------------------------------------------
@@ -65,7 +65,7 @@ class Engine(Driver):
             return 0, None
         if not self.tokens.live:
             first = min(self.waiting, key=lambda u: u.call.submitted)
-            with self.blaming(first.call):
+            with self.errors_end(first.call):
                 self.tokens.reserve(self.options.slots, positions(first, self.tokens.config, self.options))
         return self.tokens.free, self.tokens.fits
 
@@ -90,7 +90,7 @@ class Engine(Driver):
             self.waiting += [u for u in call.utterances if u.stopped is None]
             self.renderer.whole += [u for u in call.utterances if u.stopped is not None and not call.stream]
             if not call.utterances:
-                with self.blaming(call):
+                with self.errors_end(call):
                     if call.sink is not None:
                         call.sink.finish()
                     self.end(call)
@@ -132,13 +132,13 @@ class Engine(Driver):
 
     def deliver(self, u: Utterance, wave: Tensor, last: bool) -> None:
         call = u.call
-        with self.blaming(call):
+        with self.errors_end(call):
             if not wave.isfinite().all():
                 raise NotFinite("the sound is not finite: broken weights, or a precision too low for them")
             if len(wave):
                 self.counted.sounded(call, len(wave))
                 call.first_sound = call.first_sound or time.perf_counter()
-                call.heard += len(wave) / S3GEN_RATE
+                call.delivered += len(wave) / S3GEN_RATE
             with self.timed("watermark", [u]):
                 call.sink.add(u, wave, last)
             if last:
@@ -157,7 +157,7 @@ class Engine(Driver):
                 error = NotFinite("the logits are not finite: broken weights, or a precision too low for them")
                 self.end(u.call, error)
             elif u.voice is None:
-                with self.blaming(u.call):
+                with self.errors_end(u.call):
                     self.complete(u)
             elif not u.call.stream:
                 self.renderer.whole.append(u)
@@ -214,11 +214,11 @@ class Engine(Driver):
     def report(self, utterances: Sequence[Utterance]) -> None:
         for call in {u.call for u in utterances}:
             if not call.done and call.progress is not None:
-                with self.blaming(call):
+                with self.errors_end(call):
                     call.report()
 
     @contextmanager
-    def blaming(self, call: Call) -> Iterator[None]:
+    def errors_end(self, call: Call) -> Iterator[None]:
         """An exception raised inside ends this call and no other."""
         try:
             yield

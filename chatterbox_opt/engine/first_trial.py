@@ -38,17 +38,17 @@ _lock = threading.Lock()
 _known: dict[str, dict[str, Any]] = {}  # name -> verdict, for when no file can be written
 
 
-def settled_for(options: EngineOptions, device: torch.device, config: ModelConfig) -> EngineOptions:
+def usable_options(options: EngineOptions, device: torch.device, config: ModelConfig) -> EngineOptions:
     """Returns resolved `options` without the parts that a GPU did not survive."""
-    return options if device.type != "cuda" else survivors(options, device, config)
+    return options if device.type != "cuda" else surviving_options(options, device, config)
 
 
-def survivors(options: EngineOptions, device: torch.device, config: ModelConfig) -> EngineOptions:
+def surviving_options(options: EngineOptions, device: torch.device, config: ModelConfig) -> EngineOptions:
     """Returns `options` without the parts that a child process did not survive; starts one if no verdict is known."""
     wanted = parts_of(options)
     if options.trial not in ("first", "always") or not wanted:
         return options
-    if why := trial_process.hindrance():
+    if why := trial_process.why_no_child():
         logger.info("captures and kernels are tried in this process alone: %s", why)
         return options
     try:

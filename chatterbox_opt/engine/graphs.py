@@ -139,12 +139,12 @@ class Captured:
         # One side stream for all captures: cuBLAS keeps a workspace per stream, which the graphs of a stream share, so
         # they must not run concurrently; and torch's own capture stream belongs to the first device that captured.
         self._stream = self._stream or torch.cuda.Stream()
-        here, side = torch.cuda.current_stream(), self._stream
-        side.wait_stream(here)
+        current, side = torch.cuda.current_stream(), self._stream
+        side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
                 again(run)
-        here.wait_stream(side)
+        current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         # prepare the largest first: the others fit into its memory
         self._pool = self._pool or torch.cuda.graph_pool_handle()

@@ -30,12 +30,12 @@ class Rendering:
 class Renderer:
     def __init__(
         self, mel: MelRunner, wav: WavRunner, device: torch.device, deliver: Callable[[Utterance, Tensor, bool], None],
-        blaming: Callable[[Call], AbstractContextManager],
+        errors_end: Callable[[Call], AbstractContextManager],
         timed: Callable[[str, Sequence[Utterance]], AbstractContextManager],
     ) -> None:
-        """`deliver(utterance, samples, last)` takes finished sound; errors inside `blaming(call)` end that call only;
+        """`deliver(utterance, samples, last)` takes sound; errors inside `errors_end(call)` end only that call;
         `timed(stage, utterances)` measures the time inside."""
-        self.mel, self.wav, self.deliver, self.blaming, self.timed = mel, wav, deliver, blaming, timed
+        self.mel, self.wav, self.deliver, self.errors_end, self.timed = mel, wav, deliver, errors_end, timed
         self.workers = Workers(device)
         self.whole: list[Utterance] = []  # all tokens drawn, to be rendered as one chunk
         self.begun: list[Rendering] = []
@@ -91,7 +91,7 @@ class Renderer:
             if together.utterances and not self.mel.fits(len(together.rows) + 1, longest):
                 break
             row = None
-            with self.blaming(u.call):
+            with self.errors_end(u.call):
                 row = self.begin_chunk(u)
             if u.call.done:
                 continue
@@ -115,7 +115,7 @@ class Renderer:
         tokens = torch.tensor(u.audible(None if last else count), dtype=torch.long)
         u.rendering = True
         if u.call.stream:
-            u.told, u.call.size = count - LOOKAHEAD, next(u.call.chunks)
+            u.rendered, u.call.size = count - LOOKAHEAD, next(u.call.chunks)
         job = u.sound.begin(tokens, last)
         return None if job is None else self.mel.row(job)
 
@@ -124,7 +124,7 @@ class Renderer:
         self.begun.remove(rendering)
         if len(rendering.utterances) == 1 or (rendering.solve is not None and rendering.solve.done):
             for u in rendering.utterances:
-                with self.blaming(u.call):
+                with self.errors_end(u.call):
                     raise error
             return
         self.begun += [Rendering([u], [row]) for u, row in zip(rendering.utterances, rendering.rows) if not u.call.done]

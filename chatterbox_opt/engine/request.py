@@ -49,7 +49,7 @@ class Utterance:
     searched: int = 0  # tokens already searched for an end
     stopped: str | None = None  # why its tokens end: "eos" | "limit" | "guard" | "given" | "broken"
     sound: Any = None  # chunks.Sound, from its first chunk on
-    told: int = 0  # tokens already rendered
+    rendered: int = 0  # tokens already rendered
     rendering: bool = False  # a chunk of it is being rendered
     done: bool = False
 
@@ -97,7 +97,7 @@ class Call:
         self.submitted = 0.0  # on time.perf_counter()'s clock
         self.started = False  # whether it has had a slot
         self.first_sound: float | None = None
-        self.heard = 0.0  # seconds of sound delivered
+        self.delivered = 0.0  # seconds of sound delivered
         self.seconds: dict[str, float] = {}  # per stage; time shared with other calls counts in full for each
         self.error: BaseException | None = None
         self.done = False
@@ -120,7 +120,7 @@ class Call:
     @property
     def runs_dry(self) -> float:
         """The time at which its listener has heard all sound so far."""
-        return self.submitted if self.first_sound is None else self.first_sound + self.heard
+        return self.submitted if self.first_sound is None else self.first_sound + self.delivered
 
     def report(self) -> None:
         if self.progress is not None:

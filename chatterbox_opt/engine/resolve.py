@@ -83,7 +83,7 @@ def indexed(device: str | torch.device) -> torch.device:
     return device
 
 
-def settle_attention(device: torch.device) -> None:
+def disable_cudnn_attention(device: torch.device) -> None:
     """Turns cuDNN's attention off, for the whole process: torch prefers it on Hopper, where it builds a plan for every
     new length and thread, and every text has another length."""
     if device.type == "cuda":

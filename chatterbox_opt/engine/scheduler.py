@@ -18,7 +18,7 @@ from .request import Utterance
 
 PATIENCE = 2.0  # s after submission until the deadline of a call that is not streamed
 AHEAD = 4  # utterances of one stream in slots at once: delays its first a little, has the others ready in time
-APART = 1.0  # s between the deadlines of a call's utterances: later ones are needed later
+SPACING = 1.0  # s between the deadlines of a call's utterances: later ones are needed later
 POSITIONS = 512  # prefilled per step at most (but at least one utterance): live rows wait for a prefill
 LEAD = 0.5  # s before it runs dry from which a stream that has begun precedes everything else
 IDLE = 2, 0.0  # sorts after every urgency()
@@ -42,8 +42,9 @@ class Scheduler:
     ) -> Plan:
         """`waiting` are without a slot, `speaking` have one; the sound of `rendering` is being made or could be."""
         join = self.join(waiting, speaking, free, fits)
-        urgent = min((urgency(u, now, together=True) for u in speaking if not sounds(u)), default=IDLE)
-        due = sorted(((urgency(u, now), i, u) for i, u in enumerate(rendering) if sounds(u)), key=lambda d: d[:2])
+        urgent = min((urgency(u, now, together=True) for u in speaking if not needs_rendering(u)), default=IDLE)
+        sounding = [u for u in rendering if needs_rendering(u)]
+        due = sorted(((urgency(u, now), i, u) for i, u in enumerate(sounding)), key=lambda d: d[:2])
         due = [u for when, _, u in due if when < urgent]
         if due:
             return Plan(join, render=due[: self.renderings])
@@ -57,7 +58,7 @@ class Scheduler:
         overtaken for ever."""
         held = Counter(id(u.call) for u in speaking)
         out: list[Utterance] = []
-        queue, positions = sorted(filter(ready, waiting), key=deadline), 0
+        queue, positions = sorted(filter(may_join, waiting), key=deadline), 0
         calls = {id(u.call) for u in queue}
         for fair in (True, False):
             for u in queue:
@@ -72,7 +73,7 @@ class Scheduler:
         return out
 
 
-def ready(u: Utterance) -> bool:
+def may_join(u: Utterance) -> bool:
     """Whether it may get a slot: of a stream only the next few utterances may."""
     return not u.call.stream or u.index < u.call.head + AHEAD
 
@@ -82,7 +83,7 @@ def deadline(u: Utterance, together: bool = False) -> float:
     later ones; `together`: the first utterance's counts for all of a call, as they are decoded in one batch."""
     call = u.call
     start = call.runs_dry if call.stream else call.submitted + PATIENCE
-    return start + (0.0 if together and not call.stream else APART * (u.index - call.head))
+    return start + (0.0 if together and not call.stream else SPACING * (u.index - call.head))
 
 
 def urgency(u: Utterance, now: float, together: bool = False) -> tuple[int, float]:
@@ -91,7 +92,7 @@ def urgency(u: Utterance, now: float, together: bool = False) -> tuple[int, floa
     return 0 if begun and u.call.runs_dry < now + LEAD else 1, deadline(u, together)
 
 
-def sounds(u: Utterance) -> bool:
+def needs_rendering(u: Utterance) -> bool:
     """Whether its next work is rendering a chunk, and not decoding more tokens."""
     return u.rendering or chunk_due(u) is not None
 
@@ -105,7 +106,7 @@ def chunk_due(u: Utterance) -> tuple[int, bool] | None:
         return (len(u.tokens), True) if ended else None
     if u.index != call.head or call.paused():
         return None
-    end = u.told + call.size
+    end = u.rendered + call.size
     if len(u.tokens) >= end + LOOKAHEAD:  # chunk borders do not depend on when this is called
         return end + LOOKAHEAD, False
     return (len(u.tokens), True) if ended else None

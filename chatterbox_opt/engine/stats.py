@@ -63,8 +63,8 @@ class Stats:
             self.failed += 1
         else:
             self.finished += 1
-            if call.heard:
-                self.real_time_factor.add((time.perf_counter() - call.submitted) / call.heard)
+            if call.delivered:
+                self.real_time_factor.add((time.perf_counter() - call.submitted) / call.delivered)
 
     def read(self, **now: int) -> dict[str, Any]:
         return now | dict(

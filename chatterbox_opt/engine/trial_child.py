@@ -22,7 +22,7 @@ from ..models.t3 import T3
 from ..options import EngineOptions
 from .kernels.step import MOST_ROWS
 from .mel import MelRunner
-from .resolve import settle_attention, stored_dtype
+from .resolve import disable_cudnn_attention, stored_dtype
 from .tokens import TokenRunner
 from .trial_process import SURVIVED, UNTOLD
 from .wav import WavRunner
@@ -32,23 +32,23 @@ SLOTS = 2  # in the cache
 
 
 def main() -> None:
-    told = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # compilers and drivers may print too, and stdout is for verdicts
     job = pickle.load(sys.stdin.buffer)
     device, options, config = torch.device(job["device"]), job["options"], job["config"]
-    settle_attention(device)
+    disable_cudnn_attention(device)
     torch.zeros(1, device=device)
     for part in job["parts"]:
-        tell(told, part, "begun")
+        tell(output, part, "begun")
         start = time.monotonic()
         verdict, text = outcome(part, options, device, config)
         if device.type == "cuda":
             torch.cuda.synchronize(device)  # raises errors of earlier asynchronous operations
-        tell(told, part, verdict, text=text, seconds=round(time.monotonic() - start, 2))
+        tell(output, part, verdict, text=text, seconds=round(time.monotonic() - start, 2))
 
 
-def tell(told: Any, part: str, verdict: str, **more: Any) -> None:
-    told.write(json.dumps({"part": part, "verdict": verdict, **more}) + "\n")
+def tell(output: Any, part: str, verdict: str, **more: Any) -> None:
+    output.write(json.dumps({"part": part, "verdict": verdict, **more}) + "\n")
 
 
 def outcome(part: str, options: EngineOptions, device: torch.device, config: ModelConfig) -> tuple[str, str]:

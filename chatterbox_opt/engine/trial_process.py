@@ -28,7 +28,7 @@ class End(NamedTuple):
     text: str
 
 
-def hindrance() -> str | None:
+def why_no_child() -> str | None:
     """Returns why no child can be started, if so. In a frozen program, or one that embeds Python, the executable would
     start the program itself again."""
     if getattr(sys, "frozen", False) or not Path(sys.executable or "").stem.lower().startswith(("python", "pypy")):

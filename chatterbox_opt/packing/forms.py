@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 
 def form_of(device: torch.device, config: ModelConfig, switches: dict[str, Any]) -> Form:
     """Returns the form that these switches (a constructor's TOGGLES) give on the device."""
-    settled = resolve(toggles(device, config, **switches), device)
-    half = stored_dtype(settled, device) != getattr(torch, settled.dtype)
-    return Form(device.type, settled.dtype, settled.s3gen_dtype, settled.quantize, half)
+    resolved = resolve(toggles(device, config, **switches), device)
+    half = stored_dtype(resolved, device) != getattr(torch, resolved.dtype)
+    return Form(device.type, resolved.dtype, resolved.s3gen_dtype, resolved.quantize, half)
 
 
 def as_packed(

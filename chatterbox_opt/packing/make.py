@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import __version__
 from ..checks import usable_device
 from ..config import MODELS
-from ..engine.digits import Digits, half_digits, int4_digits, int8_digits, int8_gpu_digits, unannounced
+from ..engine.digits import Digits, half_digits, int4_digits, int8_digits, int8_gpu_digits, without_deprecation_warning
 from ..engine.linears import own_linears
 from ..engine.mel import in_half
 from ..models.t3 import T3
@@ -58,7 +58,7 @@ def pack(
     source = {path.name: stamp(path) for path in [*files.values(), *goes_along(folder)]}  # ahead of the reading
     parts = load_folder(folder, family, torch.device("cpu"), stored, t3_file, decoder)
     in_half(parts.s3gen.flow, getattr(torch, form.s3gen_dtype))
-    with whole_folder(out) as part, unannounced():
+    with whole_folder(out) as part, without_deprecation_warning():
         write_t3(part, parts.t3, _digits(parts.t3, form))
         write_rest(part, parts)
         for path in goes_along(folder):

@@ -170,11 +170,11 @@ def _cuts(text: str, width: list[int], limit: int) -> list[tuple[int, float]]:
 def _thinned(cuts: list[tuple[int, float]], width: list[int], limit: int) -> list[tuple[int, float]]:
     """Drops cuts close to one as good, so that not every combination of "a. b. c. d." has to be examined."""
     kept = [(0, inf)]
-    for here, (following, _) in zip(cuts, [*cuts[1:], (len(width) - 1, 0.0)]):
+    for cut, (following, _) in zip(cuts, [*cuts[1:], (len(width) - 1, 0.0)]):
         last = kept[-1]
-        crowded = width[here[0]] - width[last[0]] < 8 and width[following] - width[last[0]] <= limit // 4
-        if not crowded or here[1] < last[1]:
-            kept.append(here)
+        crowded = width[cut[0]] - width[last[0]] < 8 and width[following] - width[last[0]] <= limit // 4
+        if not crowded or cut[1] < last[1]:
+            kept.append(cut)
     return kept[1:]
 
 

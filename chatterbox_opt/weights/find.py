@@ -27,7 +27,7 @@ def find_decoder(folder: Path, decoder: str | Path | None, family: str) -> Path:
     return find(folder, name)
 
 
-def beneath(decoder: Path) -> Path | None:
+def s3gen_beside(decoder: Path) -> Path | None:
     """Returns the S3Gen file beside a file that holds only an estimator."""
     names = safefile.read_header(decoder) if decoder.suffix == ".safetensors" else ()
     alone = names and all(name.startswith(layout.ESTIMATOR) for name in names)

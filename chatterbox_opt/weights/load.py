@@ -22,7 +22,7 @@ from ..models.t3 import T3
 from ..models.voice_encoder import VoiceEncoder
 from . import keymap, layout, safefile
 from .files import FILES, OPTIONAL
-from .find import beneath, find, find_decoder, find_t3
+from .find import find, find_decoder, find_t3, s3gen_beside
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +82,8 @@ def weight_files(
     if family != "vc":
         out = {"t3": find_t3(folder, names["t3"], t3_file), "ve": find(folder, names["ve"])}
     out["s3gen"] = find_decoder(folder, decoder, family)
-    base = beneath(out["s3gen"])
-    return out | ({} if base is None else {"beneath": base})
+    base = s3gen_beside(out["s3gen"])
+    return out | ({} if base is None else {"beside": base})
 
 
 def load_decoder(
@@ -92,7 +92,7 @@ def load_decoder(
     """Returns the S3Gen of a file, and the model's config with it: T3 of any family may use any decoder, as all have
     the same tokens. A file with only an estimator replaces that part of the S3Gen beside it."""
     source = Source(file := find_decoder(folder, decoder, family))
-    if (base := beneath(file)) is not None:
+    if (base := s3gen_beside(file)) is not None:
         source.lay_over(Source(base))
     if decoder is not None:
         flow = dataclasses.replace(config.flow, meanflow=layout.MEANFLOW_KEY in source.shapes)

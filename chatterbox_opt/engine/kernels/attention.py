@@ -59,9 +59,9 @@ if triton is not None:
         if (first <= position) & (position < first + chunk):
             k = _turned(new + HEADS * DIM, partner, table, d, inside, TURN)
             v = tl.load(new + 2 * HEADS * DIM + d, mask=inside, other=0.0)
-            here = base + position * DIM + d
-            tl.store(keys + here, k, mask=inside)
-            tl.store(values + here, v, mask=inside)
+            target = base + position * DIM + d
+            tl.store(keys + target, k, mask=inside)
+            tl.store(values + target, v, mask=inside)
             best = tl.sum(q * k.to(tl.float32), 0) * scale
             mass = 1.0
             total = v.to(tl.float32)
@@ -101,7 +101,7 @@ if triton is not None:
         tl.store(out + head * DIM + d, total.to(out.dtype.element_ty), mask=d < DIM)
 
 
-def split(heads: int, live: int) -> tuple[int, int]:
+def split_positions(heads: int, live: int) -> tuple[int, int]:
     """Returns the number of programs that share a head's `live` positions, and the positions per program."""
     splits = max(1, min(-(-PROGRAMS // heads), -(-live // BLOCK)))
     chunk = -(-live // (splits * BLOCK)) * BLOCK
@@ -116,7 +116,7 @@ def decode(qkv: Tensor, rope: Tensor | None, keys: Tensor, values: Tensor, posit
         raise ValueError(f"strides {keys.stride()} and {values.stride()}: positions of {dim} channels must be dense")
     qkv, width = qkv.contiguous(), triton.next_power_of_2(dim)
     out = qkv.new_empty(rows, 1, heads * dim)
-    splits, chunk = split(rows * heads, live)
+    splits, chunk = split_positions(rows * heads, live)
     parts = torch.empty(rows * heads * splits * (width + 2), device=qkv.device) if splits > 1 else out
     step = 0 if rope is None or len(rope) == 1 else dim
     with torch.cuda.device_of(qkv):

@@ -112,15 +112,15 @@ if triton is not None:
         if NORM == 2:
             for start in range(0, K, BLOCK_K):
                 k = start + span
-                here = (r < rows)[:, None] & (k < K)[None, :]
-                mean += tl.sum(tl.load(x + r[:, None] * K + k[None, :], mask=here, other=0.0).to(tl.float32), 1)
+                valid = (r < rows)[:, None] & (k < K)[None, :]
+                mean += tl.sum(tl.load(x + r[:, None] * K + k[None, :], mask=valid, other=0.0).to(tl.float32), 1)
             mean = mean / K
         if NORM != 0:
             for start in range(0, K, BLOCK_K):
                 k = start + span
-                here = (r < rows)[:, None] & (k < K)[None, :]
-                v = tl.load(x + r[:, None] * K + k[None, :], mask=here, other=0.0).to(tl.float32) - mean[:, None]
-                size += tl.sum(tl.where(here, v * v, 0.0), 1)
+                valid = (r < rows)[:, None] & (k < K)[None, :]
+                v = tl.load(x + r[:, None] * K + k[None, :], mask=valid, other=0.0).to(tl.float32) - mean[:, None]
+                size += tl.sum(tl.where(valid, v * v, 0.0), 1)
             size = 1.0 / tl.sqrt(size / K + eps)
         main = tl.zeros((BLOCK_N, ROWS), tl.float32)
         gated = tl.zeros((BLOCK_N, ROWS), tl.float32)

@@ -31,33 +31,33 @@ if triton is not None:
         logits, cond, uncond, seen, noise, cfg, temperature, min_p, penalty, out,
         VOCAB: tl.constexpr, WIDTH: tl.constexpr, MIN_P: tl.constexpr,
     ):  # fmt: skip
-        lane = tl.program_id(0)
+        slot = tl.program_id(0)
         i = tl.arange(0, WIDTH)
         inside = i < VOCAB
-        x = tl.load(logits + tl.load(cond + lane) * VOCAB + i, mask=inside, other=0.0)
-        other = tl.load(logits + tl.load(uncond + lane) * VOCAB + i, mask=inside, other=0.0)
-        x = x + tl.load(cfg + lane) * (x - other)
-        again = tl.load(penalty + lane)
-        marked = tl.load(seen + lane.to(tl.int64) * VOCAB + i, mask=inside, other=0) != 0
+        x = tl.load(logits + tl.load(cond + slot) * VOCAB + i, mask=inside, other=0.0)
+        other = tl.load(logits + tl.load(uncond + slot) * VOCAB + i, mask=inside, other=0.0)
+        x = x + tl.load(cfg + slot) * (x - other)
+        again = tl.load(penalty + slot)
+        marked = tl.load(seen + slot.to(tl.int64) * VOCAB + i, mask=inside, other=0) != 0
         x = tl.where(marked, tl.where(x < 0, x * again, tl.div_rn(x, again)), x)
-        heat = tl.load(temperature + lane)
+        heat = tl.load(temperature + slot)
         x = tl.div_rn(x, tl.where(heat > 0, heat, 1.0))
         x = tl.where(inside, x, -float("inf"))
         top = tl.max(x, 0)
         if MIN_P:
             p = tl.exp(x - top)
             p = tl.div_rn(p, tl.sum(p, 0))
-            x = tl.where(p < tl.load(min_p + lane) * tl.max(p, 0), -float("inf"), x)
+            x = tl.where(p < tl.load(min_p + slot) * tl.max(p, 0), -float("inf"), x)
         if heat > 0:
             p = tl.exp(x - top)
             p = tl.div_rn(p, tl.sum(p, 0))
-            p = tl.div_rn(p, tl.load(noise + lane.to(tl.int64) * VOCAB + i, mask=inside, other=1.0))
-            tl.store(out + lane, tl.argmax(tl.where(inside, p, -1.0), 0))
+            p = tl.div_rn(p, tl.load(noise + slot.to(tl.int64) * VOCAB + i, mask=inside, other=1.0))
+            tl.store(out + slot, tl.argmax(tl.where(inside, p, -1.0), 0))
         else:
-            tl.store(out + lane, tl.argmax(x, 0))
+            tl.store(out + slot, tl.argmax(x, 0))
 
 
-def draw(
+def sample(
     logits: Tensor, cond: Tensor, uncond: Tensor, seen: Tensor, noise: Tensor, params: RowParams, min_p: bool
 ) -> Tensor:
     """logits (R, V) float32, cond and uncond (N,) their rows, seen and noise (N, V) -> (N,) ids."""

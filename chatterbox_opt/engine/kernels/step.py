@@ -19,7 +19,7 @@ from . import attention, linear, sampling, trial
 
 MOST_ROWS = 32  # tried; attention with more rows is judged by this many
 LIVE = 512  # positions in a trial, 20 s of speech
-LANES = 2  # slots in a trial of sampling
+SLOTS = 2  # slots in a trial of sampling
 
 
 def available() -> bool:
@@ -128,21 +128,21 @@ class StepKernels:
     def _try_sampling(self, min_p: bool) -> None:
         vocab, full = self.t3.config.speech_vocab, dict(device=self.device)
         generator = torch.Generator(self.device).manual_seed(0)
-        logits = 4 * torch.randn(2 * LANES, vocab, generator=generator, **full)
-        seen = torch.rand(LANES, vocab, generator=generator, **full) < 0.1
-        noise = torch.empty(LANES, vocab, **full).exponential_(generator=generator)
-        heat = torch.full((LANES, 1), 0.8, **full)
+        logits = 4 * torch.randn(2 * SLOTS, vocab, generator=generator, **full)
+        seen = torch.rand(SLOTS, vocab, generator=generator, **full) < 0.1
+        noise = torch.empty(SLOTS, vocab, **full).exponential_(generator=generator)
+        heat = torch.full((SLOTS, 1), 0.8, **full)
         heat[-1] = 0
-        half, one = torch.full((LANES, 1), 0.5, **full), torch.ones(LANES, 1, **full)
+        half, one = torch.full((SLOTS, 1), 0.5, **full), torch.ones(SLOTS, 1, **full)
         params = RowParams(half, heat, 0.1 * half, one, one.long(), 2.4 * half)
-        cond = torch.arange(0, 2 * LANES, 2, **full)
+        cond = torch.arange(0, 2 * SLOTS, 2, **full)
         filters = Filters(min_p=min_p)
 
         def twin(_: int) -> tuple[Tensor]:
             return (next_token(guide(logits[cond], logits[cond + 1], params.cfg), seen, noise, params, filters),)
 
         def kernel(_: int) -> tuple[Tensor]:
-            return (sampling.draw(logits, cond, cond + 1, seen, noise, params, min_p),)
+            return (sampling.sample(logits, cond, cond + 1, seen, noise, params, min_p),)
 
         self._judge(("sampling", min_p), f"{vocab} tokens, min-p {min_p}", kernel, twin, 0.0)
 

@@ -129,10 +129,10 @@ def at_points(weight: Tensor, groups: int) -> Tensor:
     taps = F.pad(weight.double(), (0, groups * BLOCK - weight.shape[-1])).unflatten(-1, (groups, BLOCK))
     rows = []
     for i, p in enumerate(POINTS):
-        apart = 1.0
+        distance = 1.0
         for k, q in enumerate(POINTS):
-            apart *= p - q if k != i else 1.0
-        rows.append([p**j / apart for j in range(BLOCK)])
+            distance *= p - q if k != i else 1.0
+        rows.append([p**j / distance for j in range(BLOCK)])
     rows.append([0.0] * (BLOCK - 1) + [1.0])
     powers = torch.tensor(rows, dtype=torch.float64, device=weight.device)
     return torch.einsum("pj,oigj->gpio", powers, taps).to(weight.dtype).contiguous()
