@@ -1,4 +1,4 @@
-"""When each word of a known text is said, as Whisper's attention has it. Extra `hearing`."""
+"""Finds the time of each word of a known text from Whisper's attention. Extra `hearing`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .config import S3_RATE
 
 logger = logging.getLogger(__name__)
 
-WINDOW = 30.0  # s that Whisper hears at once
-STEPS = 50  # of its attention a second
-EARLY = 0.04  # s by which attention comes behind the sound: median over the words of a voice with known times
-FRAME = 0.01  # s, of the energy by which words are trimmed
-QUIET = 0.03  # of the loudest frame: below it nothing is said
+WINDOW = 30.0  # s of sound per call of Whisper
+STEPS = 50  # of its attention per second
+EARLY = 0.04  # s by which attention lags the sound: median over the words of a voice with known times
+FRAME = 0.01  # s per value of the energy by which words are trimmed
+QUIET = 0.03  # of the loudest frame's level: silence is below it
 
 
 class WhisperAligner:
-    """For align=: `model` is a faster-whisper model, its name or its folder; None: tiny.en of a wheel where that is
-    installed. The words are those between the blanks of the text, with all that is stuck to them."""
+    """For align=: `model` is a faster-whisper model, its name or its folder; None: tiny.en from its wheel, if
+    installed. Words are separated by blanks and include their punctuation."""
 
     def __init__(self, model: Any = None, language: str = "en") -> None:
         self.model = whisper.load(model)
@@ -36,7 +36,7 @@ class WhisperAligner:
     missing = staticmethod(whisper.missing)
 
     def __call__(self, wave: np.ndarray, sample_rate: int, text: str) -> list[tuple[str, float, float]]:
-        """(N,) samples -> (word, start, end) in seconds; none where it is too long for Whisper."""
+        """Returns (word, start, end) in seconds for (N,) samples; an empty list if they are too long for Whisper."""
         words = text.split()
         tokens = [self.tokenizer.encode(f" {word}") for word in words]
         if len(wave) > WINDOW * sample_rate or sum(map(len, tokens)) > self.model.max_length // 2:
@@ -50,7 +50,7 @@ class WhisperAligner:
         return [(word, *_trimmed(sounding, a, b)) for word, a, b in zip(words, bounds[:-1], bounds[1:])]
 
     def _times(self, heard: np.ndarray, tokens: list[list[int]]) -> tuple[np.ndarray, float]:
-        """Where attention passes to each word's first token, and to the end."""
+        """Returns the times at which attention moves to each word's first token, and to the end."""
         features = self.model.feature_extractor(heard)
         frames = min(features.shape[-1], int(len(heard) / S3_RATE * 2 * STEPS))
         wanted = self.model.feature_extractor.nb_max_frames
@@ -66,14 +66,14 @@ class WhisperAligner:
 
 
 def _sounding(heard: np.ndarray) -> np.ndarray:
-    """(frames,) whether something is to be heard in it."""
+    """Returns (frames,) whether each is above silence."""
     size = int(FRAME * S3_RATE)
     power = np.square(heard[: len(heard) // size * size].reshape(-1, size)).mean(1) ** 0.5
     return power > QUIET * power.max(initial=0.0)
 
 
 def _trimmed(sounding: np.ndarray, start: float, end: float) -> tuple[float, float]:
-    """Without the silence at its ends."""
+    """Returns start and end without the silence inside them."""
     first, behind = round(start / FRAME), round(end / FRAME)
     loud = np.flatnonzero(sounding[first:behind])
     return ((first + loud[0]) * FRAME, (first + loud[-1] + 1) * FRAME) if len(loud) else (start, end)

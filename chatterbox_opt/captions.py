@@ -1,7 +1,7 @@
-"""What is said when, as files that players read: SubRip, WebVTT, JSON. Standard library only.
+"""Captions of speech with their times, as SubRip, WebVTT or JSON. Standard library only.
 
-A record is a piece of speech as JSON holds it: text, start, end (s), words (each with text, start, end), and whatever
-else is known of it.
+A record describes a piece of speech in JSON's types: text, start, end (s), words (each with text, start, end), and
+possibly more.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-LINE = 42  # characters; subtitles are set no wider
-LINES = 2  # of a cue, where the times of words allow it to be so short
+LINE = 42  # characters per line of a subtitle at most
+LINES = 2  # per cue, if the times of its words are known
 KINDS = (".srt", ".vtt", ".json")
 _ENDS = (".", "!", "?", "…", "。", "！", "？")
 
@@ -32,14 +32,14 @@ def check_kind(path: Path) -> None:
 
 
 def written(kind: str, records: Sequence[Record], **further: Any) -> str:
-    """The text of a file whose name ends in `kind`; `further` goes into JSON beside the pieces."""
+    """Returns the text of a file whose name ends in `kind`; `further` is added to JSON beside the pieces."""
     if kind == ".json":
         return json.dumps({**further, "pieces": list(records)}, ensure_ascii=False, indent=1) + "\n"
     return (srt if kind == ".srt" else vtt)(records)
 
 
 def shifted(record: Record, seconds: float) -> Record:
-    """The record, so much later."""
+    """Returns the record with all times `seconds` later."""
     words = [shifted(word, seconds) for word in record.get("words", [])]
     later = {name: round(record[name] + seconds, 6) for name in ("start", "end")}
     return {**record, **later, **({"words": words} if words else {})}
@@ -63,7 +63,7 @@ def vtt(records: Sequence[Record]) -> str:
 
 
 def cues(records: Sequence[Record]) -> Iterator[Cue]:
-    """What has text and sound. A piece is one cue, or several short ones where the times of its words are known."""
+    """Yields a cue for each piece with text and sound, or several short ones if the times of its words are known."""
     for record in records:
         if not record["text"].strip() or record["end"] <= record["start"]:
             continue

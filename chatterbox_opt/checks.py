@@ -1,4 +1,4 @@
-"""What callers may give, and what they are told when it is something else."""
+"""Checks of callers' arguments, and their error messages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def usable_device(device: Any) -> Any:
-    """The device as given, or cpu where MPS is asked for and missing, as upstream does; others must exist."""
+    """Returns the device as given, or "cpu" if it is MPS and missing, as upstream does; others must exist."""
     if device == "mlx":
         if why := missing_mlx():
             raise ValueError(f"device='mlx' needs MLX: pip install 'chatterbox-opt[mlx]' ({why})")
@@ -37,7 +37,7 @@ def usable_device(device: Any) -> Any:
 
 
 def missing_mlx() -> str | None:
-    """Why MLX cannot be imported: it is not installed, or is of another processor or system."""
+    """Returns why MLX cannot be imported, if so: not installed, or built for another processor or system."""
     try:
         import mlx.core  # noqa: F401
     except ImportError as error:
@@ -55,7 +55,7 @@ def check_steps(value: int | None) -> None:
 
 
 def check_seed(value: int | None) -> int | None:
-    """As torch's generators take it: upstream's users have seeds of any size."""
+    """Returns the seed in the range of torch's generators, as upstream accepts seeds of any size."""
     if value is None:
         return None
     if not _whole(value):
@@ -63,20 +63,20 @@ def check_seed(value: int | None) -> int | None:
     return int(value) % 2**64
 
 
-def given(recording: Any) -> bool:
-    """An empty path is none, as upstream has it."""
+def is_recording(recording: Any) -> bool:
+    """Whether there is a recording: an empty path is none, as in upstream."""
     return recording is not None and not (isinstance(recording, str) and not recording)
 
 
 class Unsaid(float):
-    """A default that is upstream's, told from the same number when a caller gives it."""
+    """Upstream's default value, distinguishable from the same number given by a caller."""
 
 
 NEUTRAL = Unsaid(0.5)  # exaggeration
 
 
 def check_exaggeration(value: float | None) -> float | None:
-    """None where the call does not say it."""
+    """Returns the value, or None if the call does not give one."""
     if value is None or isinstance(value, Unsaid):
         return None
     if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 10:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # ---- rates ---------------------------------------------------------------------------------------
-S3_RATE = 16_000  # Hz, what the speech tokenizer, the x-vector and the voice encoder hear
-S3GEN_RATE = 24_000  # Hz, what the mel and the vocoder speak
-TOKEN_RATE = 25  # speech tokens a second
+S3_RATE = 16_000  # Hz, input of the speech tokenizer, the x-vector and the voice encoder
+S3GEN_RATE = 24_000  # Hz, of the flow's mel and the vocoder's output
+TOKEN_RATE = 25  # speech tokens per second
 MEL_BINS = 80
-FRAMES_PER_TOKEN = 2  # mel frames, 50 a second
+FRAMES_PER_TOKEN = 2  # mel frames, 50 per second
 SAMPLES_PER_FRAME = 480  # at S3GEN_RATE
 SAMPLES_PER_TOKEN = FRAMES_PER_TOKEN * SAMPLES_PER_FRAME
 SPEAKER_DIM = 256  # voice-encoder embedding
@@ -21,7 +21,7 @@ XVECTOR_DIM = 192  # CAMPPlus embedding
 SPEECH_CODES = 6561  # 3^8: ids below this are sound, the rest is control
 START_SPEECH = 6561
 STOP_SPEECH = 6562
-SILENCE_TOKEN = 4299  # what Turbo appends three of
+SILENCE_TOKEN = 4299  # Turbo appends three of these
 START_TEXT = 255
 STOP_TEXT = 0
 
@@ -69,7 +69,7 @@ class T3Config:
     norm_eps: float = 1e-5
     text_vocab: int = 704
     speech_vocab: int = 8194
-    text_positions: int = 2050  # learned, Llama only: 2048 tokens and the two ends
+    text_positions: int = 2050  # learned, Llama only: 2048 tokens, start and end
     speech_positions: int = 4100  # learned, Llama only
     max_positions: int = 8196  # learned table of the GPT-2 backbone; Llama's rope has no such end
     prompt_tokens: int = 150  # speech tokens of the voice in the prefix: 6 s; Turbo 375, 15 s
@@ -91,12 +91,12 @@ class T3Config:
 
     @property
     def prefix_len(self) -> int:
-        """Positions the voice takes: speaker, prompt, and for Llama emotion."""
+        """Positions of the voice: speaker, prompt, and for Llama emotion."""
         return 1 + self.prompt_tokens if self.is_gpt else 1 + self.perceiver_queries + 1
 
     @property
     def block_weights(self) -> int:
-        """Of the products of all blocks: what a token reads."""
+        """Number of weights in the products of all blocks, which every token reads."""
         return self.layers * self.dim * (4 * self.dim + (2 if self.is_gpt else 3) * self.ff)
 
 
@@ -147,11 +147,11 @@ class HiftConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One whole family member."""
+    """All networks of one model."""
 
     family: str  # "tts" | "mtl" | "turbo" | "nano"
-    clones: bool = True  # False: trained on one voice, and knows no other
-    max_chars: int | None = None  # of one utterance, where it was trained on shorter ones than generate() allows
+    clones: bool = True  # False: trained on a single voice
+    max_chars: int | None = None  # per utterance, if it was trained on shorter ones than generate() allows
     t3: T3Config = field(default_factory=T3Config)
     voice_encoder: VoiceEncoderConfig = field(default_factory=VoiceEncoderConfig)
     s3_tokenizer: S3TokenizerConfig = field(default_factory=S3TokenizerConfig)
@@ -211,7 +211,7 @@ MODELS: dict[str, ModelConfig] = {
 
 
 def tiny(family: str) -> ModelConfig:
-    """The same architecture a thousand times smaller: what the tests run. Vocabularies and rates stay."""
+    """Returns the same architecture a thousand times smaller, for tests. Vocabularies and rates are unchanged."""
     full = MODELS[family]
     return dataclasses.replace(
         full,

@@ -1,16 +1,16 @@
-"""Files that are found whole or not at all."""
+"""Writes files atomically."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-PART = ".part"  # the ending of what is still being written
+PART = ".part"  # the ending of files still being written
 
 
 def write_whole(path: Path, data: bytes, writer: str = "") -> None:
-    """Under another name first: what is found under its own is complete. `writer`: tells apart those that may write one
-    file at the same time."""
+    """Writes the file under a temporary name and then renames it, so that it is complete once it exists. `writer`
+    distinguishes those that may write one file at the same time."""
     part = path.with_name(path.name + writer + PART)
     try:
         with open(part, "wb") as file:

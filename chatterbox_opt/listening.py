@@ -1,4 +1,4 @@
-"""What was said: Whisper writes it down, and words are counted that it heard otherwise. Extra `hearing`."""
+"""Transcribes speech with Whisper and counts word errors. Extra `hearing`."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ _DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 
 def words(text: str) -> list[str]:
-    """Lower case, no punctuation, small numbers spelled: what two spellings of one sentence have in common."""
+    """Returns the words in lower case, without punctuation and with small numbers spelled, for comparison."""
     text = re.sub(r"\b\d+\b", lambda m: _DIGITS[int(m[0])] if int(m[0]) < len(_DIGITS) else m[0], text.lower())
     return re.findall(r"[^\W_]+", re.sub(r"['’]", "", text))
 
 
 def word_errors(said: str, heard: str) -> tuple[int, int]:
-    """(fewest words to change, drop or insert, words said)"""
+    """Returns (fewest words to change, drop or insert, number of words said)."""
     a, b = words(said), words(heard)
     return edits(a, b), len(a)
 
 
 def edits(a: Sequence[Any], b: Sequence[Any]) -> int:
-    """Fewest items of `a` to change, drop or insert until it is `b`."""
+    """Returns the edit distance: the fewest items of `a` to change, drop or insert to make it `b`."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         previous, row[0] = row[0], i
@@ -46,8 +46,8 @@ class Listener:
     missing = staticmethod(whisper.missing)
 
     def hear(self, wav: Any, rate: int) -> str:
-        """(N,) samples -> what was said."""
-        import torch  # not by those who only count words
+        """Returns the transcript of (N,) samples."""
+        import torch  # not needed for counting words
 
         from .audio.io import resample
 

@@ -1,4 +1,4 @@
-"""What the caller chooses. Frozen, validated in one place, standard library only."""
+"""The options a caller can choose: SamplingOptions and EngineOptions, frozen and validated. Standard library only."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-KERNELS = ("norm_linear", "attention", "linear_add", "sampling", "snake", "flow_attention")  # by what they compute
+KERNELS = ("norm_linear", "attention", "linear_add", "sampling", "snake", "flow_attention")  # Triton
 CAPTURES = ("step", "flow", "vocoder")  # what is recorded as graphs: T3's step, a step of the flow, a window of sound
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How one utterance's speech tokens are drawn. Defaults are English Chatterbox's."""
+    """How the speech tokens of one utterance are drawn. Defaults are those of English Chatterbox."""
 
     repetition_penalty: float = 1.2  # 1 = none
     min_p: float = 0.05  # drop tokens less likely than min_p times the likeliest; 0 = off
@@ -22,7 +22,7 @@ class SamplingOptions:
     top_k: int = 0  # keep this many; 0 = off
     temperature: float = 0.8  # 0 = greedy
     cfg_weight: float = 0.5  # 0 = no guidance, one row instead of two
-    max_new_tokens: int = 1000  # 25 a second; a ceiling, not a length
+    max_new_tokens: int = 1000  # 25 per second; a limit, not a length
 
     def __post_init__(self) -> None:
         _number("repetition_penalty", self.repetition_penalty, above=0.0)
@@ -36,9 +36,9 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How the networks are run. One field per optimisation; `EngineOptions.exact()` has them all off.
+    """How the networks are run. One field per optimisation; `EngineOptions.exact()` turns all of them off.
 
-    "auto" is resolved once, against the device, in engine/resolve.py.
+    "auto" is replaced by what suits the device, in engine/resolve.py.
     """
 
     dtype: str = "auto"  # approximate. T3: "float32" | "bfloat16" | "float16", on x86 only the products' weights
@@ -49,16 +49,16 @@ class EngineOptions:
     captures: bool | tuple[str, ...] = True  # exact. what `compile` records; a tuple = only these of CAPTURES
     trial: str = "auto"  # exact. captures and kernels are tried: "off" | "here", beside what they stand in for |
     # "first" = here, and the first time on a device in a process of its own too | "always" in one; auto: first on CUDA
-    slots: int = 16  # exact. utterances decoded side by side
+    slots: int = 16  # exact. utterances decoded in one batch
     cache_len: int = 4096 + 512  # positions a slot can hold at most; memory is taken as needed
-    poll_every: int = 8  # exact. tokens between two looks at who has ended (CPU: 1); on a GPU part of a seed's meaning
+    poll_every: int = 8  # exact. steps between checks for ended utterances (CPU: 1); on a GPU it changes draws
     prefix_cache: bool = True  # exact. keep a voice's k/v and copy it into slots
     few_rows: bool = True  # exact. products of up to 16 rows laid out for reading W once (CPU, float32)
     short_convs: bool = True  # exact. convolutions of the vocoder with half the products (CPU, float32)
     kernels: bool | tuple[str, ...] = True  # exact. Triton kernels on CUDA; a tuple = only these of KERNELS
     mel_bucket: int = 48  # exact. flow lengths are padded to multiples of it, best itself one of 8 (frames, CUDA)
     cfm_schedule: str = "cosine"  # approximate unless "cosine". "cosine" | "sway": more steps early
-    flow_steps: int | None = None  # approximate. Euler steps where a call names none; None = the decoder's own number
+    flow_steps: int | None = None  # approximate. Euler steps if a call gives none; None = the decoder's own number
     cfg_off_last: int = 0  # approximate. Euler steps at the end that run without guidance
     prompt_seconds: float | None = None  # approximate. shorten the voice prompt of the flow
     flow_int8: bool = False  # approximate. products of the flow's transformer blocks in int8 (CPU)
@@ -91,7 +91,7 @@ class EngineOptions:
 
     @classmethod
     def exact(cls, **changes: Any) -> EngineOptions:
-        """The reference every optimisation is held against: float32, eager, nothing kept or replaced by a kernel."""
+        """Returns the reference for every optimisation: float32, eager, without caches and kernels."""
         plain: dict[str, Any] = dict(
             dtype="float32", s3gen_dtype="float32", quantize=None, attention="sdpa", compile=None,
             poll_every=1, prefix_cache=False, few_rows=False, short_convs=False, kernels=False,

@@ -20,7 +20,7 @@ from .engine.engine import Engine
 from .engine.mel import check_codes
 from .engine.noise import RequestNoise
 from .engine.request import Call, Cancelled, Utterance
-from .engine.resolve import indexed, settle_attention
+from .engine.resolve import disable_cudnn_attention, indexed
 from .engine.seeds import piece_seed
 from .executor import sound_runners, token_runner
 from .options import EngineOptions, SamplingOptions
@@ -70,14 +70,14 @@ class Pipeline:
         options: EngineOptions,
     ) -> None:
         self.config, self.tokenizer, self.device, self.options = config, tokenizer, indexed(device), options
-        settle_attention(self.device)
+        disable_cudnn_attention(self.device)
         self.tokens = token_runner(t3, options)
         self.mel, self.wav = sound_runners(s3gen, device, options)
         self.engine = Engine(self.tokens, self.mel, self.wav, options, self.device)
 
     def warmup(self, batch: int = 1) -> None:
         """Allocate and capture what `batch` utterances side by side come to use, instead of at its first use."""
-        with self.engine.resting():
+        with self.engine.idle():
             if self.tokens is not None:
                 self.tokens.warmup(batch)
             self.mel.warmup(batch)

@@ -1,4 +1,4 @@
-"""What is seen of a call while it lasts: verbose=True."""
+"""The progress bar of a call with verbose=True."""
 
 from __future__ import annotations
 

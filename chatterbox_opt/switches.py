@@ -1,4 +1,4 @@
-"""The short switches of the front doors: what they make of EngineOptions, and which decoder they take."""
+"""The switches of the constructors (preset, quantize, decoder, ...), and the EngineOptions that follow from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .config import ModelConfig
-from .engine.first_trial import settled_for
+from .engine.first_trial import usable_options
 from .engine.resolve import indexed, is_mlx, resolve
 from .options import EngineOptions
 from .presets import bundle, differing, find, tell_overridden, wants_meanflow
@@ -31,8 +31,8 @@ def toggles(
     quantize: str | None = None,
     preset: str | None = None,
 ) -> EngineOptions:
-    """The short switches of the constructors, written into EngineOptions. Fields of `engine` that are not the defaults,
-    and the switches, go before the preset."""
+    """Returns EngineOptions with the constructors' switches. Fields of `engine` that differ from the defaults, and the
+    switches, override the preset."""
     if engine is not None and not isinstance(engine, EngineOptions):
         raise ValueError(f"engine is {type(engine).__name__}: an EngineOptions is needed")
     changes: dict[str, Any] = {}
@@ -50,20 +50,20 @@ def toggles(
 
 
 def settle(device: str | torch.device, config: ModelConfig, asked: EngineOptions, preset: str | None) -> EngineOptions:
-    """Options without an "auto", and without what this device does not survive, once a warning has named what goes
-    before the preset."""
+    """Returns options without "auto" and without parts that crash on this device; warns of options that override the
+    preset."""
     place = indexed(device)
     tell_overridden(preset, place.type, config, asked)
     resolved = resolve(asked, device)
-    return resolved if is_mlx(device) else settled_for(resolved, place, config)
+    return resolved if is_mlx(device) else usable_options(resolved, place, config)
 
 
 def fetch_decoder(family: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """`options` with the path of the two-step decoder where they ask for it and the family's own repository has none.
-    A preset does without it where the hub cannot be reached."""
+    """Returns `options` with the path of the two-step decoder, if they ask for it and the family's own repository has
+    none. A preset does without it if the hub is unreachable."""
     decoder, preset = options.get("decoder"), options.get("preset")
     if preset is not None:
-        find(preset)  # what is misspelt is told ahead of a download
+        find(preset)  # raises for an unknown name before a download
     if decoder_file(decoder, FILES[family]["s3gen"]) != MEANFLOW and not (decoder is None and wants_meanflow(preset)):
         return dict(options)
     if FILES[family]["s3gen"] == MEANFLOW:
@@ -78,6 +78,6 @@ def fetch_decoder(family: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def random_decoder(options: Mapping[str, Any]) -> str | None:
-    """The decoder that a random checkpoint is to have beside its own."""
+    """Returns the decoder that a random checkpoint needs besides its own."""
     decoder = options.get("decoder")
     return "meanflow" if decoder == "meanflow" or (decoder is None and wants_meanflow(options.get("preset"))) else None

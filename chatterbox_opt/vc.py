@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .audio.io import read, resample
 from .audio.watermark import Watermarker
-from .checks import check_seed, check_steps, given, usable_device
+from .checks import check_seed, check_steps, is_recording, usable_device
 from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
 from .engine.chunks import whole_tokens
 from .engine.resolve import indexed, is_mlx
@@ -120,7 +120,7 @@ class OptimizedChatterboxVC(LoadedModel):
     ) -> Speech:
         """As generate(), with how it came about: one piece, of no text."""
         voice = self.ref_dict
-        if given(target_voice_path):
+        if is_recording(target_voice_path):
             voice = self.ref_dict = self.voices.prompt(target_voice_path)  # not read back: threads take turns there
         if voice is None:
             raise MissingVoice("Please `set_target_voice` first or specify `target_voice_path`")

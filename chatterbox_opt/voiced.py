@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .checks import NEUTRAL, check_exaggeration, given
+from .checks import NEUTRAL, check_exaggeration, is_recording
 from .config import ModelConfig
 from .voice import Conditionals, VoicePreparer, with_exaggeration
 
@@ -31,7 +31,7 @@ class Voiced:
 
     def _heard(self, voice: Any, audio_prompt_path: Any, exaggeration: float | None, **how: Any) -> Any:
         """The voice that was given, or that of the recording, which becomes the model's own, as upstream has it."""
-        if voice is not None or not given(audio_prompt_path):
+        if voice is not None or not is_recording(audio_prompt_path):
             return voice
         voice = self.conds = self.prepare_voice(audio_prompt_path, exaggeration, **how)
         return voice  # not read back: another thread may have set it since

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from .audio.joins import join, places
-from .audio.loudness import evened
+from .audio.loudness import level_loudness
 from .config import S3GEN_RATE
 from .engine.request import Utterance
 from .voice import settled
@@ -52,7 +52,7 @@ class WholeSpeech:
         if self.joined is not None:
             return self.joined(parts)
         if level is not None:
-            parts = evened(parts, S3GEN_RATE, level)
+            parts = level_loudness(parts, S3GEN_RATE, level)
         before = [u.before for u in heard]
         found, end = iter(places([len(part) for part in parts], before)), 0
         for u in own:

@@ -1,4 +1,4 @@
-"""Recordings in and out: decoding to mono, resampling, writing."""
+"""Reading recordings as mono, resampling, and writing sound files."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ logger = logging.getLogger(__name__)
 
 READABLE = "wav, flac, ogg and mp3 can be read; anything else becomes one with `ffmpeg -i IN out.wav`"
 MAX_CHANNELS = 8
-MOST_FRAMES = 1 << 48  # libsndfile says 2^63 - 1 where a header leaves the length open
-LOUDEST = 8.0  # that a float sample can be in earnest; 1 is full scale
+MOST_FRAMES = 1 << 48  # libsndfile returns 2^63 - 1 if a header leaves the length open
+LOUDEST = 8.0  # largest plausible float sample; 1 is full scale
 DENSE_KERNEL = 1 << 20  # weights; above it the kernel of an awkward pair of rates is kept phase by phase
 PHASES_AT_ONCE = 1 << 14  # output samples computed at a time in that case
-BLOCKS_AT_ONCE = 1 << 13  # rows of input copied at a time otherwise, some 30 MB
-WRITTEN_AT_ONCE = 1 << 16  # samples: libsndfile's Vorbis overruns its stack on a minute and a half in one go
+BLOCKS_AT_ONCE = 1 << 13  # rows of input copied at a time otherwise, about 30 MB
+WRITTEN_AT_ONCE = 1 << 16  # samples: libsndfile's Vorbis encoder overflows its stack on 90 s in one call
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ def read(audio: Any, sample_rate: int | None = None, *, seconds: float | None = 
 
 
 def describe(file: BinaryIO) -> tuple[float, int, int]:
-    """Seconds, rate and channels that an open recording claims; nothing is decoded."""
+    """Returns seconds, rate and channels from an open recording's header; nothing is decoded."""
     import soundfile
 
     start = file.tell()
@@ -74,7 +74,7 @@ def _no_rate(sample_rate: int | None) -> None:
 
 
 def label(audio: Any) -> str:
-    """What to call it in a message."""
+    """Returns the name of a recording for messages."""
     if isinstance(audio, (str, os.PathLike)):
         return os.fspath(audio)
     return "the open file" if hasattr(audio, "read") else "the samples"
@@ -112,7 +112,7 @@ def _must_be_file(path: Path) -> None:
 
 
 def _warn_if_cut(name: str, got: int, expected: int, rate: int, notes: str) -> None:
-    """What is there is used. A header that promises more is worth a line, unless it says "until the end" (2^32 - 1)."""
+    """Warns if a header promises more than there is, unless it says "until the end" (2^32 - 1)."""
     promise = re.search(r"data : (\d+) \(should be (\d+)\)", notes)
     short = got < 0.9 * expected or (promise and int(promise[2]) < int(promise[1]) < 2**32 - 512)
     if short:
@@ -122,7 +122,7 @@ def _warn_if_cut(name: str, got: int, expected: int, rate: int, notes: str) -> N
 def _samples(audio: Any, rate: int | None, seconds: float | None) -> tuple[np.ndarray, int]:
     if isinstance(audio, Tensor):
         audio = (audio.float() if audio.is_floating_point() else audio).detach().cpu().numpy()
-    if isinstance(audio, tuple):  # as torchaudio.load and others return it
+    if isinstance(audio, tuple):  # (samples, rate), as torchaudio.load returns it
         raise ValueError("audio is tuple: give the samples alone, and their rate as sample_rate=")
     array = np.asarray(audio)
     if array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
@@ -149,7 +149,7 @@ def _samples(audio: Any, rate: int | None, seconds: float | None) -> tuple[np.nd
 
 
 def fingerprint(audio: Any, sample_rate: int | None = None) -> str:
-    """Equal for equal content. Of a file the bytes are read, not the samples: that is faster than decoding."""
+    """Returns a hash of the content. Of a file the bytes are hashed, which is faster than decoding it."""
     digest = hashlib.blake2b(digest_size=20)
     if isinstance(audio, (str, os.PathLike)):
         _no_rate(sample_rate)
@@ -177,14 +177,14 @@ def _digest_file(file: Any, digest: Any) -> None:
 
 
 class Filter(NamedTuple):
-    """A windowed sinc, in samples of the lower of two rates."""
+    """A windowed-sinc filter, in samples of the lower of two rates."""
 
-    cutoff: float  # times the Nyquist rate
-    reach: float  # where the window ends on either side
+    cutoff: float  # as a fraction of the Nyquist rate
+    reach: float  # half the window's width
     beta: float | None  # of a Kaiser window; None = Hann
 
 
-# torchaudio's defaults: 6 zero crossings. S3Gen's prompt takes this road upstream, so its x-vector was trained on it.
+# torchaudio's defaults: 6 zero crossings. Upstream resamples S3Gen's prompt so, and the x-vector was trained on that.
 QUICK = Filter(0.99, 6 / 0.99, None)
 # soxr's HQ filter, to 1e-4 of the signal: flat to 0.914 of the Nyquist rate, 120 dB down above it. Fitted.
 SHARP = Filter(0.95687, 98.334, 13.4513)
@@ -211,12 +211,12 @@ def resample(wav: Tensor, orig: int, new: int, exact: bool = False, sharp: bool 
 
 
 def _width(orig: int, new: int, kind: Filter) -> int:
-    """Input samples on either side of an output sample that the window reaches."""
+    """Returns the input samples that the window reaches on either side of an output sample."""
     return math.ceil(kind.reach * orig / min(orig, new))
 
 
 def _sinc(time: np.ndarray, orig: int, new: int, kind: Filter) -> np.ndarray:
-    """Weights at `time`, counted in periods after which both rates meet again."""
+    """Returns the filter's weights at `time`, in periods after which samples of both rates coincide."""
     time = (time * min(orig, new)).clip(-kind.reach, kind.reach)
     at = time / kind.reach
     if kind.beta is None:
@@ -228,8 +228,8 @@ def _sinc(time: np.ndarray, orig: int, new: int, kind: Filter) -> np.ndarray:
 
 @functools.lru_cache(maxsize=32)
 def _kernel(orig: int, new: int, kind: Filter, device: torch.device) -> Tensor:
-    """(taps, new): what each of `new` output samples takes from `orig` input samples and their surroundings. In double
-    on CUDA: there a user may have allowed TF32 for products, which would leave 10 bits of the sound."""
+    """Returns (taps, new): the weights of `orig` input samples and their neighbours in each of `new` output samples.
+    In float64 on CUDA, where a user may have allowed TF32 for products, which would leave 10 bits of the sound."""
     width = _width(orig, new, kind)
     taps = np.arange(-width, width + orig) / orig
     weights = _sinc(taps[:, None] - np.arange(new) / new, orig, new, kind)
@@ -238,7 +238,8 @@ def _kernel(orig: int, new: int, kind: Filter, device: torch.device) -> Tensor:
 
 
 def _by_block(flat: Tensor, orig: int, new: int, width: int, length: int, kind: Filter) -> Tensor:
-    """A matrix product: rows are overlapping stretches of input, several periods long where a period is short."""
+    """Resamples by a matrix product whose rows are overlapping windows of input, of several periods if these are short.
+    """
     periods = max(1, 2 * width // orig)
     orig, new = orig * periods, new * periods
     kernel = _kernel(orig, new, kind, flat.device)
@@ -251,7 +252,7 @@ def _by_block(flat: Tensor, orig: int, new: int, width: int, length: int, kind: 
 
 @functools.lru_cache(maxsize=8)
 def _phases(orig: int, new: int, kind: Filter, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Each phase's first input sample, (new,), and its own taps, (new, 2 * width + 2)."""
+    """Returns the first input sample of each phase, (new,), and its taps, (new, 2 * width + 2)."""
     width = _width(orig, new, kind)
     first = np.arange(new) * orig // new - width
     taps = first[:, None] + np.arange(2 * width + 2)
@@ -281,7 +282,7 @@ def _soxr(wav: Tensor, orig: int, new: int) -> Tensor:
             "resampler='exact' needs the soxr package; `pip install soxr`, or choose resampler='device'"
         ) from error
     rows = wav.reshape(-1, wav.shape[-1]).cpu().numpy()
-    length = math.ceil(rows.shape[1] * (float(new) / orig))  # in floating point, as librosa has it
+    length = math.ceil(rows.shape[1] * (float(new) / orig))  # in floating point, as librosa does
     out = np.zeros((len(rows), length), dtype=rows.dtype)
     for row, samples in zip(out, rows):
         made = soxr.resample(samples, orig, new, quality="soxr_hq")[:length]
@@ -293,19 +294,19 @@ def _soxr(wav: Tensor, orig: int, new: int) -> Tensor:
 
 
 def writable_kinds() -> Collection[str]:
-    """Endings in capitals, as this build of libsndfile has them."""
+    """Returns the file endings, in capitals, that this build of libsndfile can write."""
     import soundfile
 
     return [kind for kind in soundfile.available_formats() if soundfile.default_subtype(kind)]
 
 
 def pcm16(wav: Tensor) -> bytes:
-    """(1, N) in [-1, 1] -> little-endian samples of 16 bits."""
+    """(1, N) in [-1, 1] -> little-endian 16-bit samples."""
     return (wav[0].clamp(-1, 1) * 32767).round().numpy().astype("<i2").tobytes()
 
 
 def write_wav(path: str | os.PathLike, wav: Tensor | np.ndarray, rate: int) -> None:
-    """(N,) or (channels, N) -> a 16-bit file; its kind follows the name's ending, wav without one."""
+    """Writes (N,) or (channels, N) to a 16-bit file, whose format follows from the name's ending; wav without one."""
     data = np.asarray(wav.detach().float().cpu() if isinstance(wav, Tensor) else wav, dtype=np.float32)
     data = data.T if data.ndim == 2 else data
     with SoundWriter(path, rate, data.shape[1] if data.ndim == 2 else 1) as file:
@@ -313,7 +314,7 @@ def write_wav(path: str | os.PathLike, wav: Tensor | np.ndarray, rate: int) -> N
 
 
 class SoundWriter:
-    """A 16-bit file that is written as its samples come; its kind follows the name's ending, wav without one."""
+    """Writes a 16-bit file piece by piece. The format follows from the name's ending; wav without one."""
 
     def __init__(self, path: str | os.PathLike, rate: int, channels: int = 1) -> None:
         import soundfile
@@ -324,7 +325,7 @@ class SoundWriter:
             self._file = soundfile.SoundFile(os.fspath(path), "w", rate, channels, format=kind)
 
     def add(self, data: np.ndarray) -> None:
-        """(n,) or (n, channels): int16, or floats within -1 to 1."""
+        """Appends (n,) or (n, channels) samples: int16, or floats in [-1, 1]."""
         with self._telling():
             for start in range(0, len(data), WRITTEN_AT_ONCE):
                 part = data[start : start + WRITTEN_AT_ONCE]
@@ -348,7 +349,7 @@ class SoundWriter:
 
 
 def blocks(path: str | os.PathLike) -> Iterator[np.ndarray]:
-    """(n,) int16 samples of a mono file, some seconds at a time."""
+    """Yields (n,) int16 samples of a mono file, some seconds at a time."""
     import soundfile
 
     with soundfile.SoundFile(os.fspath(path)) as sound:

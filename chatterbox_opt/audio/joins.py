@@ -1,4 +1,4 @@
-"""Pieces of sound put together so that no seam is heard."""
+"""Joins the sound of a text's pieces and chunks without audible seams."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ..config import S3GEN_RATE
 
 PAUSE = 0.15  # s of silence between the pieces of a long text
 FADE = 0.01  # s, equal-power, on both sides of each pause
-CONTEXT = S3GEN_RATE  # samples, 1 s, that a chunk is marked together with
-OVERLAP = S3GEN_RATE // 50  # samples, 20 ms, in which one chunk's watermark passes into the next one's
+CONTEXT = S3GEN_RATE  # samples, 1 s: context with which a chunk is watermarked
+OVERLAP = S3GEN_RATE // 50  # samples, 20 ms: cross-fade between the watermarks of two chunks
 
 
 def join(parts: Sequence[Tensor], before: Sequence[float | None] | None = None, after: float = 0.0) -> Tensor:
-    """Pieces of one text, faded at the seams, with a short pause between them, or as many seconds of silence as
-    `before` has for each; `after` is behind the last."""
+    """Returns the pieces of one text as one wave, faded at the seams. `before` are the seconds of silence before each,
+    None for the usual pause between pieces; `after` are those after the last."""
     if not parts:
         return torch.zeros(0)
     found = places([len(part) for part in parts], before)
@@ -29,7 +29,7 @@ def join(parts: Sequence[Tensor], before: Sequence[float | None] | None = None, 
 
 
 def places(lengths: Sequence[int], before: Sequence[float | None] | None = None) -> list[tuple[int, int]]:
-    """(first sample, behind the last) of pieces that join() puts together."""
+    """Returns (first sample, past the last) of each piece in the wave that join() returns."""
     found: list[tuple[int, int]] = []
     for i, length in enumerate(lengths):
         end = found[-1][1] if found else 0
@@ -39,7 +39,7 @@ def places(lengths: Sequence[int], before: Sequence[float | None] | None = None)
 
 
 def room(seconds: float | None, follows: bool) -> int:
-    """Samples of silence ahead of a piece, which `follows` another one or does not."""
+    """Returns the samples of silence before a piece; `follows`: whether another piece precedes it."""
     return samples((PAUSE if follows else 0.0) if seconds is None else seconds)
 
 
@@ -61,7 +61,7 @@ def faded(wave: Tensor, start: bool = False, end: bool = False) -> Tensor:
 
 
 class ChunkJoiner:
-    """Chunks of a text's pieces, in their order -> sound as join() would put it together, watermarked."""
+    """Turns chunks of a text's pieces, in order, into the watermarked sound that join() would return as a whole."""
 
     def __init__(
         self, pieces: int, mark: Callable[[Sequence[Tensor]], list[Tensor]] | None = None,
@@ -69,14 +69,14 @@ class ChunkJoiner:
     ) -> None:
         self.marker = ChunkMarker(mark)
         self.before, self.after = before or [None] * pieces, after
-        self.left = pieces  # whose end was not heard yet
+        self.left = pieces  # pieces that have not ended
         self.sounding = False
-        self.places: list[tuple[int, int]] = []  # (first sample, behind the last) of the pieces that have ended
-        self._begun = False  # the piece that is being heard
-        self._first = self._length = 0  # samples: where that began; all so far
+        self.places: list[tuple[int, int]] = []  # (first sample, past the last) of the pieces that have ended
+        self._begun = False  # whether a piece has begun and not ended
+        self._first = self._length = 0  # samples: start of that piece; all so far
 
     def add(self, wave: Tensor, last: bool = False) -> Tensor:
-        """(N,) samples of a piece, `last` where none of it follow -> (M,) that continue what was returned before."""
+        """Takes (N,) samples of a piece, `last` if they end it; returns (M,) that continue what was returned before."""
         piece = len(self.before) - self.left
         self.left -= last
         if len(wave):
@@ -101,16 +101,16 @@ class ChunkJoiner:
 
 
 class ChunkMarker:
-    """Watermarks sound that comes in chunks. A mark made of a chunk alone would begin anew with it; so each is marked
-    together with the second before it, and faded from one marking into the next."""
+    """Watermarks sound that comes in chunks. As the watermark of a chunk depends on its surroundings, each is marked
+    together with the second before it, and one chunk's watermark is cross-faded into the next one's."""
 
     def __init__(self, mark: Callable[[Sequence[Tensor]], list[Tensor]] | None) -> None:
         self.mark = mark
-        self._before: Tensor | None = None  # what came last, without a mark
-        self._tail: Tensor | None = None  # its end, marked, which is still to be given out
+        self._before: Tensor | None = None  # the latest samples, unmarked
+        self._tail: Tensor | None = None  # their end, marked, not yet returned
 
     def add(self, wave: Tensor) -> Tensor:
-        """(N,) samples -> (M,) marked ones, which continue what was given out before."""
+        """Takes (N,) samples; returns (M,) marked ones that continue what was returned before."""
         if self.mark is None:
             return wave
         heard = wave if self._before is None else torch.cat([self._before, wave])
@@ -123,5 +123,5 @@ class ChunkMarker:
         return fresh[: len(fresh) - len(self._tail)]
 
     def rest(self, like: Tensor) -> Tensor:
-        """What was held back for a chunk that does not come; of `like`'s device where that is nothing."""
+        """Returns the samples held back for the next chunk; if there are none, an empty tensor on `like`'s device."""
         return like[:0] if self._tail is None else self._tail

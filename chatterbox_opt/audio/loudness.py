@@ -1,4 +1,4 @@
-"""Loudness after ITU-R BS.1770-4 and EBU R 128, mono: what Turbo's prompts and the pieces of a text are levelled by."""
+"""Loudness by ITU-R BS.1770-4 and EBU R 128, mono, for levelling Turbo's prompts and the pieces of a text."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ logger = logging.getLogger(__name__)
 
 Wave = TypeVar("Wave", np.ndarray, Tensor)
 
-BLOCK = 0.4  # s, gated one by one
-STEP = 0.25  # of a block, between their starts
+BLOCK = 0.4  # s; each block is gated
+STEP = 0.25  # of a block, between the starts of blocks
 ABSOLUTE_GATE = -70.0  # LUFS
 RELATIVE_GATE = -10.0  # LU below the mean of the blocks above the absolute gate
-CEILING = 0.89  # of full scale, -1 dB: no gain lifts a peak above it
-TAIL = 0.35  # s until the high-pass has forgotten a sample: e^-80
+CEILING = 0.89  # of full scale, -1 dB: no gain raises a peak above it
+TAIL = 0.35  # s until the high-pass response has decayed to e^-80
 
 
 def normalize_loudness(wav: Wave, rate: int, target: float = -27.0) -> Wave:
-    """The same samples in the same float type, scaled to `target` LUFS. What cannot be measured stays as it is."""
+    """Returns the samples scaled to `target` LUFS, in the same float type; unchanged if they cannot be measured."""
     samples = wav.detach().float().cpu().numpy() if isinstance(wav, Tensor) else wav
     loudness = integrated_loudness(samples.reshape(-1), rate)
     gain = 10.0 ** ((target - loudness) / 20.0) if math.isfinite(loudness) else math.nan
@@ -33,9 +33,9 @@ def normalize_loudness(wav: Wave, rate: int, target: float = -27.0) -> Wave:
     return wav * gain if isinstance(wav, Tensor) else (wav * gain).astype(wav.dtype)
 
 
-def evened(parts: Sequence[Tensor], rate: int, target: float) -> list[Tensor]:
-    """(N,) each, scaled to `target` LUFS as far as their peaks allow. What is too short or too quiet to be measured is
-    scaled as the others are on average."""
+def level_loudness(parts: Sequence[Tensor], rate: int, target: float) -> list[Tensor]:
+    """Returns each (N,) scaled to `target` LUFS as far as its peak allows. Those too short or too quiet to be measured
+    are scaled like the average of the others."""
     measured = [integrated_loudness(part.detach().float().cpu().numpy(), rate) for part in parts]
     known = [loudness for loudness in measured if math.isfinite(loudness)]
     if not known:
@@ -52,7 +52,7 @@ def _lifted(part: Tensor, decibels: float) -> Tensor:
 
 
 def integrated_loudness(wav: np.ndarray, rate: int) -> float:
-    """(N,) -> LUFS; NaN below one block of 0.4 s, minus infinity for silence."""
+    """(N,) -> LUFS; NaN for less than one block of 0.4 s, minus infinity for silence."""
     if len(wav) < BLOCK * rate:
         return math.nan
     energy = np.concatenate([[0.0], np.cumsum(np.square(k_weighted(wav, rate)))])
@@ -74,10 +74,10 @@ def _lufs(power: np.ndarray) -> np.ndarray:
 
 
 def k_weighted(wav: np.ndarray, rate: int) -> np.ndarray:
-    """(N,) through the head's high shelf and the high-pass, in float64.
+    """Returns (N,) filtered by the head's high shelf and the high-pass, in float64.
 
-    Both are recursive filters. Their product's response, sampled on a grid longer than the wave plus its own decay,
-    does the same in one FFT without a recursion.
+    Both filters are recursive. Multiplying by their joint frequency response, on a grid longer than the wave plus the
+    filters' decay, gives the same in one FFT.
     """
     size = 1 << (len(wav) + int(TAIL * rate) - 1).bit_length()
     z = np.exp(-2j * np.pi * np.arange(size // 2 + 1) / size)  # one sample's delay
@@ -90,7 +90,7 @@ def k_weighted(wav: np.ndarray, rate: int) -> np.ndarray:
 def _high_shelf(
     rate: int, gain: float = 4.0, q: float = 1 / math.sqrt(2), corner: float = 1500.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Biquad coefficients, lowest delay first: `gain` dB above `corner` Hz."""
+    """Returns biquad coefficients, lowest delay first: `gain` dB above `corner` Hz."""
     a, w = 10.0 ** (gain / 40.0), 2.0 * math.pi * corner / rate
     cos, slope = math.cos(w), math.sin(w) / q * math.sqrt(a)
     up, down = a + 1, a - 1

@@ -1,6 +1,6 @@
-"""Perth's implicit watermark: a network that adds a few decibels here and there below 2 kHz, and one that hears them.
+"""Perth's implicit watermark: one network adds a few decibels in places below 2 kHz, another one detects them.
 
-Only what the mark adds goes through the inverse transform; the rest of the sound never leaves the time domain.
+Only the difference made by the watermark goes through the inverse transform; the sound stays in the time domain.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from ..models.layers import overlap_add
 
-HEADROOM = 15.0  # dB above full scale that the normalised spectrum reaches up to
-QUIET = 0.05  # of the loudest frame: what is below it carries no mark
+HEADROOM = 15.0  # dB above full scale that the normalised spectrum covers
+QUIET = 0.05  # of the loudest frame's level: frames below it are not marked
 BLOCK = 2000  # frames analysed at a time, 20 s
 SLOPE = 0.01  # of the leaky ReLUs
 
 
 class Facts(NamedTuple):
-    """The part of the checkpoint's hparams that its use depends on."""
+    """The hyperparameters of the checkpoint that its use depends on."""
 
     sample_rate: int = 32_000
     n_fft: int = 2048
@@ -32,7 +32,7 @@ class Facts(NamedTuple):
 
     @property
     def bins(self) -> int:
-        """How many carry the mark."""
+        """Number of frequency bins that carry the watermark."""
         return round((self.n_fft // 2 + 1) * self.max_wmark_freq / (self.sample_rate / 2))
 
     @property
@@ -47,13 +47,13 @@ class Layer(nn.Module):
 
 
 class Stack(nn.Sequential):
-    """(B, C, 1, T) with channels last, as the CPU and tensor cores like it."""
+    """Convolutions on (B, C, 1, T) with channels last, which is fastest on CPU and tensor cores."""
 
     def __init__(self, n_in: int, hidden: int, n_out: int) -> None:
         super().__init__(Layer(n_in, hidden, 1), *[Layer(hidden, hidden, 7) for _ in range(5)], Layer(hidden, n_out, 1))
 
     def forward(self, x: Tensor, inside: Tensor | None = None) -> Tensor:
-        """`inside` (B, 1, 1, T) is 1 within a row's own length: behind it must be nothing, as if it ended there."""
+        """`inside` (B, 1, 1, T) is 1 within a row's own length: padding is zeroed, as if the row ended there."""
         x = x.contiguous(memory_format=torch.channels_last)
         for i, layer in enumerate(self):
             x = layer.conv(x)
@@ -70,7 +70,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """How sure it is of a mark, listening at three speeds."""
+    """Detects the watermark at three playback speeds."""
 
     def __init__(self, facts: Facts) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Decoder(nn.Module):
             setattr(self, f"{name}_layers", Stack(facts.bins, facts.hidden_size, 2))
 
     def forward(self, spectrum: Tensor, loud: Tensor) -> Tensor:
-        """(B, bins, T) normalised decibels and (B, T) which frames count -> (B,)."""
+        """(B, bins, T) normalised decibels, (B, T) weights of the frames -> (B,) confidence."""
         frames, votes = spectrum.shape[-1], []
         for layers, pace in ((self.slow_layers, 1.25), (self.normal_layers, 1.0), (self.fast_layers, 0.75)):
             size = int(frames * pace)
@@ -93,11 +93,11 @@ class Decoder(nn.Module):
 class Analysis(NamedTuple):
     decibels: Tensor  # (bins, T) normalised
     unit: Tensor  # (bins, T) complex, of magnitude one
-    loud: Tensor  # (T,) 1 where a frame is above the quiet
+    loud: Tensor  # (T,) 1 for frames above QUIET
 
 
 def analyse(wav: Tensor, facts: Facts) -> Analysis:
-    """(N,) at Perth's rate -> the marked band, block by block."""
+    """(N,) at Perth's rate -> spectrum of the marked band, computed block by block."""
     n_fft, hop = facts.n_fft, facts.hop_size
     padded = _mirrored(wav, n_fft // 2)
     frames = len(wav) // hop + 1
@@ -119,7 +119,7 @@ def analyse(wav: Tensor, facts: Facts) -> Analysis:
 
 
 def synthesise(added: Tensor, length: int, facts: Facts) -> Tensor:
-    """(bins, T) complex -> (length,): the inverse of `analyse`'s transform, to the very last sample."""
+    """(bins, T) complex -> (length,): the exact inverse of the transform in `analyse`."""
     n_fft, hop = facts.n_fft, facts.hop_size
     window = torch.hann_window(n_fft, device=added.device)
     frames = added.shape[1]
@@ -135,7 +135,8 @@ def synthesise(added: Tensor, length: int, facts: Facts) -> Tensor:
 
 
 def added_by(encoder: Encoder, found: list[Analysis], facts: Facts) -> list[Tensor]:
-    """What the mark adds to each spectrum, (bins, T) complex in Perth's scale. Rows of one batch, each as if alone."""
+    """Returns what the watermark adds to each spectrum, (bins, T) complex in Perth's scale. One batch, whose rows do
+    not affect each other."""
     lengths = [a.decibels.shape[1] for a in found]
     x = torch.nn.utils.rnn.pad_sequence([a.decibels.t() for a in found], batch_first=True).transpose(1, 2)
     inside = None
@@ -153,7 +154,7 @@ def added_by(encoder: Encoder, found: list[Analysis], facts: Facts) -> list[Tens
 
 
 def _mirrored(wav: Tensor, n: int) -> Tensor:
-    """`n` samples more on both sides. What is shorter than that is first continued by silence."""
+    """Returns `wav` reflected by `n` samples on both sides; a shorter one is first padded with silence."""
     if len(wav) <= n:
         wav = F.pad(wav, (0, n + 1 - len(wav)))
     return F.pad(wav[None, None], (n, n), mode="reflect")[0, 0]

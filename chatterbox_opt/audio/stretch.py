@@ -1,32 +1,32 @@
-"""Faster or slower at the same pitch: waveform-similarity overlap-add, for sound that comes in chunks."""
+"""Changes the speed of sound, chunk by chunk, at the same pitch: waveform-similarity overlap-add (WSOLA)."""
 
 from __future__ import annotations
 
 import numpy as np
 
-WINDOW = 0.030  # s; two or more periods of the lowest voices
-SEARCH = 0.010  # s to either side of where a window is due; a period of 50 Hz in all
+WINDOW = 0.030  # s; at least two periods of the lowest voices
+SEARCH = 0.010  # s on either side of a window's nominal start; together a period of 50 Hz
 
 
 class Stretch:
-    """`speed` above 1 makes the sound shorter. What add() returns, and rest() at the end, is the whole of it, and does
-    not depend on how the sound was cut into chunks."""
+    """`speed` above 1 makes the sound shorter. The results of add(), and of rest() at the end, joined, are the whole
+    sound, and do not depend on how it was cut into chunks."""
 
     def __init__(self, speed: float, rate: int) -> None:
         if not 0.25 <= speed <= 4.0:
             raise ValueError(f"speed={speed!r}: a number from 0.25 to 4 is needed")
         self.speed = speed
-        self.hop = round(WINDOW * rate / 2)  # output samples a window adds; windows overlap by half
+        self.hop = round(WINDOW * rate / 2)  # output samples per window; windows overlap by half
         self.reach = round(SEARCH * rate)
         self.window = np.hanning(2 * self.hop + 1)[:-1].astype(np.float32)
         self._sound = np.zeros(0, np.float32)  # of the input, from sample `_start` on
         self._start = self._read = self._told = 0  # samples dropped, received, returned
-        self._count = 0  # windows laid
-        self._follows = 0  # where the sound goes on behind the last window, in input samples
+        self._count = 0  # windows placed
+        self._follows = 0  # input sample that continues the last window
         self._tail = np.zeros(self.hop, np.float32)  # second half of the last window
 
     def add(self, chunk: np.ndarray) -> np.ndarray:
-        """(n,) float32 -> (m,) float32."""
+        """Takes (n,) float32; returns (m,) float32 that continue what was returned before."""
         self._sound = np.concatenate([self._sound, chunk.astype(np.float32, copy=False)])
         self._read += len(chunk)
         made: list[np.ndarray] = []
@@ -35,7 +35,7 @@ class Stretch:
         return self._tell(made)
 
     def rest(self) -> np.ndarray:
-        """Silence is read past the end, and the length is that of the sound over `speed`."""
+        """Returns the remaining samples; the whole then has the sound's length divided by `speed`."""
         target = round(self._read / self.speed)
         made: list[np.ndarray] = []
         while self._told + sum(map(len, made)) < target:
@@ -46,24 +46,24 @@ class Stretch:
         return out[: len(out) - (self._told - target)]
 
     def _due(self) -> int:
-        """Where the next window starts if its middle is to be where the middle of its output belongs."""
+        """Returns the nominal start of the next window, at which its middle corresponds to the middle of its output."""
         return round((self._count + 1) * self.hop * self.speed) - self.hop
 
     def _needs(self) -> int:
-        """Input samples that the next window may look at."""
+        """Returns the number of input samples that the next window may need."""
         return max(self._due() + self.reach, self._follows) + 2 * self.hop
 
     def _at(self, start: int, length: int) -> np.ndarray:
-        """Input from `start` on; silence before its beginning."""
+        """Returns `length` input samples from `start` on; silence before the beginning."""
         before = max(0, -start)
         begin = start + before - self._start
         return np.concatenate([np.zeros(before, np.float32), self._sound[begin : begin + length - before]])
 
     def _lay(self) -> np.ndarray:
-        """One more window, where it continues best what was laid."""
+        """Adds a window where it best continues the previous ones; returns the finished samples."""
         at = self._best() if self._count else self._due()
         piece = self._at(at, 2 * self.hop)
-        # The first half-window of all stands alone, at its full height.
+        # The first half-window has no predecessor and keeps its full amplitude.
         rising = piece[: self.hop] * (self.window[: self.hop] if self._count else 1.0)
         out = self._tail + rising
         self._tail = piece[self.hop :] * self.window[self.hop :]
@@ -74,7 +74,7 @@ class Stretch:
         return out.astype(np.float32)
 
     def _best(self) -> int:
-        """The start, within reach of where the window is due, that is most like the natural continuation."""
+        """Returns the start within SEARCH of the nominal one that is most similar to the natural continuation."""
         due = self._due()
         wanted = self._at(self._follows, 2 * self.hop)
         around = self._at(due - self.reach, 2 * (self.hop + self.reach))

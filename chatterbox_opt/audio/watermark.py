@@ -1,7 +1,7 @@
-"""The watermark every output carries: Perth's, with its published weights, on the model's own device.
+"""The watermark of every output: Perth's, with its published weights, on the model's own device.
 
-The weights are read out of the installed resemble-perth package without importing it: its import brings librosa,
-torchaudio and pkg_resources with it, and where one of them is missing it sets its own class to None.
+The weights are read from the installed resemble-perth package without importing it: the import needs librosa,
+torchaudio and pkg_resources, and if one of them is missing the package sets its own class to None.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 MEND = "`pip install resemble-perth`, or load the model with enable_watermark=False for sound without a watermark"
 LOWEST_RATE = 8000  # Hz
-AT_ONCE = 16 * 60 * S3GEN_RATE  # samples of a batch: its widest layer takes 100 MB then
+AT_ONCE = 16 * 60 * S3GEN_RATE  # samples per batch: its widest layer then takes 100 MB
 
 
 class Watermarker:
-    """Marks sound and finds marks. `apply_watermark` and `get_watermark` are as Perth's own watermarker has them."""
+    """Adds and detects watermarks. `apply_watermark` and `get_watermark` have the signatures of Perth's watermarker."""
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         folder = _folder()
@@ -43,7 +43,7 @@ class Watermarker:
 
     @torch.inference_mode()
     def apply(self, wavs: Sequence[Tensor] | Tensor, sample_rate: int = S3GEN_RATE) -> list[Tensor] | Tensor:
-        """Marked waves of the same lengths: a list of (N,) for such a list, (N,) or (B, N) for a tensor."""
+        """Returns marked waves of the same lengths: a list of (N,) for a list, (N,) or (B, N) for a tensor."""
         if isinstance(wavs, Tensor):
             if not wavs.numel():
                 return wavs
@@ -59,12 +59,12 @@ class Watermarker:
         return out
 
     def apply_watermark(self, wav: np.ndarray, sample_rate: int, watermark: Any = None, **_: Any) -> np.ndarray:
-        """(N,) or (B, N) samples -> the same, marked, in float32. There is one mark only: `watermark` is ignored."""
+        """Returns (N,) or (B, N) samples marked, in float32. There is only one watermark: `watermark` is ignored."""
         return self.apply(_tensor(wav), sample_rate).cpu().numpy()
 
     @torch.inference_mode()
     def get_watermark(self, wav: np.ndarray, sample_rate: int, round: bool = True, **_: Any) -> np.ndarray:
-        """1 where (N,) samples are marked and 0 where not; how sure that is with round=False."""
+        """Returns 1 if the (N,) samples are marked, else 0; the confidence with round=False."""
         wav, rate = _tensor(wav).to(self.device).reshape(-1), _check_rate(sample_rate)
         if not len(wav):
             raise ValueError("no samples were given; a mark is heard in a second of speech, as a rule")
@@ -86,8 +86,8 @@ class Watermarker:
         return out
 
     def _groups(self, lengths: list[int]) -> list[list[int]]:
-        """Waves of like length side by side, as a batch is padded to its longest. On the CPU one after the other: a
-        batch gains nothing there and would hold all their spectra at once."""
+        """Groups waves of similar length into batches, as a batch is padded to its longest. On the CPU each is alone,
+        where a batch gains nothing and would hold all spectra at once."""
         groups: list[list[int]] = []
         for i in sorted(range(len(lengths)), key=lengths.__getitem__):
             full = not groups or (len(groups[-1]) + 1) * lengths[i] > AT_ONCE
@@ -97,11 +97,11 @@ class Watermarker:
         return groups
 
     def _rate(self, wav: Tensor, orig: int, new: int) -> Tensor:
-        return resample(wav, orig, new, sharp=True)  # Perth does it by soxr
+        return resample(wav, orig, new, sharp=True)  # Perth resamples with soxr
 
 
 def mark(watermarker: Any, wavs: Sequence[Tensor], rate: int = S3GEN_RATE) -> list[Tensor]:
-    """By whatever a program has put at `model.watermarker`: ours, another with Perth's call, or nothing."""
+    """Returns the waves marked by `model.watermarker`: ours, another one with Perth's interface, or None."""
     if watermarker is None:
         return list(wavs)
     if isinstance(watermarker, Watermarker):
@@ -127,7 +127,7 @@ def _check_rate(rate: Any) -> int:
 
 
 def _folder() -> Path:
-    spec = importlib.util.find_spec("perth")  # finds, does not import
+    spec = importlib.util.find_spec("perth")  # does not import it
     places = list(spec.submodule_search_locations or []) if spec else []
     for place in places:
         folder = Path(place, "perth_net", "pretrained", "implicit")
@@ -139,7 +139,7 @@ def _folder() -> Path:
 
 
 def _checkpoint(folder: Path) -> Path:
-    """The one trained longest, as Perth chooses it."""
+    """Returns the checkpoint trained longest, as Perth does."""
     found = {int(m[1]): f for f in folder.iterdir() if (m := re.search(r"_(\d+)\.pth\.tar$", f.name))}
     if not found:
         raise FileNotFoundError(f"{folder}: no perth_net_*.pth.tar in it; install resemble-perth anew: {MEND}")
@@ -147,7 +147,7 @@ def _checkpoint(folder: Path) -> Path:
 
 
 def _facts(file: Path) -> Facts:
-    """`name: value` lines; what Perth's training alone needs is left out."""
+    """Reads `name: value` lines, leaving out what only Perth's training needs."""
     pairs = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
     facts = Facts(**{k: type(v)(float(pairs[k])) for k, v in Facts()._asdict().items() if k in pairs})
     if pairs.get("window_fn", "hann").strip() != "hann" or int(pairs.get("window_size", facts.n_fft)) != facts.n_fft:
@@ -158,7 +158,7 @@ def _facts(file: Path) -> Facts:
 def _load(module: torch.nn.Module, prefix: str, file: Path) -> torch.nn.Module:
     state = torch.load(file, map_location="cpu", weights_only=True)["model"]
     state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-    flat = {k: v.unsqueeze(2) if v.dim() == 3 else v for k, v in state.items()}  # of 1-D convolutions, for 2-D ones
+    flat = {k: v.unsqueeze(2) if v.dim() == 3 else v for k, v in state.items()}  # for 2-D convolutions
     module.load_state_dict(flat, strict=True, assign=True)
     module.to(memory_format=torch.channels_last)
     logger.debug("watermark: %s from %s", prefix[:-1], file)

@@ -1,6 +1,6 @@
-"""What no implementation can beat: bytes and operations counted from the configuration, over what this device reaches.
+"""Lower bounds on time: bytes and operations counted from the configuration, over the rates measured on this device.
 
-Counted are matrix products, convolutions and attention, each weight and each live cache entry read once.
+Matrix products, convolutions and attention are counted, and one read of each weight and each live cache entry.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ WEIGHT_BYTES = {
 
 @dataclass(frozen=True)
 class Machine:
-    """Measured in the same run."""
+    """Rates of the device, measured in the same run."""
 
     read_gb: float  # GB/s of a large sum
-    gflops: dict[str, float]  # dtype -> of a large matrix product on random data
+    gflops: dict[str, float]  # dtype -> GFLOP/s of a large matrix product on random data
 
     def seconds(self, flops: float, size: float, dtype: str) -> tuple[float, str]:
-        """(the longer of the two floors, its name)"""
+        """Returns (the longer of the two bounds, its name)."""
         rate = self.gflops.get(dtype) or self.gflops["float32"]
         compute, read = flops / rate / 1e9, size / self.read_gb / 1e9
         return (compute, "arithmetic") if compute > read else (read, "memory")
@@ -44,9 +44,9 @@ def measure(device: str, quick: bool = False) -> Machine:
     read = 4 * n / statistics.median(runs[1:]) / 1e9
     size = 512 if quick else 8192 if device.startswith("cuda") else 1536
     gflops = {"float32": _product(device, size, torch.float32)}
-    # Where bf16 is emulated its rate is a thousandth: a small product shows that as well.
+    # Emulated bf16 is a thousand times slower, so it is measured on a small product.
     gflops["bfloat16"] = _product(device, 256 if emulates_bfloat16(device) else size, torch.bfloat16)
-    # A CPU without half-precision units keeps its weights in float16 and multiplies in float32.
+    # A CPU without half-precision units stores weights in float16 and computes in float32.
     gflops["float16"] = gflops["float32" if emulates_bfloat16(device) else "bfloat16"]
     gflops["int8"] = max(_int8_product(device, size), gflops["float32"], gflops["bfloat16"])
     gflops["int4"] = gflops["bfloat16"] if not emulates_bfloat16(device) else gflops["float32"]
@@ -69,7 +69,7 @@ def _product(device: str, size: int, dtype: Any) -> float:
 
 
 def _int8_product(device: str, size: int) -> float:
-    """Through the kernel that the quantised linears use, or the nearest there is; 0 where there is none."""
+    """Returns the rate of the quantised linears' kernel, or of the nearest available; 0 if there is none."""
     import torch
 
     try:
@@ -92,13 +92,13 @@ def _rate(call: Callable[[], Any], device: str, size: int) -> float:
 
 
 def t3_weights(t3: Any) -> tuple[int, int]:
-    """Weights of the backbone's linears, and of the head."""
+    """Returns the number of weights of the backbone's linears and of the head."""
     per_layer = 4 * t3.dim**2 + (2 if t3.is_gpt else 3) * t3.dim * t3.ff
     return t3.layers * per_layer, t3.dim * t3.speech_vocab
 
 
 def t3_step(t3: Any, precision: str, context: int, batch: int, cache_dtype: str) -> tuple[float, float]:
-    """(FLOP, bytes) of one step of `batch` utterances: guidance doubles the rows, not the weights."""
+    """Returns (FLOP, bytes) of one step of `batch` utterances: guidance doubles the rows, not the weights."""
     rows = batch * (1 if t3.is_gpt else 2)
     linears, head = t3_weights(t3)
     head_bytes = WEIGHT_BYTES[cache_dtype]
@@ -112,7 +112,7 @@ def t3_step(t3: Any, precision: str, context: int, batch: int, cache_dtype: str)
 
 
 def flow(cfg: Any, tokens: int, prompt_tokens: int, steps: int, batch: int = 1) -> float:
-    """FLOP of rendering `tokens` behind a prompt: both conformers, then every Euler step over all frames."""
+    """Returns the FLOP of rendering `tokens` after a prompt: both conformers, then every Euler step over all frames."""
     frames = 2 * (tokens + prompt_tokens)
     rows = 1 if cfg.meanflow else 2  # guidance
     return batch * (_conformer(cfg, tokens + prompt_tokens) + steps * rows * estimator(cfg, frames))
@@ -145,7 +145,7 @@ def estimator(cfg: Any, frames: int) -> float:
 
 
 def hift(cfg: Any, frames: int, batch: int = 1) -> float:
-    """FLOP of `frames` mel frames, 50 a second."""
+    """Returns the FLOP of `frames` mel frames, 50 per second."""
     bins, per_frame, rate = cfg.n_fft + 2, 7 * 80 * cfg.channels, 1
     whole = 1
     for up in cfg.up_rates:
@@ -168,7 +168,7 @@ def hift(cfg: Any, frames: int, batch: int = 1) -> float:
 
 
 def voice(config: Any, seconds: float) -> float:
-    """FLOP of hearing a recording: speech tokens of what two readers take, the x-vector of 10 s, the speaker's LSTM."""
+    """Returns the FLOP of preparing a voice: speech tokens for T3 and flow, x-vector of 10 s, the speaker's LSTM."""
     cfg, heard = config.s3_tokenizer, min(seconds, 10.0)
     first = min(seconds, config.t3.prompt_tokens / 25)
     tokens = 25 * (heard + first)
@@ -179,7 +179,7 @@ def voice(config: Any, seconds: float) -> float:
 
 
 def _campplus(cfg: Any, seconds: float) -> float:
-    """Multiply-adds. Frames of 10 ms; the 2-D head halves the bins three times, the TDNN halves the rate once."""
+    """Returns multiply-adds. Frames of 10 ms; the 2-D head halves the bins three times, the TDNN the rate once."""
     frames, c, bins = 100 * seconds, cfg.head_channels, cfg.feat_dim
     macs = frames * bins * 9 * c  # conv1
     for _layer in range(2):
@@ -198,13 +198,13 @@ def _campplus(cfg: Any, seconds: float) -> float:
 
 
 def _speaker(cfg: Any, seconds: float) -> float:
-    """Multiply-adds of the LSTM over windows of 1.6 s, 1.3 of them a second."""
+    """Returns multiply-adds of the LSTM over windows of 1.6 s, 1.3 of them per second."""
     gates = 4 * cfg.hidden * sum((cfg.hidden if i else cfg.n_mels) + cfg.hidden for i in range(cfg.layers))
     return max(1.0, 1.3 * seconds) * 160 * gates
 
 
 WATERMARK_WEIGHTS = 2.36e6  # of Perth's encoder: convolutions over the frames of a short-time spectrum
-WATERMARK_FRAMES = 100  # a second: 32 kHz in hops of 320
+WATERMARK_FRAMES = 100  # per second: 32 kHz in hops of 320
 
 
 def watermark(seconds: float) -> float:

@@ -1,4 +1,4 @@
-"""Seconds and bytes, once the device has done what it was given."""
+"""Measures time and memory, after synchronizing the device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def synchronize(device: str | torch.device) -> None:
 
 
 def repeated(call: Callable[[], Any], device: str | torch.device, repeats: int) -> list[float]:
-    """Seconds of each of `repeats` calls."""
+    """Returns the seconds of each of `repeats` calls."""
     runs = []
     for _ in range(repeats):
         synchronize(device)
@@ -37,10 +37,10 @@ def quickest(call: Callable[[], Any], device: str | torch.device, repeats: int =
 
 
 def held_bytes(device: torch.device) -> int | None:
-    """What tensors hold of a GPU, or this process of a machine; None where nobody tells."""
+    """Returns the bytes of tensors on a GPU, or of this process on a CPU; None if unknown."""
     gc.collect()
     if device.type == "cuda":
-        with suppress(AttributeError):  # a workspace for every stream, kept by torch for the next one who comes
+        with suppress(AttributeError):  # workspaces per stream, which torch keeps
             torch._C._cuda_clearCublasWorkspaces()
         return torch.cuda.memory_allocated(device)
     if device.type == "mps":

@@ -1,4 +1,4 @@
-"""Where it runs, what is installed, and what "auto" makes of that. Nothing that names a machine or its owner."""
+"""Describes hardware, installed packages and what "auto" means there, without names of the machine or its owner."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..engine.kernels.step import available
 from ..engine.quantize import packs_float16
 from ..options import EngineOptions
 
-EXTRAS = {  # what can be had -> the distribution that brings it
+EXTRAS = {  # optional feature -> its distribution
     "triton": "triton", "flash": "flash-attn", "watermark": "resemble-perth", "server": "fastapi", "opus": "av",
     "wyoming": "wyoming", "japanese": "pykakasi", "chinese": "spacy-pkuseg", "soxr": "soxr",
 }  # fmt: skip
@@ -64,7 +64,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def choices(asked: EngineOptions, device: torch.device) -> list[tuple[str, Any, str]]:
-    """(field, what it is, why) of what "auto" stands for, and of what this device switches off."""
+    """Returns (field, value, reason) for every "auto", and for what is turned off on this device."""
     got = resolve.resolve(asked, device)
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)

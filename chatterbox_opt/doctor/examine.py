@@ -1,4 +1,4 @@
-"""`chatterbox-opt doctor`: every check in turn, each by itself, and what they found."""
+"""`chatterbox-opt doctor`: runs every check and reports the findings."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .findings import Check, Finding, found
 from .patient import Patient
 from .stages import stages
 
-# the most wanted first: what is left undone when time runs out is the least
+# the most important first, as the last ones are skipped when time runs out
 CHECKS: tuple[Check, ...] = (
     numbers.stored_references, numbers.survived, numbers.the_same_again, numbers.graphs, numbers.kernels,
     numbers.in_company, numbers.in_chunks, manners.watermark, manners.cancelled, manners.threads, manners.deleted,
     stages, manners.memory,
 )  # fmt: skip
-SECONDS = {True: 100.0, False: 540.0}  # behind which no check begins, quick or not
+SECONDS = {True: 100.0, False: 540.0}  # quick or not -> time after which no check begins
 
 
 class Warnings(logging.Handler):
-    """What the package warns of while it is examined: part of the report."""
+    """Collects the package's warnings for the report."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -41,7 +41,8 @@ def examine(
     device: str, names: Sequence[str] = (), quick: bool = False, json_file: Path | None = None,
     markdown_file: Path | None = None, checks: Sequence[Check] = CHECKS,
 ) -> int:  # fmt: skip
-    """The exit status: 0 where nothing is wrong. Without `names` mini, and English in full size where there is time."""
+    """Runs the checks; returns the exit status, 0 if nothing is wrong. Without `names`: mini, and English in full size
+    if there is time."""
     start, heard, logger = time.perf_counter(), Warnings(), logging.getLogger("chatterbox_opt")
     names = tuple(dict.fromkeys(names)) or (("mini",) if quick else ("mini", "english"))
     patient = Patient(device, names, quick)
@@ -49,13 +50,13 @@ def examine(
     findings: list[Finding] = []
     print(*written.about(environment), "", sep="\n", flush=True)
     logger.addHandler(heard)
-    propagates, logger.propagate = logger.propagate, False  # the report has it
+    propagates, logger.propagate = logger.propagate, False  # they are in the report
     try:
         for check in checks:
             for finding in found(check, patient, SECONDS[quick] - (time.perf_counter() - start)):
                 findings.append(finding)
                 print(written.line(finding), flush=True)
-            # written as it grows: a run that is cut off leaves what it had
+            # rewritten after each check, so that an aborted run leaves a report
             if markdown_file is not None:
                 markdown_file.write_text(written.markdown(environment, findings, heard.texts), encoding="utf-8")
             if json_file is not None:

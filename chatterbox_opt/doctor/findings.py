@@ -1,4 +1,4 @@
-"""What a check found, and how a check is run so that it cannot take the others with it."""
+"""Findings of a check, and running a check so that its failure does not affect others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Finding:
     check: str
     verdict: str  # OK | SLOWER | WRONG | NOT_HERE
     text: str
-    switch: str = ""  # what to write to have it otherwise
+    switch: str = ""  # the option that changes it
     figures: dict[str, Any] = field(default_factory=dict)
 
 
@@ -23,7 +23,7 @@ Check = Callable[[Any], Iterator[Finding]]
 
 
 def found(check: Check, patient: Any, left: float) -> Iterator[Finding]:
-    """What `check` finds. What it raises is a finding too."""
+    """Yields the findings of `check`; an exception becomes a finding too."""
     name = check.__name__.replace("_", " ")
     if left <= 0:
         yield Finding(name, NOT_HERE, "no time was left for it")

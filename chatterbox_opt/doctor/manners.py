@@ -1,4 +1,4 @@
-"""How it behaves: cancelled, called from everywhere at once, for long, and once it is gone."""
+"""Checks of behaviour: cancellation, concurrent callers, memory over many calls, and after deletion."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .patient import FLOAT32, LONG, TEXTS, Patient, off
 
 THREADS = 8
 CALLS = 50
-GROWTH = {"cuda": 1 << 20, "mps": 1 << 20, "cpu": 32 << 20}  # bytes that many calls may leave; allocators keep a little
+GROWTH = {"cuda": 1 << 20, "mps": 1 << 20, "cpu": 32 << 20}  # bytes that many calls may leave: allocators keep some
 
 
 def watermark(patient: Patient) -> Iterator[Finding]:
@@ -54,7 +54,7 @@ def cancelled(patient: Patient) -> Iterator[Finding]:
 
 
 def threads(patient: Patient) -> Iterator[Finding]:
-    """Callers at once hear what they hear alone, on a GPU each on a stream of its own."""
+    """Concurrent callers, on a GPU each on its own stream, get the same sound as one alone."""
     model, cuda = patient.model(**FLOAT32), patient.device.type == "cuda"
     texts = [TEXTS[i % len(TEXTS)] for i in range(THREADS)]
     wanted = [model.generate(text, seed=i, max_new_tokens=60) for i, text in enumerate(texts)]
@@ -63,7 +63,7 @@ def threads(patient: Patient) -> Iterator[Finding]:
     def call(i: int) -> None:
         try:
             with torch.cuda.stream(torch.cuda.Stream(patient.device)) if cuda else nullcontext():
-                voice = model.conds.to(patient.device)  # made on the caller's stream
+                voice = model.conds.to(patient.device)  # computed on the caller's stream
                 got[i] = model.generate(texts[i], seed=i, max_new_tokens=60, voice=voice)
         except Exception as problem:
             got[i] = problem
@@ -97,7 +97,7 @@ def deleted(patient: Patient) -> Iterator[Finding]:
         yield judged("deleted", False, "a model that nobody holds is not collected")
     elif patient.device.type == "cpu":
         yield judged("deleted", True, "a model that nobody holds is collected")
-    else:  # the first leaves what libraries keep for the next one who comes; the second has to find it enough
+    else:  # libraries keep memory after the first model; the second must not need more
         more = left[1] - left[0]
         text = f"of {took / 1e6:.0f} MB a second model leaves {more / 1e6:.1f} MB behind, beyond what the first left"
         yield judged("deleted", more <= max(0.02 * took, 2 << 20), text, left=left, took=took)

@@ -1,4 +1,4 @@
-"""Whether it says what it should: against what is stored, against itself uncaptured, in company, in chunks."""
+"""Checks of results: against stored references, with graphs and without, in batches and alone, streamed and whole."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from . import references
 from .findings import NOT_HERE, OK, SLOWER, WRONG, Finding, judged
 from .patient import FLOAT32, LONG, TEXTS, Patient, first_difference, no_tf32, off
 
-SAME_SOUND = 2e-2  # of two devices, or of a graph and its twin: phases carry the last bits of float32 far
+SAME_SOUND = 2e-2  # of two devices, or with graphs and without: phases amplify rounding errors
 PRECISIONS = {  # name -> fields
     "defaults": {}, "float32": FLOAT32, "int8": dict(quantize="int8"), "int4": dict(quantize="int4"),
 }  # fmt: skip
 
 
 def stored_references(patient: Patient) -> Iterator[Finding]:
-    """Exact mode in upstream's order of draws, as a CPU had it."""
+    """Compares exact mode, with upstream's order of draws, with results stored from a CPU."""
     with no_tf32():
         model = references.exact_mini(patient.device)
         for case, (tokens, samples) in references.stored().items():
@@ -47,7 +47,7 @@ def the_same_again(patient: Patient) -> Iterator[Finding]:
 
 
 def graphs(patient: Patient) -> Iterator[Finding]:
-    """A graph says what the same operations say one by one."""
+    """Compares captured graphs with the same operations run eagerly."""
     if patient.device.type != "cuda":
         yield Finding("graphs", NOT_HERE, "CUDA graphs need a CUDA device")
         return
@@ -64,7 +64,7 @@ def graphs(patient: Patient) -> Iterator[Finding]:
 
 
 def captures(patient: Patient, name: str) -> Iterator[Finding]:
-    """What became of the recordings that the default options make."""
+    """Reports which captures of the default options succeeded."""
     model = patient.model(name)
     patient.speak(model, TEXTS[:1], 40)
     pipeline = model.pipeline
@@ -85,7 +85,7 @@ def captures(patient: Patient, name: str) -> Iterator[Finding]:
 
 
 def survived(patient: Patient) -> Iterator[Finding]:
-    """What a process of its own did not survive, and was left out of this one."""
+    """Reports the parts that a child process did not survive and that are disabled here."""
     if patient.device.type != "cuda":
         yield Finding("first trial", NOT_HERE, "a trial in a process of its own is for CUDA devices")
         return
@@ -103,7 +103,7 @@ def survived(patient: Patient) -> Iterator[Finding]:
 
 
 def kernels(patient: Patient) -> Iterator[Finding]:
-    """Each kernel beside its twin, at the shapes of the models that were loaded."""
+    """Reports each kernel against its plain-torch twin, at the shapes of the loaded models."""
     if patient.device.type != "cuda":
         yield Finding("kernels", NOT_HERE, "Triton kernels need a CUDA device")
         return
@@ -127,7 +127,7 @@ def kernels(patient: Patient) -> Iterator[Finding]:
 
 
 def in_company(patient: Patient) -> Iterator[Finding]:
-    """A text of a batch has the tokens that it has alone: always in float32, and below it on a CPU."""
+    """Checks that a text has the same tokens in a batch as alone: always in float32, and on a CPU in any precision."""
     for precision in list(PRECISIONS)[: 2 if patient.quick else None]:
         check = f"batch = alone: {precision}"
         try:
@@ -148,7 +148,7 @@ def in_company(patient: Patient) -> Iterator[Finding]:
 
 
 def in_chunks(patient: Patient) -> Iterator[Finding]:
-    """A stream says the words of the whole at the same seed, in a sound of the same length."""
+    """Checks that a stream has the tokens of the whole at the same seed, and sound of the same length."""
     model = patient.model(**FLOAT32)
     (whole,) = patient.speak(model, (LONG,), 250, seeds=[5])
     stream = model.generate_stream(LONG, seed=5, max_new_tokens=250)

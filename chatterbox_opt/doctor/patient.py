@@ -1,4 +1,4 @@
-"""The models that are examined: loaded when a check asks for them, and all the same otherwise."""
+"""The models under examination, loaded when a check asks for them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Patient:
         self._folder = tempfile.TemporaryDirectory(prefix="chatterbox-doctor-")
 
     def model(self, name: str = "mini", **changes: Any) -> Any:
-        """Loaded once for each set of `changes` to the default options."""
+        """Returns a model, loaded once per set of `changes` to the default options."""
         key = name, tuple(sorted(changes.items()))
         if key not in self._models:
             self._models[key] = self.load(name, **changes)
@@ -46,11 +46,11 @@ class Patient:
         from ..tts import OptimizedChatterboxTTS
         from ..tts_turbo import OptimizedChatterboxTurboTTS
 
-        if changes:  # what the default options survive is tried once; each further child would take its time
+        if changes:  # one trial in a child process, with the default options, is enough
             changes = {"trial": "here", **changes}
         if name == "mini":
             return OptimizedChatterboxTTS.from_mini(self.device, engine=EngineOptions(**changes))
-        engine = EngineOptions(**{"runaway_guard": False, **changes})  # random weights say nothing but noise
+        engine = EngineOptions(**{"runaway_guard": False, **changes})  # random weights speak noise
         family = FAMILIES[name]
         if family == "tts":
             return OptimizedChatterboxTTS.from_local(self._checkpoint(family), self.device, engine=engine)
@@ -73,7 +73,7 @@ class Patient:
     # ---- what they say -----------------------------------------------------------------------------
 
     def speak(self, model: Any, texts: tuple[str, ...], most: int = 60, **how: Any) -> list[Any]:
-        """Speech, each text with a seed of its own."""
+        """Returns the speech of each text, each with its own seed."""
         how = {"seeds": list(range(1, len(texts) + 1)), "max_new_tokens": most, **how}
         return model.speak(model.jobs(texts, **self.language(model, "language_ids"), **how))
 
@@ -83,14 +83,14 @@ class Patient:
 
 
 def off(got: Tensor, wanted: Tensor) -> float:
-    """The difference's norm over the norm; infinite where lengths differ."""
+    """Returns the norm of the difference over the norm; infinity if lengths differ."""
     if got.shape != wanted.shape:
         return float("inf")
     return float((got - wanted).norm() / wanted.norm().clamp(min=1e-30))
 
 
 def first_difference(got: Tensor, wanted: Tensor) -> int | None:
-    """Where two rows of tokens part."""
+    """Returns the index of the first difference of two rows of tokens, if any."""
     if torch.equal(got, wanted):
         return None
     n = min(len(got), len(wanted))
@@ -100,7 +100,7 @@ def first_difference(got: Tensor, wanted: Tensor) -> int | None:
 
 @contextmanager
 def no_tf32() -> Iterator[None]:
-    """What is compared in float32 is computed in all of its bits."""
+    """Turns TF32 off inside, for comparisons in full float32."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:

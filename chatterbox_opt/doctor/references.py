@@ -1,6 +1,6 @@
-"""What the mini model says on a CPU in float32 with every optimisation off, kept to be held against other devices.
+"""Reference results of the mini model on a CPU in float32 with every optimisation off, to compare devices with.
 
-`python -m chatterbox_opt.doctor.references` makes the file anew.
+`python -m chatterbox_opt.doctor.references` rewrites the file.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (text, arguments of 
     "greedy": ("Nobody knew why he did it.", dict(seed=11, temperature=0.0, cfg_weight=0.3)),
     "sorted": ("She wrote it down in a small green book.", dict(seed=13, top_p=0.9, repetition_penalty=1.5)),
 }
-MOST = 60  # tokens of a case
-EVERY = 16  # of the samples is kept
+MOST = 60  # tokens per case
+EVERY = 16  # every 16th sample is stored
 
 
 class HostNoise(RequestNoise):
-    """Drawn on the CPU, and so the same numbers for every device."""
+    """Noise drawn on the CPU, and so equal on every device."""
 
     def __init__(self, device: torch.device, seed: int) -> None:
         super().__init__(device, seed)
@@ -40,7 +40,7 @@ class HostNoise(RequestNoise):
 
 
 def exact_mini(device: str | torch.device) -> Any:
-    """The mini model as its reference runs, with draws that belong to no device."""
+    """Returns the mini model with the reference's options and noise drawn on the CPU."""
     from ..tts import OptimizedChatterboxTTS
 
     exact = EngineOptions.exact(resampler="device")
@@ -50,7 +50,7 @@ def exact_mini(device: str | torch.device) -> Any:
 
 
 def spoken(model: Any, case: str) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, some of the samples)"""
+    """Returns (tokens, every 16th sample) of a case."""
     text, how = CASES[case]
     seed, how = how["seed"], {k: v for k, v in how.items() if k != "seed"}
     (speech,) = model.speak(model.jobs([text], seeds=seed, max_new_tokens=MOST, **how))

@@ -1,4 +1,4 @@
-"""What each stage takes beside what no implementation can beat on this device."""
+"""Measures the time of each stage and compares it with its lower bound on this device."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def stages(patient: Patient) -> Iterator[Finding]:
 
 
 class Stages:
-    """Each method but the last: (seconds, FLOP, bytes, the precision it computes in, what it is)."""
+    """Every method but the last returns (seconds, FLOP, bytes, precision of the computation, description)."""
 
     def __init__(self, patient: Patient, name: str, machine: ceilings.Machine) -> None:
         self.patient, self.name, self.machine, self.device = patient, name, machine, patient.device
@@ -38,7 +38,7 @@ class Stages:
         self.steps = self.options.flow_steps or self.config.flow.default_steps
 
     def measured(self) -> Iterator[Finding]:
-        self.patient.speak(self.model, (LONG,), TOKENS)  # what is captured at first use is
+        self.patient.speak(self.model, (LONG,), TOKENS)  # captures at first use
         spent = 0.0  # seconds for those of TOKENS
         for method, times in ((self.token, TOKENS), (self.euler, self.steps), (self.vocoder, 1), (self.watermark, 1)):
             seconds, flops, size, dtype, what = method()
@@ -55,7 +55,7 @@ class Stages:
         yield Finding(f"speech: {self.name}", OK if spent < speech else SLOWER, text, hint, dict(rtf=spent / speech))
 
     def token(self) -> tuple[float, float, float, str, str]:
-        """What a long run takes and a short one does not."""
+        """Measures a token as the difference between a long run and a short one."""
         (few, short), (many, long) = (
             min((self._drawn(most) for _ in range(ROUNDS)), key=lambda run: run[1]) for most in (10, 10 + TOKENS)
         )
@@ -72,7 +72,7 @@ class Stages:
     @torch.inference_mode()
     def euler(self) -> tuple[float, float, float, str, str]:
         mel, best, tokens = self.pipeline.mel, float("inf"), torch.arange(TOKENS) * 7919 % SPEECH_CODES
-        with self.pipeline.engine.resting():
+        with self.pipeline.engine.idle():
             for _ in range(ROUNDS):
                 job = MelJob(tokens, self.model.conds.gen, RequestNoise(self.pipeline.device, 1))
                 solve = mel.begin([mel.row(job)])
@@ -85,7 +85,7 @@ class Stages:
     def vocoder(self) -> tuple[float, float, float, str, str]:
         wav = self.pipeline.wav
         mel = torch.linspace(-8, 0, 2 * TOKENS, device=self.pipeline.device).expand(80, -1)
-        with self.pipeline.engine.resting():
+        with self.pipeline.engine.idle():
             seconds = clock.quickest(
                 lambda: wav.render([mel], [RequestNoise(self.pipeline.device, 1)]), self.device, ROUNDS
             )

@@ -1,4 +1,4 @@
-"""The report: a table to read, Markdown to be pasted, a document for programs."""
+"""Writes the report: as a table, as Markdown, and as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def summary(findings: Sequence[Finding]) -> str:
 
 
 def about(environment: dict[str, Any]) -> list[str]:
-    """Lines that say where it ran, and what `auto` made of it."""
+    """Returns lines about hardware and packages, and what `auto` means there."""
     record = environment["facts"]
     extras = ", ".join(f"{k} {v or 'missing'}" for k, v in record["extras"].items())
     lines = [", ".join(f"{k} {v}" for k, v in record.items() if k != "extras" and v not in (None, "")), extras]

@@ -1,4 +1,4 @@
-"""When two results say the same: of a kernel and its twin, of a graph and what it was recorded from."""
+"""Compares two results: of a kernel and its plain-torch twin, of a graph's replay and the eager run."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# of the difference's norm over the norm. A replay runs the kernels it was recorded from; what it may differ by is the
-# order of their sums, which a vocoder's phases carry far. A graph that reads or writes the wrong place is off by 1.
+# Largest norm of the difference over the norm. A replay runs the same kernels, and may differ in the order of their
+# sums, which a vocoder's phases amplify. A graph that reads or writes a wrong address is off by about 1.
 REPLAY_TOLERANCE = {torch.float32: 1e-2, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 
 
 def difference(got: Tensor, wanted: Tensor) -> float:
-    """Largest difference over the largest value."""
+    """Returns the largest difference over the largest value."""
     same_kind(got, wanted)
     got, wanted = got.double(), wanted.double()
     return float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-30))
 
 
 def distance(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """The largest of the differences' norms over the norms. Whole numbers have to be equal where all others are to the
-    last bit: elsewhere they may be what was drawn between two candidates that are all but equal."""
+    """Returns the largest norm of a difference over the norm. Integers must be equal if all floats are equal to the
+    last bit; otherwise they may be tokens drawn between two nearly equal candidates, and are ignored."""
     whole, worst = [], 0.0
     for a, b in zip(got, wanted):
         same_kind(a, b)
         if not b.is_floating_point():
             whole.append((a, b))
             continue
-        there = b.isfinite()  # a mask of minus infinity is as good as a number
+        there = b.isfinite()  # a mask's minus infinity is a valid value
         if not torch.equal(a.isfinite(), there):
             return float("inf")
         a, b = (torch.where(there, t, 0).double() for t in (a, b))
@@ -40,7 +40,7 @@ def distance(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 
 
 def ripples(*shape: int, device: torch.device) -> Tensor:
-    """Numbers between -1 and 1 for a trial, which no generator is asked for: the requests' stay where they are."""
+    """Returns numbers between -1 and 1 for a trial without using a generator, whose state requests depend on."""
     return torch.arange(math.prod(shape), device=device).mul(12.9898).sin().view(shape)
 
 

@@ -1,8 +1,7 @@
 """T3's keys and values, and how a step reads and writes them.
 
-Where steps are captured, or run on a CUDA device at all, the rows of all utterances lie in one static tensor.
-Elsewhere each utterance has a tensor of its own and attends in a call of its own, so that its result does not depend on
-what is spoken beside it.
+On CUDA, or if steps are captured, the rows of all slots share one static tensor. Elsewhere each slot has its own tensor
+and its own attention call, so that its result does not depend on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -16,26 +15,26 @@ from torch import Tensor
 from ..config import T3Config
 from ..models.layers import attend, rotate_
 
-GRAIN = 64  # positions: the step in which the live part grows
+GRAIN = 64  # positions: the live part grows by multiples of this
 
 
 def empty_kv(config: T3Config, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(layers, 2, rows, heads, length, head_dim). A page of a long row costs memory only once it is written."""
+    """Returns (layers, 2, rows, heads, length, head_dim). Unwritten pages of a long row take no memory."""
     return torch.empty(config.layers, 2, rows, config.heads, length, config.head_dim, device=device, dtype=dtype)
 
 
 def paste(kv: Tensor, row: int, k: Tensor, v: Tensor) -> None:
-    """A prefix, k and v (layers, heads, P, head_dim), at the start of a row."""
+    """Copies a prefix, k and v (layers, heads, P, head_dim), to the start of a row."""
     kv[:, 0, row, :, : k.shape[2]] = k
     kv[:, 1, row, :, : v.shape[2]] = v
 
 
 @dataclass
 class StaticKVCache:
-    """The rows of all utterances in one tensor that stays where it is: graphs replay addresses."""
+    """The rows of all slots in one tensor at a fixed address, as graphs need it."""
 
     kv: Tensor  # (layers, 2, rows, heads, positions, head_dim)
-    clean: int = 0  # positions below this hold numbers, not what memory happened to hold
+    clean: int = 0  # positions below this are initialized
 
     @property
     def rows(self) -> int:
@@ -46,24 +45,24 @@ class StaticKVCache:
         return self.kv.shape[4]
 
     def clear(self, upto: int) -> None:
-        """Make [clean, upto) finite in every row: a masked position's weight is 0, but 0 times NaN is NaN."""
+        """Zeroes [clean, upto) in every row: a masked position's weight is 0, but 0 times NaN is NaN."""
         upto = min(self.length, -(-upto // GRAIN) * GRAIN)
         if upto > self.clean:
             self.kv[..., self.clean : upto, :].zero_()
             self.clean = upto
 
     def wipe(self, rows: Sequence[int]) -> None:
-        """Forget what these rows hold, as after numbers that were not finite."""
+        """Zeroes these rows, as is needed after numbers that were not finite."""
         self.kv[:, :, list(rows)] = 0
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Row `source` takes the place of row `target`."""
+        """Copies `length` positions of row `source` to row `target`."""
         self.kv[:, :, target, :, :length] = self.kv[:, :, source, :, :length]
 
 
 @dataclass
 class Prefill:
-    """As T3's `kv`: writes T positions from `start` of all rows of `kv`, each attending to all before it."""
+    """T3's `kv` argument: writes T positions from `start` on in all rows of `kv`, each attending to all before it."""
 
     kv: Tensor  # (layers, 2, R, heads, length, head_dim)
     start: int  # position
@@ -78,7 +77,7 @@ class Prefill:
 
 @dataclass
 class Decode:
-    """As T3's `kv`: writes one position per row, `positions` (R,), and attends to the live part of the first R rows."""
+    """T3's `kv` argument: writes one position per row, `positions` (R,), and attends to the live part of R rows."""
 
     cache: StaticKVCache
     positions: Tensor
@@ -106,7 +105,8 @@ class Decode:
         return attend(q, keys.narrow(2, 0, self.live), values.narrow(2, 0, self.live), self.mask)
 
     def _flash(self, q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """flash-attn writes the new position itself and reads each row to its own length, in (B, S, H, Dh) order."""
+        """Calls flash-attn, which writes the new position itself and reads each row up to its own length, in
+        (B, S, H, Dh) order."""
         from flash_attn import flash_attn_with_kvcache
 
         lengths = self.positions.to(torch.int32)
@@ -116,13 +116,13 @@ class Decode:
 
 
 class DecodeEach:
-    """As T3's `kv`: one position for every utterance, each over its own rows up to its own position: no mask, no
-    scatter, and all layers' views made at once. On a CPU an operation costs more than what it computes here, so what
-    counts is how few there are."""
+    """T3's `kv` argument: one position per slot, each with its own rows up to its own position, so without mask or
+    scatter; the views of all layers are made at once. On a CPU the overhead of an operation exceeds its computation
+    here, so the number of operations is what counts."""
 
     def __init__(self, rows: Sequence[tuple[Tensor, int]]) -> None:
-        """Per utterance, in the order of the step's rows: its kv (layers, 2, 1 | 2, heads, length, head_dim) and the
-        position that is written."""
+        """Per slot, in the order of the batch's rows: its kv (layers, 2, 1 | 2, heads, length, head_dim) and the
+        position to be written."""
         self.widths = [kv.shape[2] for kv, _ in rows]
         self.dim = rows[0][0].shape[-1]
         per_utterance = []
@@ -150,6 +150,6 @@ class DecodeEach:
 
 
 def causal_mask(start: int, end: int, device: torch.device) -> Tensor:
-    """(end - start, end): positions from `start` on see all up to themselves."""
+    """Returns (end - start, end), True = attend: positions from `start` on see all up to themselves."""
     span = torch.arange(end, device=device)
     return span <= span[start:, None]

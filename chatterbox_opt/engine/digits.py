@@ -1,5 +1,5 @@
-"""A weight -> digits and scales, and no further: a packed checkpoint holds these. The forms that products read, which
-differ by processor and library, are made of them in quantize.py. A linear is plain, or one that was stored."""
+"""Quantizes weights to digits and scales, which is what a packed checkpoint stores. quantize.py turns these into the
+layouts that products read, which differ by processor and library."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def digits_of(linear: nn.Linear | StoredLinear, quantize: Callable[[Tensor], Dig
 
 
 def int8_digits(weight: Tensor) -> Digits:
-    """For the CPU: (N, K) int8 and (N,) float64."""
+    """Returns digits for the CPU: (N, K) int8 and scales (N,) float64."""
     weight = weight.float()
     scale = weight.abs().amax(1).clamp(min=1e-8).double() / 127
     zero = torch.zeros(len(weight), dtype=torch.long)
@@ -30,14 +30,14 @@ def int8_digits(weight: Tensor) -> Digits:
 
 
 def int8_gpu_digits(weight: Tensor) -> Digits:
-    """For CUDA and MPS: (N, K) int8 and (N,) bfloat16."""
+    """Returns digits for CUDA and MPS: (N, K) int8 and scales (N,) bfloat16."""
     weight = weight.float()
     scale = weight.abs().amax(1).clamp(min=1e-8) / 127
     return {"digits": (weight / scale[:, None]).round_().to(torch.int8), "scale": scale.to(torch.bfloat16)}
 
 
 def int4_digits(weight: Tensor) -> Digits:
-    """(N, K/2) uint8, two digits each, and (K/32, N, 2) bfloat16: a weight is (digit - 8) * scale + offset."""
+    """Returns (N, K/2) uint8, two digits each, and (K/32, N, 2) bfloat16: a weight is (digit - 8) * scale + offset."""
     groups = weight.float().unflatten(1, (-1, GROUP))
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     scale = ((high - low) / 15).clamp(min=1e-8)
@@ -47,20 +47,20 @@ def int4_digits(weight: Tensor) -> Digits:
 
 
 def half_digits(weight: Tensor) -> Digits:
-    """(N, K) float16. What lies beyond its range becomes its largest, as the product has it."""
+    """Returns (N, K) float16. Values out of its range are clamped, as the product does."""
     most = torch.finfo(torch.float16).max
     return {"half": weight.float().clamp(-most, most).half()}
 
 
 def quantized_tensor(digits: Tensor, scale: Tensor) -> Tensor:
-    """Digits of the CPU's int8 as torch's quantized tensor."""
+    """Returns digits of int8_digits() as torch's quantized tensor."""
     return torch._make_per_channel_quantized_tensor(digits, scale, torch.zeros(len(scale), dtype=torch.long), 0)
 
 
 @contextmanager
-def unannounced() -> Iterator[None]:
-    """torch 2.15 announces the end of quantized tensors, and has no other way in yet. Around threads, and not inside
-    them: the filters of warnings belong to the process."""
+def without_deprecation_warning() -> Iterator[None]:
+    """Suppresses torch's deprecation warning for quantized tensors, which have no replacement yet. Use around threads
+    and not inside them: warning filters are global to the process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*quantized tensor creation", category=UserWarning)
         yield

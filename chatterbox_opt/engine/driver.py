@@ -1,7 +1,8 @@
-"""Who drives an engine: a caller that finds nobody driving does it for all until its own call is done, then another one
-does. Only streams, whose listeners are busy listening, have a thread that does it when nobody else will.
+"""Which thread runs the engine's steps.
 
-So a plain script stays on one thread, where multiplying on a CPU is quickest (see openmp.py).
+A caller that finds no thread driving runs the steps for all calls until its own is done; then another caller takes
+over. Streams, whose callers do not wait inside the engine, have a background thread for when no caller drives. So a
+plain script stays on one thread, where products on a CPU are fastest (see openmp.py).
 """
 
 from __future__ import annotations
@@ -20,24 +21,24 @@ import torch
 from .openmp import dismiss_workers
 from .request import Call
 
-LOOK = 0.02  # s between two looks at `cancel` while all that is left to do waits for its listeners
+LOOK = 0.02  # s between two checks of `cancel` while all remaining work waits for listeners
 
 _engines: weakref.WeakSet[Driver] = weakref.WeakSet()
 
 
 class Driver:
-    """`step()`, `check()`, `busy()` and `end_all()` are the engine's."""
+    """Base class of the engine, which implements `step()`, `check()`, `busy()` and `end_all()`."""
 
     inbox: deque[Call]
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._turn = threading.Lock()  # who has it drives
+        self._turn = threading.Lock()  # held by the thread that drives
         self._changed = threading.Condition()
-        self._driving: int | None = None  # thread
+        self._driving: int | None = None  # ident of that thread
         self._thread: threading.Thread | None = None
-        self._unheard: set[Call] = set()  # calls that nobody waits in: the thread's
+        self._started: set[Call] = set()  # started calls, in which no caller waits
         self._closed, self._process = False, os.getpid()
         _engines.add(self)
 
@@ -65,18 +66,18 @@ class Driver:
             raise call.error
 
     def start(self, call: Call) -> None:
-        """Returns at once; `call.ended` tells of the end."""
+        """Submits the call and returns at once; `call.ended` is called at its end."""
         with self._changed:
             self._submit(call)
-            self._unheard.add(call)
+            self._started.add(call)
             if self._thread is None and not call.done:
-                dismiss_workers()  # this thread's: it multiplies no more for now
+                dismiss_workers()  # of this thread, which computes nothing for now
                 self._thread = threading.Thread(target=self._serve, name="chatterbox-engine", daemon=True)
                 self._thread.start()
 
     @contextmanager
-    def resting(self) -> Iterator[None]:
-        """Within, nobody is being spoken, and nobody drives."""
+    def idle(self) -> Iterator[None]:
+        """Inside, no utterance is being spoken and no thread drives."""
         with self._turn, self._place():
             while self.busy():
                 self.step()
@@ -84,18 +85,18 @@ class Driver:
         self.wake()
 
     def wait_for_end(self, call: Call) -> None:
-        """Of one that was started."""
+        """Returns when a call given to start() is done."""
         if self._driving != threading.get_ident():
             with self._changed:
                 self._changed.wait_for(lambda: call.done)
 
     def wake(self) -> None:
-        """Something has changed: a listener has taken a chunk, a call was cancelled."""
+        """Wakes waiting threads, because a listener has taken a chunk or a call was cancelled."""
         with self._changed:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Ends every call, and the thread."""
+        """Ends every call and the background thread."""
         self._closed = True
         self.wake()
         thread = self._thread
@@ -134,15 +135,15 @@ class Driver:
             )
 
     def wait_for_inputs(self, call: Call) -> None:
-        """The caller's stream has made them."""
+        """Makes the engine's CUDA stream wait until the caller's stream has computed the call's tensors."""
         if call.ready is not None:
             self._stream.wait_event(call.ready)
 
     def ended(self, call: Call) -> None:
-        """Called by the engine, once a call."""
+        """Called by the engine once per call."""
         call.ended()
         with self._changed:
-            self._unheard.discard(call)
+            self._started.discard(call)
             self._changed.notify_all()
 
     def _drive(self, done: Callable[[], bool]) -> None:
@@ -156,14 +157,14 @@ class Driver:
             try:
                 with self._place():
                     self._steps(done)
-            except BaseException as error:  # as Ctrl-C in the middle of a step
+            except BaseException as error:  # such as Ctrl-C in the middle of a step
                 self.end_all(error)
                 raise
             finally:
                 self._driving = None
                 self._turn.release()
                 self.wake()
-                dismiss_workers()  # another thread's, which may be next, would be slowed down by their waiting
+                dismiss_workers()  # left waiting, they would slow down the thread that drives next
 
     def _steps(self, done: Callable[[], bool]) -> None:
         while not done():
@@ -175,15 +176,15 @@ class Driver:
 
     def _serve(self) -> None:
         while True:
-            with suppress(BaseException):  # every call has been told
-                self._drive(lambda: not self._unheard)
+            with suppress(BaseException):  # every call already has the error
+                self._drive(lambda: not self._started)
             with self._changed:
-                if not self._unheard:
+                if not self._started:
                     self._thread = None
                     return
 
     def _place(self) -> AbstractContextManager:
-        """The engine's own CUDA stream, whatever the caller's is: all of its work is in one order."""
+        """Selects the engine's own CUDA stream, whatever the caller's is, so that all its work is in one order."""
         stack = ExitStack()
         if self._stream is not None:
             stack.enter_context(torch.cuda.device(self.device))
@@ -193,6 +194,6 @@ class Driver:
 
 @atexit.register
 def _close_all() -> None:
-    """A thread that Python leaves behind in the middle of an operation takes the process down with it."""
+    """Stops all threads at exit: one that Python leaves in the middle of an operation crashes the process."""
     for engine in list(_engines):
         engine.close()

@@ -1,4 +1,4 @@
-"""Where an utterance ends. Looked at on the host, at the tokens it fetches anyway."""
+"""Decides where an utterance ends, on the host, from the tokens it fetches anyway."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 from ..config import STOP_SPEECH
 
-BROKEN = -1  # drawn where the logits are not finite
+BROKEN = -1  # the token drawn if the logits are not finite
 LOOP = 75  # tokens, 3 s: a pause may last 2 s, music does not repeat to the token
 PERIODS = range(1, 9)
-PER_TEXT_TOKEN = 14  # a letter or a piece of a word, at less than half the speed of slow speech
-FLOOR = 300  # tokens, 12 s: what a one-word text may take
+PER_TEXT_TOKEN = 14  # speech tokens per text token (a letter or part of a word): slow speech needs less than half of it
+FLOOR = 300  # tokens, 12 s: allowed even for a text of one word
 
 
 def ending(tokens: Sequence[int], searched: int, limit: int, text_tokens: int, guard: bool) -> tuple[int, str] | None:
-    """(how many tokens count, why they end) or None while they do not; `searched` of them were looked at before."""
+    """Returns (tokens that count, why they end), or None while the utterance goes on. `searched` tokens were examined
+    by earlier calls."""
     fresh = tokens[searched:]
     if BROKEN in fresh:
         return searched + fresh.index(BROKEN), "broken"
@@ -28,7 +29,7 @@ def ending(tokens: Sequence[int], searched: int, limit: int, text_tokens: int, g
 
 
 def ran_away(tokens: Sequence[int], text_tokens: int) -> bool:
-    """Whether the last 3 s repeat one short pattern, or the speech is far longer than its text can need."""
+    """Whether the last 3 s repeat one short pattern, or the speech is far longer than the text can need."""
     if len(tokens) > FLOOR + PER_TEXT_TOKEN * text_tokens:
         return True
     if len(tokens) < LOOP:

@@ -1,4 +1,4 @@
-"""One engine a model: whoever calls, and however often at once, shares the batch that is running."""
+"""The engine of one model: all concurrent calls share its running batch. Start reading at Engine.step()."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class Engine(Driver):
         self.inbox: deque[Call] = deque()  # from any thread
         self.calls: list[Call] = []
         self.waiting: list[Utterance] = []  # for a slot
-        self.renderer = Renderer(mel, wav, device, self.deliver, self.blaming, self.timed)
+        self.renderer = Renderer(mel, wav, device, self.deliver, self.errors_end, self.timed)
         self.scheduler = Scheduler(options.slots, self.renderer.workers.count)
 
     # ---- the whole system --------------------------------------------------------------------------
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """Returns whether there was anything to do."""
+        """Does the next piece of work and returns whether there was any."""
         self.accept()
-        room = self.room()  # ahead of a look at who there is: who fits no memory leaves
+        room = self.room()  # first, because it ends a call for which there is not enough memory
         sounding = self.renderer.candidates(self.calls)
         plan = self.scheduler.plan(self.waiting, self.speaking, sounding, *room, time.perf_counter())
         self.prefill(plan.join)
@@ -53,19 +53,19 @@ class Engine(Driver):
         self.counted.steps += 1
         return bool(plan.join or plan.render or plan.decode)
 
-    # ---- who there is ------------------------------------------------------------------------------
+    # ---- state -------------------------------------------------------------------------------------
 
     @property
     def speaking(self) -> list[Utterance]:
         return [slot.utterance for slot in self.tokens.live] if self.tokens else []
 
     def room(self) -> tuple[int, Any]:
-        """(free slots, whether an utterance fits into one)"""
+        """Returns the number of free slots, and the function that tells whether an utterance fits into one."""
         if self.tokens is None or not self.waiting:
             return 0, None
         if not self.tokens.live:
             first = min(self.waiting, key=lambda u: u.call.submitted)
-            with self.blaming(first.call):
+            with self.errors_end(first.call):
                 self.tokens.reserve(self.options.slots, positions(first, self.tokens.config, self.options))
         return self.tokens.free, self.tokens.fits
 
@@ -80,17 +80,17 @@ class Engine(Driver):
     # ---- the parts of a step -----------------------------------------------------------------------
 
     def accept(self) -> None:
-        """New calls come in, cancelled ones leave."""
+        """Takes new calls from the inbox and ends cancelled ones."""
         while self.inbox:
             call = self.inbox.popleft()
             self.wait_for_inputs(call)
             for u in call.utterances if call.stream else ():
-                u.sound_noise = u.noise.fork()  # ahead of its first token: what is drawn when is another's concern
+                u.sound_noise = u.noise.fork()  # before its first token, so that timing changes no noise
             self.calls.append(call)
             self.waiting += [u for u in call.utterances if u.stopped is None]
             self.renderer.whole += [u for u in call.utterances if u.stopped is not None and not call.stream]
             if not call.utterances:
-                with self.blaming(call):
+                with self.errors_end(call):
                     if call.sink is not None:
                         call.sink.finish()
                     self.end(call)
@@ -111,14 +111,14 @@ class Engine(Driver):
             alone = [u for u in new if not u.call.done and not u.tokens]
             if len(alone) == 1:
                 self.end(alone[0].call, error)
-            elif alone:  # who of them was it?
+            elif alone:  # find out which of them failed
                 self.waiting += alone
                 for u in alone:
                     self.prefill([u] if not u.call.done else [])
         self.report(new)
 
     def decode(self) -> None:
-        """A block of tokens for everybody."""
+        """Draws a block of tokens for every live slot."""
         speaking = self.speaking
         before, start = sum(len(u.tokens) for u in speaking), time.perf_counter()
         try:
@@ -132,20 +132,20 @@ class Engine(Driver):
 
     def deliver(self, u: Utterance, wave: Tensor, last: bool) -> None:
         call = u.call
-        with self.blaming(call):
+        with self.errors_end(call):
             if not wave.isfinite().all():
                 raise NotFinite("the sound is not finite: broken weights, or a precision too low for them")
             if len(wave):
                 self.counted.sounded(call, len(wave))
                 call.first_sound = call.first_sound or time.perf_counter()
-                call.heard += len(wave) / S3GEN_RATE
+                call.delivered += len(wave) / S3GEN_RATE
             with self.timed("watermark", [u]):
                 call.sink.add(u, wave, last)
             if last:
                 self.complete(u)
 
     def release(self) -> None:
-        """Who has all tokens leaves the batch, and who is not waited for any more."""
+        """Frees the slots of utterances that have all their tokens or whose call is done."""
         if self.tokens is None:
             return
         gone = [s for s in self.tokens.live if s.utterance.stopped or s.utterance.call.done]
@@ -157,7 +157,7 @@ class Engine(Driver):
                 error = NotFinite("the logits are not finite: broken weights, or a precision too low for them")
                 self.end(u.call, error)
             elif u.voice is None:
-                with self.blaming(u.call):
+                with self.errors_end(u.call):
                     self.complete(u)
             elif not u.call.stream:
                 self.renderer.whole.append(u)
@@ -178,12 +178,12 @@ class Engine(Driver):
             call.head += 1
 
     def end(self, call: Call, error: BaseException | None = None) -> None:
-        """Nothing of the call is left in the engine; its slots are given up by release()."""
+        """Removes the call from the engine, with the error that ended it; release() frees its slots."""
         if call.done:
             return
         call.error = error
         self.counted.ended(call)
-        call.done = True  # behind what another thread reads once it is
+        call.done = True  # last: another thread reads `error` and the counts once this is set
         self.calls.remove(call)
         self.waiting = [u for u in self.waiting if u.call is not call]
         self.renderer.forget(call)
@@ -203,10 +203,10 @@ class Engine(Driver):
         super().close()
         self.renderer.workers.close()
 
-    # ---- small things ------------------------------------------------------------------------------
+    # ---- helpers -----------------------------------------------------------------------------------
 
     def check(self, call: Call) -> None:
-        """Raises ValueError for what this model cannot speak."""
+        """Raises ValueError for an utterance that this model cannot speak."""
         for utterance in call.utterances:
             if utterance.text_ids is not None:
                 check(utterance, self.tokens.config, self.options)
@@ -214,12 +214,12 @@ class Engine(Driver):
     def report(self, utterances: Sequence[Utterance]) -> None:
         for call in {u.call for u in utterances}:
             if not call.done and call.progress is not None:
-                with self.blaming(call):
+                with self.errors_end(call):
                     call.report()
 
     @contextmanager
-    def blaming(self, call: Call) -> Iterator[None]:
-        """What goes wrong within is this call's, and nobody else's."""
+    def errors_end(self, call: Call) -> Iterator[None]:
+        """An exception raised inside ends this call and no other."""
         try:
             yield
         except Exception as error:
@@ -227,11 +227,11 @@ class Engine(Driver):
 
     @contextmanager
     def timed(self, stage: str, utterances: Sequence[Utterance]) -> Iterator[None]:
-        """Its time is added to every call that is served by it."""
+        """Adds the time spent inside to `stage` of every call that has one of the utterances."""
         start = time.perf_counter()
         yield
         if self.device.type == "cuda" and stage in ("mel", "wav"):
             torch.cuda.current_stream(self.device).synchronize()
         spent = time.perf_counter() - start
-        for call in {u.call for u in utterances if not u.call.done}:  # whose caller reads it
+        for call in {u.call for u in utterances if not u.call.done}:  # a done call is being read by its caller
             call.seconds[stage] = call.seconds.get(stage, 0.0) + spent

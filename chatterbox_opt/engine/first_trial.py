@@ -1,8 +1,8 @@
-"""What this device does not survive is left out: found by another process, the first time the device is met.
+"""Disables kernels and captures that crash or hang on this GPU, as found in a child process at the first start on it.
 
 An illegal access or a hang cannot be caught in the process that has it. So a child with a time limit runs every kernel
-and every capture once (trial_child.py), at the model's widths and with few layers. Its verdict is a file in the user's
-cache folder, one for each device, driver, torch, package, model and precision.
+and every capture once (trial_child.py), at the model's widths and with few layers. The results are stored in a file in
+the user's cache folder, one per device, driver, torch, package, model and precision.
 """
 
 from __future__ import annotations
@@ -33,28 +33,28 @@ from .kernels.step import available
 logger = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).parents[1]
-MATTERS = ("compile", "attention", "dtype", "s3gen_dtype", "quantize")  # to what is run
+MATTERS = ("compile", "attention", "dtype", "s3gen_dtype", "quantize")  # options that change what is run
 _lock = threading.Lock()
-_known: dict[str, dict[str, Any]] = {}  # verdicts of this process, where no file can be written either
+_known: dict[str, dict[str, Any]] = {}  # name -> verdict, for when no file can be written
 
 
-def settled_for(options: EngineOptions, device: torch.device, config: ModelConfig) -> EngineOptions:
-    """Resolved `options` without what a GPU did not survive."""
-    return options if device.type != "cuda" else survivors(options, device, config)
+def usable_options(options: EngineOptions, device: torch.device, config: ModelConfig) -> EngineOptions:
+    """Returns resolved `options` without the parts that a GPU did not survive."""
+    return options if device.type != "cuda" else surviving_options(options, device, config)
 
 
-def survivors(options: EngineOptions, device: torch.device, config: ModelConfig) -> EngineOptions:
-    """`options` without what a child did not survive. One is started where no verdict is known."""
+def surviving_options(options: EngineOptions, device: torch.device, config: ModelConfig) -> EngineOptions:
+    """Returns `options` without the parts that a child process did not survive; starts one if no verdict is known."""
     wanted = parts_of(options)
     if options.trial not in ("first", "always") or not wanted:
         return options
-    if why := trial_process.hindrance():
+    if why := trial_process.why_no_child():
         logger.info("captures and kernels are tried in this process alone: %s", why)
         return options
     try:
         with _lock:
             verdict = verdict_on(options, device, config, wanted)
-    except Exception as problem:  # what cannot be tried there is tried here
+    except Exception as problem:  # then the trial takes place in this process only
         text = "captures and kernels are tried in this process alone: %s: %s"
         logger.warning(text, type(problem).__name__, problem)
         return options
@@ -67,7 +67,7 @@ def survivors(options: EngineOptions, device: torch.device, config: ModelConfig)
 
 
 def parts_of(options: EngineOptions) -> list[str]:
-    """Kernels ahead of the captures that contain them."""
+    """Returns the names of kernels and captures in use, kernels before the captures that contain them."""
     kernels = [f"kernel {name}" for name in KERNELS if options.wants(name) and available()]
     return kernels + [f"capture {name}" for name in CAPTURES if options.compile and options.records(name)]
 
@@ -87,7 +87,7 @@ def without(options: EngineOptions, bad: list[str]) -> EngineOptions:
 
 
 def known() -> list[dict[str, Any]]:
-    """Every verdict that this process has gone by."""
+    """Returns every verdict used in this process."""
     return list(_known.values())
 
 
@@ -111,25 +111,25 @@ def verdict_on(options: EngineOptions, device: torch.device, config: ModelConfig
 
 
 def tried(parts: list[str], options: EngineOptions, device: torch.device, config: ModelConfig) -> dict[str, Any]:
-    """What became of each. Where a part takes its child with it, another child goes on with the rest."""
+    """Returns the verdict on each part. If a part kills its child, another child continues with the rest."""
     done: dict[str, Any] = {}
     ends = time.monotonic() + trial_process.ALL_SECONDS
     while (left := [part for part in parts if part not in done]) and time.monotonic() < ends:
         job = {"parts": left, "options": without(options, fatal(done)), "device": str(device), "config": config}
         heard, end = trial_process.in_child(job)
         done |= heard
-        if end is None or end.part is None:  # it came as far as it could, or did not come as far as a part
+        if end is None or end.part is None:  # it finished, or ended before its first part
             if untold := len(left) - len(heard):
                 text = "of %d kernels and captures nothing was heard from another process (%s): this one goes on alone"
                 logger.info(text, untold, end.text if end else "it ended")
             break
         done[end.part] = {"verdict": end.verdict, "text": end.text}
-    # kept as well: the next start would fare no better, and is to be quick
+    # untold parts are stored too: the next start would do no better, and is to be quick
     return {part: {"verdict": trial_process.UNTOLD, "text": ""} for part in parts} | done
 
 
 def described(options: EngineOptions, device: torch.device, config: ModelConfig) -> dict[str, Any]:
-    """What a verdict holds for."""
+    """Returns everything that a verdict depends on."""
     gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if gpu else f"{device.type} {platform.machine()}",
@@ -160,7 +160,7 @@ def read(file: Path) -> dict[str, Any] | None:
 
 
 def write(file: Path, verdict: dict[str, Any]) -> None:
-    """Whole or not at all: others may read it, or write their own, at this moment."""
+    """Writes the file atomically, as other processes may read or write it at the same time."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False, encoding="utf-8") as made:
@@ -183,7 +183,7 @@ def driver() -> str:
 
 @cache
 def code() -> str:
-    """Of what is run: a checkout changes without its version."""
+    """Returns a checksum of engine and models: a source checkout changes without its version."""
     total = 0
     for folder in ("engine", "models"):
         for file in sorted((PACKAGE / folder).rglob("*.py")):

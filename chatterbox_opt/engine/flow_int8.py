@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..models.conformer import HalfLinear
 from ..models.estimator import Attention, Estimator, Transformer
-from .digits import unannounced
+from .digits import without_deprecation_warning
 from .quantize import Int8Linear
 
 
@@ -29,7 +29,7 @@ class Int8Product(nn.Module):
 @torch.inference_mode(False)
 def quantize_blocks(estimator: Estimator) -> None:
     """In place. Attention goes on in the precision of the weights that were here."""
-    with unannounced():
+    with without_deprecation_warning():
         for part in estimator.modules():
             if isinstance(part, Attention) and isinstance(part.qkv, HalfLinear):
                 part.qkv = Int8Product(part.qkv, part.qkv.weight.dtype)

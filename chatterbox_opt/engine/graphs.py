@@ -1,6 +1,6 @@
-"""Captured execution: the only file that says torch.compile or CUDAGraph, with one off switch.
+"""CUDA graphs and torch.compile; no other file uses either, and mode None turns both off.
 
-A `Captured` wraps one function of no arguments a key, which reads and writes tensors that stay where they are.
+A `Captured` holds one function without arguments per key, which reads and writes tensors at fixed addresses.
 With mode None it just calls the function, so the eager and the captured path are the same code.
 """
 
@@ -25,20 +25,20 @@ from .agreement import REPLAY_TOLERANCE, distance
 
 logger = logging.getLogger(__name__)
 
-# A process records one graph at a time: a recording ends with any wait for the whole device, and each begins with one.
+# A process captures one graph at a time: each capture begins by synchronizing the device, which would break another's.
 recording = threading.RLock()
-MOST_KEYS = 256  # of one function
+MOST_KEYS = 256  # compiled variants of one function
 WARM_UPS = 2  # runs before a capture: lazy initialisation and kernel compilation may not happen inside one
-ROUNDS = 5  # of a timing, by turns
-PATIENCE = 1.1  # times what its twin takes in the middle is too much for the quickest replay: others may be at work
+ROUNDS = 5  # of timing replay and eager run alternately
+PATIENCE = 1.1  # the fastest replay may take this times the eager median: the device may be shared
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A recording has to earn its place: it is replayed once beside what it was recorded from."""
+    """Says that a capture is to be compared with the eager run before it is used."""
 
     name: str  # of options.CAPTURES
-    dtype: torch.dtype  # that is computed in
+    dtype: torch.dtype  # of the computation
 
 
 def on_trial(name: str, options: EngineOptions, dtype: str) -> Trial | None:
@@ -46,7 +46,7 @@ def on_trial(name: str, options: EngineOptions, dtype: str) -> Trial | None:
 
 
 class NotTheSame(RuntimeError):
-    """A replay that says something else than its twin, or takes longer."""
+    """Raised when a replay's results differ from the eager run's, or it takes longer."""
 
 
 class Captured:
@@ -54,12 +54,12 @@ class Captured:
         self, mode: str | None, device: torch.device, stream: Any = None, trial: Trial | None = None,
         kept: Callable[[Any], Any] = lambda result: result,
     ) -> None:  # fmt: skip
-        """`kept` picks of a result what its callers want: the rest is there to be compared, and its memory is free
-        behind the trial. Without a trial what goes wrong in a recording is raised."""
+        """`kept` selects the part of a result that callers use; the rest is for comparison, and freed after the trial.
+        Without a trial an error during capture is raised."""
         self.mode, self.device, self.trial, self.kept = mode, device, trial, kept
         self.closed: str | None = None  # why nothing more is captured
-        self.refused: set[Hashable] = set()  # that found no memory
-        self.seconds: tuple[float, float] | None = None  # of the first replay, and of its twin
+        self.refused: set[Hashable] = set()  # keys for which memory ran out
+        self.seconds: tuple[float, float] | None = None  # of the first replay, and of the eager run
         self._graphs: dict[Hashable, Any] = {}
         self._results: dict[Hashable, Any] = {}
         self._pool: Any = None
@@ -79,9 +79,9 @@ class Captured:
     def prepare(
         self, key: Hashable, run: Callable[[], Any], moving: Sequence[Tensor] = (), spoil: Callable = lambda: None
     ) -> bool:
-        """Capture `run` under `key`, and say whether it is: without, run() does it as it comes. `moving` is what a run
-        changes and the next one begins with; it is left as it was. Whatever else a run writes may not hold anything of
-        value, and `spoil` overwrites it, so that a replay that does not write it is found out."""
+        """Captures `run` under `key` and returns whether it is captured; if not, run() calls it eagerly. `moving` are
+        the tensors that a run both reads and changes; they are restored. Everything else a run writes must be free to
+        overwrite, and `spoil` overwrites it, so that the trial notices a replay that does not write it."""
         if self.ready(key) or self._refuses(key):
             return self.ready(key)
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext(), recording:
@@ -93,7 +93,7 @@ class Captured:
 
             try:
                 if self.mode == "reduce-overhead":
-                    again()  # tables that are made at first use are no part of what is compiled
+                    again()  # tables made at first use must exist before compilation
                     self._record(key, compiled(run), again)
                 else:
                     self._record(key, run, again)
@@ -111,7 +111,7 @@ class Captured:
         return self.ready(key)
 
     def run(self, key: Hashable, run: Callable[[], Any]) -> Any:
-        """What `run` returns. A captured result is overwritten by the next replay: use it before."""
+        """Returns what `run` returns. A captured result is overwritten by the next replay, so use it before."""
         if key in self._graphs:
             result = self._replay(key)
             return result if key in self._results else self.kept(result)
@@ -120,7 +120,7 @@ class Captured:
         return self.kept(run())
 
     def forget(self) -> None:
-        """Drop every capture, as when the memory it reads has moved."""
+        """Drops every capture, as is needed when the memory they read has moved."""
         with recording:
             self._graphs.clear()
             self._results.clear()
@@ -132,24 +132,24 @@ class Captured:
     # ---- recording ---------------------------------------------------------------------------------
 
     def _record(self, key: Hashable, run: Callable[[], Any], again: Callable[..., Any]) -> None:
-        if self.device.type != "cuda":  # nothing to record there: the compiled function is all there is
+        if self.device.type != "cuda":  # no graphs there: keep the compiled function
             again(run)
             self._graphs[key] = run
             return
-        # One side stream for all of these: cuBLAS keeps a workspace for every stream it ever saw, graphs of one stream
-        # share it and may not run at once, and torch's own choice belongs to the first device that captured.
+        # One side stream for all captures: cuBLAS keeps a workspace per stream, which the graphs of a stream share, so
+        # they must not run concurrently; and torch's own capture stream belongs to the first device that captured.
         self._stream = self._stream or torch.cuda.Stream()
-        here, side = torch.cuda.current_stream(), self._stream
-        side.wait_stream(here)
+        current, side = torch.cuda.current_stream(), self._stream
+        side.wait_stream(current)
         with torch.cuda.stream(side):
             for _ in range(WARM_UPS):
                 again(run)
-        here.wait_stream(side)
+        current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         # prepare the largest first: the others fit into its memory
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        # The outer stream: torch's own way out does not come back from it where a recording fails.
-        # thread_local: what another thread allocates or launches meanwhile does not spoil the capture
+        # The outer stream context: torch's own does not leave the stream when a capture fails.
+        # thread_local: allocations and launches of other threads do not break the capture
         how = dict(stream=side, capture_error_mode="thread_local")
         with torch.cuda.stream(side), torch.cuda.graph(graph, self._pool, **how):
             self._results[key] = run()
@@ -166,7 +166,7 @@ class Captured:
         self._graphs.pop(key, None)
         self._results.pop(key, None)
         if self.device.type == "cuda":
-            with suppress(RuntimeError):  # what has been launched by now may still write
+            with suppress(RuntimeError):  # kernels already launched may still write
                 torch.cuda.synchronize()
             give_up_recording(self.device, self._pool)
 
@@ -182,7 +182,7 @@ class Captured:
         error, allowed = distance(got, wanted), REPLAY_TOLERANCE[self.trial.dtype]
         if not error <= allowed:
             raise NotTheSame(f"a replay differs by {error:.2g}, {allowed:.2g} is allowed")
-        if self.seconds is None:  # one of a kind is timed: a warm-up has dozens
+        if self.seconds is None:  # only the first capture is timed: a warm-up has dozens
             rounds = [(self._seconds(lambda: again(replay)), self._seconds(again)) for _ in range(ROUNDS)]
             self.seconds = own, plain = min(own for own, _ in rounds), median(plain for _, plain in rounds)
             if own > PATIENCE * plain:
@@ -196,7 +196,7 @@ class Captured:
         return time.perf_counter() - start
 
     def _close(self, key: Hashable, problem: Exception) -> None:
-        """What is captured stays; all else of this kind runs as it comes, or what found no memory does."""
+        """Keeps what is captured; from now on other keys run eagerly, or after a lack of memory this key alone."""
         if isinstance(problem, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
             text = "out of memory while capturing the %s at %s: what finds no room runs uncaptured"
@@ -219,28 +219,28 @@ def put_back(moving: Sequence[Tensor], before: Sequence[Tensor]) -> None:
 
 
 def give_up_recording(device: torch.device, pool: Any) -> None:
-    """A recording that fails leaves torch's global generator marked as being recorded, and no draw possible; and where
-    it cannot even be ended, the allocator goes on recording into its pool."""
+    """Cleans up after a failed capture, which leaves torch's global generator in capture mode, where it cannot draw,
+    and, if the capture could not be ended, the allocator still filling its pool."""
     index = torch.cuda.current_device() if device.index is None else device.index
-    with suppress(AttributeError, RuntimeError, TypeError):  # raised where it was ended, or never begun
+    with suppress(AttributeError, RuntimeError, TypeError):  # raised if it was ended or never begun
         torch._C._cuda_endAllocateToPool(index, pool)
         torch._C._cuda_releasePool(index, pool)
-    with suppress(AttributeError, RuntimeError):  # what made the recording fail is what is to be heard of
+    with suppress(AttributeError, RuntimeError):  # the error to report is the capture's
         generator = torch.cuda.default_generators[index]
         generator.graphsafe_set_state(generator.clone_state())
 
 
 def bucket(rows: int) -> int:
-    """Captured batches have 1, 2, 4, 8... rows."""
+    """Returns the captured batch size for `rows`: the next power of two."""
     return 1 << (rows - 1).bit_length()
 
 
 def compiled(run: Callable[[], Any]) -> Callable[[], Any]:
-    """torch.compile's fused kernels without its own graph trees: those belong to the thread that made them, while
-    requests come from any. "reduce-overhead" is these kernels recorded in our graph."""
+    """Returns `run` compiled by torch.compile without its graph trees, which belong to the thread that made them while
+    requests come from any thread. "reduce-overhead" captures these kernels in a graph of ours."""
 
     def call() -> Any:
-        # Every key compiles the same code anew; the default allows eight, then runs eagerly without a word.
+        # Every key compiles the same code again; torch allows eight by default and then silently runs eagerly.
         with torch._dynamo.config.patch(cache_size_limit=MOST_KEYS, accumulated_cache_size_limit=8 * MOST_KEYS):
             return fused()
 

@@ -1,4 +1,4 @@
-"""One request's randomness, drawn in upstream's order, so that a row never depends on its batch."""
+"""The random numbers of one utterance, drawn in upstream's order, so that a row does not depend on its batch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 _lock = threading.Lock()
-_borrower: weakref.ref[RequestNoise] | None = None  # who continues torch's global generators for now
+_borrower: weakref.ref[RequestNoise] | None = None  # the one that continues torch's global generators at present
 
 
 class RequestNoise:
-    """Generators of its own, which start where `torch.manual_seed(seed)` would put the global ones. `seed` None
-    continues torch's global generators, as upstream does: they are borrowed, and advanced by `give_back()` to where the
-    request has come. They have one borrower at a time; who comes meanwhile takes a seed from them."""
+    """Own generators, in the state that `torch.manual_seed(seed)` would give the global ones. With `seed` None they
+    continue torch's global generators, as upstream does: these are borrowed, and `give_back()` advances them by what
+    was drawn. They have one borrower at a time; a request that comes meanwhile draws its seed from them."""
 
     def __init__(self, device: torch.device, seed: int | None) -> None:
         self.device = torch.device(device)
@@ -42,7 +42,7 @@ class RequestNoise:
             return True
 
     def give_back(self) -> None:
-        """Advance the global generators to where this request has come, unless somebody else has moved them since."""
+        """Advances the global generators by what was drawn here, unless other code has used them since."""
         global _borrower
         lent, self._lent = self._lent, []
         for lender, ours, before in lent:
@@ -53,8 +53,8 @@ class RequestNoise:
                 _borrower = None
 
     def exponential(self, out: Tensor) -> Tensor:
-        """Fill `out` with Exp(1). argmax(p / Exp(1)) draws what torch.multinomial(p, 1) would, and on the CPU
-        a (k, V) block holds the same numbers as k draws of (V,). `out` may be on the host wherever the generator is."""
+        """Fills `out` with Exp(1). argmax(p / Exp(1)) draws what torch.multinomial(p, 1) would, and on the CPU
+        a (k, V) block holds the same numbers as k draws of (V,). `out` may be on another device than the generator."""
         if out.device.type != self.device.type:
             return out.copy_(torch.empty_like(out, device=self.device).exponential_(1.0, generator=self.local))
         return out.exponential_(1.0, generator=self.local)
@@ -63,18 +63,18 @@ class RequestNoise:
         return torch.randn(shape, generator=self.local, device=self.device)
 
     def phases(self, n: int) -> Tensor:
-        """(1, n, 1) in [-pi, pi), always drawn on the host, as upstream does."""
+        """Returns (1, n, 1) in [-pi, pi), always drawn on the host, as upstream does."""
         return torch.rand(1, n, 1, generator=self.cpu).mul_(2 * math.pi).sub_(math.pi).to(self.device)
 
     def fork(self) -> RequestNoise:
-        """Another request's randomness that follows from where this one stands, and leaves it there."""
+        """Returns new generators seeded from the state of this one, which stays unchanged."""
         return RequestNoise(self.device, zlib.crc32(self.state().cpu().numpy().tobytes()))
 
     def state(self) -> Tensor:
         return self.local.get_state()
 
     def restore(self, state: Tensor) -> None:
-        """Back to an earlier `state`: what was drawn ahead of an utterance's end is undone."""
+        """Returns to an earlier `state`: undoes what was drawn past an utterance's end."""
         self.local.set_state(state)
 
 

@@ -1,4 +1,4 @@
-"""The one place that talks to OpenMP, which multiplies on the CPU."""
+"""Controls OpenMP, whose workers compute torch's CPU operations. The only file that calls it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import Path
 
 import torch
 
-SOFT = 1  # omp_pause_soft: settings stay
+SOFT = 1  # omp_pause_soft: settings are kept
 
 
 def dismiss_workers() -> None:
-    """The calling thread's OpenMP workers go; it gets new ones when it multiplies again. As long as two threads have
-    workers of their own, GNU's OpenMP sees more of them than processors and lets them sleep between any two operations:
-    the thread that does all the work is slow then, most of all with a small network."""
+    """Ends the calling thread's OpenMP workers; its next parallel operation starts new ones. While two threads have
+    workers, GNU's OpenMP counts more workers than processors and lets them sleep between any two operations, which
+    slows down the thread that does all the work, most of all with a small network."""
     for library in _libraries():
         library.omp_pause_resource_all(SOFT)
 
 
 def multiply_alone() -> None:
-    """From now on the calling thread multiplies without workers, whatever the others do."""
-    torch.get_num_threads()  # torch's own setting, made at a thread's first use, would undo this
+    """Makes the calling thread compute without OpenMP workers from now on; other threads are unaffected."""
+    torch.get_num_threads()  # torch sets the count at a thread's first use, which would undo this
     for library in _libraries():
         library.omp_set_num_threads(1)
 
@@ -33,8 +33,8 @@ def can_multiply_alone() -> bool:
 
 @cache
 def _libraries() -> list[ctypes.CDLL]:
-    """GNU's, as loaded into this process. Others have no such habit."""
-    with suppress(OSError):  # no /proc but on Linux
+    """Returns the GNU OpenMP libraries loaded into this process. Other implementations do not need this."""
+    with suppress(OSError):  # /proc exists on Linux only
         lines = Path("/proc/self/maps").read_text().splitlines()
         paths = {line.split(maxsplit=5)[-1] for line in lines if "libgomp" in line}
         found = [ctypes.CDLL(path) for path in sorted(paths) if Path(path).is_file()]

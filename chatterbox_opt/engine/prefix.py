@@ -1,4 +1,4 @@
-"""A voice's part of the k/v cache, computed once: it comes first, so nothing that follows can change it."""
+"""The keys and values of a voice's prompt, computed once per voice: they come first, so no text changes them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from ..models.layers import attend
 from ..models.t3 import T3
 
-SIZE = 32  # voices; 34 positions of Llama are 8 MB in float32, 376 of Turbo 74 MB
+SIZE = 32  # voices kept; 34 positions of Llama take 8 MB in float32, 376 of Turbo 74 MB
 
 
 @dataclass(frozen=True)
 class Prefix:
     k: Tensor  # (layers, heads, P, head_dim)
     v: Tensor
-    owners: tuple[Any, ...] = ()  # the tensors the key stands for, kept so that no other takes their identity
+    owners: tuple[Any, ...] = ()  # the tensors whose id() is the key, kept alive so that no other has it
 
     @property
     def length(self) -> int:
@@ -27,7 +27,7 @@ class Prefix:
 
 
 class _Collect:
-    """As T3's `kv`: keeps what it is given and attends to just that."""
+    """T3's `kv` argument: collects keys and values and attends to just these."""
 
     def __init__(self) -> None:
         self.k: list[Tensor] = []
@@ -43,7 +43,7 @@ class PrefixCache:
     def __init__(self, t3: T3, keep: bool) -> None:
         self.t3, self.keep = t3, keep
         self._known: OrderedDict[tuple, Prefix] = OrderedDict()
-        # Turbo's 376 positions weigh ten times Llama's 34
+        # Turbo's 376 positions take ten times the memory of Llama's 34
         self._size = SIZE // 4 if t3.config.is_gpt else SIZE
 
     def get(self, cond: Any) -> Prefix:

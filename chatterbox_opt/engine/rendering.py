@@ -1,4 +1,4 @@
-"""Tokens become sound: whose chunk enters the flow, beside whose, and what leaves the vocoder."""
+"""From tokens to sound: which chunks go through flow and vocoder together."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from .workers import Workers
 
 @dataclass(eq=False)
 class Rendering:
-    """Chunks of several utterances on their way through flow and vocoder."""
+    """A batch of chunks, of several utterances, on its way through flow and vocoder."""
 
     utterances: list[Utterance]
-    rows: list[Row]  # none where nothing is left for the flow
+    rows: list[Row]  # empty if the flow has nothing left to solve
     solve: Solve | None = None  # None: not encoded yet
-    waves: list[Tensor] | None = None  # (N,) each, once they are made
+    waves: list[Tensor] | None = None  # (N,) per row, once vocoded
 
 
 class Renderer:
     def __init__(
         self, mel: MelRunner, wav: WavRunner, device: torch.device, deliver: Callable[[Utterance, Tensor, bool], None],
-        blaming: Callable[[Call], AbstractContextManager],
+        errors_end: Callable[[Call], AbstractContextManager],
         timed: Callable[[str, Sequence[Utterance]], AbstractContextManager],
     ) -> None:
-        """`deliver(utterance, samples, last)`; within `blaming(call)` errors are that call's; `timed` counts seconds.
-        """
-        self.mel, self.wav, self.deliver, self.blaming, self.timed = mel, wav, deliver, blaming, timed
+        """`deliver(utterance, samples, last)` takes sound; errors inside `errors_end(call)` end only that call;
+        `timed(stage, utterances)` measures the time inside."""
+        self.mel, self.wav, self.deliver, self.errors_end, self.timed = mel, wav, deliver, errors_end, timed
         self.workers = Workers(device, mel and mel.at_once)
-        self.whole: list[Utterance] = []  # all of whose tokens are there, to be rendered in one
+        self.whole: list[Utterance] = []  # all tokens drawn, to be rendered as one chunk
         self.begun: list[Rendering] = []
 
     def candidates(self, calls: Sequence[Call]) -> list[Utterance]:
-        """Whose sound is being made, or could be."""
+        """Returns the utterances whose sound is being made or could be."""
         heads = [call.utterances[call.head] for call in calls if call.stream]
         return [r.utterances[0] for r in self.begun] + self.whole + [u for u in heads if not u.rendering]
 
     def advance(self, utterances: Sequence[Utterance], calls: Sequence[Call]) -> None:
-        """A step of the flow, and at its end the vocoder, for chunks of these and of those rendered beside them."""
+        """Does one step of the flow, and after the last one the vocoder, for the batches that hold these utterances."""
         chosen: list[Rendering] = []
         for u in utterances:
             rendering = next((r for r in self.begun if u in r.utterances), None) or self.begin(u, calls)
@@ -63,7 +63,8 @@ class Renderer:
                         self.deliver(u, wave, u.sound.last)
 
     def work(self, rendering: Rendering) -> None:
-        """One step of it; writes to nothing but the rendering and its utterances."""
+        """Does one step of a batch; changes nothing but the batch and its utterances, so batches can run in parallel.
+        """
         utterances, rows = rendering.utterances, rendering.rows
         with self.timed("mel", utterances):
             if rows and rendering.solve is None:
@@ -82,7 +83,7 @@ class Renderer:
         return [sound.accept(None if w is None else next(waves)) for sound, w in zip(sounds, windows)]
 
     def begin(self, first: Utterance, calls: Sequence[Call]) -> Rendering | None:
-        """What is due and fits beside `first` enters with it."""
+        """Starts a batch of `first` and of the due chunks that fit beside it."""
         due = [u for u in self.candidates(calls) if u is not first and u.steps == first.steps and chunk_due(u)]
         together = Rendering([], [])
         for u in [first, *due]:
@@ -90,21 +91,21 @@ class Renderer:
             if together.utterances and not self.mel.fits(len(together.rows) + 1, longest):
                 break
             row = None
-            with self.blaming(u.call):
+            with self.errors_end(u.call):
                 row = self.begin_chunk(u)
             if u.call.done:
                 continue
             if row is not None and self.mel.fits(len(together.rows) + 1, max(longest, len(row.noise))):
                 together.utterances.append(u)
                 together.rows.append(row)
-            else:  # its noise is drawn: it enters by itself, and is served in its turn
+            else:  # its noise is already drawn: it becomes a batch of its own
                 self.begun.append(Rendering([u], [] if row is None else [row]))
         if together.rows:
             self.begun.append(together)
         return next((r for r in self.begun if first in r.utterances), None)
 
     def begin_chunk(self, u: Utterance) -> Row | None:
-        """The row of its next chunk, if there is anything new in it for the flow."""
+        """Returns the row of its next chunk, if the flow has anything to solve for it."""
         count, last = chunk_due(u)
         if u in self.whole:
             self.whole.remove(u)
@@ -114,16 +115,16 @@ class Renderer:
         tokens = torch.tensor(u.audible(None if last else count), dtype=torch.long)
         u.rendering = True
         if u.call.stream:
-            u.told, u.call.size = count - LOOKAHEAD, next(u.call.chunks)
+            u.rendered, u.call.size = count - LOOKAHEAD, next(u.call.chunks)
         job = u.sound.begin(tokens, last)
         return None if job is None else self.mel.row(job)
 
     def retry_alone(self, rendering: Rendering, error: BaseException) -> None:
-        """One of several utterances may be the reason."""
+        """After an error each utterance is rendered alone, as one of them may be the cause."""
         self.begun.remove(rendering)
         if len(rendering.utterances) == 1 or (rendering.solve is not None and rendering.solve.done):
             for u in rendering.utterances:
-                with self.blaming(u.call):
+                with self.errors_end(u.call):
                     raise error
             return
         self.begun += [Rendering([u], [row]) for u, row in zip(rendering.utterances, rendering.rows) if not u.call.done]

@@ -1,4 +1,4 @@
-"""What the engine is asked for: a call, and the utterances that it is made of."""
+"""What the engine is given: a call and its utterances."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..config import SPEECH_CODES, T3Config
 from ..options import EngineOptions, SamplingOptions
 from .noise import RequestNoise
 
-SPARE = 4  # positions that a warm-up of a captured step writes beyond an utterance's own
+SPARE = 4  # positions per row that the warm-up of a captured step writes past the utterance's own
 
 
 class Cancelled(RuntimeError):
@@ -20,36 +20,36 @@ class Cancelled(RuntimeError):
 
 
 class NotFinite(RuntimeError):
-    """Raised where a network gave numbers that are not finite: broken weights, or a precision too low for them."""
+    """Raised when a network returns NaN or infinity: broken weights, or a precision too low for them."""
 
 
 @dataclass(eq=False)
 class Utterance:
-    """What fits the model at once, on its way from text ids to sound. A long text has several."""
+    """One text that is spoken as one set of rows, from its text ids to its sound. A long text has several."""
 
     text_ids: Tensor | None = None  # (T,) long, with Llama's start and end ids; None: `tokens` are given
     cond: Any = None  # speaker_emb (1, 256), cond_prompt_speech_tokens (1, n), emotion_adv (1, 1, 1)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    voice: dict[str, Any] | None = None  # S3Gen's half of the voice; None: tokens are all that is wanted
+    voice: dict[str, Any] | None = None  # S3Gen's half of the voice; None: only tokens are wanted
     steps: int | None = None  # of the flow; None: the model's own
-    tail: tuple[int, ...] = ()  # tokens that are rendered behind the last one drawn
-    text: str = ""  # what it says, for those who are told of it
+    tail: tuple[int, ...] = ()  # tokens appended to the drawn ones when rendering
+    text: str = ""  # as in the caller's text, for reports to the caller
     read: str = ""  # the same as the model reads it
-    chars: tuple[int, int] = (0, 0)  # where that stands in the text as given: first, behind the last
-    before: float | None = None  # seconds of silence ahead of it; None: as pieces of a text have it
-    after: float = 0.0  # seconds of silence behind a text's last one
+    chars: tuple[int, int] = (0, 0)  # its span in the caller's text: first, past the last
+    before: float | None = None  # seconds of silence before it; None: the default between pieces
+    after: float = 0.0  # seconds of silence after it, if it is the text's last
     drop_last_token: bool = False  # leave out its sound
-    tokens: list[int] = field(default_factory=list)  # drawn so far, or given
-    noise: RequestNoise | None = None  # there when its call is submitted
-    sound_noise: RequestNoise | None = None  # of a stream, whose tokens are drawn as they are without it
+    tokens: list[int] = field(default_factory=list)  # drawn so far, or the caller's
+    noise: RequestNoise | None = None  # set before its call is submitted
+    sound_noise: RequestNoise | None = None  # of a stream: its own, so that streaming changes no token
 
-    # the engine's own
+    # set by the engine
     call: Call | None = None
     index: int = 0  # in the call
-    searched: int = 0  # tokens already looked at for an end
+    searched: int = 0  # tokens already searched for an end
     stopped: str | None = None  # why its tokens end: "eos" | "limit" | "guard" | "given" | "broken"
     sound: Any = None  # chunks.Sound, from its first chunk on
-    told: int = 0  # tokens whose sound was rendered
+    rendered: int = 0  # tokens already rendered
     rendering: bool = False  # a chunk of it is being rendered
     done: bool = False
 
@@ -58,23 +58,23 @@ class Utterance:
         return 2 if self.sampling.cfg_weight > 0 else 1
 
     def audible(self, until: int | None = None) -> list[int]:
-        """Its tokens without control ids; all of them, and the tail, where no end is given."""
+        """Returns its tokens without control ids: the first `until`, or all of them and the tail."""
         heard = [t for t in self.tokens[:until] if 0 <= t < SPEECH_CODES]
         return heard + list(self.tail) if until is None and heard else heard
 
 
 class Sink(Protocol):
-    """Where a call's sound goes. Called by whoever drives the engine; what it raises fails its own call."""
+    """Where a call's sound goes. Called on the thread that drives the engine; an exception ends only its own call."""
 
     def add(self, utterance: Utterance, wave: Tensor, last: bool) -> None:
-        """Takes (N,) samples that continue the utterance; `last`: none follow."""
+        """Takes (N,) samples that continue the utterance; `last`: no more follow."""
 
     def finish(self) -> None:
-        """Every utterance is complete."""
+        """Called once every utterance is complete."""
 
 
 class Call:
-    """One caller's utterances, what becomes of them, and how far they are."""
+    """One caller's utterances, where their sound goes, and their progress."""
 
     def __init__(
         self,
@@ -87,21 +87,21 @@ class Call:
         paused: Callable[[], bool] = lambda: False,
         ended: Callable[[], None] = lambda: None,
     ) -> None:
-        """`chunks`: tokens of each chunk of a stream, whose utterances are told in their order; without it each is
-        rendered whole. `paused`: whether the listener has enough for now. `ended` is called once, at the end."""
+        """`chunks`: tokens of each chunk of a stream, whose utterances are delivered in order; None: each utterance is
+        rendered whole. `paused()`: whether the listener has enough for now. `ended()` is called once, at the end."""
         self.utterances, self.sink, self.chunks = list(utterances), sink, chunks
         self.cancel, self.progress, self.paused, self.ended = cancel, progress, paused, ended
         self.size = next(chunks) if chunks else 0  # tokens of the next chunk
         self.head = 0  # the first utterance that is not complete
         self.left = len(self.utterances)
         self.submitted = 0.0  # on time.perf_counter()'s clock
-        self.started = False  # slots were given to it
+        self.started = False  # whether it has had a slot
         self.first_sound: float | None = None
-        self.heard = 0.0  # seconds of sound given out
-        self.seconds: dict[str, float] = {}  # spent on each stage, shared with whoever was served beside it
+        self.delivered = 0.0  # seconds of sound delivered
+        self.seconds: dict[str, float] = {}  # per stage; time shared with other calls counts in full for each
         self.error: BaseException | None = None
         self.done = False
-        self.ready: Any = None  # event of the caller's CUDA stream, ahead of which its tensors may not be read
+        self.ready: Any = None  # event of the caller's CUDA stream after which its tensors may be read
         for i, utterance in enumerate(self.utterances):
             utterance.call, utterance.index = self, i
 
@@ -119,8 +119,8 @@ class Call:
 
     @property
     def runs_dry(self) -> float:
-        """When its listener has heard all there is."""
-        return self.submitted if self.first_sound is None else self.first_sound + self.heard
+        """The time at which its listener has heard all sound so far."""
+        return self.submitted if self.first_sound is None else self.first_sound + self.delivered
 
     def report(self) -> None:
         if self.progress is not None:
@@ -128,7 +128,7 @@ class Call:
 
 
 def check(utterance: Utterance, config: T3Config, options: EngineOptions) -> None:
-    """Raises ValueError for what this model cannot speak."""
+    """Raises ValueError for an utterance that this model cannot speak."""
     n, steps = len(utterance.text_ids), utterance.sampling.max_new_tokens
     most = config.max_positions - config.prefix_len - 8 if config.is_gpt else config.text_positions
     if n > most:
@@ -151,7 +151,7 @@ def check(utterance: Utterance, config: T3Config, options: EngineOptions) -> Non
 
 
 def positions(utterance: Utterance, config: T3Config, options: EngineOptions) -> int:
-    """Positions that it can come to occupy, what is drawn past its end included."""
+    """Returns the cache positions that it can occupy, including tokens drawn past its end."""
     prefix = utterance.cond.cond_prompt_speech_tokens.shape[-1] + 1 if config.is_gpt else config.prefix_len
     return prefix + len(utterance.text_ids) + 2 + utterance.sampling.max_new_tokens + options.poll_every + SPARE
 

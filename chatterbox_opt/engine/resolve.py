@@ -1,4 +1,4 @@
-""""auto" -> what this device does best. The one place that looks at hardware."""
+"""Replaces "auto" in options by what is best on the device. The only file that looks at hardware."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .quantize import packs_float16
 
 logger = logging.getLogger(__name__)
 
-# Up to macOS 15.0 a convolution there gives no more than 65,536 of anything: 120 of each of 546 mel frames.
+# Up to macOS 15.0 no axis of a convolution's output may exceed 65,536: 120 positions for each of 546 mel frames.
 MPS_FRAMES = 512
 
 
 def resolve(options: EngineOptions, device: str | torch.device) -> EngineOptions:
-    """A copy without a single "auto". Resolving twice changes nothing."""
+    """Returns a copy of `options` without any "auto". Resolving twice changes nothing."""
     if is_mlx(device):
         return _resolve_beside_mlx(options)
     device = torch.device(device)
     changes: dict[str, object] = {}
     half = half_dtype(device)
     if options.dtype == "auto":
-        # A processor reads weights of 16 bits in half the time, whatever it computes in. One that computes in bf16 too
-        # is twice as quick with float32 sums: a single query's attention takes 2.5 times as long in bf16 (Zen 5).
+        # A CPU reads 16-bit weights in half the time, whatever it computes in. Even one that computes in bf16 is twice
+        # as fast with the rest in float32: attention of a single query takes 2.5 times as long in bf16 (Zen 5).
         changes["dtype"] = "float16" if packs_float16(device) else half
     if options.s3gen_dtype == "auto":
         changes["s3gen_dtype"] = half
@@ -52,7 +52,7 @@ def resolve(options: EngineOptions, device: str | torch.device) -> EngineOptions
     if options.trial == "auto":
         changes["trial"] = "first" if device.type == "cuda" else "off"
     if device.type != "cuda":
-        changes["poll_every"] = 1  # looking costs nothing where nothing runs ahead
+        changes["poll_every"] = 1  # without asynchronous launches a look costs nothing
         changes["kernels"] = False
         changes["mel_bucket"] = 1  # no graphs to share
     if options.resampler == "auto":
@@ -61,7 +61,8 @@ def resolve(options: EngineOptions, device: str | torch.device) -> EngineOptions
 
 
 def _resolve_beside_mlx(options: EngineOptions) -> EngineOptions:
-    """`dtype`, `s3gen_dtype`, `poll_every` and `wav_chunk` are of MLX's part; the rest is torch's, on a CPU."""
+    """Returns options of which `dtype`, `s3gen_dtype`, `poll_every` and `wav_chunk` apply to MLX and the rest to torch,
+    on a CPU."""
     changes: dict[str, object] = {"wav_chunk": min(options.wav_chunk, MPS_FRAMES)}  # a Mac may have 8 GB
     if options.dtype == "auto":
         changes["dtype"] = "bfloat16" if torch.backends.mps.is_available() else "float32"  # on a CPU it is for tests
@@ -76,8 +77,8 @@ def is_mlx(device: str | torch.device) -> bool:
 
 
 def indexed(device: str | torch.device) -> torch.device:
-    """"mlx" -> "cpu", where torch's part of such a model runs. "cuda" -> the device that is the calling thread's
-    current one now: another thread has one of its own, and this thread may have another later."""
+    """Returns a device that means the same in every thread: "cuda" becomes the calling thread's current device, and
+    "mlx" the CPU, where torch's part of such a model runs."""
     if is_mlx(device):
         return torch.device("cpu")
     device = torch.device(device)
@@ -86,15 +87,15 @@ def indexed(device: str | torch.device) -> torch.device:
     return device
 
 
-def settle_attention(device: torch.device) -> None:
-    """SDPA may not go to cuDNN: torch prefers it on Hopper, where it makes a plan for every new length and thread, and
-    a text has a length of its own. The switch belongs to the process."""
+def disable_cudnn_attention(device: torch.device) -> None:
+    """Turns cuDNN's attention off, for the whole process: torch prefers it on Hopper, where it builds a plan for every
+    new length and thread, and every text has another length."""
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def half_dtype(device: torch.device) -> str:
-    """By what the processor computes in, not by what it can emulate."""
+    """Returns the 16-bit type that the device computes in natively, else "float32"."""
     if device.type == "cuda":
         major, _ = torch.cuda.get_device_capability(device)
         return "bfloat16" if major >= 8 else "float16" if major >= 7 else "float32"
@@ -104,8 +105,8 @@ def half_dtype(device: torch.device) -> str:
 
 
 def cpu_has_bf16() -> bool:
-    """AVX512-BF16 or AMX. Without them bf16 is converted to float32 and back, at a third of the speed; so it is where
-    ATEN_CPU_CAPABILITY keeps torch from using them."""
+    """Whether torch uses AVX512-BF16 or AMX. Without them, or if ATEN_CPU_CAPABILITY disables them, bf16 is converted
+    to float32 and back, at a third of the speed."""
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
         return False
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -113,7 +114,7 @@ def cpu_has_bf16() -> bool:
 
 
 def stored_dtype(options: EngineOptions, device: torch.device) -> torch.dtype:
-    """What T3 is loaded in. Where only the weights of its products are to be 16 bits, the engine packs them."""
+    """Returns the dtype T3 is loaded in: float32 if only the weights of its products become 16 bits, in the engine."""
     packed = options.dtype == "float16" and packs_float16(device)
     return torch.float32 if packed else getattr(torch, options.dtype)
 
@@ -128,12 +129,12 @@ def runs_flash(device: torch.device) -> bool:
 
 @cache
 def has_flash() -> bool:
-    """Imports it: a build for another torch is found, and fails only then."""
+    """Whether flash-attn imports: a build for another torch is installed, but fails on import."""
     if importlib.util.find_spec("flash_attn") is None:
         return False
     try:
         from flash_attn import flash_attn_with_kvcache  # noqa: F401
-    except Exception as error:  # whatever a foreign binary raises
+    except Exception as error:  # a foreign binary may raise anything
         logger.warning("flash-attn is installed and does not import (%s); using SDPA", error)
         return False
     return True

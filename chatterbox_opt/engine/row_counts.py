@@ -1,8 +1,8 @@
-"""From how many rows on the CPU's product gives a row what it gives it among others: asked of the product itself.
+"""Finds by trial from how many rows on a CPU product gives each row the same bits, whatever the number of rows.
 
-A library chooses its kernel by the number of rows, and kernels sum in different orders. Which numbers share one is
-written nowhere and differs by processor and version. So products are tried whose sums would be zero if they were exact:
-nothing is left of them but the order they were summed in.
+A library chooses its kernel by the number of rows, and kernels sum in different orders. Which row counts share a kernel
+is undocumented and differs by processor and version. The trial uses products whose exact sums are zero: the result is
+the rounding error alone, which depends on the order of summation.
 """
 
 from functools import cache
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-MOST = 32  # rows tried; a product of more is cut into blocks of so many
+MOST = 32  # rows tried; a product of more rows is cut into blocks of this many
 
 
 @cache
 def least_rows(n: int, k: int, dtype: torch.dtype, bias: bool, threads: int) -> int:
-    """The smallest number from which on, up to `MOST`, a row of x (rows, k) @ W (n, k).T has the same bits whatever the
-    number of rows and its place among them; `MOST` if no other number agrees with it. 10 to 60 ms, once per shape.
-    `threads` is torch's own setting, which may decide on the kernel too."""
+    """Returns the smallest row count from which on, up to `MOST`, a row of x (rows, k) @ W (n, k).T has the same bits
+    whatever the row count and its place; `MOST` if no other count agrees with it. Takes 10 to 60 ms, once per shape.
+    `threads` is torch's own setting, which may affect the choice of kernel too."""
     x, weight = _summing_to_zero(n, k)
     x, weight = x.to(dtype), weight.to(dtype)
     zero = weight.new_zeros(n) if bias else None
@@ -32,7 +32,7 @@ def least_rows(n: int, k: int, dtype: torch.dtype, bias: bool, threads: int) -> 
 
 
 def _summing_to_zero(n: int, k: int) -> tuple[Tensor, Tensor]:
-    """x (MOST, k) and W (n, k): every second term of a sum takes back an earlier one."""
+    """Returns x (MOST, k) and W (n, k) whose products' terms cancel in pairs, in a random order."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(MOST, k // 2, generator=generator)
     weight = torch.randn(n, k // 2, generator=generator)

@@ -1,7 +1,7 @@
-"""Drawing the next token: pure functions on (N, V) float32 logits, one row a request, nothing that waits for the host.
+"""Sampling the next token: pure functions on (N, V) float32 logits, one row per slot, without synchronization.
 
-A row's parameters are tensors, so they may differ between rows and change between calls without a new graph.
-Which filters run at all is decided on the host, from the requests' options.
+Parameters are tensors, so they may differ between slots and change between calls without a new graph.
+Which filters run at all is decided on the host, from the slots' options.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NEG = -torch.inf
 
 @dataclass
 class RowParams:
-    """Each (N, 1) float32, except `top_k` (N, 1) long."""
+    """Sampling parameters per slot: each (N, 1) float32, except `top_k` (N, 1) long."""
 
     cfg: Tensor
     temperature: Tensor  # 0 = greedy
@@ -28,7 +28,7 @@ class RowParams:
 
 @dataclass(frozen=True)
 class Filters:
-    """What at least one row asks for."""
+    """The filters that at least one slot needs."""
 
     min_p: bool = True
     top_p: bool = False
@@ -40,12 +40,12 @@ def guide(conditional: Tensor, unconditional: Tensor, weight: Tensor) -> Tensor:
 
 
 def penalize(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
-    """Every id of `seen` (N, V) becomes less likely, whatever the sign of its logit."""
+    """Makes every id of `seen` (N, V) less likely, whatever the sign of its logit."""
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def cool(logits: Tensor, temperature: Tensor) -> Tensor:
-    """Greedy rows stay as they are: `draw` takes their maximum."""
+    """Divides by the temperature. Greedy rows stay unchanged, as `draw` takes their maximum."""
     return logits / torch.where(temperature > 0, temperature, 1.0)
 
 
@@ -55,8 +55,8 @@ def keep_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
 
 
 def keep_top(logits: Tensor, top_k: Tensor | None = None, top_p: Tensor | None = None) -> Tensor:
-    """The top_k likeliest (0: all), and of these the smallest set whose mass reaches top_p; the likeliest always stays.
-    One sorting for both, and in ascending order, as the original sums."""
+    """Keeps the top_k likeliest (0: all), and of these the smallest set whose mass reaches top_p, at least one.
+    Sorts once for both, in ascending order, because upstream sums in that order."""
     ordered, index = logits.sort(-1)
     out = torch.zeros_like(ordered, dtype=torch.bool)
     if top_k is not None:
@@ -71,13 +71,13 @@ def keep_top(logits: Tensor, top_k: Tensor | None = None, top_p: Tensor | None =
 
 
 def draw(logits: Tensor, noise: Tensor, temperature: Tensor) -> Tensor:
-    """(N,) ids. `noise` (N, V) ~ Exp(1): argmax(p / noise) is a draw from p, the very one torch.multinomial makes."""
+    """Returns (N,) ids. `noise` (N, V) ~ Exp(1): argmax(p / noise) draws from p, as torch.multinomial does."""
     drawn = (logits.softmax(-1) / noise).argmax(-1)
     return torch.where(temperature[:, 0] > 0, drawn, logits.argmax(-1))
 
 
 def next_token(logits: Tensor, seen: Tensor, noise: Tensor, params: RowParams, filters: Filters) -> Tensor:
-    """English and multilingual order: penalty, temperature, min-p, top-p, draw."""
+    """Returns (N,) ids, in the English and multilingual order: penalty, temperature, min-p, top-p, draw."""
     logits = cool(penalize(logits, seen, params.penalty), params.temperature)
     if filters.min_p:
         logits = keep_min_p(logits, params.min_p)
@@ -87,7 +87,7 @@ def next_token(logits: Tensor, seen: Tensor, noise: Tensor, params: RowParams, f
 
 
 def next_token_turbo(logits: Tensor, seen: Tensor, noise: Tensor, params: RowParams, filters: Filters) -> Tensor:
-    """Turbo's order: temperature, top-k, top-p, and the penalty last, on what the filters left."""
+    """Returns (N,) ids, in Turbo's order: temperature, top-k, top-p, and the penalty last, on the remaining ids."""
     logits = cool(logits, params.temperature)
     if filters.top_k or filters.top_p:
         logits = keep_top(logits, params.top_k if filters.top_k else None, params.top_p if filters.top_p else None)

@@ -1,9 +1,10 @@
-"""Who is served next: order and limits, no tensors.
+"""Decides what the engine does next: order and limits, no tensors.
 
-Work has a deadline: for a stream the moment its listener runs dry, for everything else a few seconds after it was
-asked for. The earliest deadline goes first, but for listeners who have begun to hear something and are about to run
-dry: with more of them than the machine can serve, the later ones wait instead of all of them hearing gaps. A deadline
-does not move while nothing is delivered, what comes later has a later one, and speech ends, so nothing starves.
+Every utterance has a deadline: for a stream the moment its listener has heard all sound so far, for other calls a few
+seconds after submission. The earliest deadline is served first, except that a stream which has begun and is about to
+run dry precedes all others: if there are more streams than the machine can serve, the later ones wait, instead of all
+having gaps. A deadline does not move while nothing is delivered, later calls have later ones, and utterances end, so
+none starves.
 """
 
 from __future__ import annotations
@@ -15,34 +16,35 @@ from dataclasses import dataclass, field
 from .chunks import LOOKAHEAD
 from .request import Utterance
 
-PATIENCE = 2.0  # s that speech nobody hears yet lets streams go ahead of it
-AHEAD = 4  # utterances of a streamed text that are spoken side by side: the first a little later, the others in time
-APART = 1.0  # s between the deadlines of a call's utterances: what follows has time
-POSITIONS = 512  # that may be prefilled in a step, beside at least one utterance: speech in progress waits for it
-LEAD = 0.5  # s before it runs dry that a stream goes ahead of everything that has not begun
-IDLE = 2, 0.0  # behind everything
+PATIENCE = 2.0  # s after submission until the deadline of a call that is not streamed
+AHEAD = 4  # utterances of one stream in slots at once: delays its first a little, has the others ready in time
+SPACING = 1.0  # s between the deadlines of a call's utterances: later ones are needed later
+POSITIONS = 512  # prefilled per step at most (but at least one utterance): live rows wait for a prefill
+LEAD = 0.5  # s before it runs dry from which a stream that has begun precedes everything else
+IDLE = 2, 0.0  # sorts after every urgency()
 
 
 @dataclass
 class Plan:
     join: list[Utterance] = field(default_factory=list)
-    decode: bool = False  # a block of tokens for all
-    render: list[Utterance] = field(default_factory=list)  # a step of the flow for the chunks of these
+    decode: bool = False  # a block of tokens for every live slot
+    render: list[Utterance] = field(default_factory=list)  # one step of the flow for the chunks of these
 
 
 @dataclass
 class Scheduler:
     slots: int
-    renderings: int = 1  # that are worked on at the same time
+    renderings: int = 1  # in parallel
 
     def plan(
         self, waiting: Sequence[Utterance], speaking: Sequence[Utterance], rendering: Iterable[Utterance], free: int,
         fits: Callable[[Utterance], bool] = lambda _: True, now: float = 0.0,
     ) -> Plan:
-        """`waiting` for a slot, `speaking` in one, `rendering`: whose sound is or could be made at `now`."""
+        """`waiting` are without a slot, `speaking` have one; the sound of `rendering` is being made or could be."""
         join = self.join(waiting, speaking, free, fits)
-        urgent = min((urgency(u, now, together=True) for u in speaking if not sounds(u)), default=IDLE)
-        due = sorted(((urgency(u, now), i, u) for i, u in enumerate(rendering) if sounds(u)), key=lambda d: d[:2])
+        urgent = min((urgency(u, now, together=True) for u in speaking if not needs_rendering(u)), default=IDLE)
+        sounding = [u for u in rendering if needs_rendering(u)]
+        due = sorted(((urgency(u, now), i, u) for i, u in enumerate(sounding)), key=lambda d: d[:2])
         due = [u for when, _, u in due if when < urgent]
         if due:
             return Plan(join, render=due[: self.renderings])
@@ -51,11 +53,12 @@ class Scheduler:
     def join(
         self, waiting: Sequence[Utterance], speaking: Sequence[Utterance], free: int, fits: Callable[[Utterance], bool]
     ) -> list[Utterance]:
-        """Earliest deadline first. A call has at most half of the slots while others wait; who needs more room than
-        there is now is waited for, so that it comes to its turn."""
+        """Returns the utterances that get a slot now, earliest deadline first. A call has at most half of the slots
+        while others wait. If the next one needs more room than there is, those behind it wait too, so that it is not
+        overtaken for ever."""
         held = Counter(id(u.call) for u in speaking)
         out: list[Utterance] = []
-        queue, positions = sorted(filter(ready, waiting), key=deadline), 0
+        queue, positions = sorted(filter(may_join, waiting), key=deadline), 0
         calls = {id(u.call) for u in queue}
         for fair in (True, False):
             for u in queue:
@@ -70,32 +73,32 @@ class Scheduler:
         return out
 
 
-def ready(u: Utterance) -> bool:
-    """Of a streamed text only the next few utterances are spoken ahead."""
+def may_join(u: Utterance) -> bool:
+    """Whether it may get a slot: of a stream only the next few utterances may."""
     return not u.call.stream or u.index < u.call.head + AHEAD
 
 
 def deadline(u: Utterance, together: bool = False) -> float:
-    """On time.perf_counter()'s clock. Utterances of one call follow each other, so that a long call does not hold up
-    all that comes behind it; as long as they are spoken `together` the first one's counts for all."""
+    """Returns a time of time.perf_counter(). Deadlines within a call are spaced, so that a long call does not hold up
+    later ones; `together`: the first utterance's counts for all of a call, as they are decoded in one batch."""
     call = u.call
     start = call.runs_dry if call.stream else call.submitted + PATIENCE
-    return start + (0.0 if together and not call.stream else APART * (u.index - call.head))
+    return start + (0.0 if together and not call.stream else SPACING * (u.index - call.head))
 
 
 def urgency(u: Utterance, now: float, together: bool = False) -> tuple[int, float]:
-    """The smallest goes first."""
+    """Returns the sort key of an utterance; the smallest is served first."""
     begun = u.call.stream and u.call.first_sound is not None and u.index == u.call.head
     return 0 if begun and u.call.runs_dry < now + LEAD else 1, deadline(u, together)
 
 
-def sounds(u: Utterance) -> bool:
-    """Whether the next thing it needs is to be rendered, not to be spoken on."""
+def needs_rendering(u: Utterance) -> bool:
+    """Whether its next work is rendering a chunk, and not decoding more tokens."""
     return u.rendering or chunk_due(u) is not None
 
 
 def chunk_due(u: Utterance) -> tuple[int, bool] | None:
-    """(tokens, whether they are the last) of the chunk that can be rendered now, if any."""
+    """Returns (tokens up to its end, whether they are the last) of the chunk that can be rendered now, if any."""
     call, ended = u.call, u.stopped is not None
     if u.done or u.rendering or u.voice is None:
         return None
@@ -103,7 +106,7 @@ def chunk_due(u: Utterance) -> tuple[int, bool] | None:
         return (len(u.tokens), True) if ended else None
     if u.index != call.head or call.paused():
         return None
-    end = u.told + call.size
-    if len(u.tokens) >= end + LOOKAHEAD:  # where chunks meet does not depend on how late it is looked
+    end = u.rendered + call.size
+    if len(u.tokens) >= end + LOOKAHEAD:  # chunk borders do not depend on when this is called
         return end + LOOKAHEAD, False
     return (len(u.tokens), True) if ended else None

@@ -1,4 +1,4 @@
-"""The seeds of a text's utterances."""
+"""The seeds of the utterances of one text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 
 
 def piece_seed(seed: int, index: int) -> int:
-    """The first utterance has the text's own; the others' are mixed so that two texts share none."""
+    """Returns the seed of the text for its first utterance, and for others a hash, so that no two texts share one."""
     if index == 0:
         return seed
     digest = hashlib.blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()

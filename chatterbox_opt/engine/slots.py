@@ -1,4 +1,4 @@
-"""The utterances being spoken: one slot each, one or two rows of a step per slot, packed from the front."""
+"""The running batch: one slot per utterance being spoken, one or two rows per slot, packed from the front."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .sampling import Filters, RowParams
 
 @dataclass(eq=False)
 class Slot:
-    """The host's view of an utterance that is being spoken."""
+    """The host's record of an utterance being spoken."""
 
     utterance: Utterance
-    index: int  # row of the per-slot tensors
-    cond: int  # row of the step
-    uncond: int  # its other row, or `cond` again without guidance
-    position: int = 0  # where the next token will be written
-    kv: Tensor | None = None  # (layers, 2, 1 | 2, heads, length, head_dim) of its own, where no cache is shared
-    before: Tensor | None = None  # the generator's state ahead of the block that is being drawn
+    index: int  # in the per-slot tensors
+    cond: int  # its row in the batch
+    uncond: int  # its unconditioned row; `cond` again without guidance
+    position: int = 0  # in the cache, of the next token
+    kv: Tensor | None = None  # (layers, 2, 1 | 2, heads, length, head_dim), if the slots do not share one cache
+    before: Tensor | None = None  # the generator's state before the current block
 
     @property
     def greedy(self) -> bool:
@@ -36,10 +36,10 @@ class Slot:
 
 
 class Slots:
-    """The device's view: per-slot (N, ...) and per-row (R,) tensors that never move."""
+    """The device's record: per-slot (N, ...) and per-row (R,) tensors at fixed addresses, as graphs need them."""
 
     def __init__(self, capacity: int, rows: int, config: T3Config, device: torch.device, block: int = 1) -> None:
-        """`block`: steps whose noise is drawn at once."""
+        """`block`: steps whose noise is drawn together."""
 
         def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -81,8 +81,8 @@ class Slots:
         return slot
 
     def upload(self) -> None:
-        """The host's rows and positions -> the device. A captured batch that is wider than the slots in use computes
-        what lies behind them too: it is slot 0 again, far from the ends of all tables."""
+        """Copies the host's rows and positions to the device. A captured batch may be wider than the slots in use; its
+        spare rows repeat slot 0 at position 0, which is inside all tables."""
         owner, position = [0] * len(self.position), [0] * len(self.position)
         for slot in self.live:
             for row in slot.rows:
@@ -99,7 +99,7 @@ class Slots:
         return RowParams(*(tensor[span] for tensor in vars(self.params).values()))
 
     def filters(self) -> Filters:
-        """What at least one of the utterances asks for."""
+        """Returns the filters that at least one of the utterances needs."""
         asked = [slot.utterance.sampling for slot in self.live]
         return Filters(
             min_p=not self.config.is_gpt and any(s.min_p > 0 for s in asked),
@@ -108,7 +108,7 @@ class Slots:
         )
 
     def draw_noise(self, slots: Sequence[Slot], steps: int = 1) -> None:
-        """For so many steps, to be taken by use_noise()."""
+        """Draws the noise of so many steps, for use_noise() to take."""
         for slot in slots:
             if not slot.greedy:
                 slot.utterance.noise.exponential(self.ahead[:steps, slot.index])
@@ -118,8 +118,8 @@ class Slots:
             self.noise.copy_(self.ahead[step])
 
     def remove(self, gone: Sequence[Slot], cache: StaticKVCache | None) -> None:
-        """Close the gaps that they leave, so that no step computes a row nobody hears. Rows of a shared cache move;
-        where each slot has rows of its own, only their numbers change."""
+        """Removes slots and closes the gaps, so that no step computes an unused row. Rows of a shared cache move; if
+        each slot has its own cache, only row numbers change."""
         kept = [slot for slot in self.live if slot not in gone]
         rows = sum(len(slot.rows) for slot in kept)
         if cache is None:

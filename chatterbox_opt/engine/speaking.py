@@ -1,5 +1,5 @@
-"""Text tokens -> speech tokens, whatever computes them: utterances join by prefill(), advance a block at a time by
-decode(), and leave by release()."""
+"""From text tokens to speech tokens, on any device: utterances join by prefill(), advance by a block per decode(), and
+leave by release()."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .slots import Slot, Slots
 
 
 class Speaking:
-    """The host's side. `fits`, `reserve`, `warmup`, `prefill` and what is named `_prompt`, `_pick`, `_block` and
-    `_remove` are a subclass's: T3 on one kind of device."""
+    """The host's part. Subclasses, each T3 on one kind of device, implement `fits`, `reserve`, `warmup`, `prefill`,
+    `_prompt`, `_pick`, `_block` and `_remove`."""
 
     slots: Slots | None = None
 
     def __init__(self, config: T3Config, options: EngineOptions, device: torch.device) -> None:
-        """`device`: of the slots."""
+        """`device`: where the slots' tensors are."""
         self.config, self.options, self.device = config, options, device
 
     @property
@@ -33,36 +33,36 @@ class Speaking:
 
     @property
     def free(self) -> int:
-        """Slots that nobody has."""
+        """Number of free slots."""
         most = self.options.slots
         return most if self.slots is None else min(most, self.slots.capacity) - len(self.live)
 
     def fits(self, utterance: Utterance) -> bool:
-        """Whether it can join those that are being spoken."""
+        """Whether it can join the running batch."""
         raise NotImplementedError
 
     def reserve(self, slots: int, length: int) -> None:
-        """Memory for so many utterances of up to `length` positions. Not while any is being spoken."""
+        """Allocates memory for so many utterances of up to `length` positions. Only while no slot is live."""
         raise NotImplementedError
 
     def warmup(self, batch: int = 1) -> None:
-        """Do ahead of the first request what `batch` utterances of ordinary length would wait for."""
+        """Captures and compiles in advance what `batch` utterances of ordinary length would otherwise wait for."""
         raise NotImplementedError
 
     def prefill(self, new: Sequence[Utterance]) -> None:
-        """Gives each a slot, and draws its first token."""
+        """Gives each a slot and draws its first token."""
         raise NotImplementedError
 
     def _prompt(self, added: list[Slot], prefixes: list[Prefix]) -> Tensor:
-        """Voice and text into the rows of new slots -> (rows, V) logits of their first tokens."""
+        """Prefills voice and text into the rows of new slots; returns (rows, V) logits of their first tokens."""
         raise NotImplementedError
 
     def _pick(self, logits: Tensor, cond: Tensor, uncond: Tensor, span: slice, filters: Filters) -> Tensor:
-        """Draws for the slots of `span`, whose rows of `logits` are `cond` and `uncond`: (N,) tokens."""
+        """Returns (N,) tokens drawn for the slots of `span`, whose rows of `logits` are `cond` and `uncond`."""
         raise NotImplementedError
 
     def _block(self, steps: int) -> Tensor:
-        """The next tokens of all slots, their noise drawn: (N, steps)."""
+        """Returns (N, steps): the next tokens of all slots, whose noise is already drawn."""
         raise NotImplementedError
 
     def _remove(self, gone: Sequence[Slot]) -> None:
@@ -99,14 +99,14 @@ class Speaking:
             self._remove(gone)
 
     def clear(self) -> None:
-        """Nobody is being spoken any more."""
+        """Frees all slots."""
         if self.slots is not None:
             self.slots.clear()
 
     # ---- the loop ------------------------------------------------------------------------------------
 
     def decode(self) -> None:
-        """`poll_every` tokens for all, without a look at any of them, then one look."""
+        """Draws a block, `poll_every` tokens for every live slot, and only then looks which have ended."""
         slots, steps = self.slots, self.options.poll_every
         for slot in slots.live:
             slot.before = slot.utterance.noise.state() if steps > 1 and not slot.greedy else None
@@ -114,7 +114,7 @@ class Speaking:
         self._collect(slots.live, self._block(steps))
 
     def _collect(self, slots: Sequence[Slot], tokens: Tensor) -> None:
-        """(n, k) drawn tokens to the host, the one point where it waits for the device; then who has ended."""
+        """Fetches (n, k) drawn tokens to the host, the only wait for the device, and finds which slots have ended."""
         for slot, drawn in zip(slots, tokens.tolist()):
             slot.utterance.tokens += drawn
             self._look_for_end(slot)
@@ -131,7 +131,7 @@ class Speaking:
         utterance.tokens[:] = [t for t in utterance.tokens[:count] if t != STOP_SPEECH]
 
     def _rewind(self, slot: Slot, end: int) -> None:
-        """Leave the generator where `end` draws would have: the sound's noise follows from there."""
+        """Sets the generator to its state after `end` draws, from which the sound's noise continues."""
         utterance = slot.utterance
         if slot.before is None or end == len(utterance.tokens):
             return
@@ -141,5 +141,5 @@ class Speaking:
 
     @property
     def _starts(self) -> int:
-        """Start tokens behind a text."""
+        """Number of start tokens after a text."""
         return 1 if self.config.is_gpt else 2

@@ -1,4 +1,4 @@
-"""What the engine has done so far, cheap enough to be counted always."""
+"""Counters and histograms of the engine's work, cheap enough to be always on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FACTORS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0, 8.0, 16.0)
 
 @dataclass
 class Histogram:
-    buckets: tuple[float, ...]  # upper bounds; one more count than these: what lies above
+    buckets: tuple[float, ...]  # upper bounds; `counts` has one more, for values above all
     counts: list[int] = field(default_factory=list)
     sum: float = 0.0
     count: int = 0
@@ -36,19 +36,19 @@ class Stats:
     steps: int = 0
     tokens: int = 0
     decode_seconds: float = 0.0
-    samples: int = 0  # of sound given out
+    samples: int = 0  # of sound delivered
     finished: int = 0
     cancelled: int = 0
     failed: int = 0
-    underruns: int = 0  # chunks that came after their listener had run dry
-    first_sound: Histogram = field(default_factory=lambda: Histogram(SECONDS))  # s from asking to the first sound
+    underruns: int = 0  # chunks delivered after their listener had run dry
+    first_sound: Histogram = field(default_factory=lambda: Histogram(SECONDS))  # s from submission to the first sound
     real_time_factor: Histogram = field(default_factory=lambda: Histogram(FACTORS))  # s of waiting per s of sound
 
     def decoded(self, tokens: int, seconds: float) -> None:
         self.tokens, self.decode_seconds = self.tokens + tokens, self.decode_seconds + seconds
 
     def sounded(self, call: Call, samples: int) -> None:
-        """Ahead of noting it in the call."""
+        """Counts delivered samples; called before the call's own figures are updated."""
         now = time.perf_counter()
         self.samples += samples
         if call.first_sound is None:
@@ -63,8 +63,8 @@ class Stats:
             self.failed += 1
         else:
             self.finished += 1
-            if call.heard:
-                self.real_time_factor.add((time.perf_counter() - call.submitted) / call.heard)
+            if call.delivered:
+                self.real_time_factor.add((time.perf_counter() - call.submitted) / call.delivered)
 
     def read(self, **now: int) -> dict[str, Any]:
         return now | dict(

@@ -1,6 +1,6 @@
-"""Run by trial_process.py in a process of its own: kernels and captures, one after another, that may take it down.
+"""The child process of trial_process.py: runs kernels and captures, one after another, which may crash it.
 
-A part that raises has survived: the process that speaks can catch that too, and says so.
+A part that raises an exception has survived, because the main process can catch and report that.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from ..models.t3 import T3
 from ..options import EngineOptions
 from .kernels.step import MOST_ROWS
 from .mel import MelRunner
-from .resolve import settle_attention, stored_dtype
+from .resolve import disable_cudnn_attention, stored_dtype
 from .tokens import TokenRunner
 from .trial_process import SURVIVED, UNTOLD
 from .wav import WavRunner
 
-BATCH = 1  # utterances; kernels are tried with many rows all the same
-SLOTS = 2  # of the cache
+BATCH = 1  # utterances; kernels are tried with many rows in any case
+SLOTS = 2  # in the cache
 
 
 def main() -> None:
-    told = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)  # what compilers and drivers have to say is none of it
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)  # compilers and drivers may print too, and stdout is for verdicts
     job = pickle.load(sys.stdin.buffer)
     device, options, config = torch.device(job["device"]), job["options"], job["config"]
-    settle_attention(device)
+    disable_cudnn_attention(device)
     torch.zeros(1, device=device)
     for part in job["parts"]:
-        tell(told, part, "begun")
+        tell(output, part, "begun")
         start = time.monotonic()
         verdict, text = outcome(part, options, device, config)
         if device.type == "cuda":
-            torch.cuda.synchronize(device)  # raises what an earlier operation has done to the device
-        tell(told, part, verdict, text=text, seconds=round(time.monotonic() - start, 2))
+            torch.cuda.synchronize(device)  # raises errors of earlier asynchronous operations
+        tell(output, part, verdict, text=text, seconds=round(time.monotonic() - start, 2))
 
 
-def tell(told: Any, part: str, verdict: str, **more: Any) -> None:
-    told.write(json.dumps({"part": part, "verdict": verdict, **more}) + "\n")
+def tell(output: Any, part: str, verdict: str, **more: Any) -> None:
+    output.write(json.dumps({"part": part, "verdict": verdict, **more}) + "\n")
 
 
 def outcome(part: str, options: EngineOptions, device: torch.device, config: ModelConfig) -> tuple[str, str]:
@@ -63,7 +63,7 @@ def outcome(part: str, options: EngineOptions, device: torch.device, config: Mod
 
 @torch.inference_mode()
 def run(part: str, options: EngineOptions, device: torch.device, config: ModelConfig) -> None:
-    """As a model of these widths comes to it."""
+    """Runs one part as a model of these widths would."""
     kind, name = part.split()
     alone = dict(kernels=(name,), compile=None, captures=()) if kind == "kernel" else dict(captures=(name,))
     options, config = options.replace(trial="here", slots=SLOTS, **alone), shallow(config)
@@ -86,7 +86,7 @@ def _on(device: torch.device, kind: type, config: Any) -> torch.nn.Module:
 
 
 def shallow(config: ModelConfig) -> ModelConfig:
-    """Every shape of a layer, and few of them."""
+    """Returns the config with few layers, whose shapes are unchanged."""
     return dataclasses.replace(
         config, t3=dataclasses.replace(config.t3, layers=1),
         flow=dataclasses.replace(config.flow, layers=1, up_layers=1, mid_blocks=1, block_layers=1),

@@ -1,4 +1,4 @@
-"""The parent's side of a trial in another process: starts it, hears what it says of each part, ends it in time."""
+"""The parent's side of a trial in a child process: starts it, reads its verdict on each part, ends it in time."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PART_SECONDS = 120.0  # a part may take: its kernels are compiled, its shapes captured
-START_SECONDS = 90.0  # a child may take until its first part: imports, and a context on the device
-ALL_SECONDS = 240.0  # behind which no further child is started
+PART_SECONDS = 120.0  # limit of one part, which includes compilation and capture
+START_SECONDS = 90.0  # limit until a child's first part: imports and the device's context
+ALL_SECONDS = 240.0  # after this no further child is started
 SURVIVED, CRASHED, HUNG, UNTOLD = "survived", "crashed", "hung", "untold"
 FATAL = (CRASHED, HUNG)
 CODE = "from chatterbox_opt.engine.trial_child import main; main()"
 
 
 class End(NamedTuple):
-    """How a child ended that did not come to its end."""
+    """How a child ended early."""
 
-    part: str | None  # that it was at
+    part: str | None  # that was running
     verdict: str
     text: str
 
 
-def hindrance() -> str | None:
-    """Why no child can be started. A program that was frozen into one file, or has Python inside, would start as
-    itself."""
+def why_no_child() -> str | None:
+    """Returns why no child can be started, if so. In a frozen program, or one that embeds Python, the executable would
+    start the program itself again."""
     if getattr(sys, "frozen", False) or not Path(sys.executable or "").stem.lower().startswith(("python", "pypy")):
         return f"{sys.executable or 'this program'} is no Python interpreter that could be started"
     return None
 
 
 def in_child(job: dict[str, Any]) -> tuple[dict[str, Any], End | None]:
-    """What it said of the parts of `job`, and how it ended where it did not come to its end."""
+    """Returns the child's verdicts on the parts of `job`, and how it ended if it ended early."""
     code = f"import sys; sys.path[:] = {sys.path!r}\n{CODE}"
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as given:
         pickle.dump(job, given)
@@ -80,7 +80,7 @@ def followed(child: subprocess.Popen, errors: Any) -> tuple[dict[str, Any], End 
             if begun is None:
                 done[said["part"]] = {name: said[name] for name in ("verdict", "text", "seconds")}
         status = child.wait()
-    except ValueError:  # half a line is all that came
+    except ValueError:  # the line is incomplete
         status = child.wait()
     finally:
         watch.cancel()

@@ -1,5 +1,5 @@
-"""Several renderings at once on a CPU, each on a thread that multiplies alone. Two cores that share one rendering wait
-for each other at every operation; with a small network that costs more than it gains."""
+"""Renders several utterances in parallel on a CPU, each on one thread without OpenMP workers. Cores that share one
+rendering wait for each other at every operation, which for a small network costs more than it gains."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Workers:
         self._pool: ThreadPoolExecutor | None = None
 
     def run(self, work: Callable[[object], None], items: Sequence[object]) -> list[BaseException | None]:
-        """Calls `work` with each, and returns what each raised. A single one runs here, with all of the cores."""
+        """Calls `work` with each item and returns what each raised. A single item runs on this thread and all cores."""
         if len(items) == 1:
             return [_outcome(work, items[0])]
         if self._pool is None:

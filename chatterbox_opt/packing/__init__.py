@@ -1,4 +1,4 @@
-"""Checkpoints whose weights are kept as the engine has them."""
+"""Packed checkpoints, which store weights in the form that the engine uses."""
 
 from .make import pack
 

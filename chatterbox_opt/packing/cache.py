@@ -1,7 +1,7 @@
-"""Packed checkpoints in the user's cache folder: made at a first start, taken at every other.
+"""Packed checkpoints in the user's cache folder: made at the first start, loaded at later ones.
 
-An entry belongs to the files it was made from, by their real paths, and to a form. It is used as long as these files
-are what they were (see make.stamp()) and the entry what was written, and is made anew otherwise.
+The key of an entry is the real paths of the files it was made from, and its form. It is used while these files are
+unchanged (see make.stamp()) and the entry is intact; otherwise it is made again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .make import UNFINISHED, goes_along, pack, stamp
 
 logger = logging.getLogger(__name__)
 
-ABANDONED = 3600  # s after which an unfinished entry is nobody's any more
+ABANDONED = 3600  # s after which an unfinished entry is deleted
 
 
 def cached(
@@ -38,8 +38,8 @@ def cached(
     switches: dict[str, Any],
     root: Literal[True] | str | Path,
 ) -> tuple[Path, Packed] | None:
-    """The entry for this checkpoint, below the folder `root` or in the user's cache. None where the cache cannot be
-    written."""
+    """Returns the entry for this checkpoint, in the folder `root` or in the user's cache; None if the cache is not
+    writable."""
     form = form_of(device, read_config(folder, family), switches)
     files = [*weight_files(existing(folder), family, t3_file, decoder).values(), *goes_along(folder)]
     belongs = [family, sorted(str(path.resolve()) for path in files), dataclasses.astuple(form)]
@@ -53,7 +53,7 @@ def cached(
         pack(folder, entry, family, str(device), t3_file=t3_file, decoder=decoder, **switches)
     except OSError as error:
         failed = error
-    if packed := _usable(entry, files):  # also where another process was faster
+    if packed := _usable(entry, files):  # also if another process was faster
         return entry, packed
     logger.warning("%s: the packed checkpoint could not be kept (%s); going on without", entry, failed)
     return None
@@ -81,7 +81,7 @@ def _usable(entry: Path, files: list[Path]) -> Packed | None:
 
 
 def _sweep(entry: Path) -> None:
-    """What is of no use goes: the entry, and what a process that was ended left unfinished."""
+    """Deletes an unusable entry, and unfinished ones of processes that were killed."""
     if entry.exists():
         shutil.rmtree(entry)
     for part in entry.parent.glob(f".*{UNFINISHED}"):

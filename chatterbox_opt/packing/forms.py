@@ -1,4 +1,4 @@
-"""What a packed folder holds, against what is asked for."""
+"""Checks the requested options against the form of a packed folder."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ logger = logging.getLogger(__name__)
 
 
 def form_of(device: torch.device, config: ModelConfig, switches: dict[str, Any]) -> Form:
-    """`switches`: a constructor's TOGGLES."""
-    settled = resolve(toggles(device, config, **switches), device)
-    half = stored_dtype(settled, device) != getattr(torch, settled.dtype)
-    return Form(device.type, settled.dtype, settled.s3gen_dtype, settled.quantize, half)
+    """Returns the form that these switches (a constructor's TOGGLES) give on the device."""
+    resolved = resolve(toggles(device, config, **switches), device)
+    half = stored_dtype(resolved, device) != getattr(torch, resolved.dtype)
+    return Form(device.type, resolved.dtype, resolved.s3gen_dtype, resolved.quantize, half)
 
 
 def as_packed(
     folder: Path, form: Form, device: torch.device, config: ModelConfig, switches: dict[str, Any]
 ) -> dict[str, Any]:
-    """`switches` with what a packed folder's networks are. Raises ValueError where they contradict it, or the device
-    cannot compute with it: nothing is converted in silence."""
+    """Returns `switches` completed with the form of a packed folder. Raises ValueError if they contradict it or the
+    device cannot compute with it: nothing is converted silently."""
     if form.device != device.type:
         raise ValueError(f"{folder} is packed for {form.device}, not {device.type}: pack the checkpoint for that")
     if form.half and not packs_float16(device):

@@ -1,4 +1,4 @@
-"""A folder, packed or not -> networks, and the switches that these are to be run with."""
+"""Loads a checkpoint folder, packed or not."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def load_any(
     decoder: str | Path | None = None,
     cache_packed: bool | str | Path = False,
 ) -> tuple[Loaded, dict[str, Any]]:
-    """`switches` are a constructor's TOGGLES. `cache_packed` keeps what is made of the weights, in the user's cache
-    folder or in one of your own, and loads that from then on."""
+    """Returns the networks and the switches to run them with. `switches` are a constructor's TOGGLES. `cache_packed`
+    stores the packed weights in the user's cache folder, or in the given one, and later loads these."""
     folder = existing(folder)
     config = read_config(folder, family)
     place = indexed(device)

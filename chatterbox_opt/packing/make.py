@@ -1,4 +1,4 @@
-"""A checkpoint folder -> a packed one, whole or not at all."""
+"""Makes a packed folder from a checkpoint folder, atomically."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import __version__
 from ..checks import usable_device
 from ..config import MODELS
-from ..engine.digits import Digits, half_digits, int4_digits, int8_digits, int8_gpu_digits, unannounced
+from ..engine.digits import Digits, half_digits, int4_digits, int8_digits, int8_gpu_digits, without_deprecation_warning
 from ..engine.linears import own_linears
 from ..engine.mel import in_half
 from ..models.t3 import T3
@@ -27,7 +27,7 @@ from ..weights.load import load_folder, read_config, weight_files
 from ..weights.packed import MARKER, NAMES, Form, Packed, described, is_packed, write_marker, write_rest, write_t3
 from .forms import form_of
 
-SAMPLES, SAMPLE = 64, 4096  # places of a file that are looked at, bytes each
+SAMPLES, SAMPLE = 64, 4096  # places of a file that are hashed, bytes each
 UNFINISHED = ".part"
 
 
@@ -41,8 +41,8 @@ def pack(
     decoder: str | Path | None = None,
     **switches: Any,
 ) -> Form:
-    """`switches` are the constructor's (`quantize`, `engine`, ...): those that the packed folder is to be loaded with.
-    `device`: the one it is to be loaded on; another processor may want another precision."""
+    """Packs a folder for loading with these `switches` of a constructor (`quantize`, `engine`, ...) on `device`;
+    another processor may need another precision."""
     if unknown := sorted(set(switches) - set(TOGGLES)):
         raise TypeError(f"unknown argument {', '.join(unknown)}; how weights are kept depends on {', '.join(TOGGLES)}")
     folder, out = Path(folder), Path(out)
@@ -58,7 +58,7 @@ def pack(
     source = {path.name: stamp(path) for path in [*files.values(), *goes_along(folder)]}  # ahead of the reading
     parts = load_folder(folder, family, torch.device("cpu"), stored, t3_file, decoder)
     in_half(parts.s3gen.flow, getattr(torch, form.s3gen_dtype))
-    with whole_folder(out) as part, unannounced():
+    with whole_folder(out) as part, without_deprecation_warning():
         write_t3(part, parts.t3, _digits(parts.t3, form))
         write_rest(part, parts)
         for path in goes_along(folder):
@@ -69,7 +69,7 @@ def pack(
 
 
 def _digits(t3: T3, form: Form) -> dict[str, Callable[[Tensor], Digits]]:
-    """What is to be stored of which linear. The others stay as they are."""
+    """Returns linear's name -> function that quantizes its weight. Other linears stay unchanged."""
     kinds = {"int8": int8_digits if form.device == "cpu" else int8_gpu_digits, "int4": int4_digits, None: None}
     plain = half_digits if form.half else None
     names = {module: name for name, module in t3.named_modules()}
@@ -79,14 +79,14 @@ def _digits(t3: T3, form: Form) -> dict[str, Callable[[Tensor], Digits]]:
 
 
 def goes_along(folder: Path) -> list[Path]:
-    """What a packed folder has unchanged: vocabularies and the built-in voice."""
+    """Returns the files that are copied unchanged: vocabularies and the built-in voice."""
     kinds = [path for path in folder.iterdir() if path.suffix in (".json", ".txt") or path.name == OPTIONAL["conds"]]
     return sorted(path for path in kinds if path.is_file() and path.name not in ("config.json", MARKER))
 
 
 def stamp(path: Path) -> dict[str, Any]:
-    """What tells that a file is the one it was: its size, its time, and places all over it. To hash all of a full-size
-    checkpoint takes longer than to load the packed one."""
+    """Returns what identifies a file's contents: size, time, and a hash of places all over it. Hashing all of a
+    full-size checkpoint takes longer than loading the packed one."""
     found, sample = path.stat(), hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         for i in range(SAMPLES):
@@ -97,7 +97,7 @@ def stamp(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` when all of it is on the disk, or goes."""
+    """Yields a folder beside `out`, which is renamed to `out` once complete on disk, or deleted after an error."""
     part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
     part.mkdir(parents=True)
     try:

@@ -1,7 +1,7 @@
-"""The 23 languages, and what five of them do to a text before it is tokenized.
+"""The 23 languages, and the preparation of text that five of them need before it is tokenized.
 
-Each step leans on an optional package. It is imported on first use, built once whichever threads ask, and where it is
-missing or fails the text goes on as it is, after one warning that says what to install.
+Each preparation uses an optional package, imported on first use and built once for all threads. If it is missing or
+fails, the text stays unchanged, after one warning that says what to install.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ SUPPORTED_LANGUAGES = {
 
 
 class Helper:
-    """An optional package: `run(fn, default)` is `fn(tool)`, or `default` where there is no tool.
+    """An optional package: `run(fn, default)` returns `fn(tool)`, or `default` if there is no tool.
 
-    One thread at a time, as none of these packages promises more.
+    One thread at a time, as none of these packages claims to be thread-safe.
     """
 
     def __init__(self, build: Callable[[], Any], package: str, effect: str) -> None:
@@ -40,13 +40,13 @@ class Helper:
         with self._lock:
             try:
                 if self._tool is None and not self._gone:
-                    self._gone = True  # whatever goes wrong below, it is not tried again at every text
+                    self._gone = True  # after a failure below it is not tried again for every text
                     self._tool = self._build()
                     self._gone = False
                 return default if self._gone else fn(self._tool)
             except ImportError:
                 self._warn("is not installed: pip install " + self._package)
-            except Exception as error:  # a helper that fails is no reason to lose the request
+            except Exception as error:  # a failing helper must not fail the request
                 self._warn(f"failed ({type(error).__name__}: {error})")
             return default
 
@@ -65,7 +65,7 @@ def _build_kakasi() -> Any:
 def _build_segmenter() -> Any:
     from spacy_pkuseg import pkuseg
 
-    return pkuseg()  # fetches its model the first time
+    return pkuseg()  # downloads its model the first time
 
 
 def _build_dicta() -> Any:
@@ -89,7 +89,7 @@ HELPERS = {
 
 
 def prepare(text: str, language_id: str | None, cangjie: Cangjie | None = None) -> str:
-    """Lower-cased, decomposed text -> what the tokenizer of that language was trained on."""
+    """Takes lower-cased, decomposed text; returns the form that the language's tokenizer was trained on."""
     if language_id == "zh":
         return chinese(text, cangjie)
     step = _STEPS.get(language_id or "")
@@ -101,11 +101,11 @@ def japanese(text: str) -> str:
 
 
 def _hiragana(word: dict[str, str]) -> str:
-    """Words with kanji are read out; kana and everything else stay."""
+    """Returns a word with kanji spelt in hiragana; kana and everything else stay."""
     if not any("一" <= c <= "\u9fff" for c in word["orig"]):
         return word["orig"]
     reading = word["hira"]
-    # A leading は or へ would be taken for the particle that sounds otherwise.
+    # A leading は or へ would be taken for the particle, which is pronounced differently.
     return " " + reading if reading.startswith(("は", "へ")) else reading
 
 
@@ -114,7 +114,7 @@ def korean(text: str) -> str:
 
 
 def _jamo(char: str) -> str:
-    """A Hangul syllable as its two or three letters. Text in NFKD has none left."""
+    """Returns a Hangul syllable as its two or three letters. Text in NFKD has no syllables left."""
     if not "\uac00" <= char <= "\ud7af":
         return char
     index = ord(char) - 0xAC00  # (initial * 21 + vowel) * 28 + final
@@ -134,7 +134,7 @@ _STEPS: dict[str, Callable[[str], str]] = {"ja": japanese, "ko": korean, "he": h
 
 
 def chinese(text: str, cangjie: Cangjie | None) -> str:
-    """Words apart, and each character spelt by the keys that type it."""
+    """Separates words and spells each character by its Cangjie keys."""
     text = HELPERS["zh"].run(lambda segmenter: " ".join(segmenter.cut(text)), text)
     if cangjie is None:
         return text
@@ -142,7 +142,7 @@ def chinese(text: str, cangjie: Cangjie | None) -> str:
 
 
 class Cangjie:
-    """The input-method table of a checkpoint folder: lines of `character<TAB>code`. Read on first use."""
+    """The Cangjie input-method table of a checkpoint folder: lines of `character<TAB>code`. Read on first use."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -150,7 +150,7 @@ class Cangjie:
         self._codes: dict[str, str] | None = None
 
     def spell(self, char: str) -> str:
-        """`[cj_a][cj_b][cj_.]`, or the character itself where the table lacks it."""
+        """Returns `[cj_a][cj_b][cj_.]`, or the character itself if the table lacks it."""
         code = self.codes().get(char)
         return char if code is None else "".join(f"[cj_{key}]" for key in code) + "[cj_.]"
 
@@ -163,13 +163,13 @@ class Cangjie:
     def _read(self) -> dict[str, str]:
         try:
             return _numbered(entry.split("\t")[:2] for entry in json.loads(self.path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, AttributeError, TypeError) as error:  # missing, or not such a table
+        except (OSError, ValueError, AttributeError, TypeError) as error:  # missing, or not a table
             logger.warning("no Cangjie table (%s): Chinese characters are not spelt out, so they are not spoken", error)
             return {}
 
 
 def _numbered(entries: Any) -> dict[str, str]:
-    """Characters that share a code are told apart by their rank among them; the first goes without."""
+    """Returns character -> code. Characters that share a code get their rank appended, except the first."""
     shared: dict[str, int] = {}
     rank: dict[tuple[str, str], int] = {}
     code_of: dict[str, str] = {}

@@ -1,5 +1,5 @@
-"""The libraries that know how a language's numbers, dates and money are spoken. Each is loaded on first use, once a
-language, whichever threads ask."""
+"""The libraries that write a language's numbers, dates and money as words. Each is loaded on first use, once per
+language for all threads."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-LANGUAGES = {  # of this package's, those that a library can read out
+LANGUAGES = {  # library -> the languages of this package that it knows
     "wetext": ("en", "zh", "ja"),
-    "nemo": ("en", "ja", "ar", "de", "es", "fr", "it", "ko", "pt", "sv"),  # not what it read wrongly in every trial
+    "nemo": ("en", "ja", "ar", "de", "es", "fr", "it", "ko", "pt", "sv"),  # without those it got wrong in every test
 }
 MODULES = {"wetext": "wetext", "nemo": "nemo_text_processing"}
 INSTALL = {"wetext": "pip install 'chatterbox-opt[text]'", "nemo": "pip install nemo_text_processing"}
 
-_lock = threading.Lock()  # neither library says that it may be called from two threads
+_lock = threading.Lock()  # neither library claims to be thread-safe
 
 
 def choose(language: str, spoken: bool | str) -> str:
-    """The library's name; `spoken` is one, or True for the lighter one that is installed and knows the language."""
+    """Returns a library's name: `spoken` itself, or for True the lightest one installed that knows the language."""
     if spoken is not True and spoken not in LANGUAGES:
         raise ValueError(f"spoken={spoken!r}: True, False, {', '.join(map(repr, LANGUAGES))} are known")
     named = LANGUAGES if spoken is True else (spoken,)
@@ -36,7 +36,7 @@ def choose(language: str, spoken: bool | str) -> str:
 
 
 def reader(language: str, library: str) -> Callable[[str], str]:
-    """Text -> text in words. Raises whatever the library does where it finds no way through."""
+    """Returns a function from text to text in words, which raises what the library raises for text it cannot handle."""
 
     def read(text: str) -> str:
         with _lock:
@@ -50,14 +50,14 @@ def _wetext(language: str) -> Callable[[str], str]:
     from wetext import Normalizer
 
     normalizer = Normalizer(lang=language, operator="tn")
-    return lambda text: normalizer.normalize(text).replace('\\"', '"')  # which it gives back escaped
+    return lambda text: normalizer.normalize(text).replace('\\"', '"')  # it returns quotes escaped
 
 
 @cache
 def _nemo(language: str) -> Callable[[str], str]:
     from nemo_text_processing.text_normalization.normalize import Normalizer
 
-    logging.getLogger("NeMo-text-processing").setLevel(logging.ERROR)  # a line for every text otherwise
+    logging.getLogger("NeMo-text-processing").setLevel(logging.ERROR)  # otherwise it logs a line per text
     grammars = Path.home() / ".cache" / "chatterbox-opt" / "nemo"  # compiled: building them takes half a minute
     grammars.mkdir(parents=True, exist_ok=True)
     normalizer = Normalizer(input_case="cased", lang=language, cache_dir=str(grammars))

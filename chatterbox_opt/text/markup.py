@@ -1,6 +1,6 @@
 """Marks in a text: [pause 0.8s], [voice NAME], [lang fr], headings and paragraphs. docs/long_form.md has the dialect.
 
-A text becomes segments. Their `chars` add up to it; what is said of each stands in one stretch, its `body`.
+A text becomes segments. Their `chars` cover it without gaps; the spoken part of each is one span, its `body`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
-PARAGRAPH, AHEAD_OF_HEADING, BEHIND_HEADING = 0.6, 1.0, 0.8  # s of silence, in the place of what is between pieces
+PARAGRAPH, AHEAD_OF_HEADING, BEHIND_HEADING = 0.6, 1.0, 0.8  # s of silence, instead of the usual pause between pieces
 LONGEST = 60.0  # s of a pause
 
 _BREAK = r"(?:\r\n|\n|\r(?!\n))"
@@ -28,22 +28,23 @@ _NAMED = re.compile(r"\s*(\S*)\s*(.*?)\s*", re.S)
 
 @dataclass(frozen=True)
 class Segment:
-    chars: tuple[int, int]  # first, behind the last; marks and blanks included
-    body: tuple[int, int]  # what is said of them; empty where a text ends in a pause
-    before: float | None = None  # seconds of silence ahead of it; None: as between any two pieces
+    chars: tuple[int, int]  # first, past the last; with marks and blanks
+    body: tuple[int, int]  # the spoken part; empty if a text ends in a pause
+    before: float | None = None  # seconds of silence before it; None: the usual pause between pieces
     voice: str | None = None  # None: the call's own
     language: str | None = None
 
 
 def whole(text: str) -> tuple[Segment, ...]:
-    """A text without marks."""
+    """Returns a text without marks as one segment."""
     return (Segment((0, len(text)), (0, len(text))),)
 
 
 def parse(
     text: str, passing: Collection[str] = (), voices: Collection[str] = (), languages: Collection[str] = ()
 ) -> tuple[Segment, ...]:
-    """`passing` are marks that the model itself reads, such as "[chuckle]"; `voices` and `languages` may be named."""
+    """Returns the segments of a text. `passing` are marks for the model itself, such as "[chuckle]"; `voices` and
+    `languages` are the names that marks may use. Raises ValueError for others."""
     segments = _merged(list(_Parser(text, passing, voices, languages).segments()), len(text))
     if not segments:
         raise ValueError("the text has marks and blanks only: there is nothing to say")
@@ -55,7 +56,7 @@ def unescaped(text: str) -> str:
 
 
 def position(text: str, at: int) -> str:
-    """As an editor tells it."""
+    """Returns line and column, as an editor shows them."""
     lines = re.split(_BREAK, text[:at])
     return f"line {len(lines)}, column {len(lines[-1]) + 1}"
 
@@ -68,7 +69,7 @@ class _Parser:
         self.heading = False
 
     def segments(self) -> Iterator[Segment]:
-        """One after every mark, many of them with nothing to say; silence between paragraphs is below zero until
+        """Yields one segment after every mark, many with an empty body. Silence between paragraphs is negative until
         _merged() knows whether a pause was asked for there."""
         now = Segment((0, 0), (0, 0))
         for event in _EVENT.finditer(self.text):
@@ -85,7 +86,7 @@ class _Parser:
         return replace(segment, body=(first, max(first, first + len(said.strip()))))
 
     def _after(self, now: Segment, event: re.Match[str]) -> Segment | None:
-        """The segment that begins at the event; None where it is a part of the text."""
+        """Returns the segment that begins at the event; None if the event is part of the text."""
         kind, start, end = event.lastgroup, event.start(), event.end()
         following = replace(now, chars=(start, start), body=(end, end), before=None)
         if kind == "tag" and event.group() not in self.passing:
@@ -130,7 +131,7 @@ class _Parser:
 
 
 def _merged(segments: list[Segment], length: int) -> tuple[Segment, ...]:
-    """Without those that say nothing: their silence goes to the next, or stands alone behind the last."""
+    """Drops segments with an empty body: their silence goes to the next one, or to a last one of its own."""
     found: list[Segment] = []
     start, asked, between = None, None, None
     for segment in segments:

@@ -1,10 +1,10 @@
-"""Punctuation the models were trained on: what each family's checkpoint expects of a text, to the byte."""
+"""Normalizes punctuation to what each family's checkpoint was trained on, equal to upstream to the byte."""
 
 from __future__ import annotations
 
 EMPTY_TEXT = "You need to add some text for me to talk."
 
-# In order: a later line sees what an earlier one made.
+# Applied in order, each to the result of those before.
 _TYPOGRAPHIC = [
     ("—", "-"),
     ("–", "-"),
@@ -23,7 +23,7 @@ _ALL_ENDS = (*_LATIN_ENDS, "、", "，", "。", "？", "！")
 
 
 def punc_norm(text: str, family: str = "tts") -> str:
-    """The text as the `family` ("tts", "mtl", "turbo", "nano") wants to read it; never empty."""
+    """Returns the text normalized for `family` ("tts", "mtl", "turbo", "nano"); never empty."""
     if not text:
         return EMPTY_TEXT
     if text[0].islower():

@@ -1,4 +1,4 @@
-"""Respellings: what a word, or what a regular expression finds, is to be written as before a model reads it."""
+"""Respellings: words and regular expressions that are replaced in a text before a model reads it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_LETTER = rf"[^\W{WIDE_CHAR.pattern[1:-1]}]"  # or digit, of a script that puts blanks between words
+_LETTER = rf"[^\W{WIDE_CHAR.pattern[1:-1]}]"  # or digit, of a script with blanks between words
 TABLES = ("words", "patterns", "voice")
 
 
 class Pronunciations:
-    """Words and patterns for every voice, and more of them for some. A word stands by itself: "cat" is not found in
-    "concatenate", but in "cat's". One in lower case is found however it is written, and its respelling is capitalised
-    where it was; one with a capital only as it is. Words go first, the longest at each place, and none is looked for in
-    another's respelling; then the patterns, one after another."""
+    """Words and patterns for every voice, and further ones for single voices. A word matches whole words only: "cat"
+    in "cat's", but not in "concatenate". One in lower case matches any case, and its respelling is capitalised like the
+    match; one with a capital matches only itself. Words come first, the longest at each place, and respellings are not
+    searched for words again; then the patterns, one after another."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Pronunciations:
         patterns: Mapping[str | re.Pattern, str] | None = None,
         voices: Mapping[str, Pronunciations] | None = None,
     ) -> None:
-        """`patterns` are Python's, and so are their respellings: r"v(\\d+)": r"version \\1". `voices` go first."""
+        """`patterns` and their respellings are Python's: r"v(\\d+)": r"version \\1". `voices` precede the others."""
         self.words = _checked(words or {}, "words")
         self.patterns = [(_compiled(p), _template(p, to)) for p, to in _checked(patterns or {}, "patterns").items()]
         self.voices = dict(voices or {})
@@ -45,7 +45,7 @@ class Pronunciations:
 
     @classmethod
     def of(cls, given: Any) -> Pronunciations:
-        """From itself, the path of a file, or a mapping whose compiled keys are patterns and whose others are words."""
+        """Makes one of a Pronunciations, the path of a file, or a mapping: compiled keys are patterns, others words."""
         if isinstance(given, Pronunciations):
             return given
         if isinstance(given, (str, os.PathLike)):
@@ -58,7 +58,8 @@ class Pronunciations:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Pronunciations:
-        """A TOML or JSON file with the tables words, patterns and voice.NAME, whose tables are words and patterns."""
+        """Reads a TOML or JSON file with the tables words, patterns and voice.NAME, which has words and patterns too.
+        """
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: there is no such file of pronunciations")
@@ -78,7 +79,7 @@ class Pronunciations:
         return cls(tables.get("words"), tables.get("patterns"), own)
 
     def for_voice(self, name: str | None) -> Pronunciations:
-        """What holds for that voice: its own words and patterns go before everybody's."""
+        """Returns the respellings for that voice: its own words and patterns precede the general ones."""
         every = self._all
         own = every.voices.get(name) if name else None
         if name is None or own is None:
@@ -145,7 +146,7 @@ def _template(pattern: str | re.Pattern, to: str) -> str:
 
 
 def _alternatives(words: Iterable[str]) -> re.Pattern | None:
-    """The longest first; a word in lower case matches any."""
+    """Returns one pattern of all words, the longest first; a word in lower case matches any case."""
     parts = []
     for word in sorted(words, key=len, reverse=True):
         before = rf"(?<!{_LETTER})" if re.match(_LETTER, word[0]) else ""

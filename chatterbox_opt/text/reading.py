@@ -1,5 +1,5 @@
-"""What is done to a piece of a text before a model reads it, where a caller asks for it: respellings, then words for
-numbers and signs. The text itself stays as it is, and is cut where it would be cut anyway."""
+"""Optional changes to a piece of text before a model reads it: respellings, then words for numbers and signs. They do
+not affect the caller's text, nor where it is cut."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Read = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Reading:
-    language: str | None  # None: the model was told none
+    language: str | None  # None: the model has no language argument
     spoken: bool | str = False  # True, or a library's name
     pronounce: Pronunciations | None = None
-    voice: str | None = None  # by which pronunciations are chosen
+    voice: str | None = None  # whose pronunciations are used
 
     @classmethod
     def of(
         cls, language: str | None, spoken: bool | str | None = False, pronounce: Any = None, voice: str | None = None
     ) -> Reading | None:
-        """None where nothing is asked for. Raises where it cannot be had."""
+        """Returns None if nothing is asked for. Raises if a library for it is missing."""
         if pronounce is None and (spoken is False or spoken is None):
             return None
         made = cls(language, spoken or False, None if pronounce is None else Pronunciations.of(pronounce), voice)
@@ -35,7 +35,7 @@ class Reading:
         return made
 
     def steps(self, language: str | None = None, voice: str | None = None) -> Read:
-        """For a part of the text in that language and voice; None: the call's own."""
+        """Returns the function for a part of the text in that language and voice; None: the call's own."""
         language = language or self.language
         steps: list[Callable[[str], str]] = []
         if self.pronounce is not None:
@@ -49,8 +49,8 @@ class Reading:
 
 
 def pieces(text: str, max_chars: int | None, read: Read | None) -> list[tuple[str, str]]:
-    """(a piece of the text, the same as it is read). Neither is longer than `max_chars`, but for a rest too short to be
-    cut."""
+    """Returns (piece of the text, the same as it is read) for each piece. Neither is longer than `max_chars`, except
+    for a piece too short to be cut again."""
     whole = [text] if max_chars is None else split(text, max_chars)
     if read is None:
         return [(piece, piece) for piece in whole]

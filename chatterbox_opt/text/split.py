@@ -1,7 +1,7 @@
-"""Long text -> utterances a model can hold: cut where a speaker would breathe, never in mid-word unless forced to.
+"""Splits long text into pieces a model can speak: where a speaker would breathe, and within a word only if forced to.
 
-Every place a text may be cut has a price. The pieces are the cheapest way through, which joins short neighbours and
-evens out lengths without ever losing or moving a character.
+Every place where a text may be cut has a cost. The pieces are the cheapest path, which joins short neighbours and evens
+out lengths without losing or moving a character.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from itertools import accumulate, pairwise
 from math import inf
 from numbers import Integral
 
-# What a cut costs. A piece's own cost is at most 2, so each kind outweighs any evening-out by a worse kind.
+# Costs of cuts. A piece's own cost is at most 2, so no worse kind of cut is chosen just to even out lengths.
 PARAGRAPH, SENTENCE, DOUBTFUL, CLAUSE, WORD, HARD = -0.9, 0.0, 3.0, 6.0, 30.0, 200.0
 INSIDE = 2.0  # added within quotes or round brackets
-SHORT, SHORT_COST = 25, 8.0  # the models babble after a few letters: a short piece costs more than a clause cut
-BREATHS = ((PARAGRAPH, 0.6), (DOUBTFUL, 0.3), (CLAUSE, 0.12))  # s of pause where a cut costs at most so much
-SHORTEST_LIMIT = 20  # of max_chars
+SHORT, SHORT_COST = 25, 8.0  # the models babble after very short text: a short piece costs more than a clause cut
+BREATHS = ((PARAGRAPH, 0.6), (DOUBTFUL, 0.3), (CLAUSE, 0.12))  # (cost of a cut up to which, s of pause)
+SHORTEST_LIMIT = 20  # smallest max_chars
 WIDE = 3  # a Han, kana or Hangul character takes as long to say as three letters
 
 _CLOSERS = "\"'”’»›)]}」』）】》〉〕］｣*_"
 _OPENERS = "\"'“‘«‹([{「『（【《〈〔［｢¿¡„‚-–—*_"
-_WIDE_STOPS = "。！？｡．"  # end a sentence with or without a blank behind them
+_WIDE_STOPS = "。！？｡．"  # end a sentence with or without a following blank
 _STOPS = frozenset(".!?…‽؟۔।॥։።፧׃\u037e" + _WIDE_STOPS)
 _PAUSES = frozenset(",;:،؛፣፤፥·、，；：")
 _DASHES = frozenset("-–—―")
@@ -39,7 +39,7 @@ _QUOTED = re.compile(
     r"\([^()]{1,280}\)|“[^“”]{1,280}”|«[^«»]{1,280}»|「[^「」]{1,280}」|『[^『』]{1,280}』|（[^（）]{1,280}）|"
     r"(?<![\w\"])\"[^\"\n]{1,280}\"(?!\w)"
 )
-_TAG = re.compile(r"\[[^\[\]\n]{1,40}\]")  # [clear throat] is one event: never cut
+_TAG = re.compile(r"\[[^\[\]\n]{1,40}\]")  # [clear throat] is one event and is never cut
 
 
 
@@ -47,18 +47,18 @@ def _words(*lines: str) -> frozenset[str]:
     return frozenset(word for line in lines for word in line.split())
 
 
-# The stop after these ends nothing: a name or a word follows.
+# The stop after these ends no sentence: a name or a word follows.
 _NEVER = _words(
     "mr mrs ms dr prof hon col maj capt cmdr lt sgt supt messrs mme mlle mgr sra srta dra hrn dña",
     "cf vs ca approx bzw evtl ggf vgl bspw sog inkl resp zzgl e.g i.e z.b d.h u.a p.ej",
     "г-н г-жа ул им тов проф т.е т.к",
 )
-# Nothing where a number follows; otherwise they are words like others.
+# The stop after these ends no sentence if a number follows; otherwise they are ordinary words.
 _NUMBERED = _words(
     "no nos nr vol vols fig figs ch sec art arts pp pg p eq tel núm nº cap pág",
     "jan feb mar apr jun jul aug sep sept oct nov dec стр рис см гл",
 )
-# May end a sentence or stand in it.
+# The stop after these may or may not end a sentence.
 _DOUBTFUL = _words(
     "etc inc ltd co corp dept univ assn bros est min max avg hrs hr mins secs ft oz lb lbs kg km mi mph am pm ad bc",
     "st sr jr rev gen sen rep gov pres ed eds trans fr sig str abs usw usf osv mm jne enz ecc al ibid op cit",
@@ -74,7 +74,7 @@ def check_max_chars(value: int) -> None:
 
 
 def split(text: str, max_chars: int = 280) -> list[str]:
-    """Utterances of at most `max_chars`, blanks at their ends dropped. A text that fits is left as it is."""
+    """Returns pieces of at most `max_chars`, without blanks at their ends. A text that fits is returned unchanged."""
     check_max_chars(max_chars)
     if len(text) * WIDE <= max_chars:
         return [text]
@@ -87,7 +87,7 @@ def split(text: str, max_chars: int = 280) -> list[str]:
 
 
 def spans(text: str, pieces: list[str]) -> list[tuple[int, int]]:
-    """Where split()'s pieces stand: (first character, behind the last), each with the blanks around it. They add up to
+    """Returns (first character, past the last) of each piece from split(), with the blanks around it; the spans cover
     the text."""
     starts, at = [], 0
     for piece in pieces:
@@ -101,7 +101,7 @@ def spans(text: str, pieces: list[str]) -> list[tuple[int, int]]:
 
 
 def breath(text: str, at: int) -> float:
-    """Seconds that a reader pauses ahead of text[at], by what stands before it."""
+    """Returns the seconds that a reader pauses before text[at]."""
     start = at
     while start and text[start - 1].isspace():
         start -= 1
@@ -113,7 +113,7 @@ def breath(text: str, at: int) -> float:
 
 
 def finished_length(text: str) -> int:
-    """Characters up to the last sentence end that is certain: more has come behind it. 0 where none is."""
+    """Returns the characters up to the last certain sentence end, which has text after it; 0 if there is none."""
     for match in reversed(list(_BLANKS.finditer(text))):
         paragraph = _blank(text, match.start(), match.end()) == PARAGRAPH
         if paragraph or (match.end() < len(text) and _blank(text, match.start(), match.end()) <= SENTENCE):
@@ -123,8 +123,8 @@ def finished_length(text: str) -> int:
 
 
 def stop_ends_sentence(text: str, stop: int, after: int) -> bool | None:
-    """Whether the stop before text[stop] is a sentence's, not an abbreviation's alone; None where that is uncertain.
-    What follows it is looked for from `after` on."""
+    """Whether the stop before text[stop] ends a sentence and not just an abbreviation; None if uncertain.
+    The text from `after` on follows it."""
     if not text[after:].strip():
         return True
     cost = _sentence_end(text, stop, after)
@@ -132,7 +132,7 @@ def stop_ends_sentence(text: str, stop: int, after: int) -> bool | None:
 
 
 def width(text: str) -> int:
-    """How long it takes to say, in letters."""
+    """Returns how long the text takes to say, in letters."""
     return sum(_widths(text))
 
 
@@ -145,7 +145,8 @@ def _widths(text: str) -> list[int]:
 
 
 def _cuts(text: str, width: list[int], limit: int) -> list[tuple[int, float]]:
-    """(first character of the next piece, price), in order. Worse kinds only where better ones are too far apart."""
+    """Returns (first character of the next piece, cost) in order; worse kinds only where better ones are too far apart.
+    """
     cost: dict[int, float] = {}
     words: list[tuple[int, float]] = []
     for match in _BLANKS.finditer(text):
@@ -167,24 +168,24 @@ def _cuts(text: str, width: list[int], limit: int) -> list[tuple[int, float]]:
 
 
 def _thinned(cuts: list[tuple[int, float]], width: list[int], limit: int) -> list[tuple[int, float]]:
-    """Without those that stand next to one as good: "a. b. c. d." need not be looked at in every combination."""
+    """Drops cuts close to one as good, so that not every combination of "a. b. c. d." has to be examined."""
     kept = [(0, inf)]
-    for here, (following, _) in zip(cuts, [*cuts[1:], (len(width) - 1, 0.0)]):
+    for cut, (following, _) in zip(cuts, [*cuts[1:], (len(width) - 1, 0.0)]):
         last = kept[-1]
-        crowded = width[here[0]] - width[last[0]] < 8 and width[following] - width[last[0]] <= limit // 4
-        if not crowded or here[1] < last[1]:
-            kept.append(here)
+        crowded = width[cut[0]] - width[last[0]] < 8 and width[following] - width[last[0]] <= limit // 4
+        if not crowded or cut[1] < last[1]:
+            kept.append(cut)
     return kept[1:]
 
 
 def _gaps(cost: dict[int, float], width: list[int], limit: int) -> list[tuple[int, int]]:
-    """Stretches without a cut that are too long for one piece."""
+    """Returns the spans without a cut that are too long for one piece."""
     edges = [0, *sorted(cost), len(width) - 1]
     return [(a, b) for a, b in pairwise(edges) if width[b] - width[a] > limit]
 
 
 def _hard_cuts(text: str, width: list[int], start: int, end: int, limit: int) -> list[int]:
-    """As far apart as allowed, not between a letter and its marks."""
+    """Returns cuts as far apart as allowed, but not between a letter and its combining marks."""
     cuts, at = [], start
     while width[end] - width[at] > limit:
         furthest = bisect_right(width, width[at] + limit, at, end) - 1
@@ -195,7 +196,7 @@ def _hard_cuts(text: str, width: list[int], start: int, end: int, limit: int) ->
 
 
 def _joined(text: str, at: int) -> bool:
-    """True within what a reader sees as one character: marks, joined emoji, Jamo."""
+    """Whether text[at] continues the visible character before it: combining marks, joined emoji, Jamo."""
     before, after = text[at - 1], text[at]
     skin = "\U0001f3fb" <= after <= "\U0001f3ff"
     jamo = "\u1160" <= after <= "\u11ff"  # the later letters of a decomposed syllable
@@ -203,7 +204,7 @@ def _joined(text: str, at: int) -> bool:
 
 
 def _blank(text: str, start: int, end: int) -> float:
-    """What a cut costs where text[start:end] is blank."""
+    """Returns the cost of a cut at the blanks text[start:end]."""
     breaks = 0 if end - start == 1 and text[start] == " " else len(_BREAK.findall(text, start, end))
     if breaks > 1 or "\u2029" in text[start:end]:
         return PARAGRAPH
@@ -216,13 +217,13 @@ def _blank(text: str, start: int, end: int) -> float:
     if last in _PAUSES or breaks:
         return CLAUSE
     following = text[end] if end < len(text) else ""
-    if last in _DASHES:  # "a - b" is cut behind its dash, "a -b" and "a- b" are not cut
+    if last in _DASHES:  # "a - b" is cut after its dash, "a -b" and "a- b" are not cut
         return CLAUSE if mark < 2 or text[mark - 2].isspace() or text[mark - 2] in _DASHES else WORD + INSIDE
     return WORD + INSIDE if following in _DASHES or following in _STOPS or following in _PAUSES else WORD
 
 
 def _sentence_end(text: str, end: int, after: int) -> float:
-    """What a cut costs behind the stops that reach to `end`, with the next word from `after` on."""
+    """Returns the cost of a cut after the stops that end at `end`; the next word is at or after `after`."""
     start = end
     while start > 0 and text[start - 1] in _STOPS:
         start -= 1
@@ -242,7 +243,7 @@ def _sentence_end(text: str, end: int, after: int) -> float:
 
 
 def _first_letter(text: str, at: int) -> str:
-    """The first letter or digit of what follows, past blanks and opening marks; "" if there is none near."""
+    """Returns the next letter or digit, past blanks and opening marks; "" if there is none near."""
     for char in text[at : at + 8]:
         if char not in _OPENERS and not char.isspace():
             return char
@@ -250,7 +251,7 @@ def _first_letter(text: str, at: int) -> str:
 
 
 def _word_before(text: str, end: int) -> str:
-    """The word the stop at `end` is stuck to, with the stops inside it: "U.S", "z.B", "Smith"."""
+    """Returns the word right before the stop at `end`, with stops inside it: "U.S", "z.B", "Smith"."""
     start = end
     while start > max(0, end - 20) and (text[start - 1].isalnum() or text[start - 1] in ".-º"):
         start -= 1
@@ -263,7 +264,7 @@ def _starts_line(text: str, at: int) -> bool:
 
 
 def _charge_inside(text: str, cost: dict[int, float]) -> None:
-    """A cut within quotes or brackets costs more."""
+    """Raises the cost of cuts within quotes or brackets."""
     at = sorted(cost)
     for pattern, price in ((_QUOTED, INSIDE), (_TAG, WORD)):
         for match in pattern.finditer(text):
@@ -274,7 +275,7 @@ def _charge_inside(text: str, cost: dict[int, float]) -> None:
 
 
 def _cheapest(width: list[int], cuts: list[tuple[int, float]], limit: int) -> list[int]:
-    """The shortest path over the cuts. A piece costs one, and the square of the room it leaves."""
+    """Returns the cheapest path over the cuts. A piece costs 1 plus the square of the fraction it leaves unused."""
     at = [0, *(a for a, _ in cuts), len(width) - 1]
     price = [0.0, *(p for _, p in cuts), 0.0]
     best, came = [0.0] * len(at), [0] * len(at)

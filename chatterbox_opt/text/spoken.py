@@ -1,4 +1,4 @@
-"""Text as it is meant: of what a library makes of it, the words that changed; the rest stays as it was written."""
+"""Writes numbers and signs of a text as words: takes the changed words from a library, and keeps all other text."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from difflib import SequenceMatcher
 from .split import WIDE_CHAR, stop_ends_sentence
 
 _WORD = re.compile(rf"{WIDE_CHAR.pattern}|(?:(?!{WIDE_CHAR.pattern})\S)+")
-_MARKS = ".,;:!?…-\"'“”‘’()[]{}«»‹›、，。？！；：\\—–"  # nobody says them
-_LEADING = re.compile(r"^[\"“‘(\[{«‹¿¡—–]*")  # no apostrophe: it is a part of '90s
+_MARKS = ".,;:!?…-\"'“”‘’()[]{}«»‹›、，。？！；：\\—–"  # not spoken
+_LEADING = re.compile(r"^[\"“‘(\[{«‹¿¡—–]*")  # no apostrophe, which is a part of '90s
 _TRAILING = re.compile(r"[.,;:!?…\"'“”’)\]}»›—–]*$")
 
 Span = tuple[int, int]
 
 
 def as_spoken(text: str, read: Callable[[str], str]) -> str:
-    """`read` is a library. What it refuses is halved until only the word that it stumbles over is left as it is."""
+    """Returns the text in words. `read` is a library's; text it refuses is halved until only single words stay as is.
+    """
     if not text.strip():
         return text
     try:
         return merged(text, read(text))
-    except Exception:  # each library has its own for what its grammar lacks
+    except Exception:  # each library raises its own for what its grammar lacks
         words = list(re.finditer(r"\S+", text))
         if len(words) == 1:
             return text
@@ -31,7 +32,7 @@ def as_spoken(text: str, read: Callable[[str], str]) -> str:
 
 
 def merged(text: str, said: str) -> str:
-    """`text` with the words of `said` where they are others: libraries lose stops, quotes and blanks."""
+    """Returns `text` with the words of `said` where these differ; libraries lose stops, quotes and blanks."""
     old, new = [m.span() for m in _WORD.finditer(text)], [m.span() for m in _WORD.finditer(said)]
     parts, at = [], 0
     for a, b, changed in _blocks(text, said, old, new):
@@ -46,12 +47,13 @@ def merged(text: str, said: str) -> str:
 
 
 def _blocks(text: str, said: str, old: list[Span], new: list[Span]) -> Iterator[tuple[Span, Span, bool]]:
-    """(words of `text`, words of `said`, whether they differ); a changed block has at least one word of `text`."""
+    """Yields (words of `text`, words of `said`, whether they differ); a changed block has at least one word of `text`.
+    """
     was, now = [text[a:b] for a, b in old], [said[a:b] for a, b in new]
     keys = [_key(word) for word in was], [_key(word) for word in now]
     blocks: list[tuple[Span, Span, bool]] = []
     for kind, a0, a1, b0, b1 in SequenceMatcher(None, *keys, autojunk=False).get_opcodes():
-        changed = kind != "equal" and (any(keys[0][a0:a1]) or any(keys[1][b0:b1]))  # marks alone stay
+        changed = kind != "equal" and (any(keys[0][a0:a1]) or any(keys[1][b0:b1]))  # marks alone do not count
         if kind == "insert" and not changed:
             continue
         if changed and blocks and not blocks[-1][2] and (kind == "insert" or _moved(was[a0 - 1], now[b0 - 1])):
@@ -64,12 +66,12 @@ def _blocks(text: str, said: str, old: list[Span], new: list[Span]) -> Iterator[
 
 
 def _moved(was: str, now: str) -> bool:
-    """Whether a mark behind the word stands elsewhere now: more has come between the two."""
+    """Whether a mark after the word has moved away from it, so that more has come between the two."""
     return was[-1] in ",;:!?" and now[-1] != was[-1]
 
 
 def _fused(blocks: list[tuple[Span, Span, bool]]) -> Iterator[tuple[Span, Span, bool]]:
-    """Changed neighbours in one, and an insertion ahead of every word in one with the first."""
+    """Merges adjacent changed blocks, and an insertion before the first word with the first block."""
     nothing = (0, 0), (0, 0), False
     held = nothing
     for a, b, changed in [*blocks, nothing]:
@@ -94,7 +96,7 @@ def _found(pattern: re.Pattern[str], text: str) -> str:
 
 
 def _marked_as(text: str, start: int, end: int, words: str) -> str:
-    """The words within the marks of text[start:end], less the stop of an abbreviation that ends no sentence."""
+    """Returns `words` with the marks around text[start:end], without an abbreviation's stop that ends no sentence."""
     before = _found(_LEADING, text[start:end])
     after = _found(_TRAILING, text[start + len(before) : end])
     bare = words[len(_found(_LEADING, words)) :].lstrip()

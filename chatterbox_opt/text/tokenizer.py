@@ -1,4 +1,4 @@
-"""Text -> ids: the grapheme BPE of the Llama models, and the GPT-2 BPE of Turbo and Nano."""
+"""Tokenizers: the grapheme BPE of the Llama models, and the GPT-2 BPE of Turbo and Nano."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .languages import Cangjie, prepare
 logger = logging.getLogger(__name__)
 
 SOT, EOT, UNK, SPACE = "[START]", "[STOP]", "[UNK]", "[SPACE]"
-MAX_TOKENS = 2048  # the learned position table of the Llama models, less its two ends
+MAX_TOKENS = 2048  # the learned position table of the Llama models, less start and end token
 MTL_VOCAB = "grapheme_mtl_merged_expanded_v1.json"
 CANGJIE = "Cangjie5_TC.json"
 UNLIMITED = int(1e30)  # what transformers writes for "no model_max_length"
@@ -40,7 +40,7 @@ class EnTokenizer:
             raise ValueError(f"{self.vocab_file_path} has no {' and no '.join(missing)}: not a Chatterbox vocabulary")
 
     def text_to_tokens(self, text: str) -> Tensor:
-        """(1, T) int32, without the two ends."""
+        """Returns (1, T) int32, without start and end token."""
         return self._checked(self.encode(text), text)
 
     def encode(self, txt: str) -> list[int]:
@@ -61,7 +61,7 @@ class EnTokenizer:
 
 
 class MTLTokenizer(EnTokenizer):
-    """23 languages: lower-cased and decomposed, prepared by language, led by its tag."""
+    """23 languages: text is lower-cased, decomposed, prepared by language, and begins with the language's tag."""
 
     def __init__(
         self, vocab_file_path: str | Path, cangjie_path: str | Path | None = None, max_tokens: int = MAX_TOKENS
@@ -89,7 +89,7 @@ class MTLTokenizer(EnTokenizer):
 
 
 class Encoded(dict):
-    """What a call of `TurboTokenizer` returns: `input_ids` and `attention_mask`, by key or attribute."""
+    """The result of calling a `TurboTokenizer`: `input_ids` and `attention_mask`, by key or attribute."""
 
     __getattr__ = dict.__getitem__
 
@@ -103,7 +103,7 @@ class TurboTokenizer:
     def __init__(self, folder: str | Path, max_positions: int | None = None) -> None:
         self.folder = Path(folder)
         config = _json(self.folder / "tokenizer_config.json") or {}
-        # Older folders keep these in a file of their own; where the configuration lists its tokens it says all.
+        # Older folders keep these in a file of their own; a configuration that lists its tokens is complete.
         older = {} if "added_tokens_decoder" in config else _json(self.folder / "special_tokens_map.json") or {}
         special = {**config, **older}
         names = {k: _content(special.get(k)) or "<|endoftext|>" for k in ("unk_token", "bos_token", "eos_token")}
@@ -137,7 +137,7 @@ class TurboTokenizer:
         return tokenizer
 
     def _added(self, config: dict[str, Any], special: dict[str, Any], names: dict[str, str]) -> list[AddedToken]:
-        """In the order of their ids: those outside the vocabulary are numbered as they are added."""
+        """Returns the added tokens in the order of their ids: those outside the vocabulary are numbered in order."""
         extra = [*(special.get("additional_special_tokens") or []), *(special.get("extra_special_tokens") or [])]
         named = [*names.values(), *filter(None, map(_content, [special.get("pad_token"), *extra]))]
         if "added_tokens_decoder" in config:
@@ -182,7 +182,7 @@ class TurboTokenizer:
         return Encoded(input_ids=torch.tensor(rows).long(), attention_mask=torch.tensor(masks).long())
 
     def text_to_tokens(self, text: str) -> Tensor:
-        """(1, T) int64: no ends are put around Turbo's text."""
+        """Returns (1, T) int64; Turbo's text has no start and end token."""
         return self(text, return_tensors="pt", truncation=True)["input_ids"]
 
     def encode(self, text: str) -> list[int]:
@@ -205,7 +205,7 @@ class TurboTokenizer:
 
 
 def load_tokenizer(folder: str | Path, config: ModelConfig) -> EnTokenizer | MTLTokenizer | TurboTokenizer:
-    """The tokenizer of a checkpoint folder, warned about where it does not fit the model."""
+    """Returns the tokenizer of a checkpoint folder; warns if it does not fit the model."""
     folder = Path(folder)
     tokenizer: Any
     if config.t3.is_gpt:
@@ -224,7 +224,7 @@ def load_tokenizer(folder: str | Path, config: ModelConfig) -> EnTokenizer | MTL
 
 
 def _multilingual_vocabulary(folder: Path) -> Path:
-    """A single-language pack may name its vocabulary otherwise."""
+    """Returns the vocabulary file, which a single-language pack may name differently."""
     if (folder / MTL_VOCAB).is_file():
         return folder / MTL_VOCAB
     others = [*sorted(folder.glob("grapheme*.json")), *folder.glob("tokenizer.json")]
@@ -236,7 +236,7 @@ def _read(path: Path) -> Tokenizer:
         raise FileNotFoundError(f"{path} is missing: the model's vocabulary belongs there")
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
+    except Exception as error:  # the library raises plain Exception
         raise ValueError(f"{path} is not a tokenizers vocabulary: {error}") from error
 
 
@@ -248,12 +248,12 @@ def _json(path: Path) -> Any:
 
 
 def _content(token: Any) -> str | None:
-    """Token entries are either a string or a dict of its flags."""
+    """Returns the text of a token entry, which is a string or a dict with flags."""
     return token.get("content") if isinstance(token, dict) else token
 
 
 def _encodable(text: str) -> str:
-    """Half a surrogate pair cannot be encoded; it becomes the replacement character."""
+    """Replaces half surrogate pairs, which cannot be encoded, by the replacement character."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Which files each family is made of, and where they are published."""
+"""The checkpoint files of each family, and where they are published."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REPOS = {
     "nano": "ResembleAI/chatterbox-nano",
 }
 MEANFLOW = "s3gen_meanflow.safetensors"  # the two-step decoder, published with Turbo
-# Of twins, the safetensors file is named; a folder that has only the .pt is taken as well.
+# If a file exists as safetensors and as .pt, the former is named; a folder with only the .pt works too.
 FILES: dict[str, dict[str, str]] = {
     "tts": {
         "t3": "t3_cfg.safetensors", "ve": "ve.safetensors", "s3gen": "s3gen.safetensors", "tokenizer": "tokenizer.json",
@@ -28,7 +28,7 @@ FILES: dict[str, dict[str, str]] = {
 }
 OPTIONAL = {"conds": "conds.pt", "cangjie": "Cangjie5_TC.json"}
 
-DECODERS = ("standard", "meanflow")  # the checkpoint's own; the two-step one
+DECODERS = ("standard", "meanflow")  # the family's own; the two-step one
 
 T3_MODELS = {
     "v2": "t3_mtl23ls_v2.safetensors",
@@ -39,7 +39,7 @@ T3_MODELS = {
 
 
 def multilingual_t3(name: str | None) -> str | None:
-    """A short name or any file name -> the file; None stays None: whichever the folder has, v2 before others."""
+    """Returns the file of a short name or file name; None stays None: any that the folder has, v2 first."""
     if name is None or name in T3_MODELS:
         return None if name is None else T3_MODELS[name]
     if not str(name).endswith((".safetensors", ".pt")):
@@ -48,7 +48,7 @@ def multilingual_t3(name: str | None) -> str | None:
 
 
 def decoder_file(decoder: str | Path | None, own: str) -> str:
-    """A name of DECODERS or any file name -> the file."""
+    """Returns the file of a name in DECODERS; any other name is a file's."""
     if decoder is None or decoder == "standard":
         return own
     if decoder == "meanflow":

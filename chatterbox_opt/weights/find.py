@@ -1,4 +1,4 @@
-"""Where in a checkpoint folder, or beside it, each file lies."""
+"""Finds the files of a checkpoint in its folder or beside it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .files import FILES, MEANFLOW, decoder_file, has_meanflow
 
 
 def find_t3(folder: Path, usual: str, chosen: str | Path | None) -> Path:
-    """The file that was asked for, the family's own, or the only one there is: packs name theirs as they like."""
+    """Returns the file asked for, else the family's usual one, else the only one there is, as packs choose names."""
     if chosen:
         return find(folder, str(chosen))
     others = sorted(folder.glob("t3_*.safetensors"))
@@ -27,15 +27,15 @@ def find_decoder(folder: Path, decoder: str | Path | None, family: str) -> Path:
     return find(folder, name)
 
 
-def beneath(decoder: Path) -> Path | None:
-    """The S3Gen that an estimator by itself lies beside."""
+def s3gen_beside(decoder: Path) -> Path | None:
+    """Returns the S3Gen file beside a file that holds only an estimator."""
     names = safefile.read_header(decoder) if decoder.suffix == ".safetensors" else ()
     alone = names and all(name.startswith(layout.ESTIMATOR) for name in names)
     return find(decoder.parent, FILES["tts"]["s3gen"]) if alone else None
 
 
 def find(folder: Path, name: str) -> Path:
-    """The file, or its twin: safetensors are preferred, .pt is taken where there is nothing else."""
+    """Returns the file as safetensors, or else as .pt."""
     path = Path(name) if Path(name).is_absolute() else folder / name
     twins = [path.with_suffix(s) for s in (".safetensors", ".pt")] if path.suffix in (".safetensors", ".pt") else [path]
     for candidate in twins:

@@ -1,4 +1,4 @@
-"""The only downloader. The cache first: a model that was used once needs no network again."""
+"""Downloads published models; the only file that does. A model in the cache needs no network."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .files import FILES, MEANFLOW, OPTIONAL, REPOS, multilingual_t3
 logger = logging.getLogger(__name__)
 
 TIMEOUT = 10.0  # s for the hub's first answer
-# Turbo's tokenizer is a handful of small files of which repositories have different ones.
+# Turbo's tokenizer consists of a few small files, which differ between repositories.
 TOKENIZER_FILES = (
     "tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
     "tokenizer_config.json",
 )
 
-Wanted = dict[str, tuple[str, ...]]  # role -> names or patterns that fill it, the preferred first
+Wanted = dict[str, tuple[str, ...]]  # role -> names or patterns of its file, preferred first
 
 
 class HubUnreachable(OSError):
@@ -28,7 +28,7 @@ class HubUnreachable(OSError):
 
 
 class NotInRepository(FileNotFoundError):
-    """The hub answered, but the repository is not of the kind that was asked for."""
+    """The hub answered, but the repository lacks a file of the requested kind of model."""
 
 
 def download(
@@ -39,13 +39,13 @@ def download(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> Path:
-    """The local folder of a published model. No request is made where the cache holds all of it."""
+    """Returns the local folder of a published model. Makes no request if the cache holds all of it."""
     repo = repo_id or REPOS[family]
     wanted = files_of(family, t3_model, official=repo_id is None)
     folder = _cached(repo, revision, cache_dir, wanted)
     have = choose(os.listdir(folder), wanted) if folder else {}
     extras = [name for role, name in OPTIONAL.items() if role == "conds" or family == "mtl"]
-    # The usual repositories are known to have these; of others nobody knows.
+    # The usual repositories are known to have the extras; others may lack them, so their cache counts as whole.
     if folder and all(have.values()) and (repo_id or all((folder / name).exists() for name in extras)):
         return folder
     if family in ("turbo", "nano"):
@@ -62,7 +62,7 @@ def download(
 
 
 def download_decoder(cache_dir: str | Path | None = None) -> Path:
-    """The two-step decoder: one file of Turbo's repository. No request is made where the cache holds it."""
+    """Returns the two-step decoder, a file of Turbo's repository. Makes no request if the cache holds it."""
     repo, wanted = REPOS["turbo"], {"s3gen": twins(MEANFLOW)}
     folder = _cached(repo, None, cache_dir, wanted)
     if folder is None:
@@ -88,12 +88,12 @@ def files_of(family: str, t3_model: str | None, official: bool) -> Wanted:
 
 
 def twins(name: str) -> tuple[str, ...]:
-    """The same tensors may lie in a pickle."""
+    """Returns the names under which the same tensors may be stored: safetensors or pickle."""
     return (name, name.replace(".safetensors", ".pt")) if name.endswith(".safetensors") else (name,)
 
 
 def choose(names: Iterable[str], wanted: Wanted) -> dict[str, str | None]:
-    """The file for each role among those there are; None where there is none."""
+    """Returns the file for each role among `names`; None if there is none."""
     names = sorted(names)
     found = {role: [hit for pattern in patterns for hit in matching(names, pattern)] for role,
         patterns in wanted.items()}
@@ -101,12 +101,12 @@ def choose(names: Iterable[str], wanted: Wanted) -> dict[str, str | None]:
 
 
 def _cached(repo: str, revision: str | None, cache_dir: str | Path | None, wanted: Wanted) -> Path | None:
-    """The folder of the cache that holds any of the files, found without a request."""
+    """Returns the cache folder that holds any of the files, without a request."""
     from huggingface_hub import try_to_load_from_cache
 
     for name in (n for patterns in wanted.values() for n in patterns if "*" not in n):
         path = try_to_load_from_cache(repo, name, cache_dir=cache_dir, revision=revision)
-        if isinstance(path, str):  # and not the mark of a file known to be absent
+        if isinstance(path, str):  # and not the marker of a file known to be absent
             return Path(path).parent
     return None
 
@@ -116,7 +116,7 @@ def _download(
 ) -> Path:
     from huggingface_hub import HfApi
 
-    token = os.getenv("HF_TOKEN") or None  # None: what `hf auth login` left
+    token = os.getenv("HF_TOKEN") or None  # None: the one stored by `hf auth login`
     info = HfApi(token=token).model_info(repo, revision=revision, timeout=TIMEOUT)
     names = [f.rfilename for f in info.siblings or []]
     chosen = choose(names, wanted)
@@ -136,7 +136,7 @@ def _fetch(**how: Any) -> str:
     try:
         return huggingface_hub.snapshot_download(**how)
     except Exception as error:
-        # Some versions of the xet client fail on files that plain HTTP delivers.
+        # Some versions of the xet client fail on files that download over plain HTTP.
         if not any(word in str(error).lower() for word in ("xet", "hex hash")):
             raise
         logger.warning("the xet download failed (%s); trying plain HTTP", _first_line(error))

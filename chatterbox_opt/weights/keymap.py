@@ -1,4 +1,4 @@
-"""Upstream's state dicts -> ours, as data: a table of rules and one pure function over a state dict."""
+"""Converts upstream's state dicts to ours: tables of rules, and one pure function that applies them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 
 
 class Rule(NamedTuple):
-    """`{}` stands for any characters. The first source is looked for; the others follow from it."""
+    """Keys to convert. `{}` matches any characters in the first source, and is the same in the others."""
 
     sources: tuple[str, ...]
     target: str | None  # None: the sources are dropped
     fn: Callable[..., Tensor] = lambda tensor: tensor
-    keep: bool = False  # leave the sources to a later rule, for what becomes two tensors
+    keep: bool = False  # leave the sources to a later rule, if they become two tensors
 
 
 def remap(state: dict[str, Tensor], rules: Iterable[Rule], consume: bool = False) -> dict[str, Tensor]:
-    """Apply each rule to every key it matches; keys no rule names pass through. `state` is left as it is, unless
-    `consume` lets each tensor go as soon as what it becomes part of exists."""
+    """Applies each rule to every key it matches; other keys pass through. `state` stays unchanged, unless `consume`
+    frees each tensor as soon as its result exists."""
     out = state if consume else dict(state)
     for rule in rules:
         pattern = re.compile(re.escape(rule.sources[0]).replace(r"\{\}", "(.+)") + r"\Z")
@@ -54,7 +54,7 @@ def transpose(tensor: Tensor) -> Tensor:
 
 
 def under(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
-    """The rules of a part, for the file of the whole."""
+    """Returns rules for a part with `prefix` added, for the file of the whole model."""
     return [
         Rule(tuple(f"{prefix}.{s}" for s in rule.sources), rule.target and f"{prefix}.{rule.target}", *rule[2:])
         for rule in rules
@@ -63,7 +63,7 @@ def under(prefix: str, rules: Iterable[Rule]) -> list[Rule]:
 
 # ---- voice encoder, speech tokenizer, x-vector: keys as inside each network ----------------------
 
-VOICE_ENCODER = drop("similarity_weight", "similarity_bias")  # of the training loss
+VOICE_ENCODER = drop("similarity_weight", "similarity_bias")  # used by the training loss only
 
 S3_TOKENIZER = [
     Rule(
@@ -85,7 +85,7 @@ def _norm_scale(var: Tensor) -> Tensor:
 
 
 def _norm_affine(weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    """An inference batch norm as (2, C): scale and shift."""
+    """Returns an inference batch norm as (2, C): scale and shift."""
     scale = weight * _norm_scale(var)
     return torch.stack([scale, bias - mean * scale])
 
@@ -104,7 +104,7 @@ def _norm(name: str) -> tuple[str, ...]:
 
 
 def fold_norm(conv: str, norm: str, target: str | None = None) -> list[Rule]:
-    """A convolution without bias and the batch norm behind it become one convolution with a bias."""
+    """Returns rules that fold a batch norm into the convolution before it, which gets a bias."""
     sources = (*_norm(norm), f"{conv}.weight")
     target = target or conv
     return [
@@ -125,7 +125,7 @@ CAMPPLUS = [
     *fold_norm("xvector.tdnn.linear", "xvector.tdnn.nonlinear.batchnorm"),
     *fold_norm("xvector.{}.linear1", "xvector.{}.nonlinear2.batchnorm"),
     *fold_norm("xvector.transit3.linear", "xvector.out_nonlinear.batchnorm"),
-    # These stand before their layer and its ReLU, so only scale and shift remain of them.
+    # These precede a ReLU and their layer, so they cannot be folded and become scale and shift.
     Rule(_norm("xvector.{}.nonlinear1.batchnorm"), "xvector.{}.nonlinear1.affine", _norm_affine),
     Rule(_norm("xvector.transit{}.nonlinear.batchnorm"), "xvector.transit{}.nonlinear.affine", _norm_affine),
     Rule(
@@ -147,8 +147,8 @@ CAMPPLUS = [
 
 
 def pair_heads(head_dim: int) -> Callable[..., Tensor]:
-    """q, k, v -> one product. Inside each head of q and k, channel i comes to stand beside i + head_dim/2, the one it
-    is rotated with; a dot product does not mind the order."""
+    """Returns a function that joins q, k and v to one product. In each head of q and k, channel i is placed beside
+    i + head_dim/2, with which it is rotated; a dot product does not depend on the order."""
 
     def fuse(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         paired = [w.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2) for w in (q, k)]
@@ -181,11 +181,11 @@ T3_GPT2 = [
 
 
 def _weight_norm(g: Tensor, v: Tensor) -> Tensor:
-    return torch._weight_norm(v, g, 0)  # the very kernel upstream runs: F0 must come out equal to the last bit
+    return torch._weight_norm(v, g, 0)  # upstream's kernel: F0 must be equal to the last bit
 
 
 def _snake(alpha: Tensor) -> Tensor:
-    """Snake's frequency where it can be divided by: below 1e-5 its wave is 1e-5 of the signal at most."""
+    """Returns Snake's frequency, at least 1e-5 so that it can be divided by: below, its wave is negligible."""
     return torch.where(alpha.abs() < 1e-5, torch.full_like(alpha, 1e-5), alpha)
 
 
@@ -198,11 +198,11 @@ def _columns(weight: Tensor, alpha: Tensor) -> Tensor:
 
 
 def _flat(weight: Tensor) -> Tensor:
-    """A 1-D convolution as a 2-D one of height 1, channels last."""
+    """Returns a 1-D convolution's weight as that of a 2-D one of height 1, channels last."""
     return weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
 
 
-# Every convolution but those of the F0 net.
+# Every convolution except those of the F0 net.
 _FLAT = ("conv_pre", "ups.{}", "source_downs.{}", "{}.convs1.{}", "{}.convs2.{}", "conv_post")
 
 HIFT = [
@@ -223,7 +223,7 @@ HIFT = [
 
 
 def _windows(weight: Tensor) -> Tensor:
-    """A convolution (out, in, taps) -> the product WindowConv makes of it, (out, taps * in)."""
+    """(out, in, taps) of a convolution -> (out, taps * in) of the product that WindowConv computes."""
     return weight.transpose(1, 2).flatten(1)
 
 
@@ -240,7 +240,7 @@ def _flow_attention(name: str) -> list[Rule]:
 
 
 def _flow_stage(source: str, target: str, conv: str | None) -> list[Rule]:
-    """Upstream numbers what we name: 0 is the resnet, 1 the transformer blocks, 2 the convolution."""
+    """Returns the rules of a stage, whose parts upstream numbers: 0 resnet, 1 transformer blocks, 2 convolution."""
     s, t = f"decoder.estimator.{source}", f"decoder.estimator.{target}"
     rules = [
         Rule((f"{s}.0.res_conv.weight",), f"{t}.resnet.res_conv.weight", _squeeze),

@@ -1,7 +1,7 @@
-"""What the published files hold: every key with its shape, for any size of model.
+"""The keys and shapes of the published files, for any size of model.
 
-Checked against a file before it is read, so that a misfit is named in the file's own words; and what a random
-checkpoint is written from.
+A file is checked against them before it is read, so that errors name the file's own keys; random checkpoints are
+generated from them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ Shape = tuple[int, ...]
 Layout = dict[str, Shape]
 
 BATCH_COUNT = ".num_batches_tracked"  # the only keys that are int64; a BatchNorm's history, unused
-MIXER = "time_embed_mixer.weight"  # what only a meanflow decoder has
+MIXER = "time_embed_mixer.weight"  # only in a meanflow decoder
 ESTIMATOR = "flow.decoder.estimator."
 MEANFLOW_KEY = ESTIMATOR + MIXER
-COMPUTED = ("tokenizer._mel_filters", "tokenizer.window")  # of s3gen: constants, so files without them are whole
+COMPUTED = ("tokenizer._mel_filters", "tokenizer.window")  # constants of s3gen, which a file may lack
 
 
 def t3(cfg: T3Config) -> Layout:
@@ -54,7 +54,7 @@ def _llama(cfg: T3Config) -> Layout:
 
 def _gpt2(cfg: T3Config) -> Layout:
     d, ff = cfg.dim, cfg.ff
-    # Weights lie (in, out) here.
+    # These weights are (in, out).
     layer = _norm("ln_1", d) | _norm("ln_2", d)
     for name, n_in, n_out in (("attn.c_attn", d, 3 * d), ("attn.c_proj", d, d), ("mlp.c_fc", d, ff), ("mlp.c_proj",
         ff, d)):
@@ -210,7 +210,8 @@ def _res_block(name: str, c: int, kernel: int, n: int) -> Layout:
 
 
 def _weight_normed(name: str, n_out: int, n_in: int, kernel: int) -> Layout:
-    """Magnitude and direction apart, both along the first axis (a transposed convolution's inputs)."""
+    """Returns the keys of a weight-normed layer: magnitude and direction, along the first axis (the inputs of a
+    transposed convolution)."""
     at = f"{name}.parametrizations.weight.original"
     return {f"{name}.bias": (n_out,), f"{at}0": (n_out, 1, 1), f"{at}1": (n_out, n_in, kernel)}
 

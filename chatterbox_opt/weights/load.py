@@ -1,4 +1,4 @@
-"""A checkpoint folder -> networks: built without memory, filled tensor by tensor, every key accounted for."""
+"""Loads networks from a checkpoint folder: built on "meta", filled tensor by tensor, and every key checked."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from ..models.t3 import T3
 from ..models.voice_encoder import VoiceEncoder
 from . import keymap, layout, safefile
 from .files import FILES, OPTIONAL
-from .find import beneath, find, find_decoder, find_t3
+from .find import find, find_decoder, find_t3, s3gen_beside
 
 logger = logging.getLogger(__name__)
 
 LAYER = re.compile(r"tfmr\.(?:layers|h)\.\d+\.")
 Network = TypeVar("Network", bound=nn.Module)
-COPIES = "patched_model."  # a T3 saved after use has some of its tensors a second time under this name
+COPIES = "patched_model."  # prefix of second copies of tensors in a T3 that was saved after use
 
 
 @dataclass(frozen=True)
 class Loaded:
     config: ModelConfig
-    t3: Any  # None: conversion needs none
+    t3: Any  # None for voice conversion
     s3gen: S3Gen
     ve: VoiceEncoder | None
     conds_file: Path | None
@@ -49,8 +49,8 @@ def load_folder(
     decoder: str | Path | None = None,
     make_t3: Callable[[Source, ModelConfig], Any] | None = None,
 ) -> Loaded:
-    """T3 in `dtype`, or as `make_t3` makes it of its file; the rest in float32, of which the engine casts what may be
-    cast."""
+    """Returns the networks: T3 in `dtype`, or made by `make_t3` from its file; the others in float32, of which the
+    engine casts some."""
     folder = existing(folder)
     config = read_config(folder, family)
     files = weight_files(folder, family, t3_file, decoder)
@@ -77,23 +77,22 @@ def conds_of(folder: Path) -> Path | None:
 def weight_files(
     folder: Path, family: str, t3_file: str | Path | None = None, decoder: str | Path | None = None
 ) -> dict[str, Path]:
-    """The file of each network."""
+    """Returns the file of each network."""
     names, out = FILES[family], {}
     if family != "vc":
         out = {"t3": find_t3(folder, names["t3"], t3_file), "ve": find(folder, names["ve"])}
     out["s3gen"] = find_decoder(folder, decoder, family)
-    base = beneath(out["s3gen"])
-    return out | ({} if base is None else {"beneath": base})
+    base = s3gen_beside(out["s3gen"])
+    return out | ({} if base is None else {"beside": base})
 
 
 def load_decoder(
     folder: Path, decoder: str | Path | None, family: str, config: ModelConfig, device: torch.device
 ) -> tuple[S3Gen, ModelConfig]:
-    """S3Gen of a file, and the config it makes of the model's: any family's T3 may speak through the other's decoder,
-    their tokens are the same. A file of nothing but an estimator's tensors says what differs from the S3Gen beside it.
-    """
+    """Returns the S3Gen of a file, and the model's config with it: T3 of any family may use any decoder, as all have
+    the same tokens. A file with only an estimator replaces that part of the S3Gen beside it."""
     source = Source(file := find_decoder(folder, decoder, family))
-    if (base := beneath(file)) is not None:
+    if (base := s3gen_beside(file)) is not None:
         source.lay_over(Source(base))
     if decoder is not None:
         flow = dataclasses.replace(config.flow, meanflow=layout.MEANFLOW_KEY in source.shapes)
@@ -102,7 +101,7 @@ def load_decoder(
 
 
 def read_config(folder: Path, family: str) -> ModelConfig:
-    """Published folders have no config.json of ours: their sizes are known."""
+    """Returns the config of a folder; published folders, which have no config.json of ours, have known sizes."""
     file = folder / "config.json"
     if file.is_file():
         try:
@@ -125,7 +124,7 @@ def build_t3(source: Source | dict[str, Tensor], config: ModelConfig, device: to
 
 
 def read_t3(source: Source | dict[str, Tensor], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a T3 by our names, in float32, read a layer at a time."""
+    """Yields every tensor of a T3 under our names, in float32, read a layer at a time."""
     source = _as_source(source)
     rules, keys = _checked_t3(source, config)
     layers: dict[str | None, list[str]] = defaultdict(list)
@@ -139,13 +138,13 @@ def read_t3(source: Source | dict[str, Tensor], config: ModelConfig) -> Iterator
 
 
 def _checked_t3(source: Source, config: ModelConfig) -> tuple[list[keymap.Rule], list[str]]:
-    """The rules for its keys, and those that are read."""
+    """Returns the rules for its keys, and the keys to be read. Raises ValueError if the file does not fit."""
     cfg = config.t3
     rules = keymap.T3_GPT2 if cfg.is_gpt else keymap.t3_llama(cfg.head_dim)
     wanted, unread = layout.t3(cfg), _unread(rules)
     source.check(wanted, optional=unread.__contains__)
     foreign = [k for k in source.unknown if k not in unread and not k.startswith(COPIES)]
-    if foreign:  # an adapter left unmerged would be a voice left unheard
+    if foreign:  # such as an unmerged adapter, whose voice would be lost
         raise ValueError(f"{source.name} has {len(foreign)} tensors T3 has no place for, the first {foreign[0]}")
     return rules, [k for k in wanted if k not in unread]
 
@@ -170,8 +169,8 @@ def build_voice_encoder(
 
 
 class Undrawn(TorchFunctionMode):
-    """Modules without their first values. On "meta" drawing them takes a tenth of a second, and an embedding's imports
-    torch's compiler for it: a second, and 80 MB."""
+    """Builds modules without initializing them. On "meta" that would take a tenth of a second, and an embedding's
+    initialization imports torch's compiler: a second and 80 MB."""
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         if getattr(func, "__module__", None) == nn.init.__name__:
@@ -190,7 +189,7 @@ def fill(make: Callable[[], Network], state: dict[str, Tensor], rules: Iterable,
 
 
 def _unread(rules: Iterable[keymap.Rule]) -> frozenset[str]:
-    """What the networks do not need: it may be missing, and is not read."""
+    """Returns the keys that the networks do not need: they may be missing, and are not read."""
     return frozenset(s for r in rules if r.target is None for s in r.sources)
 
 
@@ -212,11 +211,11 @@ class Source:
         self.shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
 
     def lay_over(self, base: Source) -> None:
-        """What this one lacks is that of `base`."""
+        """Takes from `base` the tensors that this one lacks."""
         self.base, self.shapes = base, base.shapes | self.shapes
 
     def check(self, wanted: layout.Layout, optional: Callable[[str], bool]) -> None:
-        """Name every misfit before anything is read."""
+        """Raises ValueError, which names every missing, unexpected or misshapen key, before anything is read."""
         missing = [k for k in wanted if k not in self.shapes and not optional(k)]
         if missing:
             raise ValueError(f"{self.name} lacks {len(missing)} of {len(wanted)} tensors, the first {missing[0]}; "
@@ -231,7 +230,7 @@ class Source:
             logger.debug("%s: %d unknown tensors left unread, the first %s", self.name, len(self.unknown), first)
 
     def read(self, dtype: torch.dtype, device: torch.device, keys: Iterable[str]) -> dict[str, Tensor]:
-        """Cast and moved as it comes, so that no more than one tensor exists twice."""
+        """Returns the tensors, each cast and moved as it is read, so that at most one exists twice."""
         keys = [k for k in keys if k in self.shapes]
         lent: dict[str, Tensor] = {}
         if self.base is not None:
@@ -241,12 +240,12 @@ class Source:
         if self.state is None:
             keys.sort(key=lambda key: self.entries[key].start)
             pairs: Iterable = ((k, self._read(k, dtype, device)) for k in keys)
-        else:  # a pickle is in memory whole; each tensor is let go when it has been taken
+        else:  # a pickle is in memory as a whole; each tensor is freed once taken
             pairs = ((k, self.state.pop(k)) for k in keys)
         return lent | {k: t.detach().to(device, dtype if t.is_floating_point() else None) for k, t in pairs}
 
     def _read(self, key: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """In memory of its own; or, of what is copied anyway, the file's pages."""
+        """Returns a tensor in its own memory, or on the file's pages if it is copied anyway."""
         entry = self.entries[key]
         if device.type != "cpu" or (entry.dtype.is_floating_point and entry.dtype != dtype):
             return safefile.map_tensors(self.path, {key: entry})[key]
@@ -265,7 +264,7 @@ def _as_source(source: Source | dict[str, Tensor]) -> Source:
 def _unpickle(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever zip and pickle make of a foreign or broken file
+    except Exception as error:  # zip and pickle may raise anything for a foreign or broken file
         raise ValueError(f"{path} cannot be read as a checkpoint ({error}); download it again") from error
     if isinstance(state, dict) and "model" in state:
         state = state["model"]

@@ -1,8 +1,8 @@
-"""Packed checkpoints: the tensors as the networks have them, fused, cast and quantised. A load maps the files and
-computes nothing; what is never used takes no memory.
+"""Packed checkpoints: tensors stored as the networks use them, fused, cast and quantised. Loading maps the files and
+computes nothing; unused tensors take no memory.
 
-packed.json says what a folder holds and what it was made from. Every byte is held against its checksum on load: a file
-is read at the speed of memory then, and a wrong weight would be heard, or not, with nothing to tell why.
+packed.json describes the contents of a folder and the files it was made from. Every byte is verified against a checksum
+on load, which runs at the speed of memory, because a wrong weight would only be heard, if at all.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from . import safefile
 from .files import FILES, decoder_file
 from .load import Loaded, Network, conds_of, fill, load_decoder, read_config
 
-FORMAT = 1  # counts up with whatever changes in the modules' keys, in keymap.py's rules or in engine/digits.py
+FORMAT = 1  # to be increased when module keys, keymap.py's rules or engine/digits.py change
 MARKER = "packed.json"
 NAMES = {"t3": "packed_t3.safetensors", "ve": "packed_ve.safetensors", "s3gen": "packed_s3gen.safetensors"}
-PARTS = ("digits", "scale", "half")  # what a StoredLinear's weight is made of
-BLOCK = 1 << 22  # bytes that one thread sums up at a time
+PARTS = ("digits", "scale", "half")  # tensors that make up a StoredLinear's weight
+BLOCK = 1 << 22  # bytes per block of a checksum
 
 
 @dataclass(frozen=True)
 class Form:
-    """What options make of the networks on a device: what they can be packed for."""
+    """The form in which networks are packed, as follows from options and device."""
 
     device: str  # "cpu" | "cuda" | "mps"
     dtype: str
     s3gen_dtype: str
     quantize: str | None
-    half: bool  # products with weights of 16 bits in a T3 of float32
+    half: bool  # 16-bit weights of products in a float32 T3
 
     def __str__(self) -> str:
         fields = (f"{name}={getattr(self, name)!r}" for name in ("dtype", "s3gen_dtype", "quantize"))
@@ -54,7 +54,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Packed:
-    """What packed.json says."""
+    """The contents of packed.json."""
 
     form: Form
     t3: str  # names of the files it was made from, without their endings
@@ -70,7 +70,7 @@ def is_packed(folder: str | Path) -> bool:
 
 
 def read_packed(folder: str | Path) -> Packed:
-    """Raises ValueError where the folder is not what its marker says."""
+    """Returns the description of a packed folder. Raises ValueError if it is broken or of another version."""
     file = Path(folder) / MARKER
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -89,8 +89,8 @@ def read_packed(folder: str | Path) -> Packed:
 
 
 def described(path: Path) -> dict[str, int]:
-    """Its size, and the checksum of its blocks' checksums. Read and not mapped: pages that were mapped would count as
-    memory of the process."""
+    """Returns size and checksum of a file. Reads instead of mapping it, as mapped pages count as the process's memory.
+    """
     size = path.stat().st_size
 
     def checksum(at: int) -> bytes:
@@ -103,7 +103,7 @@ def described(path: Path) -> dict[str, int]:
 
 
 def same_file(asked: str | Path, name: str) -> bool:
-    """Whether what was asked for is the file of this name: .safetensors and .pt are twins."""
+    """Whether `asked` is the file of this name, with .safetensors and .pt regarded as the same."""
     return Path(asked).with_suffix("") == Path(name)
 
 
@@ -117,7 +117,7 @@ def write_marker(folder: Path, packed: Packed) -> None:
 def load_packed(
     folder: Path, packed: Packed, family: str, device: torch.device, decoder: str | Path | None = None
 ) -> Loaded:
-    """As load_folder(), in the form that the folder has."""
+    """Loads a packed folder; otherwise like load_folder()."""
     config = read_config(folder, family)
     t3 = ve = None
     if family != "vc":
@@ -160,18 +160,18 @@ def _tensors(path: Path, entries: Mapping[str, safefile.Entry], device: torch.de
 
 
 def write_t3(folder: Path, t3: T3, digits: Mapping[str, Callable[[Tensor], dict[str, Tensor]]]) -> None:
-    """`digits` makes of the weights of the linears it names what is stored instead."""
+    """Writes T3. `digits`: linear's name -> function from its weight to the tensors stored instead."""
     tensors = t3.state_dict()
     for name, quantize in digits.items():
         parts = quantize(tensors.pop(f"{name}.weight"))
         tensors |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
         linear: Any = t3.get_submodule(name)
-        linear.weight = None  # the original goes as it is replaced
+        linear.weight = None  # frees the original
     _write(folder / NAMES["t3"], tensors)
 
 
 def write_rest(folder: Path, parts: Loaded) -> None:
-    """All but T3; and the sizes of the whole."""
+    """Writes the other networks, and the configuration of the whole."""
     if parts.ve is not None:
         _write(folder / NAMES["ve"], parts.ve.state_dict())
     _write(folder / NAMES["s3gen"], parts.s3gen.state_dict())
@@ -179,7 +179,7 @@ def write_rest(folder: Path, parts: Loaded) -> None:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Those that fill whole lines first, so that these lie where they can be mapped."""
+    """Writes tensors of whole cache lines first, so that these are aligned and can be mapped."""
     keys = sorted(tensors, key=lambda key: tensors[key].nbytes % safefile.ALIGNED)
     layout = {key: (tensors[key].dtype, tuple(tensors[key].shape)) for key in keys}
     safefile.write(path, layout, (tensors[key] for key in keys))

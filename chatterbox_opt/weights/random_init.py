@@ -1,7 +1,7 @@
 """Checkpoint folders with seeded random weights, in the published format: for tests, timings, and offline trials.
 
-Plain initialisation leaves T3's logits almost flat and its attention uniform, whatever it hears: equal tokens would
-then prove nothing. The scales below make every part matter, and keep the sound finite.
+With plain initialisation T3's logits are almost flat and its attention uniform for any input, so that equal tokens
+would prove nothing. The scales below make every part matter and keep the sound finite.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ Table = list[tuple[str, Init]]  # the first pattern that matches a whole key say
 def write_checkpoint(
     folder: str | Path, family: str = "tts", size: str = "tiny", seed: int = 0, decoder: str | None = None
 ) -> Path:
-    """A folder that `from_local` loads; at full size upstream loads it too. Tensors are written as they are drawn.
-    `decoder="meanflow"` writes the two-step decoder beside the family's own."""
+    """Writes a folder that `from_local` loads; at full size upstream loads it too. Tensors are written as they are
+    drawn. `decoder="meanflow"` adds the two-step decoder."""
     if family not in MODELS:
         raise ValueError(f"family={family!r}: choose one of {', '.join(MODELS)}")
     if size not in SIZES:
@@ -69,14 +69,14 @@ def write_checkpoint(
         _write(folder / MEANFLOW, layout.s3gen(two_step), _S3GEN, seed)
     torch.save(_conditionals(config, 10 if size == "full" else 2, seed), folder / OPTIONAL["conds"])
     _write_vocabulary(folder, config)
-    if size != "full":  # published sizes need no telling
+    if size != "full":  # published sizes are known
         (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1))
     return folder
 
 
 @contextmanager
 def random_folder(family: str, size: str, seed: int, decoder: str | None = None) -> Iterator[Path]:
-    """A checkpoint for as long as it takes to load it."""
+    """Yields a temporary checkpoint folder, deleted at the end."""
     with tempfile.TemporaryDirectory(prefix="chatterbox-random-") as folder:
         yield write_checkpoint(folder, family, size, seed, decoder)
 
@@ -91,14 +91,14 @@ def _write(path: Path, wanted: layout.Layout, table: Table, seed: int) -> None:
 
 
 def _draw(key: str, shape: tuple[int, ...], table: Table, seed: int) -> Tensor:
-    """Each key has a generator of its own: a tensor does not depend on what was drawn before it."""
+    """Returns a random tensor. Each key has its own generator, so that a tensor does not depend on earlier ones."""
     init = next(init for pattern, init in [*table, *_ANY] if re.fullmatch(pattern, key))
-    mixed = zlib.crc32(f"{seed} {key}".encode())  # of a longer seed the CPU's generator reads 32 bits only
+    mixed = zlib.crc32(f"{seed} {key}".encode())  # the CPU's generator uses only 32 bits of a seed
     return init(shape, torch.Generator().manual_seed(mixed))
 
 
 def _conditionals(config: ModelConfig, seconds: int, seed: int) -> dict[str, dict]:
-    """A voice nobody has: an embedding like the encoder's, any speech tokens, and mels at the usual level."""
+    """Returns a made-up voice: an embedding like the encoder's, random speech tokens, and mels at the usual level."""
     g = torch.Generator().manual_seed(seed & 0x7FFFFFFF)
     speaker = torch.randn(1, SPEAKER_DIM, generator=g).clamp(min=0)
     n = seconds * TOKEN_RATE
@@ -135,7 +135,7 @@ def _write_vocabulary(folder: Path, config: ModelConfig) -> None:
 
 
 def normal(gain: float = 1.0, mean: float = 0.0) -> Init:
-    """Unit inputs give outputs of size `gain`."""
+    """Returns an initialisation with which unit inputs give outputs of size `gain`."""
     return lambda shape, g: mean + _randn(shape, g) * (gain / math.sqrt(math.prod(shape[1:])))
 
 
@@ -147,17 +147,17 @@ def _randn(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator)
 
 
-# Of T3. Found by looking at tiny and full sizes: the logits notice any one text token, the voice, the exaggeration, the
-# guidance and both position tables, and yet a rounding error of the weights moves them by its own size only.
+# Of T3, found by trial with tiny and full sizes: the logits depend on every text token, voice, exaggeration, guidance
+# and both position tables, and yet a rounding error of the weights changes them only by its own size.
 ATT, MLP = 4.0, 1.4  # what attention and feed-forward add to the residual stream over all layers
 QK = 1.4  # attention scores spread by its square
-SEEK, PULL = 4.0, 0.4  # how much text and emotion are preferred; how much of their embedding says what they are
+SEEK, PULL = 4.0, 0.4  # preference for text and emotion; share of their embeddings that marks them
 
 
 def _t3_table(cfg: T3Config) -> Table:
     # Each layer adds to a residual stream that starts at about 1; early input stays visible at any depth.
     attended, fed = ATT / math.sqrt(cfg.layers), MLP / math.sqrt(cfg.layers)
-    seeks, sought = _direction(cfg.dim, 4), _direction(cfg.dim, 2)  # what queries have in common; what draws them
+    seeks, sought = _direction(cfg.dim, 4), _direction(cfg.dim, 2)  # shared by all queries; attracts them
     key, query = _seeking(cfg, sought), _seeking(cfg, seeks)
     return [
         (r"tfmr\.(embed_tokens|wte)\.weight", around(0.0, 0.02)),  # unused
@@ -190,7 +190,7 @@ def _direction(dim: int, period: int) -> Tensor:
 
 
 def _seeking(cfg: T3Config, direction: Tensor) -> Tensor:
-    """(dim, dim) to add to queries or keys: what has `direction` meets in the dimensions rope turns slowest."""
+    """Returns (dim, dim) to add to queries or keys, which puts `direction` into the dimensions rope turns slowest."""
     half = cfg.head_dim // 2
     slow = (torch.arange(cfg.dim) % half >= half // 2).float()
     size = math.sqrt(2 * SEEK / math.sqrt(cfg.head_dim)) / (PULL * cfg.dim)
@@ -213,7 +213,7 @@ _S3GEN: Table = [
     (r"flow\.decoder\.estimator\.final_proj\.weight", normal(3.0)),
     (r"mel2wav\..*\.alpha", around(1.0, 0.1)),
     (r"mel2wav\.f0_predictor\.condnet\..*\.original1", lambda shape, g: _centred(_randn(shape, g))),
-    (r"mel2wav\..*\.original1", around(0.0, 1.0)),  # a direction; its length is the next lines' matter
+    (r"mel2wav\..*\.original1", around(0.0, 1.0)),  # a direction; the next lines set its length
     (r"mel2wav\.(conv_pre|f0_predictor\.condnet\.0)\..*\.original0", around(0.25, 0.02)),  # log mels are large
     (r"mel2wav\.f0_predictor\..*\.original0", around(1.2, 0.1)),
     (r"mel2wav\.f0_predictor\.classifier\.weight", lambda shape, g: _centred(normal(25.0)(shape, g))),
@@ -252,12 +252,12 @@ def _first_half(n: int, value: float) -> Tensor:
 
 
 def _centred(weight: Tensor) -> Tensor:
-    """What all inputs have in common cancels out."""
+    """Returns the weight with a mean of zero per output, so that a constant input gives zero."""
     return weight - weight.mean(dim=tuple(range(1, weight.dim())), keepdim=True)
 
 
 def _turned(init: Init) -> Init:
-    """GPT-2 keeps its weights (in, out)."""
+    """Returns an initialisation for GPT-2's weights, which are (in, out)."""
     return lambda shape, g: init(shape[::-1], g).t().contiguous()
 
 
@@ -270,7 +270,7 @@ def _gpt2_qkv(query: Tensor, key: Tensor) -> Init:
 
 
 def _quiet(head: Tensor) -> Tensor:
-    """Control tokens other than the stop are next to never drawn, as in a trained model."""
+    """Makes control tokens other than the stop token very unlikely, as in a trained model."""
     for rows in (head[SPEECH_CODES:STOP_SPEECH], head[STOP_SPEECH + 1 :]):
         rows.mul_(0.02)
     return head

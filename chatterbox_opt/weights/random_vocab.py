@@ -65,7 +65,7 @@ def _write_graphemes(path: Path, size: int, special: tuple[str, ...] | list[str]
 
 
 def write_cangjie(path: Path) -> None:
-    """A made-up table of the form of the real one: `character<TAB>code`, codes shared by a few characters."""
+    """Writes a made-up table in the real format: `character<TAB>code`, some codes shared by a few characters."""
     rows = []
     for c in range(0x4E00, 0x9FA6):
         mixed = zlib.crc32(chr(c).encode())
@@ -74,7 +74,7 @@ def write_cangjie(path: Path) -> None:
 
 
 def write_gpt2(folder: Path, size: int) -> None:
-    """vocab.json, merges.txt and the rest of a GPT-2 tokenizer; the tags come last, as published."""
+    """Writes the files of a GPT-2 tokenizer; the tags come last, as in the published one."""
     letters = sorted(ByteLevel.alphabet())
     merged = _merges(_BY_FREQUENCY + _BY_FREQUENCY.upper(), "Ġ")  # Ġ is the blank in front of a word
     pairs = [next(merged) for _ in range(size - len(letters) - 1 - len(_TAGS))]
@@ -105,7 +105,7 @@ def _flags(content: str, special: bool) -> dict[str, object]:
 
 
 def _merges(letters: str, blank: str) -> Iterator[tuple[str, str]]:
-    """Pairs of what is there already: two letters, then three."""
+    """Yields pairs of existing entries: to words of two letters, then of three."""
     two = list(product(blank + letters, letters))
     yield from two
     yield from ((a + b, c) for a, b in two for c in _BY_FREQUENCY)

@@ -1,8 +1,8 @@
-"""safetensors files one tensor at a time.
+"""Reads and writes safetensors files one tensor at a time.
 
-The library maps the whole file, and pages that were touched count as memory of the process until it lets go: a cast
-would then hold the file and its result. Read like this, a load never holds more than its result and one tensor: English
-T3 as float16 peaks at 2.2 GB instead of 3.7 (torch and the test's own 0.6 GB included).
+The safetensors library maps the whole file, whose touched pages count as the process's memory until it is closed, so a
+load with a cast would hold both the file and its result. Here it holds only the result and one tensor: English T3 as
+float16 peaks at 2.2 GB instead of 3.7 (including 0.6 GB of torch and the test).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-ALIGNED = 64  # bytes, as torch's own memory is: the order of BLAS's sums depends on it
+ALIGNED = 64  # bytes, like torch's allocations: the order of BLAS's sums depends on alignment
 _MAX_HEADER = 100_000_000  # bytes, the format's own limit
 
 
@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """What a file holds. One that is cut short or is none is refused here, before anything is built."""
+    """Returns the entries of a file. Raises ValueError if it is truncated or not safetensors."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -64,7 +64,7 @@ def _entry(row: Mapping, data: int) -> Entry:
 
 
 def read_tensors(path: Path, entries: Mapping[str, Entry]) -> Iterator[tuple[str, Tensor]]:
-    """Each named tensor in memory of its own, in the order they lie in the file."""
+    """Yields the named tensors, each in its own memory, in the order of the file."""
     with path.open("rb") as file:
         for key, entry in sorted(entries.items(), key=lambda item: item[1].start):
             tensor = torch.empty(entry.shape, dtype=entry.dtype)
@@ -77,9 +77,9 @@ def read_tensors(path: Path, entries: Mapping[str, Entry]) -> Iterator[tuple[str
 
 
 def map_tensors(path: Path, entries: Mapping[str, Entry], aligned: int = 1) -> dict[str, Tensor]:
-    """The named tensors as the file's own pages, of which a page is read when it is first touched; what is written to
-    a tensor stays in memory. The pages go with the last of these tensors. Those that do not lie at a multiple of
-    `aligned` bytes, or of their own width, get memory of their own."""
+    """Returns the named tensors mapped from the file: a page is read when first touched, writes stay in memory, and the
+    mapping is released with the last tensor. Those not aligned to `aligned` bytes, or to their own width, are copied.
+    """
     mapped = {k: e for k, e in entries.items() if e.nbytes and not e.start % max(aligned, e.dtype.itemsize)}
     tensors = dict(read_tensors(path, {key: entry for key, entry in entries.items() if key not in mapped}))
     if mapped:
@@ -95,7 +95,7 @@ def map_tensors(path: Path, entries: Mapping[str, Entry], aligned: int = 1) -> d
 
 
 def write(path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], tensors: Iterable[Tensor]) -> None:
-    """`tensors` come in the order of `layout` and are asked for one by one."""
+    """Writes a file. `tensors` are in the order of `layout`, and consumed one by one."""
     header: dict[str, dict] = {}
     at = 0
     for key, (dtype, shape) in layout.items():

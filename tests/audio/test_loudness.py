@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from chatterbox_opt.audio.loudness import CEILING, evened, integrated_loudness, normalize_loudness
+from chatterbox_opt.audio.loudness import CEILING, integrated_loudness, level_loudness, normalize_loudness
 
 
 def tone(seconds: float, rate: int, level: float = 0.1) -> np.ndarray:
@@ -48,23 +48,23 @@ def test_what_cannot_be_measured_stays(caplog: pytest.LogCaptureFixture):
 
 def test_pieces_are_evened():
     parts = [torch.from_numpy(tone(2.0, 24_000, level)) for level in (0.01, 0.1, 0.3)]
-    got = evened(parts, 24_000, -26.0)
+    got = level_loudness(parts, 24_000, -26.0)
     assert [integrated_loudness(p.numpy(), 24_000) for p in got] == pytest.approx([-26.0] * 3, abs=0.01)
 
 
 def test_what_cannot_be_measured_is_scaled_as_the_others():
     loud, short = torch.from_numpy(tone(2.0, 24_000)), torch.full((2400,), 0.1)
-    got = evened([loud, short, torch.zeros(24_000)], 24_000, -20.0)
+    got = level_loudness([loud, short, torch.zeros(24_000)], 24_000, -20.0)
     gain = float(got[0].abs().max() / loud.abs().max())
     assert torch.allclose(got[1], short * gain)
     assert not got[2].any()
-    assert evened([short], 24_000, -20.0)[0] is short
+    assert level_loudness([short], 24_000, -20.0)[0] is short
 
 
 def test_no_peak_is_lifted_into_clipping():
     peaky = torch.from_numpy(tone(2.0, 24_000, 0.01))
     peaky[1000] = 0.8
-    assert float(evened([peaky], 24_000, -16.0)[0].abs().max()) == pytest.approx(CEILING)
+    assert float(level_loudness([peaky], 24_000, -16.0)[0].abs().max()) == pytest.approx(CEILING)
     full = torch.from_numpy(tone(2.0, 24_000, 0.01))
     full[1000] = 0.99
-    assert torch.equal(evened([full], 24_000, -10.0)[0], full), "nor is one brought down for being there"
+    assert torch.equal(level_loudness([full], 24_000, -10.0)[0], full), "nor is one brought down for being there"

@@ -147,7 +147,7 @@ def test_requests_of_other_options_share_what_is_captured(llama):
 def test_nothing_is_captured_after_a_warm_up(family, llama, gpt):
     t3 = gpt if family == "turbo" else llama
     engine = replaying(t3, EXACT.replace(slots=4))
-    with engine.resting():
+    with engine.idle():
         engine.tokens.warmup(4)
     known = keys_of(engine)
     lives = {live for *_, live, _ in known}

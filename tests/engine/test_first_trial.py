@@ -64,7 +64,7 @@ def next_start(monkeypatch) -> None:
 
 
 def settle(options=FIRST):
-    return first_trial.survivors(options, CPU, CONFIG)
+    return first_trial.surviving_options(options, CPU, CONFIG)
 
 
 # ---- the child as it is --------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_another_model_precision_or_torch_has_a_verdict_of_its_own(monkeypatch):
 def test_nothing_is_started_where_nothing_can_crash(starts):
     for options in (HERE, HERE.replace(trial="off"), FIRST.replace(compile=None), FIRST.replace(captures=())):
         assert settle(options) == options
-    assert first_trial.settled_for(FIRST, CPU, CONFIG) == FIRST, "a CPU has no use for it"
+    assert first_trial.usable_options(FIRST, CPU, CONFIG) == FIRST, "a CPU has no use for it"
     assert not starts
 
 

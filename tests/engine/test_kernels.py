@@ -138,28 +138,28 @@ def test_attention_reads_nothing_behind_a_rows_position():
 def test_every_position_has_one_program():
     for heads in (1, 2, 31, 32, 100, 264, 1000):
         for live in (1, 63, 64, 65, 255, 256, 1000, 4608):
-            splits, chunk = attention.split(heads, live)
+            splits, chunk = attention.split_positions(heads, live)
             assert chunk % attention.BLOCK == 0
             assert (splits - 1) * chunk < live <= splits * chunk
             assert splits == 1 or heads <= attention.PROGRAMS
 
 
 def some_draw(vocab: int, device=CPU):
-    lanes = 5
-    logits = 4 * torch.randn(2 * lanes, vocab, device=device)
+    slots = 5
+    logits = 4 * torch.randn(2 * slots, vocab, device=device)
     column = dict(dtype=torch.float32, device=device)
     params = plain.RowParams(
         cfg=torch.tensor([[0.5], [0.0], [1.0], [0.3], [0.5]], **column),
         temperature=torch.tensor([[0.8], [0.0], [0.3], [1.5], [0.0]], **column),
         min_p=torch.tensor([[0.05], [0.05], [0.0], [0.3], [1.0]], **column),
-        top_p=torch.ones(lanes, 1, device=device),
-        top_k=torch.zeros(lanes, 1, dtype=torch.long, device=device),
+        top_p=torch.ones(slots, 1, device=device),
+        top_k=torch.zeros(slots, 1, dtype=torch.long, device=device),
         penalty=torch.tensor([[1.2], [1.0], [2.0], [0.8], [1.2]], **column),
     )
     cond = torch.tensor([1, 2, 4, 7, 8], device=device)
     uncond = torch.tensor([0, 2, 5, 6, 9], device=device)
-    seen = torch.rand(lanes, vocab, device=device) < 0.3
-    noise = torch.empty(lanes, vocab, device=device).exponential_()
+    seen = torch.rand(slots, vocab, device=device) < 0.3
+    noise = torch.empty(slots, vocab, device=device).exponential_()
     return logits, cond, uncond, seen, noise, params
 
 
@@ -175,7 +175,7 @@ def drawn_plainly(logits, cond, uncond, seen, noise, params, min_p: bool):
 def test_sampling(vocab, min_p):
     for _ in range(5):
         given = some_draw(vocab)
-        got = sampling.draw(*given, min_p)
+        got = sampling.sample(*given, min_p)
         assert got.dtype == torch.long
         assert torch.equal(got, drawn_plainly(*given, min_p))
 
@@ -185,7 +185,7 @@ def test_sampling(vocab, min_p):
 def test_sampling_takes_the_first_of_equals():
     logits, cond, uncond, seen, noise, params = some_draw(100)
     logits[:], noise[:], seen[:] = 1.0, 1.0, False
-    assert not sampling.draw(logits, cond, uncond, seen, noise, params, True).any()
+    assert not sampling.sample(logits, cond, uncond, seen, noise, params, True).any()
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -270,7 +270,7 @@ def full_size(dtype: torch.dtype, rows: int, device=CPU):
             positions = [(live - 1) * (i + 1) // rows for i in range(rows)]
             yield lambda p=positions, v=live, t=turn: sides(p, v, 16, 64, t, dtype, device)
     given = some_draw(8194, device)
-    yield lambda: [(f(*given, True),) for f in (sampling.draw, drawn_plainly)]
+    yield lambda: [(f(*given, True),) for f in (sampling.sample, drawn_plainly)]
     if dtype != torch.float32:
         frames = some_frames(2, 500, 8, 64, dtype, device)
         yield lambda: [(f(*frames, 8),) for f in (flash.attend_all, attend_all)]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from chatterbox_opt.engine.chunks import LOOKAHEAD
 from chatterbox_opt.engine.request import Call, Utterance
-from chatterbox_opt.engine.scheduler import AHEAD, APART, PATIENCE, POSITIONS, Scheduler, chunk_due, deadline
+from chatterbox_opt.engine.scheduler import AHEAD, PATIENCE, POSITIONS, SPACING, Scheduler, chunk_due, deadline
 
 
 def call(count=1, at=0.0, stream=False, text=10, heard=None, **how) -> Call:
@@ -16,7 +16,7 @@ def call(count=1, at=0.0, stream=False, text=10, heard=None, **how) -> Call:
     made = Call(utterances, chunks=repeat(25) if stream else None, **how)
     made.submitted = at
     if heard is not None:
-        made.first_sound, made.heard = heard
+        made.first_sound, made.delivered = heard
     return made
 
 
@@ -96,7 +96,7 @@ def test_a_batch_is_spoken_before_it_is_rendered_and_a_later_call_is_not_held_up
     assert plan(speaking=going, rendering=done, slots=20).decode
     spoken(later.utterances[0], 50)
     order = sorted([*done, *later.utterances], key=deadline)
-    assert order.index(later.utterances[0]) == 3 / APART + 1
+    assert order.index(later.utterances[0]) == 3 / SPACING + 1
 
 
 @pytest.mark.parametrize(("tokens", "ended", "due"), [
@@ -165,12 +165,12 @@ class World:
         if self.steps[u] < 3:
             return
         self.steps[u], u.rendering = 0, False
-        count, last = len(u.tokens) if not u.call.stream else u.told + u.call.size, not u.call.stream
+        count, last = len(u.tokens) if not u.call.stream else u.rendered + u.call.size, not u.call.stream
         if u.call.stream:
-            last = u.stopped is not None and len(u.tokens) < u.told + u.call.size + LOOKAHEAD
+            last = u.stopped is not None and len(u.tokens) < u.rendered + u.call.size + LOOKAHEAD
         u.call.first_sound = u.call.first_sound or self.now
-        u.call.heard += (count - u.told) / 25
-        u.told = count
+        u.call.delivered += (count - u.rendered) / 25
+        u.rendered = count
         if last:
             u.done = True
             u.call.head += u.call.stream

@@ -137,7 +137,7 @@ def counted(monkeypatch, shared):
     interpret(monkeypatch)
     monkeypatch.setattr(linear, "WARPS", 64)  # so many outputs a program: a program costs the same whatever it holds
     counts = dict.fromkeys(KERNELS[:4], 0)
-    places = (linear, "norm_linear"), (attention, "decode"), (linear, "linear_add"), (sampling, "draw")
+    places = (linear, "norm_linear"), (attention, "decode"), (linear, "linear_add"), (sampling, "sample")
     def counting(name, plain):
         def count(*args, **named):
             counts[name] += 1

@@ -1,9 +1,9 @@
-"""One new position a row: rope, the write into the cache and the attention to it, in one launch or two. Its twin is
-the models' Attention over engine/cache.Decode.
+"""Decode attention, one new position per row: rope, cache write and attention in one or two launches. Its plain-torch
+twin is the models' Attention over engine/cache.Decode.
 
-A row reads its own positions and no more, however long the live part is; nothing waits for the host, because the grid
-follows from `live` alone. Where rows and heads are too few to fill the device, the positions are dealt out to several
-programs, and a second launch joins what they found.
+A row reads only its own positions, however long the live part is. The grid depends on `live` alone, so nothing waits
+for the host. If rows and heads are too few to fill the device, the positions are split over several programs, and a
+second launch combines their results.
 Compared with the twin in Triton's interpreter and compiled for sm_80 and sm_90; run and timed on an H200.
 """
 
@@ -15,18 +15,18 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-except ImportError:  # the CPU builds of torch have none
+except ImportError:  # CPU builds of torch come without it
     triton = None
 
-BLOCK = 64  # positions a program looks at together
-PROGRAMS = 264  # that keep a device busy: two to each multiprocessor of the largest
+BLOCK = 64  # positions a program reads at once
+PROGRAMS = 264  # enough to fill a device: two per multiprocessor of the largest
 
 
 if triton is not None:
 
     @triton.jit
     def _turned(at, partner, table, d, inside, TURN: tl.constexpr):
-        """A head's channels from `at`, each pair turned by its angle; what is stored is what the twin would store."""
+        """Returns a head's channels from `at`, each pair rotated by its angle, rounded as the twin rounds."""
         x = tl.load(at + d, mask=inside, other=0.0).to(tl.float32)
         if TURN:
             other = tl.load(at + partner, mask=inside, other=0.0).to(tl.float32)
@@ -48,7 +48,7 @@ if triton is not None:
         partner = d + 1 - d % 2 * 2
         position = tl.load(positions + row).to(tl.int32)
         first = part * chunk
-        last = tl.minimum(first + chunk, position)  # the new position itself comes from registers
+        last = tl.minimum(first + chunk, position)  # the new position itself is in registers
         base = row.to(tl.int64) * row_step + h * head_step
         new = qkv + row * 3 * HEADS * DIM + h * DIM
         table = rope + row * rope_step
@@ -59,14 +59,14 @@ if triton is not None:
         if (first <= position) & (position < first + chunk):
             k = _turned(new + HEADS * DIM, partner, table, d, inside, TURN)
             v = tl.load(new + 2 * HEADS * DIM + d, mask=inside, other=0.0)
-            here = base + position * DIM + d
-            tl.store(keys + here, k, mask=inside)
-            tl.store(values + here, v, mask=inside)
+            target = base + position * DIM + d
+            tl.store(keys + target, k, mask=inside)
+            tl.store(values + target, v, mask=inside)
             best = tl.sum(q * k.to(tl.float32), 0) * scale
             mass = 1.0
             total = v.to(tl.float32)
         start = first
-        while start < last:  # the interpreter's `range` takes no number out of memory
+        while start < last:  # the interpreter's `range` accepts no loaded number
             s = start + tl.arange(0, BLOCK)
             at = base + s[:, None] * DIM + d[None, :]
             there = (s < last)[:, None] & inside[None, :]
@@ -94,15 +94,15 @@ if triton is not None:
         s, d = tl.arange(0, MOST), tl.arange(0, WIDTH)
         at = parts + (head * splits + s).to(tl.int64) * (WIDTH + 2)
         best = tl.load(at + WIDTH, mask=s < splits, other=-float("inf"))
-        weight = tl.exp(best - tl.max(best, 0))  # 0 for parts behind the row's position
+        weight = tl.exp(best - tl.max(best, 0))  # 0 for parts past the row's position
         mass = tl.sum(weight * tl.load(at + WIDTH + 1, mask=s < splits, other=0.0), 0)
         total = tl.load(at[:, None] + d[None, :], mask=(s < splits)[:, None], other=0.0)
         total = tl.sum(total * weight[:, None], 0) / mass
         tl.store(out + head * DIM + d, total.to(out.dtype.element_ty), mask=d < DIM)
 
 
-def split(heads: int, live: int) -> tuple[int, int]:
-    """Programs a head's `live` positions are dealt out to, and how many positions each of them takes."""
+def split_positions(heads: int, live: int) -> tuple[int, int]:
+    """Returns the number of programs that share a head's `live` positions, and the positions per program."""
     splits = max(1, min(-(-PROGRAMS // heads), -(-live // BLOCK)))
     chunk = -(-live // (splits * BLOCK)) * BLOCK
     return -(-live // chunk), chunk
@@ -116,7 +116,7 @@ def decode(qkv: Tensor, rope: Tensor | None, keys: Tensor, values: Tensor, posit
         raise ValueError(f"strides {keys.stride()} and {values.stride()}: positions of {dim} channels must be dense")
     qkv, width = qkv.contiguous(), triton.next_power_of_2(dim)
     out = qkv.new_empty(rows, 1, heads * dim)
-    splits, chunk = split(rows * heads, live)
+    splits, chunk = split_positions(rows * heads, live)
     parts = torch.empty(rows * heads * splits * (width + 2), device=qkv.device) if splits > 1 else out
     step = 0 if rope is None or len(rope) == 1 else dim
     with torch.cuda.device_of(qkv):

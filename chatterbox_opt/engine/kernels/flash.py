@@ -1,7 +1,7 @@
-"""The flow's attention over all frames of a padded batch. Its twin is models/estimator.attend_all.
+"""The flow's attention over all frames of a padded batch. Its plain-torch twin is models/estimator.attend_all.
 
-With a mask, torch leaves the kernels that it has without one. Here keys come tile by tile, each with its entry of the
-mask, and queries, keys and values are read where the product of all three has left them.
+With a mask, torch does not use its fastest attention kernels. This one reads keys and their part of the mask tile by
+tile, and reads queries, keys and values directly from the output of their joint product.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from . import trial
 try:
     import triton
     import triton.language as tl
-except ImportError:  # the CPU builds of torch have none
+except ImportError:  # CPU builds of torch come without it
     triton = None
 
-QUERIES, KEYS = 64, 128  # of a tile: on an H200 a third quicker than 64 keys at 1,000 frames, as quick at 16 rows
+QUERIES, KEYS = 64, 128  # per tile: on an H200 a third faster than 64 keys at 1,000 frames, as fast at 16 rows
 WARPS, STAGES = 4, 3
-FRAMES = 1000  # of a trial: 10 s of speech behind 10 s of voice
+FRAMES = 1000  # in a trial: 10 s of speech after a 10 s prompt
 LOG2_E = 1.4426950408889634
 
 
@@ -49,7 +49,7 @@ if triton is not None:
             v = tl.load(at + 2 * HEADS * DIM, mask=there, other=0.0)
             hidden = tl.load(mask + row * frames + s, mask=s < frames, other=-float("inf")).to(tl.float32)
             score = tl.dot(q, tl.trans(k)) * scale + hidden[None, :]  # in powers of 2
-            top = tl.maximum(best, tl.max(score, 1))  # finite from the first tile on: every row has a first frame
+            top = tl.maximum(best, tl.max(score, 1))  # finite from the first tile on, as frame 0 of every row exists
             weight = tl.exp2(score - top[:, None])
             shrink = tl.exp2(best - top)
             mass = mass * shrink + tl.sum(weight, 1)
@@ -60,8 +60,8 @@ if triton is not None:
 
 
 def attend_all(qkv: Tensor, mask: Tensor | None, heads: int) -> Tensor:
-    """qkv (B, T, 3 H Dh) in half precision, mask (B, 1, 1, T) with 0 at keys that exist and -inf at others, frame 0 of
-    every row among those that do -> (B, T, H Dh). Without a mask torch's own kernels do as well."""
+    """qkv (B, T, 3 H Dh) in half precision, mask (B, 1, 1, T) with 0 at frames that exist, of which frame 0 must be
+    one, and -inf at others -> (B, T, H Dh). Without a mask torch's own kernel is called, which is as fast."""
     if mask is None:
         return estimator.attend_all(qkv, mask, heads)
     rows, frames, width = qkv.shape
@@ -77,11 +77,11 @@ def attend_all(qkv: Tensor, mask: Tensor | None, heads: int) -> Tensor:
 
 
 def trusted(heads: int, weight: Tensor) -> bool:
-    """Whether a trial lets it stand in where `weight` (3 H Dh, C) makes queries, keys and values."""
+    """Whether it passed a trial for the shape of `weight` (3 H Dh, C), which makes queries, keys and values."""
     if not (triton is not None and weight.is_cuda and weight.element_size() == 2):
         return False
     full = dict(device=weight.device)
-    generator = torch.Generator(weight.device).manual_seed(0)  # the requests' generators stay where they are
+    generator = torch.Generator(weight.device).manual_seed(0)  # leaves the requests' generators alone
     qkv = torch.randn(2, FRAMES, len(weight), generator=generator, **full).to(weight.dtype)
     mask = torch.zeros(2, 1, 1, FRAMES, dtype=weight.dtype, **full)
     mask[1, ..., -FRAMES // 10 :] = -torch.inf

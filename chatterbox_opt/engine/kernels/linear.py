@@ -1,9 +1,9 @@
-"""act(norm(x) @ W.T + b) + residual for the few rows of a decode step, in one launch. Twins: models/layers.norm_linear
-and models/layers.linear_add.
+"""act(norm(x) @ W.T + b) + residual for the few rows of a decode step, in one launch. Its plain-torch twins are
+models/layers.norm_linear and models/layers.linear_add.
 
-Such a product takes as long as its weights take to read, so every weight is read once, and for all rows. Up to
-FMA_ROWS rows it is multiplied and added; beyond that, half precision goes through the tensor cores, and float32 is
-left to the twin, because the sums of more rows do not fit into registers.
+Such a product takes as long as reading its weights, so every weight is read once for all rows. Up to FMA_ROWS rows use
+multiply-add; for more rows, half precision uses tensor cores, and float32 is left to the twin, because the sums of more
+rows do not fit into registers.
 Compared with the twins in Triton's interpreter and compiled for sm_80 and sm_90; run and timed on an H200.
 """
 
@@ -20,11 +20,11 @@ from ...models.layers import gelu, swiglu
 try:
     import triton
     import triton.language as tl
-except ImportError:  # the CPU builds of torch have none
+except ImportError:  # CPU builds of torch come without it
     triton = None
 
-FMA_ROWS, MOST_ROWS = 4, 16  # rows by multiply-add; rows at all, beyond which a GEMM library does as well
-WARPS = 4  # and outputs, of a program that multiplies and adds
+FMA_ROWS, MOST_ROWS = 4, 16  # most rows by multiply-add; most rows at all: for more a GEMM library is as fast
+WARPS = 4  # and outputs, per multiply-add program
 TILE_N, TILE_K, STAGES = 16, 256, 4  # of the tensor-core kernel
 ACTS = {None: 0, gelu: 1, swiglu: 2}  # swiglu: W is gate over up, (2 N, K)
 
@@ -52,7 +52,7 @@ if triton is not None:
         N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr,
         BIASED: tl.constexpr, ADDED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     ):  # fmt: skip
-        # Everything is (BLOCK_N, ROWS, BLOCK_K), so that nothing has to change hands before the sums at the end.
+        # Everything is (BLOCK_N, ROWS, BLOCK_K), so that threads exchange nothing before the sums at the end.
         r = tl.arange(0, ROWS)[None, :, None]
         n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N))[:, None, None]
         span = tl.arange(0, BLOCK_K)[None, None, :]
@@ -87,7 +87,7 @@ if triton is not None:
                 gated += tl.load(at_w, mask=inside, other=0.0).to(tl.float32) * v
         y, gate = tl.sum(main, 2), tl.sum(gated, 2)
         if NORM != 0:
-            size = 1.0 / tl.sqrt(tl.sum(squares, 2) / K + eps)  # what is linear in it waited until here
+            size = 1.0 / tl.sqrt(tl.sum(squares, 2) / K + eps)  # linear, so applied after the sum
             y, gate = y * size, gate * size
         if NORM == 2:
             y += tl.sum(constant, 2)
@@ -112,15 +112,15 @@ if triton is not None:
         if NORM == 2:
             for start in range(0, K, BLOCK_K):
                 k = start + span
-                here = (r < rows)[:, None] & (k < K)[None, :]
-                mean += tl.sum(tl.load(x + r[:, None] * K + k[None, :], mask=here, other=0.0).to(tl.float32), 1)
+                valid = (r < rows)[:, None] & (k < K)[None, :]
+                mean += tl.sum(tl.load(x + r[:, None] * K + k[None, :], mask=valid, other=0.0).to(tl.float32), 1)
             mean = mean / K
         if NORM != 0:
             for start in range(0, K, BLOCK_K):
                 k = start + span
-                here = (r < rows)[:, None] & (k < K)[None, :]
-                v = tl.load(x + r[:, None] * K + k[None, :], mask=here, other=0.0).to(tl.float32) - mean[:, None]
-                size += tl.sum(tl.where(here, v * v, 0.0), 1)
+                valid = (r < rows)[:, None] & (k < K)[None, :]
+                v = tl.load(x + r[:, None] * K + k[None, :], mask=valid, other=0.0).to(tl.float32) - mean[:, None]
+                size += tl.sum(tl.where(valid, v * v, 0.0), 1)
             size = 1.0 / tl.sqrt(size / K + eps)
         main = tl.zeros((BLOCK_N, ROWS), tl.float32)
         gated = tl.zeros((BLOCK_N, ROWS), tl.float32)
@@ -146,7 +146,7 @@ if triton is not None:
 
 
 class Plan(NamedTuple):
-    """A kernel with its constants, and how many programs run it."""
+    """A kernel, its constants and its number of programs."""
 
     kernel: Any
     programs: int
@@ -154,22 +154,22 @@ class Plan(NamedTuple):
 
 
 def plan(rows: int, n: int, k: int, norm: int = 0, act: int = 0, **flags: bool) -> Plan:
-    """`n` outputs a row."""
+    """Returns the kernel for `rows` rows of `k` inputs and `n` outputs."""
     size = triton.next_power_of_2(rows)
     if size <= FMA_ROWS:
         kernel, tile_n = _by_adding, WARPS
-        tile_k = min(512, 1024 // size, triton.next_power_of_2(k))  # 8 to 32 sums a thread, of each kind
+        tile_k = min(512, 1024 // size, triton.next_power_of_2(k))  # 8 to 32 sums per thread, of each kind
         stages = 1
     else:
         kernel, tile_n, stages = _by_tensor_cores, TILE_N, STAGES
-        size = 16  # the least that a product of two tiles takes
+        size = 16  # the least that tl.dot accepts
         tile_k = min(TILE_K if act != 2 else TILE_K // 2, max(16, triton.next_power_of_2(k)))  # gate and up: two tiles
     shape = dict(N=n, K=k, ROWS=size, NORM=norm, ACT=act, BLOCK_N=tile_n, BLOCK_K=tile_k)
     return Plan(kernel, triton.cdiv(n, tile_n), dict(**shape, **flags, num_warps=WARPS, num_stages=stages))
 
 
 def supports(x: Tensor, linear: nn.Module, norm: nn.Module | None = None) -> bool:
-    """Plain linears of one dtype for few rows; `x` may have any strides."""
+    """Whether the kernel takes these: plain linears of one dtype and few rows; `x` may have any strides."""
     if type(linear) is not nn.Linear or x.dtype != linear.weight.dtype:
         return False
     if x.numel() > (MOST_ROWS if x.element_size() == 2 else FMA_ROWS) * x.shape[-1]:
@@ -204,7 +204,7 @@ def _run(
         rows, n, k, kind, ACTS[act], BIASED=bias is not None, ADDED=residual is not None
     )
     given = (norm.weight if kind else None, shift, weight, bias, None if residual is None else residual.contiguous())
-    tensors = [x if t is None else t for t in given]  # what the constants leave unread may be any address
+    tensors = [x if t is None else t for t in given]  # tensors that this kernel does not read may be any address
     with torch.cuda.device_of(x):
         kernel[(programs,)](x, *tensors, out, rows, norm.eps if kind else 0.0, **constants)
     return out

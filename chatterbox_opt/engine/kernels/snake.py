@@ -1,4 +1,4 @@
-"""Snake in one pass over memory, computed in float32 whatever it is stored in. Its twin is models/hift.snake."""
+"""The Snake activation in one pass over memory, computed in float32. Its plain-torch twin is models/hift.snake."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-except ImportError:  # the CPU builds of torch have none
+except ImportError:  # CPU builds of torch come without it
     triton = None
 
 BLOCK = 1024
@@ -32,7 +32,7 @@ if triton is not None:
 
 
 def snake(x: Tensor, scale: Tensor | None = None) -> Tensor:
-    """u + sin(u)^2 with u = scale * x, of (B, C, 1, T) with channels last."""
+    """Returns u + sin(u)^2 with u = scale * x, of (B, C, 1, T) with channels last."""
     if not x.is_contiguous(memory_format=torch.channels_last):
         raise ValueError(f"strides {x.stride()} of shape {tuple(x.shape)}: channels last is needed")
     out = torch.empty_like(x) if scale is not None else x

@@ -1,4 +1,4 @@
-"""Which of a decode step's operations run as kernels: T3's blocks, cache and sampling ask here, call by call."""
+"""Chooses, per call, which operations of a decode step run as kernels: T3's blocks, cache and sampling ask here."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ..graphs import bucket
 from ..sampling import Filters, RowParams, guide, next_token
 from . import attention, linear, sampling, trial
 
-MOST_ROWS = 32  # tried at all; what more rows do to attention is more of the same
-LIVE = 512  # positions of a trial, 20 s of speech
-LANES = 2  # of a trial of sampling
+MOST_ROWS = 32  # tried; attention with more rows is judged by this many
+LIVE = 512  # positions in a trial, 20 s of speech
+SLOTS = 2  # slots in a trial of sampling
 
 
 def available() -> bool:
@@ -27,7 +27,7 @@ def available() -> bool:
 
 
 class StepKernels:
-    """`wanted`: names of options.KERNELS. A row count is judged by the next power of two, as kernels are compiled."""
+    """`wanted`: names of options.KERNELS. A row count is tried as the next power of two, as kernels are compiled so."""
 
     def __init__(
         self, t3: T3, wanted: Collection[str], flash: bool = False, judge: Callable[..., bool] = trial.accepts
@@ -39,7 +39,7 @@ class StepKernels:
         self._sampling_tried = False
         gpt = t3.config.is_gpt
         self.blocks = list(t3.tfmr.h if gpt else t3.tfmr.layers)
-        for block in self.blocks:  # what another runner left there goes
+        for block in self.blocks:  # replaces what another runner may have set
             block.norm_linear = self.norm_linear if "norm_linear" in self.wanted else layers.norm_linear
             block.linear_add = self.linear_add if "linear_add" in self.wanted else layers.linear_add
         self._attn = [b.attn if gpt else b.self_attn for b in self.blocks]
@@ -64,7 +64,7 @@ class StepKernels:
     # ---- what is tried ---------------------------------------------------------------------------
 
     def fit(self, rows: int) -> None:
-        """Try what up to `rows` rows come to use. Not while a graph is being captured."""
+        """Tries the kernels that up to `rows` rows use. Must not run while a graph is being captured."""
         sizes = [1 << i for i in range(min(bucket(rows), MOST_ROWS).bit_length())]
         for size in sizes:
             if size in self._tried:
@@ -80,7 +80,7 @@ class StepKernels:
                 self._try_sampling(min_p)
 
     def _random(self, *shape: int) -> Tensor:
-        generator = torch.Generator(self.device).manual_seed(0)  # the requests' generators stay where they are
+        generator = torch.Generator(self.device).manual_seed(0)  # leaves the requests' generators alone
         return torch.randn(shape, generator=generator, device=self.device).to(self.dtype)
 
     def _judge(self, key: tuple, shape: str, kernel: trial.Run, twin: trial.Run, tolerance: float) -> None:
@@ -101,7 +101,7 @@ class StepKernels:
             self._judge((name, product.weight.shape, size), shape, *both, trial.TOLERANCE[self.dtype])
 
     def _run_linear(self, side: Any, j: int, x: Tensor, residual: Tensor, i: int) -> tuple[Tensor]:
-        """The j-th product of a block, in all blocks by turns: one block's weights would stay in the device's cache."""
+        """Runs the j-th product of block i: alternating blocks, as one block's weights would stay in the L2 cache."""
         name, product, norm, act = self._products[i % len(self._products)][j]
         if name == "linear_add":
             return (side.linear_add(x, product, residual),)
@@ -128,27 +128,27 @@ class StepKernels:
     def _try_sampling(self, min_p: bool) -> None:
         vocab, full = self.t3.config.speech_vocab, dict(device=self.device)
         generator = torch.Generator(self.device).manual_seed(0)
-        logits = 4 * torch.randn(2 * LANES, vocab, generator=generator, **full)
-        seen = torch.rand(LANES, vocab, generator=generator, **full) < 0.1
-        noise = torch.empty(LANES, vocab, **full).exponential_(generator=generator)
-        heat = torch.full((LANES, 1), 0.8, **full)
+        logits = 4 * torch.randn(2 * SLOTS, vocab, generator=generator, **full)
+        seen = torch.rand(SLOTS, vocab, generator=generator, **full) < 0.1
+        noise = torch.empty(SLOTS, vocab, **full).exponential_(generator=generator)
+        heat = torch.full((SLOTS, 1), 0.8, **full)
         heat[-1] = 0
-        half, one = torch.full((LANES, 1), 0.5, **full), torch.ones(LANES, 1, **full)
+        half, one = torch.full((SLOTS, 1), 0.5, **full), torch.ones(SLOTS, 1, **full)
         params = RowParams(half, heat, 0.1 * half, one, one.long(), 2.4 * half)
-        cond = torch.arange(0, 2 * LANES, 2, **full)
+        cond = torch.arange(0, 2 * SLOTS, 2, **full)
         filters = Filters(min_p=min_p)
 
         def twin(_: int) -> tuple[Tensor]:
             return (next_token(guide(logits[cond], logits[cond + 1], params.cfg), seen, noise, params, filters),)
 
         def kernel(_: int) -> tuple[Tensor]:
-            return (sampling.draw(logits, cond, cond + 1, seen, noise, params, min_p),)
+            return (sampling.sample(logits, cond, cond + 1, seen, noise, params, min_p),)
 
         self._judge(("sampling", min_p), f"{vocab} tokens, min-p {min_p}", kernel, twin, 0.0)
 
 
 def llama_products(block: nn.Module) -> list[tuple]:
-    """(kernel, linear, norm, activation) of each."""
+    """Returns (kernel, linear, norm, activation) of each product."""
     attn, mlp = block.self_attn, block.mlp
     return [
         ("norm_linear", attn.qkv_proj, block.input_layernorm, None),

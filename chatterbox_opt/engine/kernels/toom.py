@@ -1,8 +1,8 @@
 """1-D convolutions with fewer multiplications, for the CPU in float32: Toom-Cook in blocks of 4 taps by 4 outputs.
 
-Four outputs of four taps take 16 products; through seven points of a polynomial, 7. A kernel of 11 taps is three such
-blocks, and because blocks and outputs have the same stride, all three share one transform of the input. Between the
-transforms stand matrix products over contiguous rows, and everything is written into buffers that stay in the cache.
+Four outputs of four taps take 16 products; evaluated at seven points of a polynomial, 7. A kernel of 11 taps is three
+such blocks, and as blocks and outputs have the same stride, all three share one transform of the input. Between the
+transforms are matrix products over contiguous rows, and all is written into buffers that fit the processor's cache.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 BLOCK = 4  # taps and outputs
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5)  # and infinity
 TILE = 1 << 18  # input samples, all channels counted, worked on at a time: 1 MB
-FEWEST = 128, 7  # channels and taps from which the saved products outweigh the transforms (measured on AVX2)
+FEWEST = 128, 7  # channels and taps from which on the saved products outweigh the transforms (measured on AVX2)
 
 
 def worthwhile(conv: nn.Conv2d) -> bool:
@@ -26,8 +26,7 @@ def worthwhile(conv: nn.Conv2d) -> bool:
 
 
 class Workspace(threading.local):
-    """Memory written anew by each call and never given back: fresh pages cost more than what is done in them. Each
-    thread has its own."""
+    """Buffers reused by every call, one set per thread: fresh memory pages cost more than the computation."""
 
     def __init__(self) -> None:
         self._parts: dict[str, Tensor] = {}
@@ -41,7 +40,7 @@ class Workspace(threading.local):
 
 
 class ToomConv:
-    """Does what `conv` does to (B, C, 1, T) with channels last. Holds twice the weights of it."""
+    """Computes what `conv` does, on (B, C, 1, T) with channels last. Its weights take twice the memory."""
 
     def __init__(self, conv: nn.Conv2d, workspace: Workspace) -> None:
         self.taps, self.dilation = conv.kernel_size[1], conv.dilation[1]
@@ -63,7 +62,7 @@ class ToomConv:
         step = max(1, min(blocks, TILE // (stride * channels)))
         wide = self.weight.shape[-1]
         out = x.new_empty(blocks * stride, wide)
-        first = -((self.taps - 1) * d // 2)  # row that the first output starts to look at
+        first = -((self.taps - 1) * d // 2)  # first input row of the first output
         for at in range(0, blocks, step):
             n = min(step, blocks - at)
             tile = self.workspace.take("tile", x, (n + self.groups) * stride, channels)
@@ -73,14 +72,14 @@ class ToomConv:
             torch.bmm(values[:, : n * d], self.weight[0], out=product)
             for g in range(1, self.groups):
                 product.baddbmm_(values[:, g * d : (g + n) * d], self.weight[g])
-            product[1] += self.bias  # the point 1 adds alike to all four outputs
+            product[1] += self.bias  # what is added at the point 1 reaches all four outputs alike
             self._interpolate(product.view(7, n, -1), out[at * stride : (at + n) * stride].view(n, BLOCK, -1))
         return out[:time]
 
     def _evaluate(self, tile: Tensor, count: int) -> Tensor:
         """(rows, C) -> (7, count * d, C): the input's polynomials at the seven points.
 
-        Each is the product of (x - p) over the other points, so what all but one share, (x - 1/2), is multiplied first.
+        Each is the product of (x - p) over the other points, so the factor of all but one, (x - 1/2), comes first.
         """
         d, channels = self.dilation, tile.shape[1]
         half = self.workspace.take("half", tile, *tile.shape)
@@ -126,14 +125,14 @@ def _fill(tile: Tensor, x: Tensor, start: int) -> None:
 
 
 def at_points(weight: Tensor, groups: int) -> Tensor:
-    """(O, I, K) taps -> (groups, 7, I, O): each block of taps as a polynomial, at the points, over their distances."""
+    """(O, I, K) taps -> (groups, 7, I, O): each block of taps as a polynomial at the points, divided by distances."""
     taps = F.pad(weight.double(), (0, groups * BLOCK - weight.shape[-1])).unflatten(-1, (groups, BLOCK))
     rows = []
     for i, p in enumerate(POINTS):
-        apart = 1.0
+        distance = 1.0
         for k, q in enumerate(POINTS):
-            apart *= p - q if k != i else 1.0
-        rows.append([p**j / apart for j in range(BLOCK)])
+            distance *= p - q if k != i else 1.0
+        rows.append([p**j / distance for j in range(BLOCK)])
     rows.append([0.0] * (BLOCK - 1) + [1.0])
     powers = torch.tensor(rows, dtype=torch.float64, device=weight.device)
     return torch.einsum("pj,oigj->gpio", powers, taps).to(weight.dtype).contiguous()

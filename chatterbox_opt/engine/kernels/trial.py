@@ -1,5 +1,5 @@
-"""A kernel has to earn its place on the device it would run on: it is tried once per process and shape, and stays out
-unless it compiles, says what its twin says, and takes no longer.
+"""Tries each kernel on the device once per process and shape: it is used only if it compiles, agrees with its
+plain-torch twin, and is at least as fast.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ..graphs import Captured
 
 logger = logging.getLogger(__name__)
 
-# of the largest difference over the largest value; both sides round in between, each in its own places
+# Largest difference over the largest value; kernel and twin round intermediate results in different places.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
-REPEATS = 20  # calls in a captured graph: one call is shorter than the start of a graph
-ROUNDS = 5  # of which the quickest counts
+REPEATS = 20  # calls per captured graph: a single call is shorter than a graph's launch
+ROUNDS = 5  # of which the fastest counts
 
-Run = Callable[[int], tuple[Tensor, ...]]  # the i-th repetition may take other weights: one layer's fit into a cache
-Timer = Callable[[Run, torch.device], float]  # seconds a call
+Run = Callable[[int], tuple[Tensor, ...]]  # the i-th repetition may use other weights: one layer stays in the cache
+Timer = Callable[[Run, torch.device], float]  # seconds per call
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,23 @@ class Verdict:
     shape: str
     device: str
     used: bool
-    error: float | None = None  # from the twin
+    error: float | None = None  # against the twin
     own: float | None = None  # seconds
     twin: float | None = None
-    problem: str | None = None  # why it failed or is wrong; a slower one has none
+    problem: str | None = None  # why it failed or is wrong; None if it is only slower
 
 
 _verdicts: dict[Hashable, Verdict] = {}
 
 
 def verdicts() -> list[Verdict]:
-    """Of every kernel and shape that was tried in this process."""
+    """Returns the verdicts on every kernel and shape tried in this process."""
     return list(_verdicts.values())
 
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all trials, which come one after another."""
+    """Returns the stream of all trials, which run one after another."""
     return torch.cuda.Stream(device)
 
 
@@ -76,7 +76,7 @@ def accepts(
     name: str, shape: str, kernel: Run, twin: Run, device: torch.device, tolerance: float,
     timer: Timer = captured_seconds,
 ) -> bool:  # fmt: skip
-    """Whether `kernel` may stand in for `twin`. Both return every tensor they are to agree on."""
+    """Whether `kernel` may replace `twin`. Both return every tensor that must agree."""
     key = name, shape, str(device)
     if key not in _verdicts:
         _verdicts[key] = _try(key, kernel, twin, tolerance, partial(timer, device=device))
@@ -92,12 +92,12 @@ def _try(
     try:
         wanted, got = twin(0), kernel(0)
         error = max(map(difference, got, wanted))
-        if not error <= tolerance:  # NaN is not
+        if not error <= tolerance:  # also true for NaN
             text = "kernel %s (%s) is wrong by %.2g, %.2g is allowed: plain torch is used instead"
             logger.warning(text, name, shape, error, tolerance)
             return Verdict(*key, False, error, problem=f"wrong by {error:.2g}, {tolerance:.2g} is allowed")
         own, plain = seconds(kernel), seconds(twin)
-    except Exception as problem:  # whatever compiler, driver or device have to say
+    except Exception as problem:  # compiler, driver and device may raise anything
         reason = str(problem).strip().split("\n")[0][:200]
         text = "kernel %s (%s) failed: plain torch is used instead (%s: %s)"
         logger.warning(text, name, shape, type(problem).__name__, reason)
