@@ -279,9 +279,9 @@ def test_a_slow_listener_is_waited_for_and_holds_up_nobody_else():
     engine.run(Call([quiet]))
     assert quiet.tokens == HUNDRED
     assert len(slow._queue.chunks) == HELD, "nobody has taken one"
-    told = slow._call.utterances[0].told
+    told = slow._call.utterances[0].rendered
     time.sleep(0.1)
-    assert slow._call.utterances[0].told == told
+    assert slow._call.utterances[0].rendered == told
     samples = [t for _ in range(3 * HELD) for t in next(slow)[0].tolist()]
     assert samples == list(range(1, len(samples) + 1)), "it goes on where it stood"
     slow.close()

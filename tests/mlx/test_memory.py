@@ -30,8 +30,9 @@ print(mx.get_active_memory(), mx.get_peak_memory(), *kept)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_full_size_t3_loads_in_8_bits_within_1600_megabytes(tmp_path):
-    """The whole process, torch and MLX themselves included; the file is 2.1 GB."""
+def test_a_full_size_t3_loads_in_8_bits_within_1300_megabytes(tmp_path):
+    """The whole process, torch included, less the pages of the libraries' files, of which the system maps more or fewer
+    as they happen to be in its cache; the checkpoint is 2.1 GB."""
     config = MODELS["tts"].t3
     random_init._write(tmp_path / "t3.safetensors", layout.t3(config), random_init._t3_table(config), 0)
     done = subprocess.run([sys.executable, "-c", LOADS, tmp_path / "t3.safetensors"], capture_output=True, text=True)
@@ -40,4 +41,4 @@ def test_a_full_size_t3_loads_in_8_bits_within_1600_megabytes(tmp_path):
     print(f"held {held / 1e6:.0f} MB, at most {peak / 1e6:.0f} MB by MLX, {process / 1e6:.0f} MB by the process, "
           f"which ends with {memory / 1e6:.0f} MB of its own and {files / 1e6:.0f} MB of files")
     assert held < 0.65e9
-    assert process < 1.6e9
+    assert process - files < 1.3e9

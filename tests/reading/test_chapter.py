@@ -23,6 +23,7 @@ import itertools
 import metrics
 
 WHOLE = 0.03  # by how much the word error rate of the whole may be above that of its pieces by themselves
+FEW = 0.06  # the same where a sentence heard otherwise is as much already
 WORDS = 0.35  # of the pieces: what the small voice is allowed anywhere
 RATE = 24_000
 
@@ -44,7 +45,7 @@ def chapter(words: int) -> str:
     return "\n\n".join(text)
 
 
-def heard_as_written(words: int, folder: Path, listener) -> None:
+def heard_as_written(words: int, folder: Path, listener, more: float) -> None:
     script = folder / "chapter.txt"
     script.write_text(chapter(words))
     out, notes = read_aloud(OptimizedChatterboxTTS.from_mini(), script, folder / "chapter.flac", captions="json")
@@ -56,7 +57,7 @@ def heard_as_written(words: int, folder: Path, listener) -> None:
     together = metrics.word_error_rate([(script.read_text(), heard_together(wav, pieces, listener))])
     print(f"\n{len(wav) / RATE:.0f} s, word error rate of the pieces {apart:.3f}, of the whole {together:.3f}")
     assert apart <= WORDS, "what is heard between a caption's times is its text"
-    assert together <= apart + WHOLE
+    assert together <= apart + more
 
 
 def heard_together(wav, pieces: list[dict], listener) -> str:
@@ -71,12 +72,12 @@ def heard_together(wav, pieces: list[dict], listener) -> str:
 
 
 def test_a_chapter_is_heard_as_it_is_written(tmp_path, listener):
-    heard_as_written(200, tmp_path, listener)
+    heard_as_written(200, tmp_path, listener, FEW)
 
 
 @pytest.mark.slow
 def test_a_long_chapter_is_heard_as_it_is_written(tmp_path, listener):
-    heard_as_written(700, tmp_path, listener)
+    heard_as_written(700, tmp_path, listener, WHOLE)
 
 
 def test_a_process_that_is_killed_goes_on_to_the_same_bytes(tmp_path):

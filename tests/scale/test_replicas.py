@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import socket
-import statistics
 import subprocess
 import sys
 import threading
@@ -194,7 +193,7 @@ def test_first_sound_is_as_soon_as_from_the_plain_server(mini, tmp_path):
     finally:
         plain.terminate()
         plain.wait(60)
-    through, direct = map(statistics.median, zip(*turns))
+    through, direct = map(min, zip(*turns))  # the least: other tests run beside this one
     print(f"first sound: {1000 * through:.0f} ms through Ray, {1000 * direct:.0f} ms from the plain server")
     assert through < max(direct + 0.015, 1.2 * direct)
 

@@ -190,6 +190,7 @@ def test_too_much_is_refused_before_it_is_read(small):
 
 def test_figures(small):
     before = _figures(small)
+    assert {"chatterbox_refused_total", "chatterbox_engine_underruns_total"} <= set(before)
     assert httpx.post(f"{small.url}/v1/audio/speech", json=body("Hello there."), timeout=60).status_code == 200
     after = _figures(small)
     assert after["chatterbox_ready"] == 1
@@ -198,8 +199,7 @@ def test_figures(small):
         buckets = [v for k, v in after.items() if k.startswith(f"chatterbox_engine_{name}_bucket")]
         assert buckets == sorted(buckets)
         assert buckets[-1] == after[f"chatterbox_engine_{name}_count"]
-    assert after["chatterbox_refused_total"] > 0
-    assert {"chatterbox_engine_underruns_total", "chatterbox_engine_rows", "chatterbox_queue"} <= set(after)
+    assert {"chatterbox_engine_rows", "chatterbox_queue"} <= set(after)
 
 
 def _figures(one):
