@@ -41,9 +41,11 @@ def test_one_too_many_is_told_when_to_come_back(small):
             asked = [client.post(f"{small.url}/v1/audio/speech", json=body("Hello there.")) for _ in range(8)]
             return await asyncio.gather(*asked)
 
+    before = _figures(small)["chatterbox_refused_total"]
     answers = asyncio.run(crowd())
     codes = sorted(answer.status_code for answer in answers)
     assert set(codes) == {200, 429}
+    assert _figures(small)["chatterbox_refused_total"] == before + codes.count(429)
     assert codes.count(200) >= 2
     assert len({answer.content for answer in answers if answer.status_code == 200}) == 1  # nothing is mixed up
     for answer in answers:
