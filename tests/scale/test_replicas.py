@@ -10,11 +10,11 @@ import threading
 import time
 from functools import partial
 
-import httpx
 import pytest
 from serving import recording
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+httpx = pytest.importorskip("httpx", reason="the server's clients are not installed: pip install -e '.[serve-test]'")
 pytestmark = pytest.mark.slow
 
 TEXTS = ("Good morning, and thank you for calling.", "I am sorry, nobody is here.", "Please turn left.", "It rains.")
