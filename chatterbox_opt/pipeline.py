@@ -22,6 +22,7 @@ from .engine.noise import RequestNoise
 from .engine.request import Call, Cancelled, Utterance
 from .engine.resolve import disable_cudnn_attention, indexed
 from .engine.seeds import piece_seed
+from .engine.shape_caches import bound_shape_caches
 from .executor import sound_runners, token_runner
 from .options import EngineOptions, SamplingOptions
 from .speech import Speech, audible, pieces_of
@@ -71,6 +72,7 @@ class Pipeline:
     ) -> None:
         self.config, self.tokenizer, self.device, self.options = config, tokenizer, indexed(device), options
         disable_cudnn_attention(self.device)
+        bound_shape_caches(self.device)
         self.tokens = token_runner(t3, options)
         self.mel, self.wav = sound_runners(s3gen, device, options)
         self.engine = Engine(self.tokens, self.mel, self.wav, options, self.device)
