@@ -45,7 +45,7 @@ class EngineOptions:
     s3gen_dtype: str = "auto"  # approximate. GEMM, convolution and attention of flow and HiFT
     quantize: str | None = None  # approximate. T3 linears: None | "int8" | "int4"
     attention: str = "auto"  # exact. "sdpa" | "flash"
-    compile: str | None = "auto"  # exact. None = eager | "cudagraph" | "reduce-overhead"
+    compile: str | None = "auto"  # exact. None = eager | "cudagraph" | "reduce-overhead" | "trace" (CPU)
     captures: bool | tuple[str, ...] = True  # exact. what `compile` records; a tuple = only these of CAPTURES
     trial: str = "auto"  # exact. captures and kernels are tried: "off" | "here", beside what they stand in for |
     # "first" = here, and the first time on a device in a process of its own too | "always" in one; auto: first on CUDA
@@ -71,7 +71,7 @@ class EngineOptions:
         _choice("s3gen_dtype", self.s3gen_dtype, ("auto", "float32", "bfloat16", "float16"))
         _choice("quantize", self.quantize, (None, "int8", "int4"))
         _choice("attention", self.attention, ("auto", "sdpa", "flash"))
-        _choice("compile", self.compile, ("auto", None, "cudagraph", "reduce-overhead"))
+        _choice("compile", self.compile, ("auto", None, "cudagraph", "reduce-overhead", "trace"))
         _choice("trial", self.trial, ("auto", "off", "here", "first", "always"))
         _choice("cfm_schedule", self.cfm_schedule, ("cosine", "sway"))
         _choice("resampler", self.resampler, ("auto", "device", "exact"))

@@ -70,6 +70,7 @@ LAYERS["__init__"] = set(LAYERS["base"]) | DOORS | {"base"}
 CONFINED = {
     "torch.compile": {"engine/graphs.py"},
     "CUDAGraph": {"engine/graphs.py"},
+    "torch.jit": {"engine/traced.py"},
     "torch.cuda.graph": {"engine/graphs.py"},
     "huggingface_hub": {"weights/hub.py"},
     "soundfile": {"audio/io.py", "serve/encoders.py"},

@@ -120,17 +120,24 @@ class DecodeEach:
     scatter; the views of all layers are made at once. On a CPU the overhead of an operation exceeds its computation
     here, so the number of operations is what counts."""
 
-    def __init__(self, rows: Sequence[tuple[Tensor, int]]) -> None:
+    def __init__(self, widths: list[int], dim: int, layers: list[list[tuple[Tensor, Tensor, Tensor]]]) -> None:
+        self.widths, self.dim = widths, dim  # rows per utterance; channels per head
+        self.layers = layers  # [layer][utterance]: what is written, keys, values
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[Tensor, int]]) -> DecodeEach:
         """Per slot, in the order of the batch's rows: its kv (layers, 2, 1 | 2, heads, length, head_dim) and the
         position to be written."""
-        self.widths = [kv.shape[2] for kv, _ in rows]
-        self.dim = rows[0][0].shape[-1]
         per_utterance = []
         for kv, position in rows:
             live = kv.narrow(4, 0, position + 1)
             new = kv.select(4, position).transpose(1, 2).unbind()  # each (R, 2, H, Dh)
             per_utterance.append(list(zip(new, live.select(1, 0).unbind(), live.select(1, 1).unbind())))
-        self.layers = list(zip(*per_utterance))  # [layer][utterance]: what is written, keys, values
+        layers = [list(layer) for layer in zip(*per_utterance)]
+        return cls([kv.shape[2] for kv, _ in rows], rows[0][0].shape[-1], layers)
+
+    def with_layers(self, layers: list[list[tuple[Tensor, Tensor, Tensor]]]) -> DecodeEach:
+        return DecodeEach(self.widths, self.dim, layers)
 
     def fused(self, layer: int, qkv: Tensor, rope: Tensor | None) -> Tensor:
         heads = qkv.view(len(qkv), 3, -1, self.dim)

@@ -44,9 +44,11 @@ def resolve(options: EngineOptions, device: str | torch.device) -> EngineOptions
     if options.quantize == "int4" and device.type == "cuda" and not from_ampere(device):
         raise ValueError(f"quantize='int4' needs an Ampere GPU or a newer one, which {device} is not; 'int8' works")
     if options.compile == "auto":
-        changes["compile"] = "cudagraph" if device.type == "cuda" else None
-    elif options.compile == "cudagraph" and device.type != "cuda":
-        raise ValueError(f"compile='cudagraph' needs a CUDA device, not {device}; 'auto' takes what there is")
+        changes["compile"] = {"cuda": "cudagraph", "cpu": "trace"}.get(device.type)
+    elif (needed := {"cudagraph": "cuda", "trace": "cpu"}.get(options.compile, device.type)) != device.type:
+        raise ValueError(
+            f"compile={options.compile!r} needs a {needed.upper()} device, not {device}; 'auto' takes what there is"
+        )
     if device.type == "mps":
         changes["wav_chunk"] = min(options.wav_chunk, MPS_FRAMES)
     if options.trial == "auto":

@@ -13,13 +13,14 @@ from torch import Tensor
 from ..models.t3 import T3
 from ..options import KERNELS, EngineOptions
 from .agreement import ripples
-from .cache import Decode, DecodeEach, StaticKVCache
+from .cache import Decode, DecodeEach, StaticKVCache, empty_kv
 from .endings import BROKEN
 from .graphs import Captured, bucket, on_trial
 from .kernels import sampling as sampling_kernel
 from .kernels.step import StepKernels, available
 from .sampling import Filters, guide, next_token, next_token_turbo
 from .slots import Slots
+from .traced import TracedT3
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +35,11 @@ class DecodeStep:
         self.t3, self.options, self.config = t3, options, t3.config
         self.device = t3.speech_emb.weight.device
         mode = options.compile if options.records("step") else None
+        self.traced = TracedT3(t3, on=mode == "trace")
         trial = on_trial("step", options, str(t3.speech_emb.weight.dtype).removeprefix("torch."))
         # of (tokens, logits): tokens alone may be the same by luck
-        self.captured = Captured(mode, self.device, trial=trial, kept=itemgetter(0))
+        graphs = None if mode == "trace" else mode
+        self.captured = Captured(graphs, self.device, trial=trial, kept=itemgetter(0))
         self.kernels = self._choose_kernels()
         self.slots: Slots | None = None
         self.cache: StaticKVCache | None = None
@@ -62,7 +65,7 @@ class DecodeStep:
         slots = self.slots
         n, rows = len(slots.live), slots.rows
         if self.cache is None:
-            each = DecodeEach([(slot.kv, slot.position) for slot in slots.live])
+            each = DecodeEach.of([(slot.kv, slot.position) for slot in slots.live])
             return self.step(n, rows, slots.filters(), each)[0]
         most = max(slot.position for slot in slots.live) + 1
         if not self.captured.on:
@@ -95,7 +98,12 @@ class DecodeStep:
         self.captured.prepare(key, partial(self._captured_step, *key), moving, spoil)
 
     def warmup(self, batch: int) -> None:
-        """Captures what up to `batch` utterances come to use, the largest first."""
+        """Captures what up to `batch` utterances come to use, the largest first. On a CPU one utterance is traced."""
+        if self.traced.on:
+            rows, dtype = 1 if self.config.is_gpt else 2, self.t3.speech_emb.weight.dtype
+            kv = empty_kv(self.config, rows, 2, self.device, dtype).zero_()
+            x = torch.zeros(rows, 1, self.config.dim, dtype=dtype)
+            self.traced.prepare(x, torch.ones(rows, 1, dtype=torch.long), DecodeEach.of([(kv, 1)]))
         if not self.captured.on:
             return
         self.cache.clear(self.cache.length)
@@ -134,9 +142,11 @@ class DecodeStep:
         x = self.t3.embed_speech(slots.token[:n], slots.step[:n])  # (n, D)
         x = x[slots.slot_of_row[:rows]].unsqueeze(1)  # (rows, 1, D)
         positions = slots.position[:rows]
-        hidden = self.t3(x, positions[:, None], each or self._shared(positions, live))
+        if each is not None:
+            logits = self.traced(x, positions[:, None], each)
+        else:
+            logits = self.t3.logits(self.t3(x, positions[:, None], self._shared(positions, live))[:, 0])
         cond, uncond = slots.cond[:n], slots.uncond[:n]
-        logits = self.t3.logits(hidden[:, 0])
         token = self.pick(logits, cond, uncond, slice(0, n), filters)
         slots.step[:n] += 1
         if self.short_table:

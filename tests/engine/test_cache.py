@@ -43,7 +43,7 @@ def test_utterances_apart_are_the_shared_rows(family, dtype):
     x = torch.randn(len(at), 1, t3.config.dim).to(dtype)
     mask = (torch.arange(most) <= at[:, None])[:, None, None]
     wanted = t3(x, at[:, None], Decode(shared, at, most, mask))
-    got = t3(x, at[:, None], DecodeEach(each))
+    got = t3(x, at[:, None], DecodeEach.of(each))
     bound = 1e-5 if dtype == torch.float32 else 3e-2
     assert (got - wanted).abs().max() < bound * wanted.abs().max()
     row = 0
@@ -68,12 +68,12 @@ def test_attention_of_an_utterance_does_not_know_the_others(family, dtype):
     for layer in range(config.layers):
         qkv = torch.randn(len(at), 1, 3 * config.heads * config.head_dim).to(dtype)
         rope = None if config.is_gpt else rope_table(config, 80, CPU)[at[:, None]]
-        got = DecodeEach(together).fused(layer, qkv.clone(), rope)
+        got = DecodeEach.of(together).fused(layer, qkv.clone(), rope)
         row = 0
         for kv, position in alone:
             mine = slice(row, row + kv.shape[2])
             own = None if rope is None else rope[mine]
-            wanted = DecodeEach([(kv, position)]).fused(layer, qkv[mine].clone(), own)
+            wanted = DecodeEach.of([(kv, position)]).fused(layer, qkv[mine].clone(), own)
             assert torch.equal(got[mine], wanted)
             row += kv.shape[2]
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(together, alone))

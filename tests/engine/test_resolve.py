@@ -20,7 +20,7 @@ def test_a_processors_precision(monkeypatch, computes_bf16, packs, wanted):
     options = resolve(EngineOptions(), CPU)
     assert options.dtype == wanted
     assert options.s3gen_dtype == ("bfloat16" if computes_bf16 else "float32"), "nothing of it only reads weights"
-    assert (options.compile, options.poll_every, options.kernels) == (None, 1, False)
+    assert (options.compile, options.poll_every, options.kernels) == ("trace", 1, False)
     assert stored_dtype(options, CPU) == (torch.float32 if packs or not computes_bf16 else torch.bfloat16)
     assert resolve(options, CPU) == options
 
@@ -60,6 +60,7 @@ def test_what_was_asked_for_stays(monkeypatch):
         (dict(quantize="int4"), GPU, (7, 5), "'int8' works"),
         (dict(flow_int8=True), GPU, (9, 0), "flow_int8 is of a CPU"),
         (dict(compile="cudagraph"), CPU, (9, 0), "needs a CUDA device"),
+        (dict(compile="trace"), GPU, (9, 0), "needs a CPU device"),
     ],
 )
 def test_what_a_device_cannot_do_is_said(monkeypatch, asked, device, capability, message):

@@ -1,0 +1,100 @@
+"""T3's step as TorchScript: the tokens that eager steps draw, and a step that survives a trace that fails."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from token_runs import EXACT, draw, engine_of, mixed, request, tokens_of
+
+from chatterbox_opt.engine import traced
+
+TRACED = EXACT.replace(compile="trace")
+
+
+@pytest.fixture(autouse=True)
+def at_the_second_use(monkeypatch):
+    monkeypatch.setattr(traced, "USES", 1)
+
+
+def shapes_of(engine):
+    return set(engine.tokens.step.traced.keys)
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+@pytest.mark.parametrize(
+    "options", [{}, dict(few_rows=True), dict(quantize="int8"), dict(dtype="float16"), dict(slots=2)], ids=str
+)
+def test_a_trace_draws_what_eager_steps_draw(family, options, llama, gpt):
+    """Requests of other settings and lengths join and leave: each shape of the batch is a trace of its own."""
+    t3 = gpt if family == "turbo" else llama
+    wanted = tokens_of(copy.deepcopy(t3), mixed(t3.config), EXACT.replace(**options))
+    engine = engine_of(copy.deepcopy(t3), TRACED.replace(**options))
+    assert [r.tokens for r in draw(engine, mixed(t3.config))] == wanted
+    shapes = shapes_of(engine)
+    assert len(shapes) > 1 and max(map(len, shapes)) == options.get("slots", 6)
+    assert [r.tokens for r in draw(engine, mixed(t3.config))] == wanted
+
+
+def test_bfloat16_is_traced_to_the_last_bit(llama):
+    t3 = copy.deepcopy(llama).to(torch.bfloat16)
+    wanted = tokens_of(copy.deepcopy(t3), mixed(t3.config))
+    engine = engine_of(t3, TRACED)
+    assert [r.tokens for r in draw(engine, mixed(t3.config))] == wanted
+    assert shapes_of(engine)
+
+
+def test_only_what_is_used_again_is_traced(llama, monkeypatch):
+    monkeypatch.setattr(traced, "USES", 20)
+    engine = engine_of(llama, TRACED)
+    draw(engine, [request(llama.config, max_new_tokens=10)])
+    assert not shapes_of(engine)
+    draw(engine, [request(llama.config, max_new_tokens=20)])
+    assert shapes_of(engine) == {(2,)}
+
+
+def test_a_warm_up_traces_one_utterance(llama, gpt):
+    for t3, shape in ((llama, (2,)), (gpt, (1,))):
+        wanted = tokens_of(t3, [request(t3.config)])
+        engine = engine_of(t3, TRACED)
+        engine.tokens.warmup()
+        assert shapes_of(engine) == {shape}
+        assert [r.tokens for r in draw(engine, [request(t3.config)])] == wanted
+
+
+def test_the_oldest_trace_makes_room(llama, monkeypatch):
+    monkeypatch.setattr(traced, "MOST", 1)
+    engine = engine_of(llama, TRACED)
+    draw(engine, [request(llama.config, max_new_tokens=10)])
+    draw(engine, [request(llama.config, max_new_tokens=10, cfg_weight=0.0)])
+    assert shapes_of(engine) == {(1,)}
+
+
+def failing(*args, **how):
+    raise RuntimeError("no such thing as a trace\nand more")
+
+
+def rounding_otherwise(step, inputs, **how):
+    return lambda *inputs: step(*inputs) + 1e-6
+
+
+@pytest.mark.parametrize(("broken", "reason"), [(failing, "no such thing"), (rounding_otherwise, "does not compute")])
+def test_without_a_good_trace_steps_stay_eager(broken, reason, llama, monkeypatch, caplog):
+    wanted = tokens_of(llama, mixed(llama.config))
+    monkeypatch.setattr(torch.jit, "trace", broken)
+    engine = engine_of(llama, TRACED)
+    with caplog.at_level(logging.WARNING):
+        assert [r.tokens for r in draw(engine, mixed(llama.config))] == wanted
+        assert [r.tokens for r in draw(engine, mixed(llama.config))] == wanted
+    (told,) = caplog.messages
+    assert reason in told and "eagerly" in told and "\n" not in told
+
+
+def test_torchscript_of_the_program_itself_keeps_its_optimizer(llama):
+    def optimizes():
+        return torch._C._get_graph_executor_optimize()
+
+    seen = [optimizes()]
+    engine = engine_of(llama, TRACED)
+    draw(engine, [request(llama.config, max_new_tokens=10)], progress=lambda *how: seen.append(optimizes()))
+    assert shapes_of(engine) and len(seen) > 5 and set(seen) == {True}
