@@ -18,6 +18,7 @@ from .endings import BROKEN
 from .graphs import Captured, bucket, on_trial
 from .kernels import sampling as sampling_kernel
 from .kernels.step import StepKernels, available
+from .operations import t3_operations
 from .sampling import Filters, guide, next_token, next_token_turbo
 from .slots import Slots
 
@@ -48,7 +49,8 @@ class DecodeStep:
         usable = self.device.type == "cuda" and available()
         usable = usable and self.options.compile != "reduce-overhead"  # that makes its own
         names = [name for name in KERNELS if usable and self.options.wants(name)]
-        return StepKernels(self.t3, names, self.options.attention == "flash")
+        plain = t3_operations(self.t3, self.options)
+        return StepKernels(self.t3, names, self.options.attention == "flash", plain=plain)
 
     def use(self, slots: Slots, cache: StaticKVCache | None) -> None:
         """From now on in this memory; what was captured in another is dropped."""
@@ -134,7 +136,8 @@ class DecodeStep:
         x = self.t3.embed_speech(slots.token[:n], slots.step[:n])  # (n, D)
         x = x[slots.slot_of_row[:rows]].unsqueeze(1)  # (rows, 1, D)
         positions = slots.position[:rows]
-        hidden = self.t3(x, positions[:, None], each or self._shared(positions, live))
+        kv = each or self._shared(positions, live)
+        hidden = self.t3(x, positions[:, None], kv, self.kernels.operations)
         cond, uncond = slots.cond[:n], slots.uncond[:n]
         logits = self.t3.logits(hidden[:, 0])
         token = self.pick(logits, cond, uncond, slice(0, n), filters)
