@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..config import T3Config
-from ..models.layers import attend, rotate_
+from ..models import layers
+from .kernels.cpu import rotate_
 
 GRAIN = 64  # positions: the live part grows by multiples of this
 
@@ -27,6 +28,13 @@ def paste(kv: Tensor, row: int, k: Tensor, v: Tensor) -> None:
     """Copies a prefix, k and v (layers, heads, P, head_dim), to the start of a row."""
     kv[:, 0, row, :, : k.shape[2]] = k
     kv[:, 1, row, :, : v.shape[2]] = v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """layers.attend on every device."""
+    if q.device.type == "mps":  # up to torch 2.11 the kernel for few queries takes q's rows to lie next to each other
+        q = q.contiguous()
+    return layers.attend(q, k, v, mask, causal)
 
 
 @dataclass

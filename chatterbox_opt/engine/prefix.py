@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.layers import attend
+from ..models.layers import T3_REFERENCE, T3Operations
 from ..models.t3 import T3
+from .cache import attend
 
 SIZE = 32  # voices kept; 34 positions of Llama take 8 MB in float32, 376 of Turbo 74 MB
 
@@ -40,8 +41,8 @@ class _Collect:
 
 
 class PrefixCache:
-    def __init__(self, t3: T3, keep: bool) -> None:
-        self.t3, self.keep = t3, keep
+    def __init__(self, t3: T3, keep: bool, operations: T3Operations = T3_REFERENCE) -> None:
+        self.t3, self.keep, self.operations = t3, keep, operations
         self._known: OrderedDict[tuple, Prefix] = OrderedDict()
         # Turbo's 376 positions take ten times the memory of Llama's 34
         self._size = SIZE // 4 if t3.config.is_gpt else SIZE
@@ -66,5 +67,5 @@ class PrefixCache:
         emotion = None if emotion is None else emotion.to(device)
         x = self.t3.voice_prefix(cond.speaker_emb.to(device).view(1, -1), prompt, emotion)
         kv = _Collect()
-        self.t3(x, torch.arange(x.shape[1], device=device)[None], kv)
+        self.t3(x, torch.arange(x.shape[1], device=device)[None], kv, self.operations)
         return Prefix(torch.stack(kv.k), torch.stack(kv.v), (cond.speaker_emb, cond.cond_prompt_speech_tokens))

@@ -10,6 +10,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
+from ..models.llama import KV
 from ..models.t3 import T3
 from ..options import KERNELS, EngineOptions
 from .agreement import ripples
@@ -18,6 +19,7 @@ from .endings import BROKEN
 from .graphs import Captured, bucket, on_trial
 from .kernels import sampling as sampling_kernel
 from .kernels.step import StepKernels, available
+from .operations import t3_operations
 from .sampling import Filters, guide, next_token, next_token_turbo
 from .slots import Slots
 from .traced import TracedT3
@@ -35,7 +37,7 @@ class DecodeStep:
         self.t3, self.options, self.config = t3, options, t3.config
         self.device = t3.speech_emb.weight.device
         mode = options.compile if options.records("step") else None
-        self.traced = TracedT3(t3, on=mode == "trace")
+        self.traced = TracedT3(t3, self.logits, on=mode == "trace")
         trial = on_trial("step", options, str(t3.speech_emb.weight.dtype).removeprefix("torch."))
         # of (tokens, logits): tokens alone may be the same by luck
         graphs = None if mode == "trace" else mode
@@ -51,7 +53,8 @@ class DecodeStep:
         usable = self.device.type == "cuda" and available()
         usable = usable and self.options.compile != "reduce-overhead"  # that makes its own
         names = [name for name in KERNELS if usable and self.options.wants(name)]
-        return StepKernels(self.t3, names, self.options.attention == "flash")
+        plain = t3_operations(self.t3, self.options)
+        return StepKernels(self.t3, names, self.options.attention == "flash", plain=plain)
 
     def use(self, slots: Slots, cache: StaticKVCache | None) -> None:
         """From now on in this memory; what was captured in another is dropped."""
@@ -142,10 +145,10 @@ class DecodeStep:
         x = self.t3.embed_speech(slots.token[:n], slots.step[:n])  # (n, D)
         x = x[slots.slot_of_row[:rows]].unsqueeze(1)  # (rows, 1, D)
         positions = slots.position[:rows]
-        if each is not None:
-            logits = self.traced(x, positions[:, None], each)
+        if each is None:
+            logits = self.logits(x, positions[:, None], self._shared(positions, live))
         else:
-            logits = self.t3.logits(self.t3(x, positions[:, None], self._shared(positions, live))[:, 0])
+            logits = self.traced(x, positions[:, None], each)
         cond, uncond = slots.cond[:n], slots.uncond[:n]
         token = self.pick(logits, cond, uncond, slice(0, n), filters)
         slots.step[:n] += 1
@@ -153,6 +156,11 @@ class DecodeStep:
             slots.step[:n].clamp_(max=self.config.speech_positions - 2)
         slots.position[:rows] += 1
         return token, logits
+
+    def logits(self, x: Tensor, positions: Tensor, kv: KV) -> Tensor:
+        """x (rows, 1, D) at positions (rows, 1) -> (rows, V)."""
+        hidden = self.t3(x, positions, kv, self.kernels.operations)
+        return self.t3.logits(hidden[:, 0])
 
     def _shared(self, positions: Tensor, live: int) -> Decode:
         flash = self.options.attention == "flash"

@@ -34,8 +34,8 @@ class TokenRunner(Speaking):
         self.dtype = t3.speech_emb.weight.dtype
         half = options.dtype == "float16" and self.dtype == torch.float32 and packs_float16(self.device)
         prepare_linears(t3, options.quantize, options.few_rows, half)
-        self.prefixes = PrefixCache(t3, options.prefix_cache)
         self.step = DecodeStep(t3, options)
+        self.prefixes = PrefixCache(t3, options.prefix_cache, self.step.kernels.operations)
         self.cache: StaticKVCache | None = None
         self._asked = 0  # slots that memory was wanted for: a device may have too little
 
@@ -122,7 +122,7 @@ class TokenRunner(Speaking):
                 paste(kv, row - first, prefix.k, prefix.v)
             slot.position = size + len(slot.utterance.text_ids) + starts
         span = torch.arange(size, size + x.shape[1], device=self.device)
-        hidden = self.t3(x, span[None], Prefill(kv, size))
+        hidden = self.t3(x, span[None], Prefill(kv, size), self.step.kernels.operations)
         ends = torch.tensor([len(t) + starts - 1 for t in texts], device=self.device)
         return self.t3.logits(hidden[torch.arange(len(texts), device=self.device), ends])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -26,11 +26,12 @@ MOST = 64  # traces kept
 
 
 class TracedT3:
-    """T3 and its head for one position per row. A trace holds for one sequence of rows per utterance, because DecodeEach
-    attends to each utterance on its own; positions and lengths may change."""
+    """T3 and its head for one position per row. A trace is valid for one list of rows per utterance, because DecodeEach
+    attends to each utterance separately; positions may change."""
 
-    def __init__(self, t3: T3, on: bool) -> None:
-        self.t3, self.on = t3, on
+    def __init__(self, t3: T3, eager: Callable[[Tensor, Tensor, DecodeEach], Tensor], on: bool) -> None:
+        """`eager` is what is traced: x (rows, 1, D) at positions (rows, 1) -> logits (rows, V) of `t3`."""
+        self.t3, self.eager, self.on = t3, eager, on
         self.uses: Counter[tuple[int, ...]] = Counter()
         self._traces: dict[tuple[int, ...], torch.jit.ScriptModule] = {}
 
@@ -39,7 +40,6 @@ class TracedT3:
         return list(self._traces)
 
     def __call__(self, x: Tensor, positions: Tensor, each: DecodeEach) -> Tensor:
-        """Takes x (rows, 1, D) at positions (rows, 1) and returns logits (rows, V)."""
         key = tuple(each.widths)
         if self.on and key not in self._traces:
             self.uses[key] += 1
@@ -49,9 +49,6 @@ class TracedT3:
             return self.eager(x, positions, each)
         with torch.jit.optimized_execution(False):  # of this thread: an optimized graph may round differently
             return self._traces[key](x, positions, each.layers)
-
-    def eager(self, x: Tensor, positions: Tensor, each: DecodeEach) -> Tensor:
-        return self.t3.logits(self.t3(x, positions, each)[:, 0])
 
     def prepare(self, x: Tensor, positions: Tensor, each: DecodeEach) -> None:
         """Traces this batch's shape, and compares the trace with an eager run: both write the same keys and values."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import T3Config
-from .layers import attend, gelu, linear_add, norm_linear
+from .layers import T3_REFERENCE, T3Operations, attend, gelu
 from .llama import KV
 
 
@@ -42,9 +42,6 @@ class LayerNorm(nn.LayerNorm):
 
 
 class Block(nn.Module):
-    norm_linear = staticmethod(norm_linear)  # the engine may put fused kernels here
-    linear_add = staticmethod(linear_add)
-
     def __init__(self, config: T3Config) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(config.dim, config.norm_eps)
@@ -52,10 +49,10 @@ class Block(nn.Module):
         self.ln_2 = LayerNorm(config.dim, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, layer: int, kv: KV | None) -> Tensor:
-        qkv = self.norm_linear(x, self.ln_1, self.attn.c_attn)
-        x = self.linear_add(self.attn(qkv, layer, kv), self.attn.c_proj, x)
-        return self.linear_add(self.norm_linear(x, self.ln_2, self.mlp.c_fc, gelu), self.mlp.c_proj, x)
+    def forward(self, x: Tensor, layer: int, kv: KV | None, ops: T3Operations) -> Tensor:
+        qkv = ops.norm_linear(x, self.ln_1, self.attn.c_attn, None)
+        x = ops.linear_add(self.attn(qkv, layer, kv), self.attn.c_proj, x)
+        return ops.linear_add(ops.norm_linear(x, self.ln_2, self.mlp.c_fc, gelu), self.mlp.c_proj, x)
 
 
 class Gpt2(nn.Module):
@@ -65,9 +62,11 @@ class Gpt2(nn.Module):
         self.h = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.ln_f = LayerNorm(config.dim, config.norm_eps)
 
-    def forward(self, x: Tensor, positions: Tensor, kv: KV | None = None) -> Tensor:
-        """As Llama's: x (B, T, D) at positions (B|1, T); `kv` None is plain causal attention."""
+    def forward(
+        self, x: Tensor, positions: Tensor, kv: KV | None = None, ops: T3Operations = T3_REFERENCE
+    ) -> Tensor:
+        """As Llama's: x (B, T, D) at positions (B|1, T) -> (B, T, D); `kv` None is plain causal attention."""
         x = x + self.wpe(positions)
         for i, block in enumerate(self.h):
-            x = block(x, i, kv)
-        return self.ln_f(x)
+            x = block(x, i, kv, ops)
+        return ops.norm(x, self.ln_f)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -29,30 +30,16 @@ def rope_table(config: T3Config, positions: int, device: torch.device) -> Tensor
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """x (B, T, H, Dh) by rope (B|1, T, Dh/2, 2), in float32. A head's pairs stand side by side: the loader has
-    put channel i next to i + Dh/2, so that one complex product turns them all."""
-    pairs = x.float().unflatten(-1, (-1, 2))
-    rope = rope.unsqueeze(2)
-    if x.device.type == "cpu":
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope))
-    else:  # complex numbers stop torch.compile and are slow on MPS
-        a, b, cos, sin = *pairs.unbind(-1), *rope.unbind(-1)
-        turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1)
+    """Rotates x (B, T, H, Dh) by rope (B|1, T, Dh/2, 2), in float32. The two channels of a pair are neighbours: the
+    loader has moved channel i + Dh/2 next to channel i."""
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = rope.unsqueeze(2).unbind(-1)
+    turned = torch.stack([a * cos - b * sin, a * sin + b * cos], -1)
     return turned.flatten(-2).to(x.dtype)
-
-
-def rotate_(x: Tensor, rope: Tensor) -> None:
-    """`rotate` of a single position, in place: x (B, n, H, Dh) by rope (B|1, 1, Dh/2, 2)."""
-    if x.device.type == "cpu" and x.dtype == torch.float32:
-        torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)).mul_(torch.view_as_complex(rope).unsqueeze(2))
-    else:
-        x.copy_(rotate(x, rope))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """q (B, H, T, Dh), k and v (B, H, S, Dh) -> (B, T, H*Dh)."""
-    if q.device.type == "mps":  # up to torch 2.11 the kernel for few queries takes q's rows to lie next to each other
-        q = q.contiguous()
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     return out.transpose(1, 2).flatten(2)
 
@@ -67,8 +54,8 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-# The two forms of product that a transformer's block is made of. Its blocks hold them as attributes, so that the
-# engine may put a fused kernel in their place.
+def apply_norm(x: Tensor, norm: nn.Module) -> Tensor:
+    return norm(x)
 
 
 def norm_linear(x: Tensor, norm: nn.Module, linear: nn.Module, act: Callable[[Tensor], Tensor] | None = None) -> Tensor:
@@ -78,6 +65,20 @@ def norm_linear(x: Tensor, norm: nn.Module, linear: nn.Module, act: Callable[[Te
 
 def linear_add(x: Tensor, linear: nn.Module, residual: Tensor) -> Tensor:
     return residual + linear(x)
+
+
+@dataclass(frozen=True)
+class T3Operations:
+    """The operations that T3's backbone is handed in each call. The defaults are the reference; the engine hands in
+    functions that return the same faster (engine/operations.py)."""
+
+    norm: Callable[[Tensor, nn.Module], Tensor] = apply_norm
+    norm_linear: Callable[[Tensor, nn.Module, nn.Module, Callable[[Tensor], Tensor] | None], Tensor] = norm_linear
+    linear_add: Callable[[Tensor, nn.Module, Tensor], Tensor] = linear_add
+    rotate: Callable[[Tensor, Tensor], Tensor] = rotate
+
+
+T3_REFERENCE = T3Operations()
 
 
 def overlap_add(frames: Tensor, hop: int) -> Tensor:

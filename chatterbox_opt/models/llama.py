@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import T3Config
-from .layers import attend, linear_add, norm_linear, rope_table, rotate, swiglu
+from .layers import T3_REFERENCE, T3Operations, attend, rope_table, swiglu
 
 # (layer, q, k, v) of the new positions, each (B, H, T, Dh) -> (B, T, H*Dh): remembers k and v, and attends to
 # everything remembered. The engine's cache has this shape. Where it has a `fused` that is not None, that is called
@@ -23,13 +22,8 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
         self.eps = eps
-        # Models are built on "meta". A Python number is made a tensor anew in every call, at the cost of an operation.
-        self._root, self._part = torch.tensor([math.sqrt(eps), dim**-0.5], device="cpu").unbind()
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float32 and x.is_cpu:  # F.rms_norm is eight operations there, and takes twice as long
-            mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * self._part
-            return x / torch.hypot(mean, self._root) * self.weight
         # float32 whatever the weights are: the mean of squares of 1024 bf16 numbers is not one
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
@@ -41,12 +35,14 @@ class Attention(nn.Module):
         self.qkv_proj = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.o_proj = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, qkv: Tensor, rope: Tensor, layer: int, kv: KV | None) -> Tensor:
+    def forward(
+        self, qkv: Tensor, rope: Tensor, layer: int, kv: KV | None, ops: T3Operations = T3_REFERENCE
+    ) -> Tensor:
         """(B, T, 3*D) -> (B, T, D), not yet projected."""
         if (fused := getattr(kv, "fused", None)) is not None:
             return fused(layer, qkv, rope)
         qkv = qkv.unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, Dh)
-        turned = rotate(qkv[:, :, :2].flatten(2, 3), rope)  # (B, T, 2H, Dh)
+        turned = ops.rotate(qkv[:, :, :2].flatten(2, 3), rope)  # (B, T, 2H, Dh)
         q, k = turned.transpose(1, 2).split(self.heads, 1)  # (B, H, T, Dh)
         v = qkv[:, :, 2].transpose(1, 2)
         return attend(q, k, v, causal=True) if kv is None else kv(layer, q, k, v)
@@ -60,9 +56,6 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    norm_linear = staticmethod(norm_linear)  # the engine may put fused kernels here
-    linear_add = staticmethod(linear_add)
-
     def __init__(self, config: T3Config) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.dim, config.norm_eps)
@@ -70,12 +63,12 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.dim, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope: Tensor, layer: int, kv: KV | None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, layer: int, kv: KV | None, ops: T3Operations) -> Tensor:
         attn, mlp = self.self_attn, self.mlp
-        qkv = self.norm_linear(x, self.input_layernorm, attn.qkv_proj)
-        x = self.linear_add(attn(qkv, rope, layer, kv), attn.o_proj, x)
-        hidden = self.norm_linear(x, self.post_attention_layernorm, mlp.gate_up_proj, swiglu)
-        return self.linear_add(hidden, mlp.down_proj, x)
+        qkv = ops.norm_linear(x, self.input_layernorm, attn.qkv_proj, None)
+        x = ops.linear_add(attn(qkv, rope, layer, kv, ops), attn.o_proj, x)
+        hidden = ops.norm_linear(x, self.post_attention_layernorm, mlp.gate_up_proj, swiglu)
+        return ops.linear_add(hidden, mlp.down_proj, x)
 
 
 class Llama(nn.Module):
@@ -92,9 +85,11 @@ class Llama(nn.Module):
             self._rope = rope_table(self.config, self.config.max_positions, device)
         return self._rope
 
-    def forward(self, x: Tensor, positions: Tensor, kv: KV | None = None) -> Tensor:
-        """x (B, T, D) at positions (B|1, T). Without `kv`: plain causal attention, the reference."""
+    def forward(
+        self, x: Tensor, positions: Tensor, kv: KV | None = None, ops: T3Operations = T3_REFERENCE
+    ) -> Tensor:
+        """x (B, T, D) at positions (B|1, T) -> (B, T, D). Without `kv`: plain causal attention, the reference."""
         rope = self.rope(x.device)[positions]
         for i, block in enumerate(self.layers):
-            x = block(x, rope, i, kv)
-        return self.norm(x)
+            x = block(x, rope, i, kv, ops)
+        return ops.norm(x, self.norm)

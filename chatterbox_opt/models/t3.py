@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..config import START_SPEECH, T3Config
 from .gpt2 import Gpt2
+from .layers import T3_REFERENCE, T3Operations
 from .llama import KV, Llama
 from .t3_cond import CondEncoder
 
@@ -59,8 +60,11 @@ class T3(nn.Module):
         x = self.speech_emb(tokens)
         return x if self.speech_pos_emb is None else x + self.speech_pos_emb(steps + 1)
 
-    def forward(self, x: Tensor, positions: Tensor, kv: KV | None = None) -> Tensor:
-        return self.tfmr(x, positions, kv)
+    def forward(
+        self, x: Tensor, positions: Tensor, kv: KV | None = None, ops: T3Operations = T3_REFERENCE
+    ) -> Tensor:
+        """x (B, T, D) at positions (B|1, T) -> hidden states (B, T, D). `kv` remembers and attends (llama.KV)."""
+        return self.tfmr(x, positions, kv, ops)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.speech_head(hidden).float()

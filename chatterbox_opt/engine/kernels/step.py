@@ -1,4 +1,5 @@
-"""Chooses, per call, which operations of a decode step run as kernels: T3's blocks, cache and sampling ask here."""
+"""Chooses, per call, which operations of a decode step run as kernels. T3 is handed `operations`; the cache and
+sampling ask."""
 
 from __future__ import annotations
 
@@ -30,30 +31,31 @@ class StepKernels:
     """`wanted`: names of options.KERNELS. A row count is tried as the next power of two, as kernels are compiled so."""
 
     def __init__(
-        self, t3: T3, wanted: Collection[str], flash: bool = False, judge: Callable[..., bool] = trial.accepts
-    ) -> None:
+        self, t3: T3, wanted: Collection[str], flash: bool = False, judge: Callable[..., bool] = trial.accepts,
+        plain: layers.T3Operations = layers.T3_REFERENCE,
+    ) -> None:  # fmt: skip
+        """`plain` runs where no kernel does."""
         self.t3, self.wanted, self.flash, self.judge = t3, frozenset(wanted), flash, judge
         self.device, self.dtype = t3.speech_emb.weight.device, t3.speech_emb.weight.dtype
         self.good: set[tuple] = set()
         self._tried: set[int] = set()
         self._sampling_tried = False
+        own = {name: getattr(self, name) for name in ("norm_linear", "linear_add") if name in self.wanted}
+        self.plain, self.operations = plain, dataclasses.replace(plain, **own)
         gpt = t3.config.is_gpt
-        self.blocks = list(t3.tfmr.h if gpt else t3.tfmr.layers)
-        for block in self.blocks:  # replaces what another runner may have set
-            block.norm_linear = self.norm_linear if "norm_linear" in self.wanted else layers.norm_linear
-            block.linear_add = self.linear_add if "linear_add" in self.wanted else layers.linear_add
-        self._attn = [b.attn if gpt else b.self_attn for b in self.blocks]
-        self._products = [gpt2_products(b) if gpt else llama_products(b) for b in self.blocks]
+        blocks = list(t3.tfmr.h if gpt else t3.tfmr.layers)
+        self._attn = [b.attn if gpt else b.self_attn for b in blocks]
+        self._products = [gpt2_products(b) if gpt else llama_products(b) for b in blocks]
 
     # ---- what the step asks ----------------------------------------------------------------------
 
     def norm_linear(self, x: Tensor, norm: nn.Module, product: nn.Module, act: Callable | None = None) -> Tensor:
         trusted = linear.supports(x, product, norm) and ("norm_linear", product.weight.shape, _size(x)) in self.good
-        return (linear if trusted else layers).norm_linear(x, norm, product, act)
+        return (linear if trusted else self.plain).norm_linear(x, norm, product, act)
 
     def linear_add(self, x: Tensor, product: nn.Module, residual: Tensor) -> Tensor:
         trusted = linear.supports(x, product) and ("linear_add", product.weight.shape, _size(x)) in self.good
-        return (linear if trusted else layers).linear_add(x, product, residual)
+        return (linear if trusted else self.plain).linear_add(x, product, residual)
 
     def attention(self, rows: int) -> Callable | None:
         return attention.decode if ("attention", min(bucket(rows), MOST_ROWS)) in self.good else None
