@@ -106,7 +106,7 @@ class FlowGraphs:
         return lambda: self.runner.encode(*held.inputs, full=False)
 
     def _step_of(self, held: Held, unguided: bool) -> Callable[[], Tensor]:
-        return lambda: self.flow.euler(held.x, held.time, held.dt, held.conditions, held.mask, unguided)
+        return lambda: self.runner.euler(held.x, held.time, held.dt, held.conditions, held.mask, unguided)
 
     @staticmethod
     def _set_aside(held: Held) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -13,14 +14,13 @@ from torch.nn import functional as F
 
 from ..config import FRAMES_PER_TOKEN, MEL_BINS, SPEECH_CODES, TOKEN_RATE
 from ..models.conformer import HalfLinear, WindowConv, padding_mask
-from ..models.estimator import Attention, attend_all
 from ..models.flow import Flow, time_span
 from ..options import EngineOptions
 from .flow_graphs import FlowGraphs, captured_size, sizes
 from .flow_int8 import quantize_blocks
 from .graphs import bucket
-from .kernels import flash
 from .noise import RequestNoise
+from .operations import flow_operations
 
 FRAMES_AT_ONCE = 12_000  # of a padded batch, prompts included: what bounds memory, not what bounds an utterance
 ROWS_AT_ONCE = 16
@@ -98,17 +98,12 @@ class MelRunner:
         if options.s3gen_dtype != "float32":
             in_half(flow, getattr(torch, options.s3gen_dtype))
         self.half = flow.encoder_proj.weight.dtype  # of what may be
-        self._choose_attention()
+        self.operations = flow_operations(flow, options)
         if options.flow_int8:
             quantize_blocks(flow.decoder.estimator)
+        self.euler = partial(flow.euler, ops=self.operations)
         self._schedules: dict[int, tuple[Tensor, Tensor]] = {}
         self.graphs = FlowGraphs(self)
-
-    def _choose_attention(self) -> None:
-        layers = [part for part in self.flow.modules() if isinstance(part, Attention)]
-        fused = self.options.wants("flow_attention") and flash.trusted(layers[0].heads, layers[0].qkv.weight)
-        for layer in layers:
-            layer.attend = flash.attend_all if fused else attend_all
 
     # ---- the three calls of a mel ------------------------------------------------------------------
 
@@ -160,7 +155,7 @@ class MelRunner:
         if solve.key is not None:
             self.graphs.advance(solve, time, dt, unguided)
         else:
-            solve.x = self.flow.euler(solve.x, time, dt, solve.conditions, solve.mask, unguided)
+            solve.x = self.euler(solve.x, time, dt, solve.conditions, solve.mask, unguided)
         solve.at += 1
 
     @torch.inference_mode()
@@ -217,7 +212,7 @@ class MelRunner:
     ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
         """What all steps are told, and which keys exist."""
         flow = self.flow
-        mu = flow.encode(ids, None if full else lengths)
+        mu = flow.encode(ids, None if full else lengths, self.operations)
         conditions = flow.conditions(mu, flow.speaker(xvector), prompt)
         return conditions, None if full else self._mask(FRAMES_PER_TOKEN * lengths, prompt.shape[1])
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
+from ..models.estimator import Attention
+from ..models.flow import FLOW_REFERENCE, Flow, FlowOperations
+from ..models.hift import VOCODER_REFERENCE, Conv, Hift, ResBlock, VocoderOperations
+from ..models.hift import snake as plain_snake
 from ..models.layers import T3_REFERENCE, T3Operations
 from ..models.t3 import T3
 from ..options import EngineOptions
-from .kernels import cpu
+from .kernels import cpu, flash, snake, trial
+from .kernels.toom import ToomConvs
 
 
 def t3_operations(t3: T3, options: EngineOptions) -> T3Operations:
@@ -21,3 +28,49 @@ def t3_operations(t3: T3, options: EngineOptions) -> T3Operations:
     if weight.dtype != torch.float32:
         return rotated
     return dataclasses.replace(rotated, norm=cpu.rms_norm, norm_linear=cpu.rms_norm_linear)
+
+
+def flow_operations(flow: Flow, options: EngineOptions) -> FlowOperations:
+    """Of a flow whose weights have their final precision, but are not int8 yet."""
+    attention = next(part for part in flow.decoder.estimator.modules() if isinstance(part, Attention))
+    weight, changes = attention.qkv.weight, {}
+    if weight.is_cpu:
+        changes["attend_biased"] = cpu.attend_biased
+        if weight.dtype == torch.bfloat16:
+            changes["attend_all"] = cpu.attend_all
+    elif options.wants("flow_attention") and flash.trusted(attention.heads, weight):
+        changes["attend_all"] = flash.attend_all
+    return dataclasses.replace(FLOW_REFERENCE, **changes)
+
+
+def vocoder_operations(hift: Hift, options: EngineOptions) -> VocoderOperations:
+    weight, changes = hift.conv_pre.weight, {}
+    if weight.device.type == "mps":  # Metal has no double
+        changes["phase_dtype"] = torch.float32
+    if weight.is_cpu and weight.dtype == torch.float32 and options.short_convs:
+        changes["convolve"] = ToomConvs(module for module in hift.modules() if isinstance(module, Conv))
+    if weight.is_cuda and options.wants("snake") and snake.available():
+        changes["snake"] = tried_snake(hift)
+    return dataclasses.replace(VOCODER_REFERENCE, **changes)
+
+
+def tried_snake(hift: Hift) -> Callable[..., Tensor]:
+    """Returns a snake that is the kernel for the numbers of channels that pass its trial."""
+    blocks = {block.convs1[0].in_channels: block for block in hift.modules() if isinstance(block, ResBlock)}
+    trusted = {channels for channels, block in blocks.items() if _snake_passes(block)}
+
+    def chosen(x: Tensor, scale: Tensor | None = None) -> Tensor:
+        return (snake.snake if x.shape[1] in trusted else plain_snake)(x, scale)
+
+    return chosen
+
+
+def _snake_passes(block: ResBlock) -> bool:
+    weight, alpha = block.convs1[0].weight, block.activations1[0].alpha
+    channels = weight.shape[1]
+    x = torch.linspace(-3, 3, 4096 * channels, device=weight.device).view(1, 1, 4096, channels).permute(0, 3, 1, 2)
+    x, tolerance = x.to(weight.dtype), trial.TOLERANCE[weight.dtype]
+    shape = f"{channels} channels, {str(weight.dtype).removeprefix('torch.')}"
+    # with and without a scale, as a block has them; the second is done in place
+    both = [lambda i, f=f: (f(f(x, alpha)),) for f in (snake.snake, plain_snake)]
+    return trial.accepts("snake", shape, *both, device=weight.device, tolerance=tolerance)

@@ -18,14 +18,12 @@ import torch
 from torch import Tensor
 
 from ..config import FRAMES_PER_TOKEN, MEL_BINS, S3GEN_RATE, SAMPLES_PER_FRAME
-from ..models.hift import FLOAT32, Conv, Hift, ResBlock, reach, snake
+from ..models.hift import FLOAT32, Hift, reach
 from ..options import EngineOptions
 from .agreement import ripples
 from .graphs import Captured, bucket, on_trial
-from .kernels import snake as kernels
-from .kernels import trial
-from .kernels.toom import ToomConv, Workspace, worthwhile
 from .noise import RequestNoise
+from .operations import vocoder_operations
 
 SIZES = (512, 256, 128, 64)  # mel frames of a captured window
 ROWS = (1, 2, 4, 8)  # windows side by side in a captured run
@@ -58,7 +56,7 @@ class WavRunner:
         dtype = getattr(torch, "float32" if options.s3gen_dtype == "auto" else options.s3gen_dtype)
         for name, part in hift.named_children():
             part.to(torch.float32 if name in FLOAT32 else dtype)
-        self._choose_kernels()
+        self.operations = vocoder_operations(hift, options)
 
     @property
     def hold_tokens(self) -> int:
@@ -85,7 +83,7 @@ class WavRunner:
     def spectrum(self, mel: Tensor, phases: Tensor, normal: Tensor) -> Tensor:
         """(80, T) and its source's noise -> (1, 120 T + 1, 18)."""
         with full_float32(self.device):
-            return self.hift.spectrum(self.hift.source(mel[None], phases, normal))
+            return self.hift.spectrum(self.hift.source(mel[None], phases, normal, self.operations))
 
     def decode(self, mels: Sequence[Tensor], spectra: Sequence[Tensor]) -> list[Tensor]:
         """(80, T) mels and (1, 120 T + 1, 18) spectra of their sources -> (480 T,) waves."""
@@ -130,12 +128,13 @@ class WavRunner:
     def _run(self, size: int, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
         key = (bucket(len(parts)), size)
         if not (self.captured.on and size in SIZES and self._capture(key)):
-            return self.hift.decode(torch.stack([m for m, _ in parts]), torch.stack([s for _, s in parts]))
+            mels, spectra = (torch.stack(group) for group in zip(*parts))
+            return self.hift.decode(mels, spectra, self.operations)
         mel, spectrum = self._inputs[key]
         for i, (m, s) in enumerate(parts):
             mel[i].copy_(m)
             spectrum[i].copy_(s)
-        return self.captured.run(key, lambda: self.hift.decode(mel, spectrum))
+        return self.captured.run(key, lambda: self.hift.decode(mel, spectrum, self.operations))
 
     def _capture(self, key: tuple[int, int]) -> bool:
         """Whether it is captured."""
@@ -146,7 +145,7 @@ class WavRunner:
         frames = size * SAMPLES_PER_FRAME // cfg.hop + 1
         mel = 3 * ripples(rows, MEL_BINS, size, device=self.device) - 5  # about as loud as speech
         spectrum = ripples(rows, frames, cfg.n_fft + 2, device=self.device)
-        there = self.captured.prepare(key, lambda: self.hift.decode(mel, spectrum))
+        there = self.captured.prepare(key, lambda: self.hift.decode(mel, spectrum, self.operations))
         self._inputs[key] = (mel, spectrum) if there else None
         return there
 
@@ -160,27 +159,6 @@ class WavRunner:
                 for rows in reversed(ROWS):
                     if rows == 1 or (rows <= 2 * batch and self._fits(rows, size)):
                         self._capture((rows, size))
-
-    def _choose_kernels(self) -> None:
-        on_cpu = self.device.type == "cpu" and self.hift.conv_pre.weight.dtype == torch.float32
-        workspace = Workspace()
-        fused = self.options.wants("snake") and self.device.type == "cuda" and kernels.available()
-        for module in self.hift.modules():
-            if isinstance(module, ResBlock):
-                module.snake = kernels.snake if fused and self._trusts_snake(module) else snake
-            elif isinstance(module, Conv):
-                fewer = self.options.short_convs and on_cpu and worthwhile(module)
-                module.fast = ToomConv(module, workspace) if fewer else None
-
-    def _trusts_snake(self, block: ResBlock) -> bool:
-        weight = block.convs1[0].weight
-        channels, alpha = weight.shape[1], block.activations1[0].alpha
-        x = torch.linspace(-3, 3, 4096 * channels, device=self.device).view(1, 1, 4096, channels).permute(0, 3, 1, 2)
-        x, tolerance = x.to(weight.dtype), trial.TOLERANCE[weight.dtype]
-        shape = f"{channels} channels, {str(weight.dtype).removeprefix('torch.')}"
-        # with and without a scale, as a block has them; the second is done in place
-        both = [lambda i, f=f: (f(f(x, alpha)),) for f in (kernels.snake, snake)]
-        return trial.accepts("snake", shape, *both, device=self.device, tolerance=tolerance)
 
 
 def windows(row: int, total: int, size: int, reach: int) -> list[Window]:

@@ -6,6 +6,7 @@ Everything is (B, T, C). `lengths` None means that every row is full.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,16 @@ def position_waves(dim: int, length: int, device: torch.device) -> Tensor:
     return torch.stack([(left * rate).sin(), (left * rate).cos()], -1).flatten(1)
 
 
+# (q, k, v, bias, scale), each of q, k and v (B, H, T, Dh) and the bias (B, H, queries, keys) -> (B, H, queries, Dh)
+AttendBiased = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+
+
+def attend_biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """softmax(q k scale + bias) v. CUDA's kernels read a bias sixteen bytes at a time from the start of each row, so
+    its rows must be dense."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.contiguous(), scale=scale)
+
+
 class RelativeAttention(nn.Module):
     """Attention with Transformer-XL's position scores: q.k + u.k + q.p + v.p, p the wave of the distance."""
 
@@ -68,7 +79,8 @@ class RelativeAttention(nn.Module):
         self.pos_bias_u = nn.Parameter(torch.zeros(config.heads, dim // config.heads))
         self.pos_bias_v = nn.Parameter(torch.zeros(config.heads, dim // config.heads))
 
-    def forward(self, x: Tensor, waves: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, waves: Tensor, mask: Tensor | None, attend: AttendBiased) -> Tensor:
+        """x (B, T, C), waves of position_waves, mask (B, 1, 1, T) with True at keys that exist -> (B, T, C)."""
         n, size = x.shape[1], x.shape[2] // self.heads
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, size)).permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, d)
         p = self.linear_pos(waves).unflatten(-1, (self.heads, size)).permute(1, 2, 0)  # (H, d, 2T - 1)
@@ -81,9 +93,7 @@ class RelativeAttention(nn.Module):
             scores = distance_scores(place[:, :, a:b], p[:, :, n - b : 2 * n - 1 - a], n)
             if mask is not None:
                 scores = scores.masked_fill(~mask, -torch.inf)
-            elif scores.is_cuda:  # whose kernels read a bias sixteen bytes at a time, from where a row of it starts
-                scores = scores.contiguous()
-            out.append(F.scaled_dot_product_attention(content[:, :, a:b], k, v, attn_mask=scores, scale=scale))
+            out.append(attend(content[:, :, a:b], k, v, scores, scale))
         return self.linear_out(torch.cat(out, 2).transpose(1, 2).flatten(2))
 
 
@@ -114,8 +124,8 @@ class Layer(nn.Module):
         self.norm_ff = Norm(config.dim, eps=1e-12)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, waves: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.norm_mha(x), waves, mask)
+    def forward(self, x: Tensor, waves: Tensor, mask: Tensor | None, attend: AttendBiased) -> Tensor:
+        x = x + self.self_attn(self.norm_mha(x), waves, mask, attend)
         return x + self.feed_forward(self.norm_ff(x))
 
 
@@ -163,21 +173,23 @@ class Conformer(nn.Module):
         self.up_encoders = nn.ModuleList(Layer(config) for _ in range(config.up_layers))
         self.after_norm = Norm(config.dim, eps=1e-5)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, T, C) embedded tokens -> (B, 2T, C) float32."""
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None, attend: AttendBiased = attend_biased
+    ) -> Tensor:
+        """Embedded tokens (B, T, C), of which row i has lengths[i] -> hidden states (B, 2T, C) in float32."""
         x = self.embed(x)
         if lengths is not None:  # the look-ahead must see the silence that a row alone would see
             x = x * padding_mask(lengths, x.shape[1]).unsqueeze(-1)
-        x = self._run(self.encoders, self.pre_lookahead_layer(x).float(), lengths)
+        x = self._run(self.encoders, self.pre_lookahead_layer(x).float(), lengths, attend)
         x = self.up_embed(self.up_layer(x))
-        x = self._run(self.up_encoders, x, None if lengths is None else 2 * lengths)
+        x = self._run(self.up_encoders, x, None if lengths is None else 2 * lengths, attend)
         return self.after_norm(x)
 
-    def _run(self, layers: nn.ModuleList, x: Tensor, lengths: Tensor | None) -> Tensor:
+    def _run(self, layers: nn.ModuleList, x: Tensor, lengths: Tensor | None, attend: AttendBiased) -> Tensor:
         waves = position_waves(x.shape[2], x.shape[1], x.device)
         mask = None if lengths is None else padding_mask(lengths, x.shape[1])[:, None, None]
         for layer in layers:
-            x = layer(x, waves, mask)
+            x = layer(x, waves, mask, attend)
         return x
 
 

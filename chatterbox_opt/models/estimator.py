@@ -6,6 +6,7 @@ Everything is (B, T, C); convolutions look back only, so padding on the right ne
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from ..config import MEL_BINS, FlowConfig
 from .conformer import HalfLinear, Norm, WindowConv
 
 CONSTANT = 3 * MEL_BINS  # of the input's channels: mu, speaker and prompt do not change between steps
-SCORES = 2**20  # of one head at a time: 2 MB in bf16
+AttendAll = Callable[[Tensor, Tensor | None, int], Tensor]  # attend_all and what may stand in its place
 
 
 def causal_conv(n_in: int, n_out: int) -> WindowConv:
@@ -85,42 +86,21 @@ class FirstResnet(Resnet):
         return self.block2(self.block1.finish(through) + time) + short
 
 
-def attention_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k / sqrt(d)) v as plain products, a processor's bf16 units at full width: torch's fused kernel runs
-    them at a third of that. q, k, v (B, H, T, d). As many heads at a time as there are threads, and no more
-    scores of a head than fit the cache between the two products."""
-    (b, h, n, size), heads = q.shape, max(1, torch.get_num_threads())
-    q, k, v = (t.reshape(b * h, n, size) for t in (q * size**-0.5, k, v))  # 1/8 at heads of 64: exact in bf16
-    out, rows = torch.empty_like(q), max(1, SCORES // n)
-    for i in range(0, b * h, heads):
-        keys, values = k[i : i + heads].mT, v[i : i + heads]
-        for a in range(0, n, rows):
-            weights = torch.bmm(q[i : i + heads, a : a + rows], keys).softmax(-1)
-            out[i : i + heads, a : a + rows] = torch.bmm(weights, values)
-    return out.view(b, h, n, size)
-
-
 def attend_all(qkv: Tensor, mask: Tensor | None, heads: int) -> Tensor:
-    """(B, T, 3 H Dh) -> (B, T, H Dh); `mask` as Estimator.forward has it."""
+    """Attention of all frames to all: qkv (B, T, 3 H Dh) -> (B, T, H Dh); `mask` as Estimator.forward has it."""
     q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    if mask is None and q.is_cpu and q.dtype == torch.bfloat16:
-        out = attention_by_products(q, k, v)
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return out.transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):
-    attend = staticmethod(attend_all)  # the engine may put a fused kernel here
-
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
         self.heads, inner = config.est_heads, config.est_heads * config.est_head_dim
         self.qkv = HalfLinear(config.channels, 3 * inner, bias=False)
         self.to_out = HalfLinear(inner, config.channels)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        return self.to_out(self.attend(self.qkv(x), mask, self.heads))
+    def forward(self, x: Tensor, mask: Tensor | None, attend: AttendAll) -> Tensor:
+        return self.to_out(attend(self.qkv(x), mask, self.heads))
 
 
 class Transformer(nn.Module):
@@ -132,8 +112,8 @@ class Transformer(nn.Module):
         self.ff_in = HalfLinear(config.channels, 4 * config.channels)
         self.ff_out = HalfLinear(4 * config.channels, config.channels)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.attn1(self.norm1(x), mask)
+    def forward(self, x: Tensor, mask: Tensor | None, attend: AttendAll) -> Tensor:
+        x = x + self.attn1(self.norm1(x), mask, attend)
         return x + self.ff_out(F.gelu(self.ff_in(self.norm3(x))))
 
 
@@ -146,9 +126,10 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(Transformer(config) for _ in range(config.block_layers))
         self.conv = causal_conv(config.channels, config.channels) if conv else None
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, attend: AttendAll) -> Tensor:
+        """The transformer blocks alone."""
         for block in self.blocks:
-            x = block(x, mask)
+            x = block(x, mask, attend)
         return x
 
 
@@ -176,12 +157,15 @@ class Estimator(nn.Module):
         speaker = speaker[:, None].expand(-1, mu.shape[1], -1)
         return self.down.resnet.constant(torch.cat([mu, speaker, prompt], -1))
 
-    def forward(self, x: Tensor, time: Tensor, constant: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, time: Tensor, constant: tuple[Tensor, Tensor], mask: Tensor | None = None,
+        attend: AttendAll = attend_all,
+    ) -> Tensor:  # fmt: skip
         """x (B, T, 80), time (stages, C), constant as `constant` gives it, for B rows or for 2B: (B | 2B, T, 80)
         velocities in float32. `mask` (rows, 1, 1, T) is True, or 0 where others are -inf, at keys that exist."""
-        skip = x = self.down(self.down.resnet(x, time[0], constant), mask)
+        skip = x = self.down(self.down.resnet(x, time[0], constant), mask, attend)
         x = self.down.conv(x).float()
         for i, stage in enumerate(self.mid):
-            x = stage(stage.resnet(x, time[1 + i]), mask)
-        x = self.up(self.up.resnet(torch.cat([x, skip], -1), time[-1]), mask)
+            x = stage(stage.resnet(x, time[1 + i]), mask, attend)
+        x = self.up(self.up.resnet(torch.cat([x, skip], -1), time[-1]), mask, attend)
         return self.final_proj(self.final_block(self.up.conv(x))).float()

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..config import MEL_BINS, SPEECH_CODES, XVECTOR_DIM, FlowConfig
-from .conformer import Conformer, HalfLinear
-from .estimator import Estimator
+from .conformer import AttendBiased, Conformer, HalfLinear, attend_biased
+from .estimator import AttendAll, Estimator, attend_all
+
+
+@dataclass(frozen=True)
+class FlowOperations:
+    """The operations that the flow is handed in each call. The defaults are the reference; the engine hands in
+    functions that return the same faster (engine/operations.py)."""
+
+    attend_biased: AttendBiased = attend_biased  # the encoder's
+    attend_all: AttendAll = attend_all  # the estimator's
+
+
+FLOW_REFERENCE = FlowOperations()
 
 
 class Decoder(nn.Module):
@@ -29,10 +42,12 @@ class Flow(nn.Module):
         self.encoder_proj = HalfLinear(config.dim, MEL_BINS)
         self.decoder = Decoder(config)
 
-    def encode(self, tokens: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """(B, n) tokens, the voice's prompt first -> mu (B, 2n, 80)."""
+    def encode(
+        self, tokens: Tensor, lengths: Tensor | None = None, ops: FlowOperations = FLOW_REFERENCE
+    ) -> Tensor:
+        """Tokens (B, n), the voice's prompt first, of which row i has lengths[i] -> mu (B, 2n, 80)."""
         x = self.input_embedding(tokens)
-        return self.encoder_proj(self.encoder(x, lengths)).float()
+        return self.encoder_proj(self.encoder(x, lengths, ops.attend_biased)).float()
 
     def speaker(self, xvector: Tensor) -> Tensor:
         """(B, 192) -> (B, 80)."""
@@ -54,16 +69,17 @@ class Flow(nn.Module):
 
     def euler(
         self, x: Tensor, time: Tensor, dt: Tensor, conditions: tuple[Tensor, Tensor], mask: Tensor | None = None,
-        unguided: bool = False,
-    ) -> Tensor:
+        unguided: bool = False, ops: FlowOperations = FLOW_REFERENCE,
+    ) -> Tensor:  # fmt: skip
         """One step of the state x (B, T, 80), float32. `time` is a row of Estimator.time_table, `mask` has as many rows
         as the conditions."""
         estimator, rate = self.decoder.estimator, self.config.cfg_rate
         if self.guided and not unguided:
-            lead, blind = estimator(x, time, conditions, mask).chunk(2)
+            lead, blind = estimator(x, time, conditions, mask, ops.attend_all).chunk(2)
             return x + dt * ((1 + rate) * lead - rate * blind)
         known = conditions[0][: len(x)], conditions[1][: len(x)]
-        return x + dt * estimator(x, time, known, None if mask is None else mask[: len(x)])
+        mask = None if mask is None else mask[: len(x)]
+        return x + dt * estimator(x, time, known, mask, ops.attend_all)
 
 
 def time_span(steps: int, meanflow: bool, schedule: str = "cosine", device: torch.device | None = None) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -26,13 +27,12 @@ MAX_MAGNITUDE = 1e2
 class Conv(nn.Conv2d):
     """As long as its input."""
 
-    fast: Callable[[Tensor], Tensor] | None = None  # the engine may put another way to the same result here
-
     def __init__(self, n_in: int, n_out: int, kernel: int, dilation: int = 1) -> None:
         super().__init__(n_in, n_out, (1, kernel), padding=(0, (kernel - 1) * dilation // 2), dilation=(1, dilation))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) if self.fast is None else self.fast(x)
+
+def convolve(x: Tensor, conv: Conv) -> Tensor:
+    return conv(x)
 
 
 def snake(x: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -46,6 +46,19 @@ def snake(x: Tensor, scale: Tensor | None = None) -> Tensor:
     return u.addcmul_(wave, wave)
 
 
+@dataclass(frozen=True)
+class VocoderOperations:
+    """The operations that the vocoder is handed in each call. The defaults are the reference; the engine hands in
+    functions that return the same faster (engine/operations.py)."""
+
+    convolve: Callable[[Tensor, Conv], Tensor] = convolve
+    snake: Callable[..., Tensor] = snake  # (x, scale=None)
+    phase_dtype: torch.dtype = torch.float64  # in which the source's phases are summed
+
+
+VOCODER_REFERENCE = VocoderOperations()
+
+
 class Alpha(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -53,18 +66,16 @@ class Alpha(nn.Module):
 
 
 class ResBlock(nn.Module):
-    snake = staticmethod(snake)  # the engine may put a fused kernel here
-
     def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
         super().__init__()
         self.convs1 = nn.ModuleList(Conv(channels, channels, kernel, d) for d in dilations)
         self.convs2 = nn.ModuleList(Conv(channels, channels, kernel) for _ in dilations)
         self.activations1 = nn.ModuleList(Alpha(channels) for _ in dilations)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, ops: VocoderOperations) -> Tensor:
         for act, conv1, conv2 in zip(self.activations1, self.convs1, self.convs2):
-            y = conv1(self.snake(x, act.alpha))
-            x = conv2(self.snake(y)).add_(x)
+            y = ops.convolve(ops.snake(x, act.alpha), conv1)
+            x = ops.convolve(ops.snake(y), conv2).add_(x)
         return x
 
 
@@ -92,12 +103,17 @@ class Hift(nn.Module):
         )
         self.conv_post = Conv(widths[-1], bins, 7)
 
-    def forward(self, mel: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
-        """(B, 80, T) with the noise `m_source` takes -> (B, 480 T)."""
-        return self.decode(mel, self.spectrum(self.source(mel, phases, noise)))
+    def forward(
+        self, mel: Tensor, phases: Tensor, noise: Tensor, ops: VocoderOperations = VOCODER_REFERENCE
+    ) -> Tensor:
+        """Mel (B, 80, T) and the noise of HarmonicSource -> wave (B, 480 T)."""
+        return self.decode(mel, self.spectrum(self.source(mel, phases, noise, ops)), ops)
 
-    def source(self, mel: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
-        return self.m_source(self.f0_predictor(mel.float()), phases, noise)
+    def source(
+        self, mel: Tensor, phases: Tensor, noise: Tensor, ops: VocoderOperations = VOCODER_REFERENCE
+    ) -> Tensor:
+        """Mel (B, 80, T) -> excitation (B, 480 T)."""
+        return self.m_source(self.f0_predictor(mel.float()), phases, noise, ops.phase_dtype)
 
     def spectrum(self, source: Tensor) -> Tensor:
         """(B, N) -> (B, N / hop + 1, n_fft + 2): Hann-windowed short-time spectrum, real parts first."""
@@ -105,29 +121,30 @@ class Hift(nn.Module):
         padded = F.pad(source.unsqueeze(1), (n_fft // 2, n_fft // 2), mode="reflect").squeeze(1)
         return padded.unfold(-1, n_fft, self.cfg.hop) @ analysis(n_fft, source.device)
 
-    def decode(self, mel: Tensor, spectrum: Tensor) -> Tensor:
-        """(B, 80, T) and (B, 120 T + 1, 18) -> (B, 480 T)."""
+    def decode(self, mel: Tensor, spectrum: Tensor, ops: VocoderOperations = VOCODER_REFERENCE) -> Tensor:
+        """Mel (B, 80, T) and the spectrum of its source (B, 120 T + 1, 18) -> wave (B, 480 T)."""
         dtype = self.conv_pre.weight.dtype
         source = spectrum.to(dtype).transpose(1, 2).unsqueeze(2)
-        x = self.conv_pre(mel.to(dtype).unsqueeze(2).contiguous(memory_format=torch.channels_last))
+        x = ops.convolve(mel.to(dtype).unsqueeze(2).contiguous(memory_format=torch.channels_last), self.conv_pre)
         for i, up in enumerate(self.ups):
             x = up(F.leaky_relu_(x, self.cfg.lrelu_slope))
-            y = self.source_resblocks[i](self.source_downs[i](source))
+            y = self.source_resblocks[i](self.source_downs[i](source), ops)
             if i == len(self.ups) - 1:  # one frame more than up-sampling gives: the first is mirrored
                 y[..., 1:] += x
                 y[..., :1] += x[..., 1:2]
             else:
                 y += x
-            x = self._branches(y, i)
-        x = self.conv_post(F.leaky_relu_(x, LAST_SLOPE).float())
+            x = self._branches(y, i, ops)
+        x = ops.convolve(F.leaky_relu_(x, LAST_SLOPE).float(), self.conv_post)
         return self._wave(x.squeeze(2).transpose(1, 2))
 
-    def _branches(self, x: Tensor, level: int) -> Tensor:
+    def _branches(self, x: Tensor, level: int, ops: VocoderOperations) -> Tensor:
+        """Mean of the residual blocks of an up-sampling level."""
         n = len(self.cfg.res_kernels)
         blocks = self.resblocks[level * n : (level + 1) * n]
-        total = blocks[0](x)
+        total = blocks[0](x, ops)
         for block in blocks[1:]:
-            total += block(x)
+            total += block(x, ops)
         return total.div_(n)
 
     def _wave(self, x: Tensor) -> Tensor:

@@ -45,10 +45,13 @@ class HarmonicSource(nn.Module):
         self.cfg = cfg
         self.l_linear = nn.Linear(cfg.harmonics + 1, 1)
 
-    def forward(self, f0: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
-        """`phases` (B, H, 1) start each sine (the first is taken as zero); `noise` (B, H, 480 T) is normal."""
+    def forward(
+        self, f0: Tensor, phases: Tensor, noise: Tensor, phase_dtype: torch.dtype = torch.float64
+    ) -> Tensor:
+        """`phases` (B, H, 1) start each sine (the first is taken as zero); `noise` (B, H, 480 T) is normal; phases are
+        summed in `phase_dtype`."""
         order = torch.arange(1, phases.shape[1] + 1, device=f0.device, dtype=f0.dtype)
-        step = (f0[:, None, :] * order[:, None] / S3GEN_RATE).to(_summing(f0))  # (B, H, T) cycles a sample
+        step = (f0[:, None, :] * order[:, None] / S3GEN_RATE).to(phase_dtype)  # (B, H, T) cycles a sample
         start = (step.cumsum(-1) - step) * SAMPLES_PER_FRAME  # cycles before each frame
         phases = torch.cat([torch.zeros_like(phases[:, :1]), phases[:, 1:]], 1)
         blocks = [
@@ -70,6 +73,3 @@ class HarmonicSource(nn.Module):
         mixed = torch.matmul(self.l_linear.weight, sine.flatten(2)).squeeze(1)
         return mixed.add_(self.l_linear.bias).tanh_()
 
-
-def _summing(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.device.type == "mps" else torch.float64  # Metal has no double

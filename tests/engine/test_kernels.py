@@ -14,9 +14,8 @@ from chatterbox_opt.engine.cache import Decode, StaticKVCache
 from chatterbox_opt.engine.kernels import attention, flash, linear, sampling, snake, trial
 from chatterbox_opt.engine.mel import in_half
 from chatterbox_opt.models import hift
-from chatterbox_opt.models.estimator import Attention as FlowAttention
 from chatterbox_opt.models.estimator import attend_all
-from chatterbox_opt.models.flow import time_span
+from chatterbox_opt.models.flow import FlowOperations, time_span
 from chatterbox_opt.models.gpt2 import Attention as GptAttention
 from chatterbox_opt.models.gpt2 import LayerNorm
 from chatterbox_opt.models.layers import gelu, linear_add, norm_linear, rope_table, swiglu
@@ -244,9 +243,8 @@ def test_a_step_of_the_flow_with_its_kernel():
     time = flow.decoder.estimator.time_table(time_span(10, False))[0]
     given = torch.randn(2, 62, 80), time, torch.tensor(0.1), conditions, mask.repeat(2, 1, 1, 1)
     wanted = flow.euler(*given)
-    for layer in (part for part in flow.modules() if isinstance(part, FlowAttention)):
-        layer.attend = flash.attend_all
-    assert difference(flow.euler(*given)[there], wanted[there]) < TOLERANCE[torch.float16]
+    got = flow.euler(*given, ops=FlowOperations(attend_all=flash.attend_all))
+    assert difference(got[there], wanted[there]) < TOLERANCE[torch.float16]
 
 
 def full_size(dtype: torch.dtype, rows: int, device=CPU):

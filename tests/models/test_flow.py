@@ -6,7 +6,6 @@ import pytest
 import torch
 from flow_pairs import pair, random_flow, tokens, voice
 
-from chatterbox_opt.models import estimator
 from chatterbox_opt.models.conformer import position_waves
 from chatterbox_opt.models.flow import time_span
 
@@ -103,19 +102,3 @@ def test_waves_of_any_length():
     waves = position_waves(8, 7000, torch.device("cpu"))
     assert waves.shape == (13999, 8)
     assert torch.equal(waves[6999], torch.tensor([0.0, 1.0] * 4)), "a key meets itself at distance 0"
-
-
-@pytest.mark.parametrize("scores", [2**20, 64 * 50, 1])  # all at once, in blocks that do not come out even, one by one
-def test_attention_by_products_is_attention(scores, monkeypatch):
-    monkeypatch.setattr(estimator, "SCORES", scores)
-    q, k, v = (2 * torch.randn(2, 3, 90, 16) for _ in range(3))
-    close(estimator.attention_by_products(q, k, v), torch.nn.functional.scaled_dot_product_attention(q, k, v), 1e-5)
-
-
-def test_attention_by_products_keeps_bf16():
-    """Scores pass through bf16 on their way to the softmax, in the fused kernel they do not: 40 dB are left."""
-    q, k, v = (torch.randn(2, 8, 200, 64) for _ in range(3))
-    wanted = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-    got = estimator.attention_by_products(*(t.bfloat16() for t in (q, k, v)))
-    assert got.dtype == torch.bfloat16
-    assert 10 * torch.log10(wanted.square().mean() / (got.float() - wanted).square().mean()) > 40

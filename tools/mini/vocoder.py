@@ -76,19 +76,19 @@ class Teach(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.mel2wav = Trainable(CFG)
-        for block in self.mel2wav.modules():
-            if isinstance(block, hift.ResBlock):
-                block.snake = snake
 
     def forward(self, mel: Tensor, f0: Tensor, phases: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """-> (B, 480 T) and the F0 net's own opinion (B, T)."""
         net = self.mel2wav
-        return net.decode(mel, net.spectrum(net.m_source(f0, phases, noise))), net.f0_predictor(mel)
+        return net.decode(mel, net.spectrum(net.m_source(f0, phases, noise)), OPERATIONS), net.f0_predictor(mel)
 
 
 def snake(x: Tensor, scale: Tensor | None = None) -> Tensor:
     u = x if scale is None else x * scale[:, None, None]
     return u + torch.sin(u).square()
+
+
+OPERATIONS = hift.VocoderOperations(snake=snake)
 
 
 class Model(nn.Module):

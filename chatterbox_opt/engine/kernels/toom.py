@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,17 @@ FEWEST = 128, 7  # channels and taps from which on the saved products outweigh t
 def worthwhile(conv: nn.Conv2d) -> bool:
     same = conv.stride[1] == 1 and 2 * conv.padding[1] == (conv.kernel_size[1] - 1) * conv.dilation[1]
     return same and min(conv.in_channels, conv.out_channels) >= FEWEST[0] and conv.kernel_size[1] >= FEWEST[1]
+
+
+class ToomConvs:
+    """Convolves as the vocoder asks, with fewer multiplications where they take longer than the transforms."""
+
+    def __init__(self, convs: Iterable[nn.Conv2d]) -> None:
+        workspace = Workspace()
+        self.fast = {conv: ToomConv(conv, workspace) for conv in convs if worthwhile(conv)}
+
+    def __call__(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        return self.fast.get(conv, conv)(x)
 
 
 class Workspace(threading.local):

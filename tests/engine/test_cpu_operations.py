@@ -1,0 +1,100 @@
+"""What the networks are handed on a CPU against their own operations."""
+
+import pytest
+import torch
+from flow_pairs import random_flow
+from hift_pairs import some_mel
+from t3_pairs import random_t3
+from torch.nn.functional import scaled_dot_product_attention as attention
+
+from chatterbox_opt.config import tiny
+from chatterbox_opt.engine.kernels import cpu
+from chatterbox_opt.engine.operations import flow_operations, t3_operations, vocoder_operations
+from chatterbox_opt.models import conformer, estimator, layers
+from chatterbox_opt.models.flow import FLOW_REFERENCE
+from chatterbox_opt.models.hift import VOCODER_REFERENCE, Hift
+from chatterbox_opt.models.llama import RMSNorm
+from chatterbox_opt.options import EngineOptions
+
+EXACT = EngineOptions.exact()
+
+
+def close(got, wanted, tolerance=1e-5):
+    assert got.dtype == wanted.dtype
+    assert got.shape == wanted.shape
+    assert (got - wanted).abs().max() <= tolerance * wanted.abs().max()
+
+
+@torch.inference_mode()
+def test_norms_are_the_networks_norms():
+    norm, linear, x = RMSNorm(70, 1e-5), torch.nn.Linear(70, 24), 3 * torch.randn(2, 5, 70) + 1
+    norm.weight.data = torch.randn(70)
+    close(cpu.rms_norm(x, norm), norm(x))
+    assert not cpu.rms_norm(torch.zeros(1, 70), norm).any()
+    for act in (None, layers.swiglu):
+        close(cpu.rms_norm_linear(x, norm, linear, act), layers.norm_linear(x, norm, linear, act))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_rotation_is_the_networks_rotation(dtype):
+    config, tolerance = tiny("tts").t3, 1e-2 if dtype == torch.bfloat16 else 1e-6
+    x = torch.randn(2, 7, 3, config.head_dim).to(dtype)
+    rope = layers.rope_table(config, 40, torch.device("cpu"))[torch.tensor([[3, 0, 39, 1, 1, 20, 5]])]
+    wanted = layers.rotate(x, rope)
+    close(cpu.rotate(x, rope), wanted, tolerance)
+    last = x[:, -1:].clone()
+    cpu.rotate_(last, rope[:, -1:])
+    close(last, wanted[:, -1:], tolerance)
+
+
+def test_attention_takes_a_bias_with_any_strides():
+    q, k, v = (torch.randn(2, 3, 9, 16) for _ in range(3))
+    bias = conformer.distance_scores(q, torch.randn(3, 16, 17), 9)
+    assert not bias.is_contiguous()
+    close(cpu.attend_biased(q, k, v, bias, 0.3), conformer.attend_biased(q, k, v, bias, 0.3))
+
+
+@pytest.mark.parametrize("scores", [2**20, 64 * 50, 1])  # all at once, in blocks that do not come out even, one by one
+def test_attention_by_products_is_attention(scores, monkeypatch):
+    monkeypatch.setattr(cpu, "SCORES", scores)
+    q, k, v = (2 * torch.randn(2, 3, 90, 16) for _ in range(3))
+    close(cpu.attention_by_products(q, k, v), attention(q, k, v))
+
+
+def test_attention_by_products_keeps_bf16():
+    """Scores pass through bf16 on their way to the softmax, in the fused kernel they do not: 40 dB are left."""
+    q, k, v = (torch.randn(2, 8, 200, 64) for _ in range(3))
+    wanted = attention(q, k, v)
+    got = cpu.attention_by_products(*(t.bfloat16() for t in (q, k, v)))
+    assert got.dtype == torch.bfloat16
+    assert 10 * torch.log10(wanted.square().mean() / (got.float() - wanted).square().mean()) > 40
+
+
+@torch.inference_mode()
+def test_attention_of_the_flow_with_and_without_a_mask():
+    qkv, mask = torch.randn(2, 30, 3 * 2 * 16).bfloat16(), torch.zeros(2, 1, 1, 30, dtype=torch.bfloat16)
+    mask[1, ..., 20:] = -torch.inf
+    for given in (None, mask):
+        close(cpu.attend_all(qkv, given, 2), estimator.attend_all(qkv, given, 2), 2e-2)
+
+
+@torch.inference_mode()
+def test_networks_with_their_operations_are_the_networks_without():
+    t3, flow, hift = random_t3("tts"), random_flow(), Hift(tiny("tts").hift).eval()
+    x, positions = torch.randn(2, 9, t3.config.dim), torch.arange(9)[None]
+    close(t3(x, positions, None, t3_operations(t3, EXACT)), t3(x, positions))
+    tokens = torch.randint(0, 6561, (2, 31))
+    ops = flow_operations(flow, EXACT)
+    assert ops != FLOW_REFERENCE
+    close(flow.encode(tokens, None, ops), flow.encode(tokens))
+    assert vocoder_operations(hift, EXACT) == VOCODER_REFERENCE
+    ops = vocoder_operations(hift, EXACT.replace(short_convs=True))
+    mel, harmonics = some_mel(20)[None], hift.cfg.harmonics + 1
+    noise = torch.rand(1, harmonics, 1), torch.randn(1, harmonics, 480 * 20)
+    close(hift(mel, *noise, ops), hift(mel, *noise), 1e-4)
+
+
+def test_torch_compile_is_left_the_reference():
+    """It makes operations of its own."""
+    assert t3_operations(random_t3("tts"), EXACT.replace(compile="reduce-overhead")) == layers.T3_REFERENCE
