@@ -10,10 +10,7 @@ import torch
 
 class Stream:
     def __init__(self, device=None) -> None:
-        self.device, self.waited = device, []
-
-    def wait_stream(self, other) -> None:
-        self.waited.append(other)
+        self.device, self.waited, self.cuda_stream = device, [], id(self)
 
     def wait_event(self, event) -> None:
         self.waited.append(event)
@@ -50,6 +47,9 @@ class FakeCuda:
 
     def replay(self) -> None:
         self.notes.append(("replay", self.stream))
+
+    def reset(self) -> None:
+        self.notes.append(("reset",))
 
     def _synchronize(self, device=None) -> None:
         self.notes.append(("synchronize", self.index))

@@ -11,15 +11,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from chatterbox_opt.engine.agreement import tensors
 from chatterbox_opt.engine.graphs import WARM_UPS, Captured
 
 
 class Replay(Captured):
-    """As on a GPU, but for the recording: runs what would be recorded, in the memory it would be recorded with."""
+    """As on a GPU, but for the recording: runs what would be recorded, in the memory it would be recorded with. Results
+    that lie in the memory that all graphs share are destroyed by the next replay of another graph."""
 
     def __init__(self, **how) -> None:
         super().__init__("cudagraph", torch.device("cpu"), **how)
         self._raw: dict = {}
+        self._shared: dict = {}  # key -> the results that lie in the graphs' memory
 
     @classmethod
     def of(cls, captured: Captured, **how) -> Replay:
@@ -27,17 +30,39 @@ class Replay(Captured):
         return cls(trial=captured.trial, kept=captured.kept, **how)
 
     def _record(self, key, run, again) -> None:
-        for _ in range(WARM_UPS):
+        for _ in range(WARM_UPS - 1):
+            again(run)
+        with made_inside() as made:
             self._results[key] = self._raw[key] = again(run)
+        self._shared[key] = [t for t in tensors(self._raw[key]) if t.untyped_storage().data_ptr() in made]
         self._graphs[key] = run
 
     def _replay(self, key):
         """In the memory of the recorded result, which the next replay overwrites."""
+        for other, shared in self._shared.items():
+            for t in shared if other != key else ():
+                t.fill_(float("nan") if t.is_floating_point() else 1)
         kept = self._raw[key]
         for mine, new in zip(tree_leaves(kept), tree_leaves(self._graphs[key]())):
             if mine is not None:
                 mine.copy_(new)
         return self._results[key]
+
+
+@contextmanager
+def made_inside() -> Iterator[set[int]]:
+    """The addresses of the memory that operations within allocate."""
+    made: set[int] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            given = {t.untyped_storage().data_ptr() for t in tensors(args, kwargs)}
+            out = func(*args, **(kwargs or {}))
+            made.update({t.untyped_storage().data_ptr() for t in tensors(out)} - given)
+            return out
+
+    with Watch():
+        yield made
 
 
 @contextmanager

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 # Largest norm of the difference over the norm. A replay runs the same kernels, and may differ in the order of their
 # sums, which a vocoder's phases amplify. A graph that reads or writes a wrong address is off by about 1.
@@ -42,6 +44,10 @@ def distance(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 def ripples(*shape: int, device: torch.device) -> Tensor:
     """Returns numbers between -1 and 1 for a trial without using a generator, whose state requests depend on."""
     return torch.arange(math.prod(shape), device=device).mul(12.9898).sin().view(shape)
+
+
+def tensors(*tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def same_kind(got: Tensor, wanted: Tensor) -> None:

@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 import torch
 
 from .openmp import dismiss_workers
+from .recording import own_stream
 from .request import Call
 
 LOOK = 0.02  # s between two checks of `cancel` while all remaining work waits for listeners
@@ -33,7 +34,7 @@ class Driver:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream = own_stream(device) if device.type == "cuda" else None
         self._turn = threading.Lock()  # held by the thread that drives
         self._changed = threading.Condition()
         self._driving: int | None = None  # ident of that thread

@@ -28,9 +28,18 @@ class Held:
     x: Tensor  # (B, T, 80)
     time: Tensor  # (stages, C)
     dt: Tensor  # ()
-    conditions: tuple[Tensor, Tensor] = ()
-    mask: Tensor | None = None
+    conditions: tuple[Tensor, Tensor]  # Flow.conditions
+    mask: Tensor
     owner: Solve | None = None  # whose conditions these are
+
+    def keep(self, conditions: tuple[Tensor, Tensor], mask: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        for mine, new in zip((*self.conditions, self.mask), (*conditions, mask)):
+            mine.copy_(new)
+        return self.conditions, self.mask
+
+    def spoil(self) -> None:
+        for mine in (*self.conditions, self.mask):
+            mine.zero_()
 
 
 class FlowGraphs:
@@ -57,8 +66,11 @@ class FlowGraphs:
         """Whether it is captured."""
         if not self.on or self.captured.closed or key in self._held:
             return self._held.get(key) is not None
-        self._held[key] = self._prepare(key)
-        return self._held[key] is not None
+        held = None
+        with self.captured.within_memory(key):
+            held = self._prepare(key)
+        self._held[key] = held
+        return held is not None
 
     def _prepare(self, key: tuple[int, int]) -> Held | None:
         (rows, size), device = key, self.device
@@ -66,11 +78,12 @@ class FlowGraphs:
         span, times = self.runner.schedule(self.flow.config.default_steps)
         ids = torch.arange(rows * n, device=device).view(rows, n) * 7919 % SPEECH_CODES
         some = [ripples(*shape, device=device) for shape in ((rows, size, MEL_BINS), (rows, width))]
-        held = Held([ids, *some, torch.full((rows,), n, device=device)], some[0].clone(), times[0].clone(),
-                    span[1] - span[0])
-        if not self.captured.prepare(("encode", *key), self._encode_of(held)):
+        inputs = [ids, *some, torch.full((rows,), n, device=device)]
+        # always masked, so that every length in its bucket runs through the same graph
+        held = Held(inputs, some[0].clone(), times[0].clone(), span[1] - span[0],
+                    *self.runner.encode(*inputs, full=False))  # fmt: skip
+        if not self.captured.prepare(("encode", *key), self._encode_of(held), spoil=held.spoil):
             return None
-        held.conditions, held.mask = self.captured.run(("encode", *key), self._encode_of(held))
         for unguided in {False, self.options.cfg_off_last > 0}:
             if not self.captured.prepare(("step", *key, unguided), self._step_of(held, unguided)):
                 return None
@@ -85,15 +98,14 @@ class FlowGraphs:
         self._set_aside(held)
         for mine, given in zip(held.inputs, inputs):
             mine[: len(given)].copy_(given)  # further rows keep what an earlier call left: finite, heard by nobody
-        held.conditions, held.mask = self.captured.run(("encode", *solve.key), self._encode_of(held))
+        self.captured.run(("encode", *solve.key), self._encode_of(held))
         held.owner = solve
 
     def advance(self, solve: Solve, time: Tensor, dt: Tensor, unguided: bool) -> None:
         held = self._held[solve.key]
         if held.owner is not solve:
             self._set_aside(held)
-            for mine, kept in zip((*held.conditions, held.mask), (*solve.conditions, solve.mask)):
-                mine.copy_(kept)
+            held.keep(solve.conditions, solve.mask)
             held.owner = solve
         n = len(solve.rows)
         held.x[:n].copy_(solve.x)
@@ -101,9 +113,10 @@ class FlowGraphs:
         held.dt.copy_(dt)
         solve.x = self.captured.run(("step", *solve.key, unguided), self._step_of(held, unguided))[:n].clone()
 
-    # always masked, so that every length in its bucket runs through the same graph
-    def _encode_of(self, held: Held) -> Callable[[], tuple[tuple[Tensor, Tensor], Tensor | None]]:
-        return lambda: self.runner.encode(*held.inputs, full=False)
+    def _encode_of(self, held: Held) -> Callable[[], tuple[tuple[Tensor, Tensor], Tensor]]:
+        """Steps of other shapes may be replayed between this and the steps of its own shape, so it leaves its results
+        in tensors outside of the graphs' memory."""
+        return lambda: held.keep(*self.runner.encode(*held.inputs, full=False))
 
     def _step_of(self, held: Held, unguided: bool) -> Callable[[], Tensor]:
         return lambda: self.runner.euler(held.x, held.time, held.dt, held.conditions, held.mask, unguided)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from ..options import EngineOptions
-from .agreement import REPLAY_TOLERANCE, distance
+from .agreement import REPLAY_TOLERANCE, distance, tensors
+from .recording import give_up_recording, nodes_recorded, own_stream, pool_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class Captured:
         self.closed: str | None = None  # why nothing more is captured
         self.refused: set[Hashable] = set()  # keys for which memory ran out
         self.seconds: tuple[float, float] | None = None  # of the first replay, and of the eager run
+        self.nodes: dict[Hashable, int | None] = {}  # per graph, if captured while this logger is at debug
         self._graphs: dict[Hashable, Any] = {}
         self._results: dict[Hashable, Any] = {}
         self._pool: Any = None
@@ -72,6 +73,11 @@ class Captured:
     @property
     def keys(self) -> list[Hashable]:
         return list(self._graphs)
+
+    @property
+    def pool_bytes(self) -> int | None:
+        """Memory of the graphs on the device; None if unknown."""
+        return None if self._pool is None else pool_bytes(self._pool)
 
     def ready(self, key: Hashable) -> bool:
         return self.mode is None or key in self._graphs
@@ -110,8 +116,19 @@ class Captured:
                 put_back(moving, before)
         return self.ready(key)
 
+    @contextmanager
+    def within_memory(self, key: Hashable) -> Iterator[None]:
+        """For what is allocated beside a capture: out of memory inside is out of memory while capturing `key`."""
+        try:
+            yield
+        except torch.OutOfMemoryError as problem:
+            if self.trial is None:
+                raise
+            self._close(key, problem)
+
     def run(self, key: Hashable, run: Callable[[], Any]) -> Any:
-        """Returns what `run` returns. A captured result is overwritten by the next replay, so use it before."""
+        """Returns what `run` returns. A captured result lies in memory that all graphs share, and is overwritten by the
+        next replay of any of them: use it before, or let `run` copy it to a tensor from elsewhere."""
         if key in self._graphs:
             result = self._replay(key)
             return result if key in self._results else self.kept(result)
@@ -124,7 +141,8 @@ class Captured:
         with recording:
             self._graphs.clear()
             self._results.clear()
-            self._pool = None
+            self.nodes.clear()
+            self._pool = self._stream = None  # the stream's cuBLAS workspace lies in the pool
 
     def _refuses(self, key: Hashable) -> bool:
         return self.closed is not None or key in self.refused
@@ -136,25 +154,23 @@ class Captured:
             again(run)
             self._graphs[key] = run
             return
-        # One side stream for all captures: cuBLAS keeps a workspace per stream, which the graphs of a stream share, so
-        # they must not run concurrently; and torch's own capture stream belongs to the first device that captured.
-        self._stream = self._stream or torch.cuda.Stream()
-        current, side = torch.cuda.current_stream(), self._stream
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
-                again(run)
-        current.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
+        # One side stream for all captures: torch's own belongs to the first device that captured. Nothing runs eagerly
+        # on it, so cuBLAS allocates its workspace during a capture, in the graphs' pool, where it lives as long as they
+        # do even if torch gives it up, as torch 2.14 does whenever one of the graphs goes.
+        self._stream = self._stream or own_stream(self.device)
+        for _ in range(WARM_UPS):
+            again(run)
+        graph = self._graphs[key] = torch.cuda.CUDAGraph()
         # prepare the largest first: the others fit into its memory
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         # The outer stream context: torch's own does not leave the stream when a capture fails.
         # thread_local: allocations and launches of other threads do not break the capture
-        how = dict(stream=side, capture_error_mode="thread_local")
-        with torch.cuda.stream(side), torch.cuda.graph(graph, self._pool, **how):
+        how = dict(stream=self._stream, capture_error_mode="thread_local")
+        with torch.cuda.stream(self._stream), torch.cuda.graph(graph, self._pool, **how):
             self._results[key] = run()
-        self._graphs[key] = graph
-        logger.debug("captured %s", key)
+            if logger.isEnabledFor(logging.DEBUG):
+                self.nodes[key] = nodes_recorded(self._stream)
+        logger.debug("captured %s, %s nodes", key, self.nodes.get(key))
 
     def _replay(self, key: Hashable) -> Any:
         if self.device.type != "cuda":
@@ -163,12 +179,13 @@ class Captured:
         return self._results[key]
 
     def _give_up(self, key: Hashable) -> None:
-        self._graphs.pop(key, None)
+        graph = self._graphs.pop(key, None)
         self._results.pop(key, None)
-        if self.device.type == "cuda":
+        self.nodes.pop(key, None)
+        if self.device.type == "cuda" and graph is not None:
             with suppress(RuntimeError):  # kernels already launched may still write
                 torch.cuda.synchronize()
-            give_up_recording(self.device, self._pool)
+            give_up_recording(self.device, graph, self._pool)
 
     # ---- on trial ----------------------------------------------------------------------------------
 
@@ -209,25 +226,9 @@ class Captured:
         logger.warning(text, self.trial.name, key, self.closed)
 
 
-def tensors(*tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
 def put_back(moving: Sequence[Tensor], before: Sequence[Tensor]) -> None:
     for tensor, kept in zip(moving, before):
         tensor.copy_(kept)
-
-
-def give_up_recording(device: torch.device, pool: Any) -> None:
-    """Cleans up after a failed capture, which leaves torch's global generator in capture mode, where it cannot draw,
-    and, if the capture could not be ended, the allocator still filling its pool."""
-    index = torch.cuda.current_device() if device.index is None else device.index
-    with suppress(AttributeError, RuntimeError, TypeError):  # raised if it was ended or never begun
-        torch._C._cuda_endAllocateToPool(index, pool)
-        torch._C._cuda_releasePool(index, pool)
-    with suppress(AttributeError, RuntimeError):  # the error to report is the capture's
-        generator = torch.cuda.default_generators[index]
-        generator.graphsafe_set_state(generator.clone_state())
 
 
 def bucket(rows: int) -> int:

@@ -143,11 +143,14 @@ class WavRunner:
         rows, size = key
         cfg = self.hift.cfg
         frames = size * SAMPLES_PER_FRAME // cfg.hop + 1
-        mel = 3 * ripples(rows, MEL_BINS, size, device=self.device) - 5  # about as loud as speech
-        spectrum = ripples(rows, frames, cfg.n_fft + 2, device=self.device)
-        there = self.captured.prepare(key, lambda: self.hift.decode(mel, spectrum, self.operations))
-        self._inputs[key] = (mel, spectrum) if there else None
-        return there
+        inputs = None
+        with self.captured.within_memory(key):
+            mel = 3 * ripples(rows, MEL_BINS, size, device=self.device) - 5  # about as loud as speech
+            spectrum = ripples(rows, frames, cfg.n_fft + 2, device=self.device)
+            if self.captured.prepare(key, lambda: self.hift.decode(mel, spectrum, self.operations)):
+                inputs = mel, spectrum
+        self._inputs[key] = inputs
+        return inputs is not None
 
     @torch.inference_mode()
     def warmup(self, batch: int = 1) -> None:

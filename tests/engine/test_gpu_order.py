@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+from itertools import count
 
 import pytest
 import torch
+from fake_cuda import Stream as fake_stream
 from fake_cuda import fake_cuda  # noqa: F401
 from replay import cast, crossings, no_gpu
 from token_runs import EXACT, request
 
 from chatterbox_opt.config import tiny
-from chatterbox_opt.engine import noise
+from chatterbox_opt.engine import noise, recording
 from chatterbox_opt.engine.cache import StaticKVCache, empty_kv
 from chatterbox_opt.engine.driver import Driver
-from chatterbox_opt.engine.graphs import Captured, Trial
+from chatterbox_opt.engine.graphs import WARM_UPS, Captured, Trial
 from chatterbox_opt.engine.request import Call
 from chatterbox_opt.engine.slots import Slots
 from chatterbox_opt.engine.tokens import TokenRunner
@@ -38,10 +40,28 @@ def test_recordings_of_a_model_share_a_stream_and_a_pool_and_two_devices_share_n
     assert recorded[1] == recorded[3]
     (_, first_stream, first_pool), (_, second_stream, second_pool) = recorded[:2]
     assert first_stream is not second_stream
+    assert [stream.device for stream in (first_stream, second_stream)] == GPUS
     assert first_pool != second_pool
     assert fake_cuda.stream is fake_cuda.caller
-    assert fake_cuda.caller in first_stream.waited, "what the caller launched comes first"
-    assert first_stream in fake_cuda.caller.waited, "and warm-ups before what it launches next"
+
+
+def test_nothing_but_recordings_runs_on_their_stream(fake_cuda):  # noqa: F811
+    """Or cuBLAS would allocate its workspace for that stream ahead of the first, outside of what the graphs own."""
+    streams = []
+    Captured("cudagraph", GPUS[0]).prepare("key", lambda: streams.append(fake_cuda.stream))
+    assert streams[:-1] == [fake_cuda.caller] * WARM_UPS
+    assert streams[-1] is not fake_cuda.caller
+
+
+def test_streams_are_not_shared_although_torch_hands_out_few(monkeypatch):
+    few = [fake_stream() for _ in range(8)]
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: few[next(turn) % len(few)])
+    turn = count()
+    mine = [recording.own_stream(GPUS[0]) for _ in range(3)]
+    next(turn), next(turn)  # a program has streams of its own
+    mine += [recording.own_stream(GPUS[0]) for _ in range(5)]
+    assert len(set(mine)) == 8
+    assert recording.own_stream(GPUS[0]) in few, "there are no more: one is shared rather than none returned"
 
 
 def test_what_was_captured_in_other_memory_gives_its_pool_back(fake_cuda):  # noqa: F811
@@ -49,8 +69,40 @@ def test_what_was_captured_in_other_memory_gives_its_pool_back(fake_cuda):  # no
     made.prepare("a", result)
     made.forget()
     made.prepare("b", result)
-    first, second = (note[3] for note in fake_cuda.notes if note[0] == "record")
-    assert first != second
+    (_, _, stream, pool), (_, _, other_stream, other_pool) = (n for n in fake_cuda.notes if n[0] == "record")
+    assert pool != other_pool
+    assert stream is not other_stream, "its cuBLAS workspace lies in the old pool"
+
+
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO])
+def test_a_log_at_debug_tells_the_nodes_of_each_graph(level, fake_cuda, monkeypatch, caplog):  # noqa: F811
+    class Driver:
+        def cuStreamGetCaptureInfo_v2(self, stream, capturing, id, graph, *edges):
+            asked.append(stream.value)
+            return 0
+
+        def cuGraphGetNodes(self, graph, nodes, count):
+            count._obj.value = 417
+            return 0
+
+    asked: list[int] = []
+    monkeypatch.setattr(recording.ctypes, "CDLL", lambda name: Driver())
+    caplog.set_level(level, "chatterbox_opt.engine.graphs")
+    made = Captured("cudagraph", GPUS[0])
+    made.prepare("key", result)
+    assert made.nodes == ({"key": 417} if level == logging.DEBUG else {})
+    assert [record.getMessage() for record in caplog.records] == ["captured key, 417 nodes"] * len(asked)
+    assert asked == [note[2].cuda_stream for note in fake_cuda.notes if note[0] == "record"] * len(asked)
+
+
+def test_a_driver_that_does_not_tell_nodes_breaks_no_capture(monkeypatch):
+    def missing(name):
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(recording.ctypes, "CDLL", missing)
+    assert recording.nodes_recorded(fake_stream()) is None
+    monkeypatch.setattr(recording.ctypes, "CDLL", lambda name: object())
+    assert recording.nodes_recorded(fake_stream()) is None
 
 
 @pytest.mark.parametrize("broken", [True, False], ids=["recording cannot be ended", "it raises"])
@@ -68,6 +120,8 @@ def test_a_recording_that_fails_leaves_the_stream_and_the_allocator_as_they_were
     assert not made.prepare("key", run)
     assert fake_cuda.stream is fake_cuda.caller
     assert fake_cuda.index == 0
+    told = [note[0] for note in fake_cuda.notes if note[0] in ("reset", "end", "release")]
+    assert told == ["reset", "end", "release"], "newer versions of torch clean up in the first, and refuse the others"
     assert ("end", 1, (0, 1)) in fake_cuda.notes
     assert ("release", 1, (0, 1)) in fake_cuda.notes
     (record,) = caplog.records

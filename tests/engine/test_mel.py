@@ -159,6 +159,20 @@ def test_solves_that_take_turns_in_one_graph_do_not_mix(family):
             close(got, solved(plain, [mine], steps)[0])
 
 
+@torch.inference_mode()
+def test_solves_of_other_shapes_come_between_an_encoding_and_its_steps():
+    """Graphs share their memory: what one shape's steps are told must outlive the replays of all other graphs."""
+    flow = random_flow()
+    runner, plain = replaying(flow, mel_bucket=50), MelRunner(flow, EXACT)
+    rows = [row(runner, n) for n in (20, 60)]
+    a, b = (runner.begin([mine], 3) for mine in rows)
+    assert a.key != b.key
+    for solve in (a, b, a, b, b, a):
+        runner.advance(solve)
+    for solve, mine in zip((a, b), rows):
+        close(solve.mels()[0], solved(plain, [mine], 3)[0])
+
+
 @pytest.mark.parametrize("step", [2, 48, 64])
 def test_rows_that_stand_side_by_side_are_served_by_graphs_of_a_warm_up(step, monkeypatch):
     """Memory bounds what is captured, so it is what is captured that bounds a group, not its rows' own lengths."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..agreement import difference
 from ..graphs import Captured
+from ..recording import own_stream
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ def verdicts() -> list[Verdict]:
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
     """Returns the stream of all trials, which run one after another."""
-    return torch.cuda.Stream(device)
+    return own_stream(device)
 
 
 def captured_seconds(run: Run, device: torch.device) -> float:
