@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ..config import S3GEN_RATE
 from ..options import EngineOptions
 from .driver import Driver
 from .mel import MelRunner
+from .openmp import alone
 from .rendering import Renderer
 from .request import Call, Cancelled, NotFinite, Utterance, check, positions
 from .scheduler import Scheduler
@@ -43,15 +44,18 @@ class Engine(Driver):
         self.accept()
         room = self.room()  # first, because it ends a call for which there is not enough memory
         sounding = self.renderer.candidates(self.calls)
-        plan = self.scheduler.plan(self.waiting, self.speaking, sounding, *room, time.perf_counter())
-        self.prefill(plan.join)
-        if plan.render:
-            self.renderer.advance(plan.render, self.calls)
-        elif plan.decode:
-            self.decode()
+        running = len(self.renderer.running)
+        plan = self.scheduler.plan(self.waiting, self.speaking, sounding, *room, time.perf_counter(), running)
+        with self.share_cores():
+            self.prefill(plan.join)
+        self.renderer.start(plan.render, self.calls, beside=plan.decode)
+        with self.share_cores():
+            if plan.decode:
+                self.decode()
+            rendered = self.renderer.collect(wait_for_one=not (plan.decode or plan.join))
         self.release()
         self.counted.steps += 1
-        return bool(plan.join or plan.render or plan.decode)
+        return bool(plan.join or plan.render or plan.decode or rendered)
 
     # ---- state -------------------------------------------------------------------------------------
 
@@ -216,6 +220,10 @@ class Engine(Driver):
             if not call.done and call.progress is not None:
                 with self.errors_end(call):
                     call.report()
+
+    def share_cores(self) -> AbstractContextManager:
+        """Inside, this thread uses one core if others are rendering, unless its results depend on how many it has."""
+        return alone(bool(self.renderer.running) and (self.tokens is None or self.tokens.same_on_any_cores))
 
     @contextmanager
     def errors_end(self, call: Call) -> Iterator[None]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +26,21 @@ def multiply_alone() -> None:
     torch.get_num_threads()  # torch sets the count at a thread's first use, which would undo this
     for library in _libraries():
         library.omp_set_num_threads(1)
+
+
+@contextmanager
+def alone(now: bool) -> Iterator[None]:
+    """Inside, if `now`, the calling thread computes without OpenMP workers, because other threads keep cores busy."""
+    if not now:
+        yield
+        return
+    count = torch.get_num_threads()
+    multiply_alone()
+    try:
+        yield
+    finally:
+        for library in _libraries():
+            library.omp_set_num_threads(count)
 
 
 def can_multiply_alone() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from .mel import MelRunner, Row, Solve
 from .request import Call, Utterance
 from .scheduler import chunk_due
 from .wav import WavRunner
-from .workers import Workers
+from .workers import Workers, outcome
 
 
 @dataclass(eq=False)
@@ -39,32 +40,52 @@ class Renderer:
         self.workers = Workers(device, mel and mel.at_once)
         self.whole: list[Utterance] = []  # all tokens drawn, to be rendered as one chunk
         self.begun: list[Rendering] = []
+        self.running: dict[Rendering, Future[Exception | None]] = {}  # on cores of their own
 
     def candidates(self, calls: Sequence[Call]) -> list[Utterance]:
-        """Returns the utterances whose sound is being made or could be."""
+        """Returns the utterances whose sound could be worked on next."""
         heads = [call.utterances[call.head] for call in calls if call.stream]
-        return [r.utterances[0] for r in self.begun] + self.whole + [u for u in heads if not u.rendering]
+        begun = [r.utterances[0] for r in self.begun if r not in self.running]
+        return begun + self.whole + [u for u in heads if not u.rendering]
 
-    def advance(self, utterances: Sequence[Utterance], calls: Sequence[Call]) -> None:
-        """Does one step of the flow, and after the last one the vocoder, for the batches that hold these utterances."""
+    def start(self, utterances: Sequence[Utterance], calls: Sequence[Call], beside: bool) -> None:
+        """Starts one step of the flow, and after the last one the vocoder, for the batches that hold these utterances.
+        A single batch is worked on here, by all cores, unless other work goes on `beside` it."""
         chosen: list[Rendering] = []
         for u in utterances:
             rendering = next((r for r in self.begun if u in r.utterances), None) or self.begin(u, calls)
             if rendering is not None and rendering not in chosen:
                 chosen.append(rendering)
-        for rendering, error in zip(chosen, self.workers.run(self.work, chosen)):
-            if error is not None:
-                self.retry_alone(rendering, error)
-            elif rendering.waves is not None:
-                self.begun.remove(rendering)
-                for u, wave in zip(rendering.utterances, rendering.waves):
-                    u.rendering = False
-                    if not u.call.done:
-                        self.deliver(u, wave, u.sound.last)
+        if len(chosen) == 1 and not self.running and not beside:
+            self.settle(chosen[0], outcome(self.work, chosen[0]))
+        else:
+            self.running |= {rendering: self.workers.start(self.work, rendering) for rendering in chosen}
+
+    def collect(self, wait_for_one: bool) -> bool:
+        """Settles what other cores have done; returns whether there was any."""
+        if wait_for_one and self.running:
+            wait(self.running.values(), return_when=FIRST_COMPLETED)
+        done = [rendering for rendering, future in self.running.items() if future.done()]
+        for rendering in done:
+            self.settle(rendering, self.running.pop(rendering).result())
+        return bool(done)
+
+    def settle(self, rendering: Rendering, error: Exception | None) -> None:
+        """Delivers the sound, if this was the last step of a batch."""
+        if rendering not in self.begun:  # all its calls have ended
+            return
+        if error is not None:
+            self.retry_alone(rendering, error)
+        elif rendering.waves is not None:
+            self.begun.remove(rendering)
+            for u, wave in zip(rendering.utterances, rendering.waves):
+                u.rendering = False
+                if not u.call.done:
+                    self.deliver(u, wave, u.sound.last)
 
     def work(self, rendering: Rendering) -> None:
-        """Does one step of a batch; changes nothing but the batch and its utterances, so batches can run in parallel.
-        """
+        """Does one step of a batch; changes nothing but the batch and its utterances, so batches can run in parallel,
+        and while tokens are drawn."""
         utterances, rows = rendering.utterances, rendering.rows
         with self.timed("mel", utterances):
             if rows and rendering.solve is None:

@@ -28,27 +28,32 @@ IDLE = 2, 0.0  # sorts after every urgency()
 class Plan:
     join: list[Utterance] = field(default_factory=list)
     decode: bool = False  # a block of tokens for every live slot
-    render: list[Utterance] = field(default_factory=list)  # one step of the flow for the chunks of these
+    render: list[Utterance] = field(default_factory=list)  # one step of the flow for the chunks of these, beside it
 
 
 @dataclass
 class Scheduler:
     slots: int
-    renderings: int = 1  # in parallel
+    cores: int = 1  # that work in parallel: each on a rendering, or one of them on the tokens
 
     def plan(
         self, waiting: Sequence[Utterance], speaking: Sequence[Utterance], rendering: Iterable[Utterance], free: int,
-        fits: Callable[[Utterance], bool] = lambda _: True, now: float = 0.0,
+        fits: Callable[[Utterance], bool] = lambda _: True, now: float = 0.0, running: int = 0,
     ) -> Plan:
-        """`waiting` are without a slot, `speaking` have one; the sound of `rendering` is being made or could be."""
-        join = self.join(waiting, speaking, free, fits)
-        urgent = min((urgency(u, now, together=True) for u in speaking if not needs_rendering(u)), default=IDLE)
+        """`waiting` are without a slot, `speaking` have one; the sound of `rendering` could be made next. So many
+        others are `running` already, on a core each."""
+        join, cores = self.join(waiting, speaking, free, fits), self.cores - running
+        tokens = min((urgency(u, now, together=True) for u in speaking if not needs_rendering(u)), default=IDLE)
         sounding = [u for u in rendering if needs_rendering(u)]
         due = sorted(((urgency(u, now), i, u) for i, u in enumerate(sounding)), key=lambda d: d[:2])
-        due = [u for when, _, u in due if when < urgent]
-        if due:
-            return Plan(join, render=due[: self.renderings])
-        return Plan(join, decode=bool(speaking))
+        sooner = [u for when, _, u in due if when < tokens]
+        later = [u for when, _, u in due if when >= tokens]
+        render = sooner[: max(0, cores)]
+        if not sooner:
+            decode = bool(speaking) and cores > 0
+        else:  # alone, a rendering has all cores: not to be slowed down while its listener waits
+            decode = tokens != IDLE and len(render) < cores and not any(hurried(u, now) for u in render)
+        return Plan(join, decode, render + later[: max(0, cores - len(render) - decode)])
 
     def join(
         self, waiting: Sequence[Utterance], speaking: Sequence[Utterance], free: int, fits: Callable[[Utterance], bool]
@@ -90,6 +95,11 @@ def urgency(u: Utterance, now: float, together: bool = False) -> tuple[int, floa
     """Returns the sort key of an utterance; the smallest is served first."""
     begun = u.call.stream and u.call.first_sound is not None and u.index == u.call.head
     return 0 if begun and u.call.runs_dry < now + LEAD else 1, deadline(u, together)
+
+
+def hurried(u: Utterance, now: float) -> bool:
+    """Whether its listener has nothing to hear, or soon will not."""
+    return u.call.stream and u.index == u.call.head and u.call.runs_dry < now + LEAD
 
 
 def needs_rendering(u: Utterance) -> bool:

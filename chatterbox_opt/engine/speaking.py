@@ -22,6 +22,7 @@ class Speaking:
     `_prompt`, `_pick`, `_block` and `_remove`."""
 
     slots: Slots | None = None
+    same_on_any_cores = True  # whether a step's result is independent of the number of threads
 
     def __init__(self, config: T3Config, options: EngineOptions, device: torch.device) -> None:
         """`device`: where the slots' tensors are."""

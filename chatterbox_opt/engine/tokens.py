@@ -32,6 +32,7 @@ class TokenRunner(Speaking):
         super().__init__(t3.config, options, t3.speech_emb.weight.device)
         self.t3 = t3
         self.dtype = t3.speech_emb.weight.dtype
+        self.same_on_any_cores = self.dtype == torch.float32  # sums in another order are not rounded to 16 bits
         half = options.dtype == "float16" and self.dtype == torch.float32 and packs_float16(self.device)
         prepare_linears(t3, options.quantize, options.few_rows, half)
         self.step = DecodeStep(t3, options)

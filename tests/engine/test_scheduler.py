@@ -67,7 +67,7 @@ def test_the_stream_that_runs_dry_first_is_rendered_first():
     near, far = (call(at=0.0, stream=True, heard=(1.0, s)) for s in (1.0, 3.0))
     ready = [spoken(c.utterances[0], 200, ended=False) for c in (far, near)]
     assert plan(speaking=ready, rendering=ready).render == [ready[1]]
-    assert plan(speaking=ready, rendering=ready, renderings=2).render == ready[::-1]
+    assert plan(speaking=ready, rendering=ready, cores=2).render == ready[::-1]
 
 
 def test_tokens_of_a_stream_run_dry_go_before_sound_that_has_time():
@@ -115,7 +115,7 @@ def test_when_a_chunk_is_due(tokens, ended, due):
 def test_a_listener_who_takes_nothing_pauses_its_own_sound_only():
     full, other = call(stream=True, paused=lambda: True), call(stream=True)
     heads = [spoken(c.utterances[0], 200) for c in (full, other)]
-    assert plan(rendering=heads, renderings=2).render == heads[1:]
+    assert plan(rendering=heads, cores=2).render == heads[1:]
 
 
 def test_a_streamed_text_is_spoken_a_little_ahead():
