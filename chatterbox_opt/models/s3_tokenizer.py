@@ -7,7 +7,7 @@ see one tall matrix, and only attention and memory look at one recording at a ti
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +34,25 @@ def _rope(head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
         return angle.cos().to(device), angle.sin().to(device)
 
 
+# (v (T, dim), weight (dim, 1, MEMORY)) -> (T, dim): each channel filtered over time, plus itself
+Memory = Callable[[Tensor, Tensor], Tensor]
+
+
+def memory(v: Tensor, weight: Tensor) -> Tensor:
+    """As a depthwise convolution."""
+    return F.conv1d(v.t()[None], weight, padding=MEMORY // 2, groups=len(weight))[0].t() + v
+
+
+def memory_by_taps(v: Tensor, weight: Tensor) -> Tensor:
+    """As one multiply-add per tap, for a CPU, where a depthwise convolution takes three times as long."""
+    taps = weight[:, 0].t().contiguous()
+    padded = F.pad(v, (0, 0, MEMORY // 2, MEMORY // 2))
+    out = v.clone()
+    for i in range(MEMORY):
+        out.addcmul_(padded[i : i + len(v)], taps[i])
+    return out
+
+
 class Attention(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -42,7 +61,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.fsmn_block = nn.Conv1d(dim, dim, MEMORY, groups=dim, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int], memory: Memory) -> Tensor:
         """(L, dim) -> (L, dim); L is the sum of `lengths`, cos and sin are (L, 1, head_dim / 2)."""
         qk, v = self.qkv(x).split((2 * x.shape[1], x.shape[1]), 1)
         near, far = qk.view(len(x), 2 * self.heads, -1).chunk(2, -1)
@@ -52,21 +71,8 @@ class Attention(nn.Module):
             F.scaled_dot_product_attention(a[None], b[None], c[None])[0]
             for a, b, c in zip(q.split(lengths, 1), k.split(lengths, 1), heads.split(lengths, 1))
         ]
-        memory = [self._remember(part) for part in v.split(lengths)]
-        return self.out(torch.cat(seen, 1).transpose(0, 1).reshape(len(x), -1)) + torch.cat(memory)
-
-    def _remember(self, v: Tensor) -> Tensor:
-        """(T, dim): each channel filtered over time, plus itself."""
-        weight = self.fsmn_block.weight
-        if v.device.type != "cpu":
-            return F.conv1d(v.t()[None], weight, padding=MEMORY // 2, groups=len(weight))[0].t() + v
-        # On the CPU a depthwise convolution costs three times what its 31 shifted multiply-adds do.
-        taps = weight[:, 0].t().contiguous()
-        padded = F.pad(v, (0, 0, MEMORY // 2, MEMORY // 2))
-        out = v.clone()
-        for i in range(MEMORY):
-            out.addcmul_(padded[i : i + len(v)], taps[i])
-        return out
+        remembered = [memory(part, self.fsmn_block.weight) for part in v.split(lengths)]
+        return self.out(torch.cat(seen, 1).transpose(0, 1).reshape(len(x), -1)) + torch.cat(remembered)
 
 
 class Mlp(nn.Sequential):
@@ -92,9 +98,9 @@ class Block(nn.Module):
         self.mlp = Mlp(dim)
         self.mlp_ln = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int], memory: Memory) -> Tensor:
         """(L, dim) -> (L, dim), before the MLP has been added."""
-        return x + self.attn(self.attn_ln(x), cos, sin, lengths)
+        return x + self.attn(self.attn_ln(x), cos, sin, lengths, memory)
 
 
 class Encoder(nn.Module):
@@ -105,7 +111,9 @@ class Encoder(nn.Module):
         self.conv2 = nn.Conv1d(cfg.dim, cfg.dim, 3, stride=2, padding=1)
         self.blocks = nn.ModuleList(Block(cfg.dim, cfg.heads) for _ in range(cfg.layers))
 
-    def forward(self, mels: Sequence[Tensor]) -> tuple[Tensor, Tensor, nn.Linear, list[int]]:
+    def forward(
+        self, mels: Sequence[Tensor], memory: Memory = memory
+    ) -> tuple[Tensor, Tensor, nn.Linear, list[int]]:
         """(n_mels, T) each, T at most WINDOW -> (L, dim) of all of them, short of the last MLP's share; what is inside
         that, (4 dim, L or more), with the layer that would bring it out; and how many of the L belong to each."""
         rows = [F.gelu(self.conv2(F.gelu(self.conv1(mel[None]))))[0].t() for mel in mels]
@@ -113,10 +121,10 @@ class Encoder(nn.Module):
         x = torch.cat(rows)
         cos, sin = (torch.cat([t[:n] for n in lengths]).to(x.dtype) for t in _rope(self.head_dim, x.device))
         for block in self.blocks[:-1]:
-            x = block(x, cos, sin, lengths)
+            x = block(x, cos, sin, lengths, memory)
             x = x + block.mlp(block.mlp_ln(x))
         last = self.blocks[-1]
-        x = last(x, cos, sin, lengths)
+        x = last(x, cos, sin, lengths, memory)
         return x, last.mlp.hidden(last.mlp_ln(x)), last.mlp[2], lengths
 
 
@@ -149,14 +157,14 @@ class S3Tokenizer(nn.Module):
         self.encoder = Encoder(cfg)
         self.quantizer = Quantizer(cfg.dim)
 
-    def forward(self, mels: Sequence[Tensor]) -> list[Tensor]:
+    def forward(self, mels: Sequence[Tensor], memory: Memory = memory) -> list[Tensor]:
         """Log-mels of any length, (128, T) each -> their ids, (ceil(T / 4),) each up to 30 s."""
         dtype = self.encoder.conv1.weight.dtype
         windows = [split_windows(mel.to(dtype)) for mel in mels]
         flat = [window for parts in windows for window in parts]
         ids: list[Tensor] = []
         for start in range(0, len(flat), WINDOWS_AT_ONCE):
-            *values, lengths = self.encoder(flat[start : start + WINDOWS_AT_ONCE])
+            *values, lengths = self.encoder(flat[start : start + WINDOWS_AT_ONCE], memory)
             ids += self.quantizer(*values).split(lengths)
         found = iter(ids)
         return [join_windows([next(found) for _ in parts]) for parts in windows]
