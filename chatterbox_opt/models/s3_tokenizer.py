@@ -1,7 +1,7 @@
 """16 kHz log-mel -> 25 Hz speech tokens: a Whisper-like encoder with FSMN memory, then eight ternary digits.
 
-Recordings of different length are one batch without padding: their frames stand one after another, so the linear layers
-see one tall matrix, and only attention and memory look at one recording at a time.
+Recordings of different length form a batch without padding: their frames are concatenated, so that linear layers get
+one tall matrix, and only attention and memory treat each recording separately.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WINDOW = 3000  # mel frames, 30 s: what the encoder was trained on
 STRIDE = 2600  # longer recordings are read in windows that overlap by 4 s
 HALF_OVERLAP = 50  # tokens, 2 s, dropped on either side of a seam
 WINDOWS_AT_ONCE = 8  # bounds the widest activation at 120 MB
-MEMORY = 31  # taps of the FSMN filter
+MEMORY = 31  # taps of the FSMN filter, over tokens
 ROPE_THETA = 10_000.0
 DIGITS = 8  # of base 3
 TANH_SCALE = 0.9990000128746033  # keeps the rounding of a saturated tanh inside -1..1
@@ -27,7 +27,7 @@ TANH_SCALE = 0.9990000128746033  # keeps the rounding of a saturated tanh inside
 
 @functools.lru_cache(maxsize=16)
 def _rope(head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin, (WINDOW / 4, 1, head_dim / 2): dimension i turns with i + head_dim / 2."""
+    """Returns cosine and sine, (WINDOW / 4, 1, head_dim / 2) each: dimension i is rotated with i + head_dim / 2."""
     with torch.inference_mode(False), torch.device("cpu"):
         frequency = 1.0 / ROPE_THETA ** (torch.arange(0, head_dim, 2).float() / head_dim)
         angle = torch.outer(torch.arange(WINDOW // 4).float(), frequency)[:, None]
@@ -80,8 +80,8 @@ class Mlp(nn.Sequential):
         super().__init__(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def hidden(self, x: Tensor) -> Tensor:
-        """(L, dim) -> (4 dim, L and what is missing to a multiple of 16)."""
-        # Channels by rows: MKL is an eighth faster that way round, if the rows come in sixteens.
+        """(L, dim) -> (4 dim, L rounded up to a multiple of 16)."""
+        # Transposed: MKL is an eighth faster if the number of rows is a multiple of 16.
         x = F.pad(x, (0, 0, 0, -len(x) % 16))
         return F.gelu(torch.addmm(self[0].bias[:, None], self[0].weight, x.t()))
 
@@ -99,7 +99,7 @@ class Block(nn.Module):
         self.mlp_ln = nn.LayerNorm(dim)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int], memory: Memory) -> Tensor:
-        """(L, dim) -> (L, dim), before the MLP has been added."""
+        """(L, dim) -> (L, dim), without the MLP."""
         return x + self.attn(self.attn_ln(x), cos, sin, lengths, memory)
 
 
@@ -114,8 +114,8 @@ class Encoder(nn.Module):
     def forward(
         self, mels: Sequence[Tensor], memory: Memory = memory
     ) -> tuple[Tensor, Tensor, nn.Linear, list[int]]:
-        """(n_mels, T) each, T at most WINDOW -> (L, dim) of all of them, short of the last MLP's share; what is inside
-        that, (4 dim, L or more), with the layer that would bring it out; and how many of the L belong to each."""
+        """Mels (n_mels, T) each, T at most WINDOW -> the frames (L, dim) of all of them without the last MLP's output;
+        that MLP's hidden layer (4 dim, L or more) and its output layer; the number of frames of each mel."""
         rows = [F.gelu(self.conv2(F.gelu(self.conv1(mel[None]))))[0].t() for mel in mels]
         lengths = [len(row) for row in rows]
         x = torch.cat(rows)
@@ -134,8 +134,8 @@ class Codebook(nn.Module):
         self.project_down = nn.Linear(dim, DIGITS)
 
     def forward(self, x: Tensor, inner: Tensor, outer: nn.Linear) -> Tensor:
-        """The digits of x + outer(inner): (L, dim) and (4 dim, L or more) -> (L,) ids."""
-        # Nothing but linear layers from here to the digits: multiplied first, they spare a twentieth of all the work.
+        """Returns the ids (L,) of x + outer(inner), where x is (L, dim) and inner (4 dim, L or more)."""
+        # All is linear from here to the digits: multiplying the weights first saves a twentieth of all the work.
         down = self.project_down
         sums = down(x + outer.bias) + (down.weight @ outer.weight @ inner).t()[: len(x)]
         digits = (sums.float().tanh() * TANH_SCALE).round().long() + 1
@@ -158,7 +158,7 @@ class S3Tokenizer(nn.Module):
         self.quantizer = Quantizer(cfg.dim)
 
     def forward(self, mels: Sequence[Tensor], memory: Memory = memory) -> list[Tensor]:
-        """Log-mels of any length, (128, T) each -> their ids, (ceil(T / 4),) each up to 30 s."""
+        """Log-mels (128, T) of any length -> the ids of each, (ceil(T / 4),) up to 30 s."""
         dtype = self.encoder.conv1.weight.dtype
         windows = [split_windows(mel.to(dtype)) for mel in mels]
         flat = [window for parts in windows for window in parts]
@@ -174,12 +174,12 @@ def split_windows(mel: Tensor) -> list[Tensor]:
     length = mel.shape[1]
     if length <= WINDOW:
         return [mel]
-    # The library also opens a window on what the one before has heard to its end, and loses up to 2 s at that seam.
+    # Upstream's library starts another window where the last one has reached the end, and loses up to 2 s there.
     return [mel[:, i : i + WINDOW] for i in range(0, length - (WINDOW - STRIDE), STRIDE)]
 
 
 def join_windows(ids: Sequence[Tensor]) -> Tensor:
-    """Seams lie in the middle of each overlap."""
+    """Ids of overlapping windows -> one row; the seams are in the middle of each overlap."""
     last = len(ids) - 1
     return torch.cat([
         row[HALF_OVERLAP if i else 0 : len(row) - HALF_OVERLAP if i < last else len(row)] for i, row in enumerate(ids)
