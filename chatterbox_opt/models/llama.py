@@ -21,7 +21,7 @@ class RMSNorm(nn.Module):
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
+        self.width, self.eps = dim, eps
 
     def forward(self, x: Tensor) -> Tensor:
         # always in float32: bf16 is too coarse for a mean of 1024 squares
