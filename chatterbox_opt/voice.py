@@ -19,6 +19,7 @@ from .audio.io import fingerprint, label, read, resample
 from .audio.loudness import normalize_loudness
 from .config import FRAMES_PER_TOKEN, MEL_BINS, S3_RATE, S3GEN_RATE, SPEAKER_DIM, TOKEN_RATE, XVECTOR_DIM, ModelConfig
 from .models.mel import SHORTEST, kaldi_fbank, prompt_mel, s3_mel
+from .models.s3_tokenizer import memory, memory_by_taps
 from .models.voice_encoder import speaker_embedding
 
 logger = logging.getLogger(__name__)
@@ -183,6 +184,7 @@ class VoicePreparer:
     ) -> None:
         self.config, self.ve, self.device = config, ve, torch.device(device)
         self.tokenizer, self.speaker_encoder = s3gen.tokenizer, s3gen.speaker_encoder
+        self.memory = memory_by_taps if self.device.type == "cpu" else memory
         self.exact = resampler == "exact"
         self._kept: OrderedDict[tuple, Any] = OrderedDict()
         self._limit, self._lock = kept, threading.Lock()
@@ -228,7 +230,7 @@ class VoicePreparer:
             raise ValueError(
                 f"{len(wav) / S3_RATE:.3f} s of audio is too short; at least {SHORTEST / S3_RATE:.3f} s is needed"
             )
-        return settled(self.tokenizer([s3_mel(wav)])[0])
+        return settled(self.tokenizer([s3_mel(wav)], self.memory)[0])
 
     def _cached(self, key: tuple, make: Callable[[], Any]) -> Any:
         with self._lock:
@@ -297,7 +299,7 @@ class VoicePreparer:
         shared = first is not None and not self.exact and len(first) == len(low)
         if first is not None and not shared:
             mels.append(s3_mel(first)[:, : 4 * limit])
-        ids = self.tokenizer(mels)
+        ids = self.tokenizer(mels, self.memory)
         count = min(len(ids[0]), prompt.shape[1] // FRAMES_PER_TOKEN)  # a part of a token at the end has no mel
         gen = {
             "prompt_token": ids[0][None, :count],

@@ -126,6 +126,13 @@ def test_confined_names_and_size(file: Path):
     assert len(file.read_text().splitlines()) <= 400
 
 
+@pytest.mark.parametrize("file", [f for f in FILES if layer_of(f) == "models"], ids=lambda f: f.name)
+def test_models_do_not_ask_for_the_device(file: Path):
+    """What suits a device is handed to them."""
+    code = "\n".join(line.split("#")[0] for line in file.read_text().splitlines())
+    assert not any(name in code for name in ("is_cuda", "is_cpu", "is_mps", "device.type", "torch.backends"))
+
+
 def test_config_and_options_need_the_standard_library_only():
     for name in ("config.py", "options.py"):
         found = {m.split(".")[0] for m in imports_of(ROOT / name)}

@@ -1,5 +1,5 @@
-"""The products of the flow's transformer blocks in int8, for a CPU: approximate. Nine tenths of the flow's weights are
-in them; convolutions, attention and the encoder keep their precision."""
+"""The products of the flow's transformer blocks in int8 on a CPU, which is approximate. They have nine tenths of the
+flow's weights; convolutions, attention and the encoder keep their precision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .quantize import Int8Linear
 
 
 class Int8Product(nn.Module):
-    """In the place of a HalfLinear; the result is in float32, or in `dtype`."""
+    """Replaces a HalfLinear; returns `dtype`."""
 
     def __init__(self, linear: HalfLinear, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Int8Product(nn.Module):
 
 @torch.inference_mode(False)
 def quantize_blocks(estimator: Estimator) -> None:
-    """In place. Attention goes on in the precision of the weights that were here."""
+    """Replaces the products of `estimator`. Attention keeps the dtype of the weights that are replaced."""
     with without_deprecation_warning():
         for part in estimator.modules():
             if isinstance(part, Attention) and isinstance(part.qkv, HalfLinear):

@@ -1,4 +1,4 @@
-"""Puts each of T3's linears into the form that quantize.py has for it."""
+"""Replaces T3's linear layers by the form of quantize.py that suits options and device."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from torch import nn
 from ..models.stored import StoredLinear
 from ..models.t3 import T3
 from .digits import without_deprecation_warning
-from .quantize import Float16WeightLinear, Int4Linear, Int8Linear, Int8WeightLinear, Linear, plain_linear
+from .quantize import Float16WeightLinear, Int4Linear, Int8Linear, Int8WeightLinear, SourceLinear, plain_linear
 from .workers import Workers
 
-BETWEEN = 16  # linears, before the memory of the old ones is given back
+BATCH = 16  # layers replaced before freed memory goes back to the system
 
 
 def prepare_linears(t3: T3, quantize: str | None, few_rows: bool, half: bool = False) -> None:
-    """In place, one at a time on each core, so that no more than these exist twice. `half`: as 16 bits on the CPU."""
+    """Replaces T3's linear layers, one at a time per core, so that only these are in memory twice. `quantize` is None,
+    "int8" or "int4"; `few_rows` is options.few_rows; `half` asks for 16-bit weights on a CPU."""
     device = t3.speech_emb.weight.device
     plain = Float16WeightLinear if half else partial(plain_linear, few_rows=few_rows)
     kinds = {"int8": Int8Linear if device.type == "cpu" else Int8WeightLinear, "int4": Int4Linear, None: plain}
@@ -30,31 +31,35 @@ def prepare_linears(t3: T3, quantize: str | None, few_rows: bool, half: bool = F
 
 
 def own_linears(parents: Iterable[nn.Module]) -> list[tuple[nn.Module, str]]:
-    """(parent, name) of the linears that lie right below each, stored ones as well."""
+    """Returns (parent, name) of the linear layers directly below each parent, stored ones included."""
     kinds = (nn.Linear, StoredLinear)
     return [(parent, name) for parent in parents for name, child in parent.named_children() if type(child) in kinds]
 
 
-def replace(linears: list[tuple[nn.Module, str]], kind: Callable[[Linear], nn.Module], device: torch.device) -> None:
-    def one(at: tuple[nn.Module, str]) -> None:
-        setattr(*at, kind(getattr(*at)))
+def replace(
+    linears: list[tuple[nn.Module, str]], kind: Callable[[SourceLinear], nn.Module], device: torch.device
+) -> None:
+    """Replaces each (parent, name) by what `kind` makes of it."""
+
+    def replace_one(place: tuple[nn.Module, str]) -> None:
+        setattr(*place, kind(getattr(*place)))
 
     if device.type != "cpu":
-        for at in linears:
-            one(at)
+        for place in linears:
+            replace_one(place)
         return
     workers = Workers(device)
     try:
-        for i in range(0, len(linears), BETWEEN):
-            for error in workers.run(one, linears[i : i + BETWEEN]):
+        for i in range(0, len(linears), BATCH):
+            for error in workers.run(replace_one, linears[i : i + BATCH]):
                 if error is not None:
                     raise error
-            give_back_memory()  # each thread takes its memory from a part of its own
+            give_back_memory()  # each thread has an arena of its own
     finally:
         workers.close()
 
 
 def give_back_memory() -> None:
-    """glibc keeps the freed weights that lie between blocks still in use: 0.8 GB of Turbo's."""
-    with suppress(OSError, AttributeError):  # of another C library
+    """Returns freed memory to the system: glibc keeps what lies between blocks in use, 0.8 GB with Turbo."""
+    with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Speech tokens -> mel, for one and for many: begun, then advanced by one step of the flow at a time."""
+"""Speech tokens -> mels, for one row or several: begin() encodes, each advance() does one step of the flow."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from .graphs import bucket
 from .noise import RequestNoise
 from .operations import flow_operations
 
-FRAMES_AT_ONCE = 12_000  # of a padded batch, prompts included: what bounds memory, not what bounds an utterance
-ROWS_AT_ONCE = 16
+FRAMES_AT_ONCE = 12_000  # of a padded batch of several rows, prompts included: this bounds memory
+ROWS_AT_ONCE = 16  # of a batch
 
 
 def in_half(module: nn.Module, dtype: torch.dtype) -> None:
-    """Products and convolutions to `dtype`. Everything they stand between stays in float32: the ids, the time, the
-    state of the ODE and the norms are where half precision turns speech into noise."""
+    """Casts products and convolutions of `module` to `dtype`. Embeddings of ids and time, the ODE's state and norms
+    stay in float32: in half precision they turn speech into noise."""
     for part in module.modules():
         if isinstance(part, (HalfLinear, WindowConv)):
             part.to(dtype)
 
 
 def check_codes(rows: Sequence[Tensor]) -> None:
-    """Raises ValueError for rows of speech tokens that are empty, or hold ids that are no sound."""
+    """Raises ValueError for rows of speech tokens that are empty or hold ids without sound."""
     if not rows:
         return
     if any(len(row) == 0 for row in rows):
         raise ValueError("a row has no speech tokens; at least one is needed to render sound")
-    low, high = torch.stack(torch.cat([row.view(-1) for row in rows]).aminmax()).tolist()  # one wait for all rows
+    low, high = torch.stack(torch.cat([row.view(-1) for row in rows]).aminmax()).tolist()  # waits for the device once
     if low < 0 or high >= SPEECH_CODES:
         raise ValueError(
             f"speech tokens from {low} to {high} were given and must lie in [0, {SPEECH_CODES}); "
@@ -50,54 +50,56 @@ def check_codes(rows: Sequence[Tensor]) -> None:
 
 @dataclass(frozen=True)
 class MelJob:
-    """Speech tokens to be made a mel, (n,) -> (80, 2n)."""
+    """Speech tokens (n,) to be rendered as a mel (80, 2n)."""
 
     tokens: Tensor
     voice: dict[str, Any]  # prompt_token, prompt_feat, embedding
     noise: RequestNoise
-    steps: int | None = None  # None: the model's own number
-    said: tuple[Tensor, Tensor] | None = None  # (m,) tokens of the same utterance, their (80, 2m) mel: to be followed
+    steps: int | None = None  # of the flow; None: the model's own number
+    said: tuple[Tensor, Tensor] | None = None  # what precedes in the utterance: (m,) tokens and their (80, 2m) mel
 
 
 @dataclass(frozen=True)
 class Row:
-    ids: Tensor  # (n,), the prompt's and what was said first
-    prompt: Tensor  # (frames of these, 80)
+    """A job as the flow takes it: prompt and preceding tokens first."""
+
+    ids: Tensor  # (n,)
+    prompt: Tensor  # (frames of prompt and preceding tokens, 80), their mel
     noise: Tensor  # (2n, 80)
     xvector: Tensor  # (1, 192)
 
 
 @dataclass(eq=False)
 class Solve:
-    """Rows whose mels are being solved side by side, padded to `size` frames."""
+    """A batch of rows, padded to `size` frames, whose ODE is being solved."""
 
     rows: list[Row]
     steps: int
     size: int
     x: Tensor  # (B, size, 80), the state of the ODE
     conditions: tuple[Tensor, Tensor] = ()  # Flow.conditions
-    mask: Tensor | None = None
-    key: tuple[int, int] | None = None  # of its captured step
-    at: int = 0  # steps made
+    mask: Tensor | None = None  # of attention, as Estimator.forward has it
+    key: tuple[int, int] | None = None  # (rows, frames) of its captured graphs, if any
+    at: int = 0  # steps done
 
     @property
     def done(self) -> bool:
         return self.at == self.steps
 
     def mels(self) -> list[Tensor]:
-        """(80, T) each, behind what was given as a prompt."""
+        """Returns the mel of each row, (80, T), without its prompt and preceding tokens."""
         return [x[len(row.prompt) : len(row.noise)].mT.contiguous() for x, row in zip(self.x, self.rows)]
 
 
 class MelRunner:
-    at_once: int | None = None  # renderings, each on a thread; None: as many as a CPU has use for
+    at_once: int | None = None  # renderings that run in parallel, each on a thread; None: as many as suit the CPU
 
     def __init__(self, flow: Flow, options: EngineOptions) -> None:
         self.flow, self.options = flow, options
         self.device = flow.input_embedding.weight.device
         if options.s3gen_dtype != "float32":
             in_half(flow, getattr(torch, options.s3gen_dtype))
-        self.half = flow.encoder_proj.weight.dtype  # of what may be
+        self.half = flow.encoder_proj.weight.dtype  # of products and convolutions
         self.operations = flow_operations(flow, options)
         if options.flow_int8:
             quantize_blocks(flow.decoder.estimator)
@@ -105,21 +107,22 @@ class MelRunner:
         self._schedules: dict[int, tuple[Tensor, Tensor]] = {}
         self.graphs = FlowGraphs(self)
 
-    # ---- the three calls of a mel ------------------------------------------------------------------
+    # ---- row, begin and advance: a mel in three calls ----------------------------------------------
 
     def row(self, job: MelJob) -> Row:
-        """Draws the job's noise: once, whatever becomes of the solve it is put into."""
+        """Returns the job's row, and draws its noise: once per job, also if its batch fails and it is rendered
+        again."""
         check_codes([job.tokens])
         ids = job.voice["prompt_token"].to(self.device).long().view(-1)
         prompt = job.voice["prompt_feat"].to(self.device)[0]
         if self.options.prompt_seconds is not None:
             keep = int(self.options.prompt_seconds * TOKEN_RATE)
             ids, prompt = ids[:keep], prompt[: keep * FRAMES_PER_TOKEN]
-        if job.said is not None:  # it is continued as a prompt is
+        if job.said is not None:  # continued in the same way as a prompt
             said, mel = job.said
             ids, prompt = torch.cat([ids, said]), torch.cat([prompt, mel.mT])
         ids = torch.cat([ids, job.tokens.to(self.device).long()])
-        # upstream's order: with meanflow the new frames' noise is drawn on its own, before that of all frames
+        # upstream's order: with meanflow the new frames' noise is drawn separately, before that of all frames
         frames, new = FRAMES_PER_TOKEN * len(ids), FRAMES_PER_TOKEN * len(job.tokens)
         tail = job.noise.normal((1, MEL_BINS, new)) if self.flow.config.meanflow else None
         noise = job.noise.normal((1, MEL_BINS, frames))
@@ -128,7 +131,7 @@ class MelRunner:
         return Row(ids, prompt.float(), noise[0].mT, job.voice["embedding"].to(self.device).view(1, -1))
 
     def begin(self, rows: Sequence[Row], steps: int | None = None) -> Solve:
-        """Encodes the rows; what is left is `steps` times advance()."""
+        """Encodes the rows as one batch, to be followed by `steps` calls of advance()."""
         counts = [len(row.ids) for row in rows]
         steps = steps or self.options.flow_steps or self.flow.config.default_steps
         key = self.graphs.key(len(rows), FRAMES_PER_TOKEN * max(counts))
@@ -147,7 +150,7 @@ class MelRunner:
         return solve
 
     def advance(self, solve: Solve) -> None:
-        """One step of the flow."""
+        """Does one step of the flow."""
         span, times = self.schedule(solve.steps)
         i = solve.at
         unguided = i >= solve.steps - self.options.cfg_off_last
@@ -162,8 +165,7 @@ class MelRunner:
     def render(
         self, jobs: Sequence[MelJob], steps: int | None = None, check: Callable[[], None] = lambda: None
     ) -> list[Tensor]:
-        """Jobs of one number of steps -> their mels, each what it would be alone. `check` is called ahead of every
-        step, and may raise."""
+        """Returns the mel of each job, (80, 2n). `check` is called before every step and may raise."""
         if steps is not None and (not isinstance(steps, Integral) or steps < 1):
             raise ValueError(f"steps={steps!r}: a whole number of at least 1 is needed; None takes the model's own")
         check_codes([job.tokens for job in jobs])
@@ -178,10 +180,10 @@ class MelRunner:
                 out[i] = mel
         return out
 
-    # ---- what stands side by side ------------------------------------------------------------------
+    # ---- batches -----------------------------------------------------------------------------------
 
     def groups(self, frames: Sequence[int]) -> list[list[int]]:
-        """Indices of rows of like length, as many together as fit."""
+        """Returns batches of rows of similar length, as indices; `frames` are their lengths."""
         groups: list[list[int]] = []
         for i in sorted(range(len(frames)), key=frames.__getitem__):
             if groups and self.fits(len(groups[-1]) + 1, frames[i]):
@@ -191,8 +193,8 @@ class MelRunner:
         return groups
 
     def fits(self, rows: int, frames: int) -> bool:
-        """Whether so many rows of up to so many frames may stand side by side: what memory allows, and what is
-        captured. On a CPU one: it is busy with one, and padding is work."""
+        """Whether a batch may have that many rows of up to `frames` frames: memory and captured sizes limit it. On a
+        CPU one row, which keeps it busy without padding."""
         if rows == 1:
             return True
         if self.device.type == "cpu" and not self.graphs.on:
@@ -210,21 +212,21 @@ class MelRunner:
     def encode(
         self, ids: Tensor, prompt: Tensor, xvector: Tensor, lengths: Tensor, *, full: bool
     ) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
-        """What all steps are told, and which keys exist."""
+        """Returns Flow.conditions of the rows, and their mask; `full`: no row is padded."""
         flow = self.flow
         mu = flow.encode(ids, None if full else lengths, self.operations)
         conditions = flow.conditions(mu, flow.speaker(xvector), prompt)
         return conditions, None if full else self._mask(FRAMES_PER_TOKEN * lengths, prompt.shape[1])
 
     def _mask(self, lengths: Tensor, size: int) -> Tensor:
-        """(B | 2B, 1, 1, size) that is added to scores: of a mask of bools SDPA would make it in each of several
-        hundred calls."""
+        """Returns (B | 2B, 1, 1, size), to be added to scores: 0 at the frames below `lengths`, -inf elsewhere. Of a
+        mask of bools SDPA would compute this in each of several hundred calls."""
         there = padding_mask(lengths, size)[:, None, None]
         mask = torch.zeros_like(there, dtype=self.half).masked_fill_(~there, -torch.inf)
         return mask.repeat(2, 1, 1, 1) if self.flow.guided else mask
 
     def schedule(self, steps: int) -> tuple[Tensor, Tensor]:
-        """(times, what every resnet is told at them): the same for every utterance."""
+        """Returns the times (steps + 1,) and Estimator.time_table of them: the same for every utterance."""
         if steps not in self._schedules:
             span = time_span(steps, self.flow.config.meanflow, self.options.cfm_schedule, self.device)
             self._schedules[steps] = (span, self.flow.decoder.estimator.time_table(span))
@@ -232,7 +234,7 @@ class MelRunner:
 
     @torch.inference_mode()
     def warmup(self, batch: int = 1) -> None:
-        """Capture what up to `batch` utterances of any ordinary length come to use, the largest first."""
+        """Captures the graphs of up to `batch` utterances of ordinary lengths, the largest first."""
         for rows in (16, 8, 4, 2, 1):
             for size in reversed(sizes(self.options.mel_bucket)):
                 if rows <= bucket(batch) and self.fits(rows, size):

@@ -1,4 +1,4 @@
-"""Chooses the operations that each network is handed: by device and options, and for kernels by a trial."""
+"""Chooses the operations that each network is handed in each call: by device, options, and for kernels a trial."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .kernels.toom import ToomConvs
 
 
 def t3_operations(t3: T3, options: EngineOptions) -> T3Operations:
-    """Returns what runs where kernels/step.py has no kernel."""
+    """Returns the operations of T3 that run where kernels/step.py has no kernel."""
     weight = t3.speech_emb.weight
     if not weight.is_cpu or t3.config.is_gpt or options.compile == "reduce-overhead":  # torch.compile makes its own
         return T3_REFERENCE
@@ -31,7 +31,7 @@ def t3_operations(t3: T3, options: EngineOptions) -> T3Operations:
 
 
 def flow_operations(flow: Flow, options: EngineOptions) -> FlowOperations:
-    """Of a flow whose weights have their final precision, but are not int8 yet."""
+    """Returns the flow's operations. Its weights must have their final precision, but not be int8 yet."""
     attention = next(part for part in flow.decoder.estimator.modules() if isinstance(part, Attention))
     weight, changes = attention.qkv.weight, {}
     if weight.is_cpu:
@@ -44,6 +44,7 @@ def flow_operations(flow: Flow, options: EngineOptions) -> FlowOperations:
 
 
 def vocoder_operations(hift: Hift, options: EngineOptions) -> VocoderOperations:
+    """Returns the vocoder's operations. Its weights must have their final precision."""
     weight, changes = hift.conv_pre.weight, {}
     if weight.device.type == "mps":  # Metal has no double
         changes["phase_dtype"] = torch.float32

@@ -1,12 +1,12 @@
-"""T3's linears in the form its device multiplies fastest: int8, int4, float16, or float32 laid out for a few rows.
+"""Forms of T3's linear layers: int8, int4, float16 weights, and float32 or bf16 multiplied as suits few rows.
 
-Only products are replaced, and the head's by none below 16 bits; embeddings and norms keep their precision.
-All but float32 are approximate. In every form a row's result does not depend on what the rows beside it hold. On a CPU:
-- int8 and int4 sum each row in one order (int8 in whole numbers), and bf16 and fp16 multiply as many rows at a time as
-  share one order: the result of a row is the same to the last bit, alone or among any number of others;
-- float32, with or without 16-bit weights, sums in an order that depends on the number of rows: 1e-6 of the largest
-  result, which nothing after it rounds to fewer bits.
-On other devices kernels are chosen by the number of rows, in half precision too.
+Only products change, and the head's to no fewer than 16 bits; embeddings and norms keep their precision. All forms but
+float32 are approximate. In every form a row's result does not depend on the contents of other rows. On a CPU:
+- int8 and int4 sum each row in one order (int8 in integers), and bf16 and fp16 multiply as many rows at a time as share
+  one order: a row's result is the same to the last bit, alone or among any number of others;
+- float32, with or without 16-bit weights, sums in an order that depends on the number of rows: a difference of 1e-6 of
+  the largest result, which no later operation rounds to fewer bits.
+On other devices the kernel depends on the number of rows, in half precision too.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from .row_counts import MOST, least_rows
 
 logger = logging.getLogger(__name__)
 
-FEW = 16  # rows up to which a product is bound by reading its weights
-BLOCK = 128  # rows of a weight that one thread multiplies at a time, where x is a single row
-FIXED = 8  # rows of a product in half precision whose bits depend on them: a third slower than 2 on Zen 4
-Linear = nn.Linear | StoredLinear
+FEW = 16  # rows up to which a product is limited by reading its weights
+BLOCK = 128  # rows of a weight that one thread multiplies at a time if x has one row
+FIXED = 8  # rows per product in half precision where bits depend on their number: a third slower than 2 on Zen 4
+SourceLinear = nn.Linear | StoredLinear
 
 
 def plain_linear(linear: nn.Linear, few_rows: bool) -> nn.Module:
-    """A weight that keeps its precision."""
+    """Returns the form that keeps the weight's precision. `few_rows` is options.few_rows."""
     if not linear.weight.is_cpu:
         return linear
     if linear.weight.dtype != torch.float32:
@@ -42,8 +42,8 @@ def plain_linear(linear: nn.Linear, few_rows: bool) -> nn.Module:
 
 
 class FewRowsLinear(nn.Module):
-    """float32 on the CPU. BLAS takes twice as long for x @ W.T as for W @ x.T when x has two to a dozen rows; when x
-    has one, it reads W a third faster as a batch of blocks."""
+    """float32 on a CPU. BLAS takes twice as long for x @ W.T as for W @ x.T if x has two to a dozen rows. For one row
+    it reads W a third faster as a batch of blocks."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -63,18 +63,18 @@ class FewRowsLinear(nn.Module):
 
 
 class FixedRowsLinear(nn.Module):
-    """bf16 and fp16 on the CPU. The order of a product's sums may depend on its number of rows; rounding a sum to 8
-    bits turns a last bit of float32 into a last bit of bf16, and after some tokens another one is drawn. So the rows of
-    a decode step, which belong to different requests, are filled up with zeros to a number from which on this
-    processor's product gives a row the same bits; where there is none, to blocks of `FIXED` rows. A row meets the same
-    kernel alone and in company. A sequence belongs to one request and is not cut."""
+    """bf16 and fp16 on a CPU. The order of a product's sums may depend on its number of rows; rounding turns a last bit
+    of float32 into a last bit of bf16, and some tokens later another one is drawn. So the rows of a decode step, which
+    belong to different requests, are padded with zeros to a number from which on this processor's product gives a row
+    the same bits, or, if there is none, to blocks of `FIXED` rows: a row meets the same kernel in any batch. A sequence
+    belongs to one request and is not split."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (rows, K) or (rows, 1, K): a row per request and guidance; (B, T, K): T positions of one request."""
+        """x (rows, K) or (rows, 1, K), rows of several requests, or (B, T, K), T positions of one request."""
         if x.ndim == 3 and x.shape[1] > 1:
             return F.linear(x, self.weight, self.bias)
         n, k = self.weight.shape
@@ -90,16 +90,16 @@ class FixedRowsLinear(nn.Module):
         return y[:rows].view(*x.shape[:-1], n)
 
     def _block_rows(self) -> tuple[int, int]:
-        """The fewest and the most rows of one product."""
+        """Returns the fewest and the most rows per product."""
         least = least_rows(*self.weight.shape, self.weight.dtype, self.bias is not None, torch.get_num_threads())
         return (least, MOST) if least <= FIXED else (FIXED, FIXED)
 
 
 class Float16WeightLinear(nn.Module):
-    """The CPU without bf16 units: the weight in 16 bits, which is half of what a few rows wait for; x, sums and result
-    in float32. Half a bit in 2**11 is lost, where bfloat16 loses half a bit in 2**8."""
+    """A CPU without bf16 units: weights in 16 bits, which halves the time of few rows; x, sums and result in float32. A
+    weight's relative error is at most 2**-11; in bfloat16 it would be 2**-8."""
 
-    def __init__(self, linear: Linear) -> None:
+    def __init__(self, linear: SourceLinear) -> None:
         super().__init__()
         weight = digits_of(linear, half_digits)["half"].float()
         bias = None if linear.bias is None else linear.bias.detach().float()
@@ -111,7 +111,7 @@ class Float16WeightLinear(nn.Module):
 
 @cache
 def packs_float16(device: torch.device) -> bool:
-    """On x86 processors: torch's builds for others have no such product, or not the kernels for it."""
+    """Whether torch has the product of Float16WeightLinear, as on x86 processors: builds for others lack it."""
     if device.type != "cpu":
         return False
     try:
@@ -121,17 +121,17 @@ def packs_float16(device: torch.device) -> bool:
 
 
 class Int8Linear(nn.Module):
-    """CPU: int8 weights, one scale an output, times activations quantised as they come, one scale a row: the kernels
-    take one range for all rows, so rows are brought to a largest value of 1 first."""
+    """CPU: int8 weights with one scale per output, times activations that are quantized with one scale per row. The
+    kernels take one range for all rows, so each row is divided by its largest value first."""
 
-    def __init__(self, linear: Linear) -> None:
+    def __init__(self, linear: SourceLinear) -> None:
         super().__init__()
         self.packed = packed_int8(**digits_of(linear, int8_digits))
         self.bias = linear.bias
         self.product = int8_product(self.packed, linear.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of 2 rows an operation costs more than what it computes: there are four, and one more of a half x."""
+        # For two rows the overhead of an operation exceeds its computation: there are four, and one more if x is half.
         wide = x if x.dtype == torch.float32 else x.float()
         size = wide.abs().amax(-1, keepdim=True)
         y = self.product(wide / size, self.packed)
@@ -146,7 +146,7 @@ def packed_int8(digits: Tensor, scale: Tensor) -> torch.ScriptObject:
 
 
 def int8_product(packed: torch.ScriptObject, width: int) -> Callable[[Tensor, torch.ScriptObject], Tensor]:
-    """The quicker one of those that this weight's library has: only fbgemm takes a range as it is told."""
+    """Returns the fastest product that this weight's library has: only fbgemm accepts a given range."""
     try:
         in_fixed_range(torch.zeros(1, width), packed)
     except RuntimeError:
@@ -154,8 +154,8 @@ def int8_product(packed: torch.ScriptObject, width: int) -> Callable[[Tensor, to
     return in_fixed_range
 
 
-# x (..., K) lies between -1 and 1, and becomes 0 to 128 or 127: two products with a weight of 8 bits just fit into the
-# 16 bits in which a processor without VNNI adds them. A row of zeros comes as NaN: it only has to become finite, since
+# x (..., K) is between -1 and 1 and is quantized to 0 to 128, or 127: two products with 8-bit weights just fit into the
+# 16 bits in which a processor without VNNI adds them. A row of zeros arrives as NaN: it only has to become finite, as
 # it is multiplied by 0.
 
 
@@ -164,7 +164,7 @@ def in_fixed_range(x: Tensor, packed: torch.ScriptObject) -> Tensor:
 
 
 def in_pinned_range(x: Tensor, packed: torch.ScriptObject) -> Tensor:
-    """Takes the range from what it finds: a row of +1 and -1 below the others is always found."""
+    """This product takes the range from the data, so a row with +1 and -1 is appended."""
     flat = x.reshape(-1, x.shape[-1]).nan_to_num()
     y = torch.ops.quantized.linear_dynamic.default(torch.cat([flat, pin(x.shape[-1])]), packed, True)[:-1]
     return y.view(*x.shape[:-1], -1)
@@ -177,9 +177,9 @@ def pin(width: int) -> Tensor:
 
 
 class Int8WeightLinear(nn.Module):
-    """CUDA and MPS: int8 weights, one scale an output, times bf16 activations."""
+    """CUDA and MPS: int8 weights with one scale per output, times bf16 activations."""
 
-    def __init__(self, linear: Linear) -> None:
+    def __init__(self, linear: SourceLinear) -> None:
         super().__init__()
         held = digits_of(linear, int8_gpu_digits)
         self.register_buffer("weight", held["digits"], persistent=False)
@@ -188,7 +188,7 @@ class Int8WeightLinear(nn.Module):
         self.product = self._quicker() if has_int8_product(self.weight.device) else unpacked_product
 
     def _quicker(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """On CUDA torch's own has to earn its place, as kernels have."""
+        """Returns torch's product; on CUDA only if it passes a trial, as kernels do."""
         own, weight = torch._weight_int8pack_mm, self.weight
         if not weight.is_cuda:
             return own
@@ -206,7 +206,7 @@ class Int8WeightLinear(nn.Module):
 
 @cache
 def has_int8_product(device: torch.device) -> bool:
-    """On CUDA from torch 2.9 on."""
+    """Whether torch has an int8 product on the device: on CUDA from torch 2.9 on."""
     there = torch._C._dispatch_has_kernel_for_dispatch_key("aten::_weight_int8pack_mm", device.type.upper())
     if not there:
         logger.warning("torch %s has no int8 product on %s: it saves memory there, not time", torch.__version__, device)
@@ -218,9 +218,9 @@ def unpacked_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 class Int4Linear(nn.Module):
-    """4-bit weights in groups of 32 with a scale and an offset, times bf16 activations."""
+    """4-bit weights in groups of 32 with a scale and an offset each, times bf16 activations."""
 
-    def __init__(self, linear: Linear) -> None:
+    def __init__(self, linear: SourceLinear) -> None:
         super().__init__()
         held = digits_of(linear, int4_digits)
         pairs, table = held["digits"], held["scale"]

@@ -1,8 +1,8 @@
-"""WavRunner: mels of any lengths -> waves, in windows of few sizes, each as if its utterance ran alone and whole.
+"""WavRunner: mels of any lengths -> waves, computed in windows of few sizes, with the result of one pass over each mel.
 
-A sample of sound depends on `reach` mel frames on either side and on the source signal at its own place. So the source
-is made for the whole utterance, and the network behind it may run on windows that overlap by twice the reach: memory
-stays bounded, utterances of different length share a batch without padding, and few shapes are left to capture.
+A sample depends on `reach` mel frames on either side, and on the source signal there. So the source is computed for the
+whole utterance, and the network after it may run on windows that overlap by twice the reach: memory is bounded,
+utterances of different length share a batch without padding, and there are few shapes to capture.
 """
 
 from __future__ import annotations
@@ -26,19 +26,21 @@ from .noise import RequestNoise
 from .operations import vocoder_operations
 
 SIZES = (512, 256, 128, 64)  # mel frames of a captured window
-ROWS = (1, 2, 4, 8)  # windows side by side in a captured run
-F0_REACH = 5  # mel frames that a frame's fundamental frequency depends on, either side
-FADE = S3GEN_RATE // 50  # samples, 20 ms, of silence and then of fade: the voice prompt spills into the start
+ROWS = (1, 2, 4, 8)  # windows per captured batch
+F0_REACH = 5  # mel frames on either side that a frame's fundamental frequency depends on
+FADE = S3GEN_RATE // 50  # samples: 20 ms of silence, then 20 ms of fade, as the voice prompt leaks into the start
 
 
-_flags = threading.RLock()
+_tf32_lock = threading.RLock()  # the switches belong to the process: no thread may reset them while another computes
 
 
 class Window(NamedTuple):
+    """A stretch of an utterance's mel. All but `row` are frames of the utterance."""
+
     row: int  # of the batch
-    start: int  # frames, like all here
+    start: int
     size: int
-    first: int  # what is kept of it: from here
+    first: int  # its sound is used from here
     last: int  # to here
 
 
@@ -47,8 +49,8 @@ class WavRunner:
         self.hift, self.options = hift, options
         self.device = hift.conv_pre.weight.device
         self.reach = reach(hift.cfg)
-        self.hold = self.reach + F0_REACH  # frames at the end whose samples depend on what follows
-        # recorded as it is in every mode: torch.compile makes its tables anew, on the host, in the middle of it
+        self.hold = self.reach + F0_REACH  # frames at the end of a mel whose samples depend on later frames
+        # captured uncompiled in every mode: torch.compile would compute its tables on the host, during the capture
         recorded = options.compile and options.records("vocoder") and self.device.type == "cuda"
         trial = on_trial("vocoder", options, options.s3gen_dtype)
         self.captured = Captured("cudagraph" if recorded else None, self.device, trial=trial)
@@ -65,7 +67,7 @@ class WavRunner:
 
     @torch.inference_mode()
     def render(self, mels: Sequence[Tensor], noises: Sequence[RequestNoise]) -> list[Tensor]:
-        """(80, T) mels -> (480 T,) waves in float32 on the model's device, their starts silenced and faded in."""
+        """Mels (80, T) -> waves (480 T,) in float32 on the model's device, with silenced and faded starts."""
         for i, mel in enumerate(mels):
             if mel.dim() != 2 or mel.shape[0] != MEL_BINS or not mel.shape[1]:
                 raise ValueError(
@@ -76,17 +78,17 @@ class WavRunner:
         for mel, noise in zip(mels, noises):
             samples = SAMPLES_PER_FRAME * mel.shape[1]
             phases, normal = noise.phases(harmonics), noise.normal((1, harmonics, samples))
-            noise.normal((1, samples, 1))  # upstream draws this too, to no use
+            noise.normal((1, samples, 1))  # upstream draws this too, and does not use it
             spectra.append(self.spectrum(mel, phases, normal))
         return [fade_in(wave) for wave in self.decode(mels, spectra)]
 
     def spectrum(self, mel: Tensor, phases: Tensor, normal: Tensor) -> Tensor:
-        """(80, T) and its source's noise -> (1, 120 T + 1, 18)."""
+        """Mel (80, T) and the noise of its source -> the source's spectrum (1, 120 T + 1, 18)."""
         with full_float32(self.device):
             return self.hift.spectrum(self.hift.source(mel[None], phases, normal, self.operations))
 
     def decode(self, mels: Sequence[Tensor], spectra: Sequence[Tensor]) -> list[Tensor]:
-        """(80, T) mels and (1, 120 T + 1, 18) spectra of their sources -> (480 T,) waves."""
+        """Mels (80, T) and the spectra of their sources (1, 120 T + 1, 18) -> waves (480 T,)."""
         with full_float32(self.device):
             return self._decode(mels, spectra)
 
@@ -107,7 +109,7 @@ class WavRunner:
         return out
 
     def _size(self, total: int) -> int:
-        """Frames a window of an utterance has; all of its windows have the same."""
+        """Returns the frames per window of an utterance of `total` frames."""
         if self.captured.on and total >= SIZES[-1]:
             return next(s for s in SIZES if s <= min(total, max(self.options.wav_chunk, SIZES[-1])))
         if total <= self.options.wav_chunk:
@@ -117,12 +119,13 @@ class WavRunner:
         return -(-(total - 2 * self.reach) // count) + 2 * self.reach
 
     def _batches(self, size: int, group: list[Window]) -> Iterator[list[Window]]:
+        """Yields the windows of `group`, of `size` frames each, as batches."""
         rows = max(r for r in ROWS if r == 1 or self._fits(r, size))
         for i in range(0, len(group), rows):
             yield group[i : i + rows]
 
     def _fits(self, rows: int, size: int) -> bool:
-        """Whether so many windows may stand side by side. On a CPU one: it is busy with one."""
+        """Whether a batch may have that many windows of `size` frames. On a CPU one, which keeps it busy."""
         return rows * size <= self.options.wav_chunk and (self.device.type != "cpu" or self.captured.on)
 
     def _run(self, size: int, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -137,7 +140,7 @@ class WavRunner:
         return self.captured.run(key, lambda: self.hift.decode(mel, spectrum, self.operations))
 
     def _capture(self, key: tuple[int, int]) -> bool:
-        """Whether it is captured."""
+        """Captures (rows, frames) unless it is captured; returns whether it is."""
         if key in self._inputs or self.captured.closed:
             return self._inputs.get(key) is not None
         rows, size = key
@@ -154,7 +157,7 @@ class WavRunner:
 
     @torch.inference_mode()
     def warmup(self, batch: int = 1) -> None:
-        """Capture the windows of up to `batch` utterances ahead of their first use, the largest first."""
+        """Captures the windows of up to `batch` utterances before their first use, the largest first."""
         if not self.captured.on:
             return
         with full_float32(self.device):
@@ -165,7 +168,7 @@ class WavRunner:
 
 
 def windows(row: int, total: int, size: int, reach: int) -> list[Window]:
-    """Evenly spaced windows over `total` frames. Inner borders lie at least `reach` frames inside both neighbours."""
+    """Returns evenly spaced windows over `total` frames. Where two meet is at least `reach` frames inside both."""
     if total <= size:
         return [Window(row, 0, total, 0, total)]
     count = -(-(total - size) // (size - 2 * reach)) + 1
@@ -175,14 +178,14 @@ def windows(row: int, total: int, size: int, reach: int) -> list[Window]:
 
 
 def _cut(window: Window, mel: Tensor, spectrum: Tensor) -> tuple[Tensor, Tensor]:
-    """(80, size) of mel and (size * 120 + 1, 18) of spectrum, with the short-time frames of both ends."""
+    """Returns the window's part of the mel, (80, size), and of the spectrum, (120 size + 1, 18), both ends included."""
     rate = (spectrum.shape[1] - 1) // mel.shape[1]
     end = window.start + window.size
     return mel[:, window.start : end].float(), spectrum[0, rate * window.start : rate * end + 1]
 
 
 def fade_in(wave: Tensor) -> Tensor:
-    """20 ms of silence, then 20 ms of a raised cosine, in place; of a shorter wave what there is of it."""
+    """Silences the first 20 ms of a wave of any length and fades in the next 20 ms by a raised cosine, in place."""
     ramp = (torch.cos(torch.linspace(torch.pi, 0, FADE, device=wave.device)) + 1) / 2
     wave[:FADE] = 0
     late = wave[FADE : 2 * FADE]
@@ -192,11 +195,11 @@ def fade_in(wave: Tensor) -> Tensor:
 
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
-    """No TF32 within: the F0 net, the phases and the inverse transform need all 24 bits."""
+    """Disables TF32 inside: the F0 network, the phases and the inverse transform need all 24 bits."""
     if device.type != "cuda":
         yield
         return
-    with _flags:  # the switches belong to the process: a thread must not put them back while another computes
+    with _tf32_lock:
         switches, name, off = _tf32_switches()
         before = [getattr(s, name) for s in switches]
         for switch in switches:
@@ -209,8 +212,8 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
 
 def _tf32_switches() -> tuple[tuple, str, Any]:
-    """(where, name, off): of the generation that the program itself uses. Torch 2.9 brought a second one, and reading
-    the first raises where that has been set."""
+    """Returns the switches, the name of their attribute and its value for off. Torch 2.9 added a second set, and
+    reading the first raises once the program has used the second."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     try:
         _ = matmul.allow_tf32, cudnn.allow_tf32

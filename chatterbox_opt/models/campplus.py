@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..config import XVECTOR_DIM, CampplusConfig
 
-SEGMENT = 100  # frames of 20 ms over which a context is averaged
+SEGMENT = 100  # frames of 20 ms per average of the context
 DILATIONS = (1, 2, 2)  # of the three blocks
 
 
@@ -38,7 +38,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, F) -> (B, channels * F / 8, T)."""
-        # Channels last, which the kernels of both CPU and CUDA want: a third of the time on the CPU.
+        # Channels last: a third of the time on a CPU, and what CUDA's kernels need.
         x = x.transpose(1, 2)[:, None]
         x = F.relu_(self.conv1(x).contiguous(memory_format=torch.channels_last))
         return F.relu_(self.conv2(self.layer2(self.layer1(x)))).flatten(1, 2)
@@ -66,24 +66,25 @@ class Pointwise(nn.Conv1d):
 
 
 class ContextGate(nn.Module):
-    """A convolution over time, gated by the means of the segment and of the whole."""
+    """A convolution over time, gated by the means of each segment and of the whole recording."""
 
     def __init__(self, channels: int, out: int, dilation: int) -> None:
         super().__init__()
         self.dilation = dilation
-        self.taps = nn.Linear(channels, 3 * out, bias=False)  # the convolution's three taps, one below the other
+        self.taps = nn.Linear(channels, 3 * out, bias=False)  # the convolution's three taps, stacked
         self.linear1 = Pointwise(channels, channels // 2)
         self.linear2 = Pointwise(channels // 2, out)
 
     def forward(self, x: Tensor, counts: Tensor, out: Tensor) -> None:
-        """(B, S * SEGMENT, C), zero behind the end, and (S, 1) frames in each segment -> `out`, as long."""
+        """Writes the result to `out` (B, S * SEGMENT, out). x (B, S * SEGMENT, C) is zero after its last frame;
+        `counts` (S, 1) is the number of frames in each segment."""
         d = self.dilation
         before, local, behind = self.taps(x).chunk(3, 2)
         local[:, d:] += before[:, :-d]
         local[:, :-d] += behind[:, d:]
         sums = x.unflatten(1, (-1, SEGMENT)).sum(2)
         context = sums / counts + sums.sum(1, keepdim=True) / counts.sum()
-        gate = self.linear2(F.relu_(self.linear1(context))).sigmoid_()  # one a segment, not one a frame
+        gate = self.linear2(F.relu_(self.linear1(context))).sigmoid_()  # per segment, not per frame
         torch.mul(local.unflatten(1, (-1, SEGMENT)), gate[:, :, None], out=out.unflatten(1, (-1, SEGMENT)))
 
 
@@ -154,7 +155,7 @@ class Xvector(nn.Module):
         for i, (layers, dilation) in enumerate(zip(cfg.block_layers, DILATIONS), 1):
             self.add_module(f"block{i}", DenseBlock(layers, channels, cfg.growth, width, dilation))
             channels += layers * cfg.growth
-            # The last one's bias is the batch norm that upstream keeps apart behind it.
+            # The last one's bias is a batch norm that upstream has as a layer of its own.
             self.add_module(f"transit{i}", Transit(channels, bias=i == len(DILATIONS)))
             channels //= 2
         self.dense = Dense(2 * channels, XVECTOR_DIM)
@@ -180,5 +181,5 @@ class Campplus(nn.Module):
         self.xvector = Xvector(cfg)
 
     def forward(self, fbank: Tensor) -> Tensor:
-        """(B, T, 80) of equal length -> (B, 192)."""
+        """Filter banks (B, T, 80) of recordings of equal length -> x-vectors (B, 192)."""
         return self.xvector(self.head(fbank))

@@ -14,19 +14,19 @@ from torch.nn import functional as F
 
 from ..config import FlowConfig
 
-BLOCK = 256  # queries whose position scores exist at a time: 40 s of audio would fill a gigabyte at once
+BLOCK = 256  # queries per attention call: all position scores of 40 s of audio would take a gigabyte
 
 
 class HalfLinear(nn.Linear):
-    """A product in the precision of its weights, whatever comes in: the places where half precision is safe."""
+    """Casts its input to the dtype of its weights. It marks the products for which half precision is safe."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 class WindowConv(nn.Module):
-    """A convolution over time as one product: each frame's window of `taps` frames, (B, T, taps * C), times
-    a weight laid out the same way. Needs no transposes, and the padding is the caller's."""
+    """A convolution over time as one matrix product: each frame's window of `taps` frames, (B, T, taps * C), times a
+    weight in the same layout, without transposes. `left` and `right` are the frames of zero padding."""
 
     def __init__(self, n_in: int, n_out: int, taps: int, left: int, right: int = 0) -> None:
         super().__init__()
@@ -38,20 +38,21 @@ class WindowConv(nn.Module):
         return F.linear(self.windows(x.to(self.weight.dtype)), self.weight, self.bias)
 
     def windows(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, taps * C)."""
         padded = F.pad(x, (0, 0, self.left, self.right))
         return padded.unfold(1, self.taps, 1).transpose(2, 3).flatten(2)
 
 
 class Norm(nn.LayerNorm):
-    """In float32: an epsilon of 1e-12 is nothing in half precision."""
+    """Computes in float32: in half precision an epsilon of 1e-12 is zero."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps)
 
 
 def position_waves(dim: int, length: int, device: torch.device) -> Tensor:
-    """(2 * length - 1, dim): sines and cosines of how far a key stands to the left, from length - 1 down to
-    -(length - 1). Made anew each time: cheap, and a captured graph may only read what outlives it."""
+    """Returns (2 * length - 1, dim): sines and cosines of a query's position minus its key's, from length - 1 down to
+    -(length - 1). Computed in every call: cheap, and a captured graph may only read tensors that outlive it."""
     left = torch.arange(length - 1, -length, -1, dtype=torch.float32, device=device)[:, None]
     rate = torch.exp(torch.arange(0, dim, 2, dtype=torch.float32, device=device) * -(math.log(10_000.0) / dim))
     return torch.stack([(left * rate).sin(), (left * rate).cos()], -1).flatten(1)
@@ -68,7 +69,7 @@ def attend_biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -
 
 
 class RelativeAttention(nn.Module):
-    """Attention with Transformer-XL's position scores: q.k + u.k + q.p + v.p, p the wave of the distance."""
+    """Attention with Transformer-XL's position scores: q.k + u.k + q.p + v.p, where p is the wave of the distance."""
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
@@ -98,9 +99,9 @@ class RelativeAttention(nn.Module):
 
 
 def distance_scores(q: Tensor, p: Tensor, keys: int) -> Tensor:
-    """(B, H, m, keys) from q (B, H, m, d) and the waves of every distance these m queries meet, (H, d, m + keys - 1).
-    Query i meets key j at wave m - 1 - i + j: each row of the product starts one further to the left, which a
-    stride says without a copy."""
+    """Returns q.p of m queries and all keys, (B, H, m, keys), as a view. q (B, H, m, d); p (H, d, m + keys - 1) are the
+    waves of all their distances. Query i and key j have wave m - 1 - i + j: each row of the result starts one element
+    further left in its row of the product, which is a matter of strides."""
     raw = (q @ p).contiguous()
     b, h, m, w = raw.shape
     return raw.as_strided((b, h, m, keys), (h * m * w, m * w, w - 1, 1), m - 1)
@@ -130,7 +131,7 @@ class Layer(nn.Module):
 
 
 class Embed(nn.Module):
-    """Linear, norm, and the square root of the width."""
+    """Linear layer and norm, times the square root of the width."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -142,7 +143,7 @@ class Embed(nn.Module):
 
 
 class Lookahead(nn.Module):
-    """Each position sees the next few, then the last two."""
+    """A convolution over the next positions, then one over the previous two."""
 
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
@@ -178,7 +179,7 @@ class Conformer(nn.Module):
     ) -> Tensor:
         """Embedded tokens (B, T, C), of which row i has lengths[i] -> hidden states (B, 2T, C) in float32."""
         x = self.embed(x)
-        if lengths is not None:  # the look-ahead must see the silence that a row alone would see
+        if lengths is not None:  # a row's look-ahead must see zeros after its end, as it would alone
             x = x * padding_mask(lengths, x.shape[1]).unsqueeze(-1)
         x = self._run(self.encoders, self.pre_lookahead_layer(x).float(), lengths, attend)
         x = self.up_embed(self.up_layer(x))
@@ -194,5 +195,5 @@ class Conformer(nn.Module):
 
 
 def padding_mask(lengths: Tensor, size: int) -> Tensor:
-    """(B, size), True where a row has content."""
+    """Returns (B, size), True at positions below each row's length (B,)."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]

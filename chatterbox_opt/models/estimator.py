@@ -1,6 +1,6 @@
 """The velocity field of the flow: 1-D resnets and transformer blocks at full frame rate, one skip from first to last.
 
-Everything is (B, T, C); convolutions look back only, so padding on the right never reaches a frame.
+Everything is (B, T, C). Convolutions are causal, so padding on the right never reaches a frame.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class ConvBlock(nn.Module):
         return self.finish(self.conv(x))
 
     def finish(self, x: Tensor) -> Tensor:
+        """What follows the convolution."""
         return F.mish(self.norm(x))
 
 
@@ -66,10 +67,11 @@ class Resnet(nn.Module):
 
 
 class FirstResnet(Resnet):
-    """The same, with what the constant channels contribute computed once an utterance."""
+    """A Resnet that multiplies the channels that are constant between steps once per utterance."""
 
     def constant(self, channels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, 240) -> their share of the convolution and of the shortcut, biases included."""
+        """Constant channels (B, T, 240) -> their part of the convolution and of the shortcut, (B, T, C) each, biases
+        included."""
         conv, short = self.block1.conv, self.res_conv
         weight = conv.weight.unflatten(1, (conv.taps, -1))[:, :, MEL_BINS:].flatten(1)
         channels = channels.to(weight.dtype)
@@ -77,7 +79,7 @@ class FirstResnet(Resnet):
         return through.float(), F.linear(channels, short.weight[:, MEL_BINS:], short.bias).float()
 
     def forward(self, x: Tensor, time: Tensor, constant: tuple[Tensor, Tensor]) -> Tensor:
-        """x (B, T, 80). `constant` may have a multiple of B rows: guidance sees the same x twice."""
+        """x (B, T, 80) -> (rows of `constant`, T, C). These are B, or 2B: with guidance both halves have the same x."""
         conv, copies = self.block1.conv, constant[0].shape[0] // x.shape[0]
         weight = conv.weight.unflatten(1, (conv.taps, -1))[:, :, :MEL_BINS].flatten(1)
         x = x.to(weight.dtype)
@@ -146,14 +148,14 @@ class Estimator(nn.Module):
         self.final_proj = HalfLinear(c, MEL_BINS)
 
     def time_table(self, span: Tensor) -> Tensor:
-        """(S + 1,) times -> (S, stages, C): what each resnet is told at each step. The same for every utterance."""
+        """(S + 1,) times -> (S, stages, C): what each resnet adds at each step, the same for every utterance."""
         t = self.time_mlp(span)
         t = t[:-1] if self.time_embed_mixer is None else self.time_embed_mixer(torch.cat([t[:-1], t[1:]], 1))
         t = F.mish(t)
         return torch.stack([stage.resnet.mlp(t) for stage in (self.down, *self.mid, self.up)], 1)
 
     def constant(self, mu: Tensor, speaker: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
-        """mu and prompt (B, T, 80), speaker (B, 80): what they add to every step."""
+        """mu and prompt (B, T, 80), speaker (B, 80) -> what they add in every step, (B, T, C) twice."""
         speaker = speaker[:, None].expand(-1, mu.shape[1], -1)
         return self.down.resnet.constant(torch.cat([mu, speaker, prompt], -1))
 
@@ -161,8 +163,8 @@ class Estimator(nn.Module):
         self, x: Tensor, time: Tensor, constant: tuple[Tensor, Tensor], mask: Tensor | None = None,
         attend: AttendAll = attend_all,
     ) -> Tensor:  # fmt: skip
-        """x (B, T, 80), time (stages, C), constant as `constant` gives it, for B rows or for 2B: (B | 2B, T, 80)
-        velocities in float32. `mask` (rows, 1, 1, T) is True, or 0 where others are -inf, at keys that exist."""
+        """x (B, T, 80), time (stages, C), constant as `constant` returns it, for B or 2B rows -> velocities
+        (B | 2B, T, 80) in float32. `mask` (rows, 1, 1, T) is True at keys that exist, or 0 there and -inf elsewhere."""
         skip = x = self.down(self.down.resnet(x, time[0], constant), mask, attend)
         x = self.down.conv(x).float()
         for i, stage in enumerate(self.mid):

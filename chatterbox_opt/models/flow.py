@@ -55,36 +55,37 @@ class Flow(nn.Module):
 
     @property
     def guided(self) -> bool:
-        """Whether velocities are led away from those of a flow that knows nothing. Meanflow has learnt that."""
+        """Whether steps use classifier-free guidance. Meanflow models were distilled from guided ones and need none."""
         return not self.config.meanflow and self.config.cfg_rate > 0
 
     def conditions(self, mu: Tensor, speaker: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
-        """What every step is told, (B, T, C) each; with guidance (2B, T, C), the rows that know nothing behind."""
+        """mu and prompt (B, T, 80), speaker (B, 80) -> Estimator.constant of them, (B, T, C) twice; with guidance
+        (2B, T, C), the unconditioned rows last."""
         known = self.decoder.estimator.constant(mu, speaker, prompt)
         if not self.guided:
             return known
-        nothing = [torch.zeros_like(t) for t in (mu, speaker, prompt)]
-        through, short = (torch.cat(pair) for pair in zip(known, self.decoder.estimator.constant(*nothing)))
+        zeros = [torch.zeros_like(t) for t in (mu, speaker, prompt)]
+        through, short = (torch.cat(pair) for pair in zip(known, self.decoder.estimator.constant(*zeros)))
         return through, short
 
     def euler(
         self, x: Tensor, time: Tensor, dt: Tensor, conditions: tuple[Tensor, Tensor], mask: Tensor | None = None,
         unguided: bool = False, ops: FlowOperations = FLOW_REFERENCE,
     ) -> Tensor:  # fmt: skip
-        """One step of the state x (B, T, 80), float32. `time` is a row of Estimator.time_table, `mask` has as many rows
-        as the conditions."""
+        """Returns the state x (B, T, 80), float32, one Euler step of `dt` later. `time` is a row of
+        Estimator.time_table; `mask` has as many rows as the conditions; `unguided` omits guidance in this step."""
         estimator, rate = self.decoder.estimator, self.config.cfg_rate
         if self.guided and not unguided:
-            lead, blind = estimator(x, time, conditions, mask, ops.attend_all).chunk(2)
-            return x + dt * ((1 + rate) * lead - rate * blind)
+            conditioned, blind = estimator(x, time, conditions, mask, ops.attend_all).chunk(2)
+            return x + dt * ((1 + rate) * conditioned - rate * blind)
         known = conditions[0][: len(x)], conditions[1][: len(x)]
         mask = None if mask is None else mask[: len(x)]
         return x + dt * estimator(x, time, known, mask, ops.attend_all)
 
 
 def time_span(steps: int, meanflow: bool, schedule: str = "cosine", device: torch.device | None = None) -> Tensor:
-    """(steps + 1,) times from 0 to 1. Meanflow's are even; "cosine" is what the guided model was published with;
-    "sway" spends more of its steps early, for runs with fewer of them."""
+    """Returns (steps + 1,) times from 0 to 1: even for meanflow; "cosine", with which the guided model was published;
+    or "sway", which has more of its steps early, for few steps."""
     t = torch.linspace(0, 1, steps + 1, device=device)
     if meanflow:
         return t

@@ -19,7 +19,7 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.dim, config.dim)
 
     def forward(self, qkv: Tensor, layer: int, kv: KV | None) -> Tensor:
-        """(B, T, 3*D) -> (B, T, D), not yet projected."""
+        """(B, T, 3*D) -> (B, T, D), before the output projection."""
         if (fused := getattr(kv, "fused", None)) is not None:
             return fused(layer, qkv, None)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, Dh)
@@ -34,6 +34,8 @@ class MLP(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
+    """Computes in float32."""
+
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == self.weight.dtype == torch.float32:
             return torch.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)

@@ -1,7 +1,7 @@
 """Mel and source -> wav: an up-sampling residual stack that writes a short-time spectrum, and its inverse.
 
-Everything between the two transforms is (B, C, 1, T) with channels last: convolutions run a third faster that way on
-the CPU, tensor cores ask for it, and the short-time frames come out of their matrix product already so.
+Everything between the two transforms is (B, C, 1, T) with channels last: convolutions are a third faster on a CPU,
+tensor cores need it, and short-time frames come out of their matrix product in this layout.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from ..config import MEL_BINS, HiftConfig
 from .layers import overlap_add
 from .source import F0Predictor, HarmonicSource
 
-FLOAT32 = ("f0_predictor", "m_source", "conv_post")  # kept so when the rest runs in half precision
+FLOAT32 = ("f0_predictor", "m_source", "conv_post")  # the parts that stay float32 in half precision
 LAST_SLOPE = 0.01  # of the leaky ReLU before the last convolution; the others have cfg.lrelu_slope
 MAX_MAGNITUDE = 1e2
 
 
 class Conv(nn.Conv2d):
-    """As long as its input."""
+    """A convolution over time whose output is as long as its input."""
 
     def __init__(self, n_in: int, n_out: int, kernel: int, dilation: int = 1) -> None:
         super().__init__(n_in, n_out, (1, kernel), padding=(0, (kernel - 1) * dilation // 2), dilation=(1, dilation))
@@ -36,10 +36,10 @@ def convolve(x: Tensor, conv: Conv) -> Tensor:
 
 
 def snake(x: Tensor, scale: Tensor | None = None) -> Tensor:
-    """u + sin(u)^2 with u = scale * x; without a scale `x` is overwritten.
+    """Returns u + sin(u)^2 with u = scale * x. x is (B, C, 1, T) and is overwritten if there is no scale (C,).
 
-    Snake is x + sin(a x)^2 / a. Its 1/a is folded into the convolution behind it, and where a convolution stands before
-    it, a is folded into that one.
+    Snake is x + sin(a x)^2 / a. Its 1/a is folded into the convolution after it, and a into the one before it, where
+    there is one.
     """
     u = x if scale is None else x * scale[:, None, None]
     wave = torch.sin(u)
@@ -129,7 +129,7 @@ class Hift(nn.Module):
         for i, up in enumerate(self.ups):
             x = up(F.leaky_relu_(x, self.cfg.lrelu_slope))
             y = self.source_resblocks[i](self.source_downs[i](source), ops)
-            if i == len(self.ups) - 1:  # one frame more than up-sampling gives: the first is mirrored
+            if i == len(self.ups) - 1:  # one frame more than the up-sampled mel, whose first is mirrored
                 y[..., 1:] += x
                 y[..., :1] += x[..., 1:2]
             else:
@@ -148,7 +148,7 @@ class Hift(nn.Module):
         return total.div_(n)
 
     def _wave(self, x: Tensor) -> Tensor:
-        """(B, T, 18) log-magnitudes and phases -> (B, hop (T - 1)), overlapped and added."""
+        """Log-magnitudes and phases (B, T, 18) -> wave (B, hop (T - 1)), by overlap and add."""
         n_fft, hop = self.cfg.n_fft, self.cfg.hop
         magnitude, phase = x.split(n_fft // 2 + 1, -1)
         magnitude = magnitude.exp().clamp_(max=MAX_MAGNITUDE)
@@ -163,7 +163,7 @@ class Hift(nn.Module):
 
 
 def down_rates(cfg: HiftConfig) -> list[int]:
-    """How far the source's spectrum is decimated to meet each level: 15, 3, 1."""
+    """Returns the factor by which each level decimates the source's spectrum: 15, 3, 1."""
     return [math.prod(cfg.up_rates[i + 1 :]) for i in range(len(cfg.up_rates))]
 
 
@@ -174,14 +174,14 @@ def window(n_fft: int) -> Tensor:
 
 @cache
 def window_squared(n_fft: int, device: torch.device) -> Tensor:
-    """On the device: a copy from the host has no place in a captured run."""
+    """Kept on the device: a captured graph cannot copy from the host."""
     with torch.inference_mode(False):
         return (window(n_fft) ** 2).float().to(device)
 
 
 @cache
 def analysis(n_fft: int, device: torch.device) -> Tensor:
-    """(n_fft, n_fft + 2): a frame times this is its windowed spectrum."""
+    """Returns (n_fft, n_fft + 2): a frame times this is its windowed spectrum."""
     angle = _angles(n_fft)
     with torch.inference_mode(False):
         return (window(n_fft)[:, None] * torch.cat([angle.cos(), -angle.sin()], 1)).float().to(device)
@@ -189,7 +189,7 @@ def analysis(n_fft: int, device: torch.device) -> Tensor:
 
 @cache
 def synthesis(n_fft: int, device: torch.device) -> Tensor:
-    """(n_fft + 2, n_fft): the inverse, windowed again."""
+    """Returns (n_fft + 2, n_fft): the inverse, windowed again."""
     angle = _angles(n_fft).t()
     twice = torch.full((n_fft // 2 + 1, 1), 2.0, dtype=torch.float64, device="cpu")
     twice[0] = twice[-1] = 1.0  # all but these two have a mirror image
@@ -203,9 +203,9 @@ def _angles(n_fft: int) -> Tensor:
 
 
 def reach(cfg: HiftConfig) -> int:
-    """Mel frames on either side that a sample of sound depends on, through the mel or through the source's spectrum."""
-    at = cfg.n_fft / 2 / cfg.hop + 3  # inverse transform and conv_post, in positions of the level walked through
-    rate = math.prod(cfg.up_rates)  # short-time frames a mel frame
+    """Returns the mel frames on either side that a sample depends on, through the mel or the source's spectrum."""
+    at = cfg.n_fft / 2 / cfg.hop + 3  # of the inverse transform and conv_post, in positions of the current level
+    rate = math.prod(cfg.up_rates)  # short-time frames per mel frame
     branches = max(_block_reach(k, d) for k, d in zip(cfg.res_kernels, cfg.res_dilations))
     farthest = 0.0
     for i in reversed(range(len(cfg.up_rates))):

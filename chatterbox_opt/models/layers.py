@@ -14,7 +14,7 @@ from ..config import T3Config
 
 
 def rope_frequencies(config: T3Config) -> Tensor:
-    """(head_dim/2,) radians a position, Llama 3's scaling applied."""
+    """Returns (head_dim/2,) radians per position, with Llama 3's scaling."""
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float32)
     freq = 1.0 / (config.rope_theta ** (half / config.head_dim))
     turns = config.rope_original * freq / (2 * math.pi)  # of each frequency over the original context
@@ -23,7 +23,7 @@ def rope_frequencies(config: T3Config) -> Tensor:
 
 
 def rope_table(config: T3Config, positions: int, device: torch.device) -> Tensor:
-    """(positions, head_dim/2, 2): cosine and sine of each position's angle."""
+    """Returns (positions, head_dim/2, 2): cosine and sine of each position's angles."""
     with torch.inference_mode(False):
         angle = torch.arange(positions, dtype=torch.float32)[:, None] * rope_frequencies(config)
         return torch.stack([angle.cos(), angle.sin()], -1).to(device)

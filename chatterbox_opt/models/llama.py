@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from ..config import T3Config
 from .layers import T3_REFERENCE, T3Operations, attend, rope_table, swiglu
 
-# (layer, q, k, v) of the new positions, each (B, H, T, Dh) -> (B, T, H*Dh): remembers k and v, and attends to
-# everything remembered. The engine's cache has this shape. Where it has a `fused` that is not None, that is called
-# instead, with (layer, qkv (B, 1, 3*D), rope or None): it splits, turns, remembers and attends at once.
+# The cache: called with (layer, q, k, v) of the new positions, each (B, H, T, Dh), it stores k and v, attends to all
+# stored positions, and returns (B, T, H*Dh). If it has an attribute `fused` that is not None, that is called instead,
+# with (layer, qkv (B, 1, 3*D), rope or None): it splits, rotates, stores and attends at once. See engine/cache.py.
 KV = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -21,10 +21,10 @@ class RMSNorm(nn.Module):
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
+        self.width, self.eps = dim, eps
 
     def forward(self, x: Tensor) -> Tensor:
-        # float32 whatever the weights are: the mean of squares of 1024 bf16 numbers is not one
+        # always in float32: bf16 is too coarse for a mean of 1024 squares
         return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
 
 
@@ -38,7 +38,7 @@ class Attention(nn.Module):
     def forward(
         self, qkv: Tensor, rope: Tensor, layer: int, kv: KV | None, ops: T3Operations = T3_REFERENCE
     ) -> Tensor:
-        """(B, T, 3*D) -> (B, T, D), not yet projected."""
+        """(B, T, 3*D) -> (B, T, D), before the output projection."""
         if (fused := getattr(kv, "fused", None)) is not None:
             return fused(layer, qkv, rope)
         qkv = qkv.unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, Dh)
@@ -80,7 +80,8 @@ class Llama(nn.Module):
         self._rope: Tensor | None = None
 
     def rope(self, device: torch.device) -> Tensor:
-        """Made once, and an attribute: a compiler that reads past a cache would make it anew in every step."""
+        """Computed once and kept as an attribute: torch.compile ignores functools.cache and would compute it in every
+        step."""
         if self._rope is None or self._rope.device != device:
             self._rope = rope_table(self.config, self.config.max_positions, device)
         return self._rope

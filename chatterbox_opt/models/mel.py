@@ -1,4 +1,4 @@
-"""The four spectrograms the checkpoints were trained on. Filter banks are built once a device, in numpy."""
+"""The four spectrograms that the networks were trained on. Filter banks are computed once per device."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 S3_MELS = 128
 VOICE_MELS = 40
 FBANK_BINS = 80
-SHORTEST = 401  # samples: below this the 400-sample windows have no frame, or nothing to reflect
+SHORTEST = 401  # samples: shorter audio has no frame of 400 samples, or too little to reflect at its ends
 
 
 def slaney_filters(rate: int, n_fft: int, n_mels: int, fmax: float) -> np.ndarray:
-    """(n_mels, n_fft // 2 + 1) triangles on Slaney's mel scale, each of unit area, from 0 Hz to fmax."""
-    # The scale is linear up to 1 kHz, 200/3 Hz a mel, and logarithmic above it, 27 mels for a factor of 6.4.
+    """Returns (n_mels, n_fft // 2 + 1): triangles on Slaney's mel scale, each of unit area, from 0 Hz to fmax."""
+    # The scale is linear up to 1 kHz, with 200/3 Hz per mel, and logarithmic above, with 27 mels per factor of 6.4.
     knee, per_mel, log_step = 1000.0, 200.0 / 3, math.log(6.4) / 27.0
     knee_mel = knee / per_mel
     top = knee_mel + math.log(fmax / knee) / log_step if fmax >= knee else fmax / per_mel
@@ -31,17 +31,15 @@ def slaney_filters(rate: int, n_fft: int, n_mels: int, fmax: float) -> np.ndarra
 
 
 def kaldi_filters(rate: int, n_fft: int, n_mels: int, fmin: float) -> Tensor:
-    """(n_mels, n_fft // 2 + 1) triangles on HTK's mel scale, of unit height, from fmin to rate / 2.
-
-    In float32 throughout: Kaldi's own rounding is part of what the x-vector network saw.
-    """
+    """Returns (n_mels, n_fft // 2 + 1): triangles on HTK's mel scale, of unit height, from fmin to rate / 2. In float32
+    throughout, to round as Kaldi does, with which the x-vector network was trained."""
     low, high = (1127.0 * math.log(1.0 + f / 700.0) for f in (fmin, rate / 2))
     step = (high - low) / (n_mels + 1)
     index = torch.arange(n_mels)[:, None]
     left, centre, right = low + index * step, low + (index + 1.0) * step, low + (index + 2.0) * step
     mel = 1127.0 * (1.0 + rate / n_fft * torch.arange(n_fft // 2) / 700.0).log()
     triangles = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp(min=0.0)
-    return F.pad(triangles, (0, 1))  # Kaldi leaves the bin at rate / 2 out
+    return F.pad(triangles, (0, 1))  # Kaldi omits the bin at rate / 2
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,13 +1,13 @@
 """16 kHz log-mel -> 25 Hz speech tokens: a Whisper-like encoder with FSMN memory, then eight ternary digits.
 
-Recordings of different length are one batch without padding: their frames stand one after another, so the linear layers
-see one tall matrix, and only attention and memory look at one recording at a time.
+Recordings of different length form a batch without padding: their frames are concatenated, so that linear layers get
+one tall matrix, and only attention and memory treat each recording separately.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ WINDOW = 3000  # mel frames, 30 s: what the encoder was trained on
 STRIDE = 2600  # longer recordings are read in windows that overlap by 4 s
 HALF_OVERLAP = 50  # tokens, 2 s, dropped on either side of a seam
 WINDOWS_AT_ONCE = 8  # bounds the widest activation at 120 MB
-MEMORY = 31  # taps of the FSMN filter
+MEMORY = 31  # taps of the FSMN filter, over tokens
 ROPE_THETA = 10_000.0
 DIGITS = 8  # of base 3
 TANH_SCALE = 0.9990000128746033  # keeps the rounding of a saturated tanh inside -1..1
@@ -27,11 +27,30 @@ TANH_SCALE = 0.9990000128746033  # keeps the rounding of a saturated tanh inside
 
 @functools.lru_cache(maxsize=16)
 def _rope(head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin, (WINDOW / 4, 1, head_dim / 2): dimension i turns with i + head_dim / 2."""
+    """Returns cosine and sine, (WINDOW / 4, 1, head_dim / 2) each: dimension i is rotated with i + head_dim / 2."""
     with torch.inference_mode(False), torch.device("cpu"):
         frequency = 1.0 / ROPE_THETA ** (torch.arange(0, head_dim, 2).float() / head_dim)
         angle = torch.outer(torch.arange(WINDOW // 4).float(), frequency)[:, None]
         return angle.cos().to(device), angle.sin().to(device)
+
+
+# (v (T, dim), weight (dim, 1, MEMORY)) -> (T, dim): each channel filtered over time, plus itself
+Memory = Callable[[Tensor, Tensor], Tensor]
+
+
+def memory(v: Tensor, weight: Tensor) -> Tensor:
+    """As a depthwise convolution."""
+    return F.conv1d(v.t()[None], weight, padding=MEMORY // 2, groups=len(weight))[0].t() + v
+
+
+def memory_by_taps(v: Tensor, weight: Tensor) -> Tensor:
+    """As one multiply-add per tap, for a CPU, where a depthwise convolution takes three times as long."""
+    taps = weight[:, 0].t().contiguous()
+    padded = F.pad(v, (0, 0, MEMORY // 2, MEMORY // 2))
+    out = v.clone()
+    for i in range(MEMORY):
+        out.addcmul_(padded[i : i + len(v)], taps[i])
+    return out
 
 
 class Attention(nn.Module):
@@ -42,7 +61,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
         self.fsmn_block = nn.Conv1d(dim, dim, MEMORY, groups=dim, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int], memory: Memory) -> Tensor:
         """(L, dim) -> (L, dim); L is the sum of `lengths`, cos and sin are (L, 1, head_dim / 2)."""
         qk, v = self.qkv(x).split((2 * x.shape[1], x.shape[1]), 1)
         near, far = qk.view(len(x), 2 * self.heads, -1).chunk(2, -1)
@@ -52,21 +71,8 @@ class Attention(nn.Module):
             F.scaled_dot_product_attention(a[None], b[None], c[None])[0]
             for a, b, c in zip(q.split(lengths, 1), k.split(lengths, 1), heads.split(lengths, 1))
         ]
-        memory = [self._remember(part) for part in v.split(lengths)]
-        return self.out(torch.cat(seen, 1).transpose(0, 1).reshape(len(x), -1)) + torch.cat(memory)
-
-    def _remember(self, v: Tensor) -> Tensor:
-        """(T, dim): each channel filtered over time, plus itself."""
-        weight = self.fsmn_block.weight
-        if v.device.type != "cpu":
-            return F.conv1d(v.t()[None], weight, padding=MEMORY // 2, groups=len(weight))[0].t() + v
-        # On the CPU a depthwise convolution costs three times what its 31 shifted multiply-adds do.
-        taps = weight[:, 0].t().contiguous()
-        padded = F.pad(v, (0, 0, MEMORY // 2, MEMORY // 2))
-        out = v.clone()
-        for i in range(MEMORY):
-            out.addcmul_(padded[i : i + len(v)], taps[i])
-        return out
+        remembered = [memory(part, self.fsmn_block.weight) for part in v.split(lengths)]
+        return self.out(torch.cat(seen, 1).transpose(0, 1).reshape(len(x), -1)) + torch.cat(remembered)
 
 
 class Mlp(nn.Sequential):
@@ -74,8 +80,8 @@ class Mlp(nn.Sequential):
         super().__init__(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
     def hidden(self, x: Tensor) -> Tensor:
-        """(L, dim) -> (4 dim, L and what is missing to a multiple of 16)."""
-        # Channels by rows: MKL is an eighth faster that way round, if the rows come in sixteens.
+        """(L, dim) -> (4 dim, L rounded up to a multiple of 16)."""
+        # Transposed: MKL is an eighth faster if the number of rows is a multiple of 16.
         x = F.pad(x, (0, 0, 0, -len(x) % 16))
         return F.gelu(torch.addmm(self[0].bias[:, None], self[0].weight, x.t()))
 
@@ -92,9 +98,9 @@ class Block(nn.Module):
         self.mlp = Mlp(dim)
         self.mlp_ln = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
-        """(L, dim) -> (L, dim), before the MLP has been added."""
-        return x + self.attn(self.attn_ln(x), cos, sin, lengths)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int], memory: Memory) -> Tensor:
+        """(L, dim) -> (L, dim), without the MLP."""
+        return x + self.attn(self.attn_ln(x), cos, sin, lengths, memory)
 
 
 class Encoder(nn.Module):
@@ -105,18 +111,20 @@ class Encoder(nn.Module):
         self.conv2 = nn.Conv1d(cfg.dim, cfg.dim, 3, stride=2, padding=1)
         self.blocks = nn.ModuleList(Block(cfg.dim, cfg.heads) for _ in range(cfg.layers))
 
-    def forward(self, mels: Sequence[Tensor]) -> tuple[Tensor, Tensor, nn.Linear, list[int]]:
-        """(n_mels, T) each, T at most WINDOW -> (L, dim) of all of them, short of the last MLP's share; what is inside
-        that, (4 dim, L or more), with the layer that would bring it out; and how many of the L belong to each."""
+    def forward(
+        self, mels: Sequence[Tensor], memory: Memory = memory
+    ) -> tuple[Tensor, Tensor, nn.Linear, list[int]]:
+        """Mels (n_mels, T) each, T at most WINDOW -> the frames (L, dim) of all of them without the last MLP's output;
+        that MLP's hidden layer (4 dim, L or more) and its output layer; the number of frames of each mel."""
         rows = [F.gelu(self.conv2(F.gelu(self.conv1(mel[None]))))[0].t() for mel in mels]
         lengths = [len(row) for row in rows]
         x = torch.cat(rows)
         cos, sin = (torch.cat([t[:n] for n in lengths]).to(x.dtype) for t in _rope(self.head_dim, x.device))
         for block in self.blocks[:-1]:
-            x = block(x, cos, sin, lengths)
+            x = block(x, cos, sin, lengths, memory)
             x = x + block.mlp(block.mlp_ln(x))
         last = self.blocks[-1]
-        x = last(x, cos, sin, lengths)
+        x = last(x, cos, sin, lengths, memory)
         return x, last.mlp.hidden(last.mlp_ln(x)), last.mlp[2], lengths
 
 
@@ -126,8 +134,8 @@ class Codebook(nn.Module):
         self.project_down = nn.Linear(dim, DIGITS)
 
     def forward(self, x: Tensor, inner: Tensor, outer: nn.Linear) -> Tensor:
-        """The digits of x + outer(inner): (L, dim) and (4 dim, L or more) -> (L,) ids."""
-        # Nothing but linear layers from here to the digits: multiplied first, they spare a twentieth of all the work.
+        """Returns the ids (L,) of x + outer(inner), where x is (L, dim) and inner (4 dim, L or more)."""
+        # All is linear from here to the digits: multiplying the weights first saves a twentieth of all the work.
         down = self.project_down
         sums = down(x + outer.bias) + (down.weight @ outer.weight @ inner).t()[: len(x)]
         digits = (sums.float().tanh() * TANH_SCALE).round().long() + 1
@@ -149,14 +157,14 @@ class S3Tokenizer(nn.Module):
         self.encoder = Encoder(cfg)
         self.quantizer = Quantizer(cfg.dim)
 
-    def forward(self, mels: Sequence[Tensor]) -> list[Tensor]:
-        """Log-mels of any length, (128, T) each -> their ids, (ceil(T / 4),) each up to 30 s."""
+    def forward(self, mels: Sequence[Tensor], memory: Memory = memory) -> list[Tensor]:
+        """Log-mels (128, T) of any length -> the ids of each, (ceil(T / 4),) up to 30 s."""
         dtype = self.encoder.conv1.weight.dtype
         windows = [split_windows(mel.to(dtype)) for mel in mels]
         flat = [window for parts in windows for window in parts]
         ids: list[Tensor] = []
         for start in range(0, len(flat), WINDOWS_AT_ONCE):
-            *values, lengths = self.encoder(flat[start : start + WINDOWS_AT_ONCE])
+            *values, lengths = self.encoder(flat[start : start + WINDOWS_AT_ONCE], memory)
             ids += self.quantizer(*values).split(lengths)
         found = iter(ids)
         return [join_windows([next(found) for _ in parts]) for parts in windows]
@@ -166,12 +174,12 @@ def split_windows(mel: Tensor) -> list[Tensor]:
     length = mel.shape[1]
     if length <= WINDOW:
         return [mel]
-    # The library also opens a window on what the one before has heard to its end, and loses up to 2 s at that seam.
+    # Upstream's library starts another window where the last one has reached the end, and loses up to 2 s there.
     return [mel[:, i : i + WINDOW] for i in range(0, length - (WINDOW - STRIDE), STRIDE)]
 
 
 def join_windows(ids: Sequence[Tensor]) -> Tensor:
-    """Seams lie in the middle of each overlap."""
+    """Ids of overlapping windows -> one row; the seams are in the middle of each overlap."""
     last = len(ids) - 1
     return torch.cat([
         row[HALF_OVERLAP if i else 0 : len(row) - HALF_OVERLAP if i < last else len(row)] for i, row in enumerate(ids)

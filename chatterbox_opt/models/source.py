@@ -1,6 +1,6 @@
-"""Mel -> the excitation the vocoder shapes: fundamental frequency, its harmonics as sines, and noise.
+"""Mel -> the vocoder's excitation: the fundamental frequency, its harmonics as sines, and noise.
 
-All of it in float32 with phases summed in float64: an error of phase grows with every second of sound.
+In float32, with phases summed in float64: an error of phase grows with every second of sound.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from ..config import MEL_BINS, S3GEN_RATE, SAMPLES_PER_FRAME, HiftConfig
 
-BLOCK = 500  # frames of source made at a time; each is 9 harmonics of 480 samples
+BLOCK = 500  # frames computed at once, each of 9 harmonics by 480 samples
 
 
 class F0Predictor(nn.Module):
-    """(B, 80, T) mel -> (B, T) Hz, near zero where unvoiced.
+    """Mel (B, 80, T) -> fundamental frequency (B, T) in Hz, near zero where unvoiced.
 
-    The same operations in the same layout as upstream's, to the last bit on the CPU: what differs here is summed up by
-    the phases for as long as the utterance lasts (one unit in the last place of 200 Hz is 0.01 cycles after a minute,
-    at the ninth harmonic), and it is one percent of the vocoder's work.
+    The same operations in the same layout as upstream's, equal to the last bit on a CPU: the phases add up any
+    difference for the length of an utterance (one unit in the last place of 200 Hz is 0.01 cycles after a minute, at
+    the ninth harmonic). It is one percent of the vocoder's work.
     """
 
     def __init__(self, channels: int) -> None:
@@ -38,7 +38,7 @@ class F0Predictor(nn.Module):
 
 
 class HarmonicSource(nn.Module):
-    """(B, T) Hz -> (B, 480 T) samples: the fundamental and its overtones, weighed into one signal."""
+    """Fundamental frequency (B, T) in Hz -> samples (B, 480 T): the weighted sum of its H harmonics."""
 
     def __init__(self, cfg: HiftConfig) -> None:
         super().__init__()
@@ -48,10 +48,10 @@ class HarmonicSource(nn.Module):
     def forward(
         self, f0: Tensor, phases: Tensor, noise: Tensor, phase_dtype: torch.dtype = torch.float64
     ) -> Tensor:
-        """`phases` (B, H, 1) start each sine (the first is taken as zero); `noise` (B, H, 480 T) is normal; phases are
-        summed in `phase_dtype`."""
+        """`phases` (B, H, 1) are where the sines start, in radians (the first is taken as zero); `noise` (B, H, 480 T)
+        is normal; phases are summed in `phase_dtype`."""
         order = torch.arange(1, phases.shape[1] + 1, device=f0.device, dtype=f0.dtype)
-        step = (f0[:, None, :] * order[:, None] / S3GEN_RATE).to(phase_dtype)  # (B, H, T) cycles a sample
+        step = (f0[:, None, :] * order[:, None] / S3GEN_RATE).to(phase_dtype)  # (B, H, T) cycles per sample
         start = (step.cumsum(-1) - step) * SAMPLES_PER_FRAME  # cycles before each frame
         phases = torch.cat([torch.zeros_like(phases[:, :1]), phases[:, 1:]], 1)
         blocks = [
@@ -62,8 +62,7 @@ class HarmonicSource(nn.Module):
         return torch.cat(blocks, -1) if len(blocks) > 1 else blocks[0]
 
     def _block(self, f0: Tensor, step: Tensor, start: Tensor, phases: Tensor, noise: Tensor) -> Tensor:
-        # Upstream sums each harmonic's steps in double and keeps the running sum in float32. That rounding is audible
-        # in the numbers after a few seconds (0.002 cycles at 2^14), so it is part of what the networks were run with.
+        # Rounded to float32 as upstream does: that changes phases after a few seconds, by 0.002 cycles at 2^14.
         ramp = torch.arange(1, SAMPLES_PER_FRAME + 1, device=f0.device, dtype=step.dtype)
         cycles = torch.addcmul(start.unsqueeze(-1), step.unsqueeze(-1), ramp).float()  # (B, H, n, 480)
         sine = cycles.frac_().mul_(2 * math.pi).add_(phases.unsqueeze(-1)).sin_()

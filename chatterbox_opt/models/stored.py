@@ -1,4 +1,4 @@
-"""A product whose weight a packed checkpoint holds in the form that the engine makes its own of."""
+"""A linear layer whose weight is still in a packed checkpoint, quantized."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 
 class StoredLinear(nn.Module):
-    """Stands where a linear will: read when the engine asks, so that no more than a few lie in memory twice."""
+    """A placeholder. The engine replaces one after another and calls `read` for its weight, so that only a few weights
+    are in memory twice."""
 
     def __init__(self, linear: nn.Linear, read: Callable[[], dict[str, Tensor]]) -> None:
         super().__init__()

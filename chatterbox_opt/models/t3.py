@@ -1,4 +1,4 @@
-"""T3: a voice, then text tokens, then speech tokens, through one causal transformer."""
+"""T3: one causal transformer over a voice, text tokens and speech tokens."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class T3(nn.Module):
         return self.cond_enc(speaker.to(dtype), prompt, None if emotion is None else emotion.to(dtype))
 
     def text_part(self, text: Tensor, unconditional: Tensor | None = None) -> Tensor:
-        """(B, T) ids and the start of speech -> (B, T + 2 | 1, D). Rows where `unconditional` (B,) holds lose
-        their text but keep its positions. Llama's checkpoints were trained with the start token twice."""
+        """Text ids (B, T) -> embeddings of text and start of speech, (B, T + 2 | 1, D). Rows where `unconditional` (B,)
+        is True lose their text but keep its positions. Llama was trained with the start token twice."""
         x = self.text_emb(text)
         start = self.speech_emb.weight[START_SPEECH].expand(len(text), 1, -1)
         if self.text_pos_emb is None:
@@ -56,7 +56,7 @@ class T3(nn.Module):
         return torch.cat([x, start, start], 1)
 
     def embed_speech(self, tokens: Tensor, steps: Tensor) -> Tensor:
-        """(N,) tokens drawn at (N,) steps, the first of them step 0 -> (N, D), the next input."""
+        """Tokens (N,) drawn at steps (N,), counted from 0 -> the next input (N, D)."""
         x = self.speech_emb(tokens)
         return x if self.speech_pos_emb is None else x + self.speech_pos_emb(steps + 1)
 
@@ -67,4 +67,5 @@ class T3(nn.Module):
         return self.tfmr(x, positions, kv, ops)
 
     def logits(self, hidden: Tensor) -> Tensor:
+        """(N, D) -> (N, vocabulary) in float32."""
         return self.speech_head(hidden).float()

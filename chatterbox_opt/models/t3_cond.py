@@ -1,4 +1,4 @@
-"""What T3 is told about the voice: speaker, a resampled prompt, and for Llama the emotion."""
+"""T3's conditioning on a voice: the speaker, a resampled prompt, and for Llama the emotion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..config import SPEAKER_DIM, T3Config
 
 
 class CrossAttention(nn.Module):
-    """One pre-norm attention block whose norm serves both queries and memory."""
+    """A pre-norm attention block with one norm for queries and memory."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -22,6 +22,7 @@ class CrossAttention(nn.Module):
         self.proj_out = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """x (B, T, D) attends to memory (B, S, D) -> (B, T, D)."""
         normed, memory = self.norm(x), self.norm(memory)
         q, k, v = self.to_q(normed), self.to_k(memory), self.to_v(memory)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
@@ -30,7 +31,8 @@ class CrossAttention(nn.Module):
 
 
 class Perceiver(nn.Module):
-    """Any number of prompt positions -> a fixed few. The same block first reads the prompt, then itself."""
+    """Resamples any number of prompt positions to a fixed number. One block attends to the prompt first, then to its
+    own result."""
 
     def __init__(self, config: T3Config) -> None:
         super().__init__()

@@ -10,10 +10,10 @@ from ..config import SPEAKER_DIM, VoiceEncoderConfig
 from .mel import SHORTEST, voice_mel
 
 WINDOW = 160  # frames of 10 ms
-STEP = 77  # frames between windows: 1.3 of them a second, 16000 / 1.3 / 160
-COVERAGE = 0.8  # of a window that must hold sound for the last one to count
+STEP = 77  # frames between windows, which are 1.3 per second: 16000 / 1.3 / 160
+COVERAGE = 0.8  # of the last window that must be sound for it to count
 WINDOWS_AT_ONCE = 64  # bounds the LSTM's gates at 42 MB
-TRIM_DB = 20.0  # quieter than the loudest frame by this much counts as silence at the ends
+TRIM_DB = 20.0  # frames this much quieter than the loudest are silence, at both ends
 TRIM_FRAME, TRIM_HOP = 2048, 512  # samples
 
 
@@ -31,14 +31,14 @@ class VoiceEncoder(nn.Module):
 
 
 def speaker_embedding(encoder: VoiceEncoder, wav: Tensor) -> Tensor:
-    """(N,) at 16 kHz -> (1, 256) of length 1."""
+    """Samples (N,) at 16 kHz -> embedding (1, 256) of length 1."""
     windows = cut(voice_mel(trim(wav)))
     mean = torch.cat([encoder(part) for part in windows.split(WINDOWS_AT_ONCE)]).mean(0, keepdim=True)
     return mean / mean.norm(dim=1, keepdim=True)
 
 
 def cut(mel: Tensor) -> Tensor:
-    """(T, 40) -> (N, 160, 40) overlapping windows; a last one that is mostly there is filled with zeros."""
+    """Mel (T, 40) -> overlapping windows (N, 160, 40). The last is padded with zeros, or left out below COVERAGE."""
     count, rest = divmod(max(len(mel) - WINDOW + STEP, 0), STEP)
     if count == 0 or (rest + WINDOW - STEP) / WINDOW >= COVERAGE:
         count += 1
@@ -48,8 +48,8 @@ def cut(mel: Tensor) -> Tensor:
 
 
 def trim(wav: Tensor) -> Tensor:
-    """(N,) without the silence at both ends, to the nearest 512 samples."""
-    # Mean squares of 2048 samples around every 512th, from sums of 512: each frame is four of those.
+    """Returns samples (N,) without the silence at both ends, cut at multiples of 512 samples."""
+    # Mean squares of 2048 samples around every 512th, each from four sums of 512.
     per_frame = TRIM_FRAME // TRIM_HOP
     blocks = len(wav) // TRIM_HOP + per_frame
     padded = F.pad(wav, (TRIM_FRAME // 2, blocks * TRIM_HOP - TRIM_FRAME // 2 - len(wav)))

@@ -35,6 +35,16 @@ def test_norms_are_the_networks_norms():
         close(cpu.rms_norm_linear(x, norm, linear, act), layers.norm_linear(x, norm, linear, act))
 
 
+@pytest.mark.filterwarnings("ignore")
+@torch.inference_mode()
+def test_a_traced_norm_does_not_compute_its_constants():
+    norm = RMSNorm(16, 1e-5).requires_grad_(False)
+    graph = torch.jit.trace(lambda x: cpu.rms_norm(x, norm), torch.randn(2, 1, 16)).graph
+    assert {node.kind() for node in graph.nodes() if node.kind().startswith("aten::")} == {
+        "aten::linalg_vector_norm", "aten::mul", "aten::hypot", "aten::div"
+    }
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
 def test_rotation_is_the_networks_rotation(dtype):

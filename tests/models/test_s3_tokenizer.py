@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chatterbox_opt.config import tiny
-from chatterbox_opt.models.s3_tokenizer import S3Tokenizer, join_windows, split_windows
+from chatterbox_opt.models.s3_tokenizer import MEMORY, S3Tokenizer, join_windows, memory, memory_by_taps, split_windows
 from chatterbox_opt.weights.keymap import S3_TOKENIZER, remap
 
 CFG = dataclasses.replace(tiny("tts").s3_tokenizer, dim=128, heads=2)  # heads of 64, the published width
@@ -55,6 +55,12 @@ def test_a_row_is_what_it_is_alone(pair):
             assert torch.equal(mine, ours([m])[0])
             assert torch.equal(mine, ids_of(theirs, m))
     assert len(torch.unique(together[2])) > 20  # not one id for everything
+
+
+@pytest.mark.parametrize("frames", [1, MEMORY // 2, 200])
+def test_a_cpus_memory_is_the_same_filter(frames: int):
+    v, weight = torch.randn(frames, 24), torch.randn(24, 1, MEMORY)
+    assert torch.allclose(memory_by_taps(v, weight), memory(v, weight), atol=1e-5)
 
 
 @pytest.mark.parametrize("frames", [3000, 3001, 5601, 8333])

@@ -22,12 +22,13 @@ FEWEST = 128, 7  # channels and taps from which on the saved products outweigh t
 
 
 def worthwhile(conv: nn.Conv2d) -> bool:
+    """Whether a ToomConv can do what `conv` does, and is faster."""
     same = conv.stride[1] == 1 and 2 * conv.padding[1] == (conv.kernel_size[1] - 1) * conv.dilation[1]
     return same and min(conv.in_channels, conv.out_channels) >= FEWEST[0] and conv.kernel_size[1] >= FEWEST[1]
 
 
 class ToomConvs:
-    """Convolves as the vocoder asks, with fewer multiplications where they take longer than the transforms."""
+    """The vocoder's `convolve`: convolutions for which it is worthwhile are ToomConvs, the others as they are."""
 
     def __init__(self, convs: Iterable[nn.Conv2d]) -> None:
         workspace = Workspace()
@@ -129,7 +130,7 @@ class ToomConv:
 
 
 def _fill(tile: Tensor, x: Tensor, start: int) -> None:
-    """Rows of `x` from `start` on, zeros where it has none."""
+    """Copies rows of `x` from `start` on to `tile`, and zeros where `x` has no rows."""
     before, after = max(0, -start), max(0, start + len(tile) - len(x))
     tile[:before].zero_()
     tile[len(tile) - after :].zero_()
@@ -137,7 +138,8 @@ def _fill(tile: Tensor, x: Tensor, start: int) -> None:
 
 
 def at_points(weight: Tensor, groups: int) -> Tensor:
-    """(O, I, K) taps -> (groups, 7, I, O): each block of taps as a polynomial at the points, divided by distances."""
+    """Taps (O, I, K) -> (groups, 7, I, O): each block of taps as a polynomial at the points, divided by the product of
+    a point's distances to the others."""
     taps = F.pad(weight.double(), (0, groups * BLOCK - weight.shape[-1])).unflatten(-1, (groups, BLOCK))
     rows = []
     for i, p in enumerate(POINTS):
