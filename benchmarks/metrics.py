@@ -66,8 +66,9 @@ def speaker_embedding(model: Any, wav: Any, rate: int) -> Any:
 
     from chatterbox_opt.models.voice_encoder import speaker_embedding as embed
 
+    heard = torch.as_tensor(_at(wav, rate, LISTENER_RATE)).to(model.ve.proj.weight.device)
     with torch.inference_mode():
-        return embed(model.ve, torch.as_tensor(_at(wav, rate, LISTENER_RATE)).to(model.device))[0].float().cpu()
+        return embed(model.ve, heard)[0].float().cpu()
 
 
 def similarity(a: Any, b: Any) -> float:

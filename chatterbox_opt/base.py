@@ -23,7 +23,7 @@ from .checks import (
 )
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
 from .engine.resolve import indexed, is_mlx
-from .executor import at_home
+from .executor import at_home, voice_encoder
 from .loading import LoadedModel, load_parts, pretrained_folder
 from .marks import marked
 from .options import EngineOptions, SamplingOptions
@@ -83,7 +83,8 @@ class Speaker(Voiced, LoadedModel):
         self.options = settle(device, self.config, toggles(device, self.config, *asked), preset)
         self.t3 = at_home(t3, device, self.options)
         self.watermarker = Watermarker(place) if enable_watermark else None
-        self.voices = VoicePreparer(self.config, ve, s3gen, place, self.options.resampler)
+        encoder = voice_encoder(ve, self.config, device)
+        self.voices = VoicePreparer(self.config, encoder, s3gen, place, self.options.resampler)
         runs_on = device if is_mlx(device) else place
         self.pipeline = Pipeline(self.config, self.t3, s3gen, tokenizer, runs_on, self.options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from .engine.tokens import TokenRunner
 from .engine.wav import WavRunner
 from .models.s3gen import S3Gen
 from .models.t3 import T3
+from .models.voice_encoder import VoiceEncoder
 from .options import EngineOptions
 from .weights.load import Source, build_t3, read_t3
 
@@ -35,6 +37,15 @@ def at_home(t3: Any, device: Any, options: EngineOptions) -> Any:
 
         return MlxT3(t3.config, t3.state_dict().items(), options.dtype, options.quantize)
     return t3
+
+
+def voice_encoder(ve: VoiceEncoder | None, config: ModelConfig, device: Any) -> Callable[[Tensor], Tensor] | None:
+    """What makes embeddings of windows where voices are prepared; `ve` is torch's on any device."""
+    if ve is not None and is_mlx(device):
+        from .mlx.voice_encoder import VoiceEncoder as MlxVoiceEncoder
+
+        return MlxVoiceEncoder(config.voice_encoder, ve.state_dict().items())
+    return ve
 
 
 def token_runner(t3: Any, options: EngineOptions) -> Speaking | None:

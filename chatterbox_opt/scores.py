@@ -69,7 +69,7 @@ class VoiceLikeness:
     """
 
     def __init__(self, model: Any) -> None:
-        self.encoder, self.device = model.ve, torch.device(model.device)
+        self.encoder, self.device = model.ve, model.ve.proj.weight.device
 
     def __repr__(self) -> str:
         return "VoiceLikeness()"

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import mlx.core as mx
-import torch
-from t3_pairs import text, voice
 from torch import Tensor
 
-from chatterbox_opt.config import T3Config
 from chatterbox_opt.engine.prefix import Prefix
 from chatterbox_opt.mlx.arrays import to_mlx, to_torch
 from chatterbox_opt.mlx.cache import Decode, Prefill, RowCache
@@ -20,24 +17,6 @@ from chatterbox_opt.models.t3 import T3
 
 def of_torch(t3: T3, dtype: str = "float32", quantize: str | None = None) -> MlxT3:
     return MlxT3(t3.config, t3.state_dict().items(), dtype, quantize)
-
-
-def some_history(config: T3Config, n: int = 20, steps: int = 30):
-    """(voice, text ids, speech tokens)"""
-    speech = torch.randint(0, 6561, (steps,), generator=torch.Generator().manual_seed(1))
-    return voice(config), text(config, n), speech
-
-
-@torch.inference_mode()
-def torch_logits(t3: T3, cond, ids: Tensor, speech: Tensor) -> Tensor:
-    """(rows, steps + 1, V) at the last start token and behind each speech token; Llama's second row has no text."""
-    rows = 1 if t3.config.is_gpt else 2
-    emotion = None if t3.config.is_gpt else cond.emotion_adv
-    prefix = t3.voice_prefix(cond.speaker_emb, cond.cond_prompt_speech_tokens, emotion).expand(rows, -1, -1)
-    texts = t3.text_part(ids[None].expand(rows, -1), torch.tensor([False, True][:rows]))
-    said = t3.embed_speech(speech, torch.arange(len(speech)))[None].expand(rows, -1, -1)
-    x = torch.cat([prefix, texts, said], 1)
-    return t3.logits(t3(x, torch.arange(x.shape[1])[None]))[:, -len(speech) - 1 :]
 
 
 def mlx_logits(t3: MlxT3, cond, ids: Tensor, speech: Sequence[int]) -> Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
+import torch
 import torchgen
 import yaml
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 TABLE = Path(torchgen.__file__).parent / "packaged" / "ATen" / "native" / "native_functions.yaml"
 ANY_DEVICE = ("CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional", "CompositeImplicitAutograd")
@@ -33,17 +35,22 @@ def runs_on_mps(name: str) -> bool:
 
 
 class Recorder(TorchDispatchMode):
-    """Names of operations, as in the table."""
+    """Names of operations, as in the table, and of those among them that give float64, which Metal lacks."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: set[str] = set()
+        self.doubles: set[str] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         namespace, _, name = func._schema.name.partition("::")
         name += f".{func._schema.overload_name}" if func._schema.overload_name else ""
-        self.seen.add(name if namespace == "aten" else f"{namespace}::{name}")
-        return func(*args, **(kwargs or {}))
+        name = name if namespace == "aten" else f"{namespace}::{name}"
+        self.seen.add(name)
+        out = func(*args, **(kwargs or {}))
+        if any(torch.is_tensor(leaf) and leaf.dtype == torch.float64 for leaf in tree_leaves(out)):
+            self.doubles.add(name)
+        return out
 
     @property
     def not_on_mps(self) -> set[str]:

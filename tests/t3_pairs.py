@@ -102,3 +102,40 @@ def voice(config: T3Config, seed: int = 0, emotion: float = 0.5) -> SimpleNamesp
 def text(config: T3Config, n: int, seed: int = 0) -> torch.Tensor:
     ids = torch.randint(1, 250, (n,), generator=torch.Generator().manual_seed(seed))
     return ids if config.is_gpt else torch.cat([torch.tensor([255]), ids, torch.tensor([0])])
+
+
+def full_depth(family: str) -> T3:
+    layers = 24 if family == "turbo" else 30
+    config = dataclasses.replace(tiny(family).t3, layers=layers, dim=256, ff=512, text_vocab=500)
+    torch.manual_seed(0)
+    t3 = T3(config)
+    sharpen(t3)
+    with torch.no_grad():  # each layer adds a little to what comes to it, as in a trained one
+        for name, weight in t3.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight")):
+                weight.mul_(config.layers**-0.5)
+    return t3.eval().requires_grad_(False)
+
+
+def some_history(config: T3Config, n: int = 20, steps: int = 30):
+    """(voice, text ids, speech tokens)"""
+    speech = torch.randint(0, 6561, (steps,), generator=torch.Generator().manual_seed(1))
+    return voice(config), text(config, n), speech
+
+
+@torch.inference_mode()
+def torch_logits(t3: T3, cond, ids: torch.Tensor, speech: torch.Tensor) -> torch.Tensor:
+    """(rows, steps + 1, V) at the last start token and behind each speech token; Llama's second row has no text."""
+    rows = 1 if t3.config.is_gpt else 2
+    emotion = None if t3.config.is_gpt else cond.emotion_adv
+    prefix = t3.voice_prefix(cond.speaker_emb, cond.cond_prompt_speech_tokens, emotion).expand(rows, -1, -1)
+    texts = t3.text_part(ids[None].expand(rows, -1), torch.tensor([False, True][:rows]))
+    said = t3.embed_speech(speech, torch.arange(len(speech)))[None].expand(rows, -1, -1)
+    x = torch.cat([prefix, texts, said], 1)
+    return t3.logits(t3(x, torch.arange(x.shape[1])[None]))[:, -len(speech) - 1 :]
+
+
+def kl(wanted: torch.Tensor, got: torch.Tensor) -> float:
+    """Nats a position, of distributions over tokens."""
+    p, q = wanted.double().log_softmax(-1), got.double().log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())

@@ -77,6 +77,8 @@ def choices(asked: EngineOptions, device: torch.device) -> list[tuple[str, Any, 
         half = whole = "AVX512-BF16 or AMX units" if units else "no units for half precision"
         if got.dtype == "float16" and device.type == "cpu" and packs_float16(device):
             half += ": weights in float16, products in float32"
+        if device.type == "mps":
+            half, whole = "bfloat16 from macOS 14 on, where a small trial agrees", "float32 on MPS"
         flash, graphs, triton = "flash-attn needs a CUDA device", "not a CUDA device", "not a CUDA device"
     return [
         ("dtype", got.dtype, half), ("s3gen_dtype", got.s3gen_dtype, whole), ("attention", got.attention, flash),

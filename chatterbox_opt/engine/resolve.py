@@ -9,6 +9,7 @@ from functools import cache
 import torch
 
 from ..options import EngineOptions
+from .mps_bfloat16 import mps_has_bfloat16
 from .quantize import packs_float16
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def resolve(options: EngineOptions, device: str | torch.device) -> EngineOptions
     if options.dtype == "auto":
         # A CPU reads 16-bit weights in half the time, whatever it computes in. Even one that computes in bf16 is twice
         # as fast with the rest in float32: attention of a single query takes 2.5 times as long in bf16 (Zen 5).
-        changes["dtype"] = "float16" if packs_float16(device) else half
+        changes["dtype"] = "float16" if packs_float16(device) else "bfloat16" if _on_mps_in_bf16(device) else half
     if options.s3gen_dtype == "auto":
         changes["s3gen_dtype"] = half
     in_half = changes.get("dtype", options.dtype) != "float32"
@@ -94,6 +95,11 @@ def disable_cudnn_attention(device: torch.device) -> None:
     new length and thread, and every text has another length."""
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def _on_mps_in_bf16(device: torch.device) -> bool:
+    """T3 alone: its steps wait for its weights to be read, and bf16 has float32's range."""
+    return device.type == "mps" and mps_has_bfloat16()
 
 
 def half_dtype(device: torch.device) -> str:

@@ -4,6 +4,7 @@ new one, and MLX computes it in the old one's memory where nobody holds that any
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import mlx.core as mx
 
@@ -56,7 +57,7 @@ class RowCache:
         if not rows:
             self.clear()
         else:
-            index = mx.array(rows)
+            index = mx.array(list(rows))
             self._replace(lambda x: x[index])
         mx.clear_cache()
 
@@ -89,7 +90,7 @@ class Prefill:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=self.scale, mask="causal")
 
     @staticmethod
-    def _behind(old: mx.array, new: mx.array) -> mx.array:
+    def _behind(old: Any, new: mx.array) -> mx.array:
         return mx.concatenate([mx.broadcast_to(old, (new.shape[0], *old.shape)), new], axis=2)
 
 

@@ -22,9 +22,9 @@ class Estimator:
         self.time_dim = MEL_BINS + CONSTANT
         self.time_1, self.time_2 = w.linear(f"{at}.time_mlp.linear_1"), w.linear(f"{at}.time_mlp.linear_2")
         self.mixer = w.linear(f"{at}.time_embed_mixer") if config.meanflow else None
-        self.down = Stage(config, w, f"{at}.down", FirstResnet)
-        self.mid = [Stage(config, w, f"{at}.mid.{i}", Resnet) for i in range(config.mid_blocks)]
-        self.up = Stage(config, w, f"{at}.up", Resnet)
+        self.down, self.up = Stage(config, w, f"{at}.down"), Stage(config, w, f"{at}.up")
+        self.mid = [Stage(config, w, f"{at}.mid.{i}") for i in range(config.mid_blocks)]
+        self.first = FirstResnet(self.down.resnet)
         self.down_conv, self.up_conv = causal_conv(w, f"{at}.down.conv"), causal_conv(w, f"{at}.up.conv")
         self.final_block, self.final_proj = ConvBlock(w, f"{at}.final_block"), w.linear(f"{at}.final_proj")
 
@@ -42,14 +42,14 @@ class Estimator:
     def constant(self, mu: mx.array, speaker: mx.array, prompt: mx.array) -> tuple[mx.array, mx.array]:
         """mu and prompt (B, T, 80), speaker (B, 80): what they add to every step."""
         speaker = mx.broadcast_to(speaker[:, None], mu.shape)
-        return self.down.resnet.constant(mx.concatenate([mu, speaker, prompt], axis=-1))
+        return self.first.constant(mx.concatenate([mu, speaker, prompt], axis=-1))
 
     def __call__(
         self, x: mx.array, time: mx.array, constant: tuple[mx.array, mx.array], mask: mx.array | None
     ) -> mx.array:
         """x (B, T, 80), time (stages, C), constant for B rows or for 2B: velocities of as many, in float32. `mask`
         (rows, 1, 1, T) is True at keys that exist."""
-        skip = x = self.down(self.down.resnet(x, time[0], constant), mask)
+        skip = x = self.down(self.first(x, time[0], constant), mask)
         x = self.down_conv(x).astype(mx.float32)
         for i, stage in enumerate(self.mid):
             x = stage(stage.resnet(x, time[1 + i]), mask)
@@ -60,8 +60,8 @@ class Estimator:
 class Stage:
     """A resnet and the transformer blocks behind it."""
 
-    def __init__(self, config: FlowConfig, w: Weights, at: str, resnet: type[Resnet]) -> None:
-        self.resnet = resnet(w, f"{at}.resnet")
+    def __init__(self, config: FlowConfig, w: Weights, at: str) -> None:
+        self.resnet = Resnet(w, f"{at}.resnet")
         self.blocks = [Transformer(config, w, f"{at}.blocks.{i}") for i in range(config.block_layers)]
 
     def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
@@ -79,11 +79,11 @@ class Resnet:
         return self.block2(self.block1(x) + time) + self.res_conv(x)
 
 
-class FirstResnet(Resnet):
-    """The same, with what the constant channels contribute computed once an utterance."""
+class FirstResnet:
+    """A resnet whose constant channels are added up once per utterance, not at every step."""
 
-    def __init__(self, w: Weights, at: str) -> None:
-        super().__init__(w, at)
+    def __init__(self, resnet: Resnet) -> None:
+        self.block1, self.block2, self.res_conv = resnet.block1, resnet.block2, resnet.res_conv
         shares = slice(None, MEL_BINS), slice(MEL_BINS, None)
         self.through, self.constant_through = map(self.block1.conv.of_channels, shares)
         self.short, self.constant_short = (self.res_conv.weight[:, share].T for share in shares)
@@ -92,8 +92,8 @@ class FirstResnet(Resnet):
     def constant(self, channels: mx.array) -> tuple[mx.array, mx.array]:
         """(B, T, 240) -> their share of the convolution and of the shortcut, biases included."""
         conv, channels = self.block1.conv, channels.astype(self.through.dtype)
-        through = conv.windows(channels) @ self.constant_through + conv.linear.bias
-        short = channels @ self.constant_short + self.res_conv.bias
+        through = conv.linear.add_bias(conv.windows(channels) @ self.constant_through)
+        short = self.res_conv.add_bias(channels @ self.constant_short)
         return through.astype(mx.float32), short.astype(mx.float32)
 
     def __call__(self, x: mx.array, time: mx.array, constant: tuple[mx.array, mx.array]) -> mx.array:

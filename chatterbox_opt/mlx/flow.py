@@ -40,17 +40,17 @@ class Flow:
     ) -> tuple[tuple[mx.array, mx.array], mx.array | None]:
         """(B, n) tokens, (B, 2n, 80) prompts, (B, 192) -> what every step is told, (B | 2B, 2n, C) each, and which keys
         exist. `lengths` None: every row is full."""
-        ids, prompt, xvector = to_mlx(ids), to_mlx(prompt), to_mlx(xvector.float())
-        lengths = None if lengths is None else to_mlx(lengths)
-        mu = self.encoder_proj(self.encoder(self.input_embedding[ids], lengths)).astype(mx.float32)
-        length = mx.maximum(mx.linalg.norm(xvector, axis=1, keepdims=True), 1e-12)
-        told = mu, self.speaker_proj(xvector / length), prompt
+        counts = None if lengths is None else to_mlx(lengths)
+        mu = self.encoder_proj(self.encoder(self.input_embedding[to_mlx(ids)], counts)).astype(mx.float32)
+        speaker = to_mlx(xvector.float())
+        length = mx.maximum(mx.linalg.norm(speaker, axis=1, keepdims=True), 1e-12)
+        told = [mu, self.speaker_proj(speaker / length), to_mlx(prompt)]
         known, mask = self.estimator.constant(*told), None
         if self.guided:
-            blind = self.estimator.constant(*map(mx.zeros_like, told))
-            known = tuple(mx.concatenate(pair) for pair in zip(known, blind))
-        if lengths is not None:
-            mask = padding_mask(2 * lengths, prompt.shape[1])[:, None, None]
+            blind = self.estimator.constant(*[mx.zeros_like(x) for x in told])
+            known = mx.concatenate([known[0], blind[0]]), mx.concatenate([known[1], blind[1]])
+        if counts is not None:
+            mask = padding_mask(2 * counts, prompt.shape[1])[:, None, None]
             mask = mx.concatenate([mask, mask]) if self.guided else mask
         mx.eval(known, mask)
         return known, mask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import reduce
 
 import mlx.core as mx
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class Hift:
             if i == len(self.ups) - 1:  # one frame more than up-sampling gives: the first is mirrored
                 x = mx.concatenate([x[:, 1:2], x], axis=1)
             x = x + self.source_blocks[i](self.downs[i](source))
-            x = sum(block(x) for block in self.blocks[i]) / len(self.blocks[i])
+            x = added(block(x) for block in self.blocks[i]) / len(self.blocks[i])
         wave = self._wave(self.conv_post(leaky_relu(x, LAST_SLOPE).astype(mx.float32)))
         mx.eval(wave)
         return wave
@@ -81,8 +82,7 @@ def conv(w: Weights, at: str, stride: int = 1, dilation: int = 1, padding: int |
     weight = mx.contiguous(weight)  # (C_out, K, C_in)
     mx.eval(weight)
     padding = (weight.shape[1] - 1) * dilation // 2 if padding is None else padding
-    how = dict(stride=stride, padding=padding, dilation=dilation)
-    return lambda x: mx.conv1d(x, weight, **how) + bias
+    return lambda x: mx.conv1d(x, weight, stride, padding, dilation) + bias
 
 
 def up_conv(w: Weights, at: str, stride: int, padding: int) -> Layer:
@@ -95,7 +95,11 @@ def overlap_add(frames: mx.array, hop: int) -> mx.array:
     """(B, T, n) frames, hop samples apart, n whole hops -> (B, hop (T - 1) + n)."""
     parts = mx.unflatten(frames, -1, (-1, hop))
     slots = parts.shape[2]
-    return mx.flatten(sum(mx.pad(parts[:, :, i], [(0, 0), (i, slots - 1 - i), (0, 0)]) for i in range(slots)), 1)
+    return mx.flatten(added(mx.pad(parts[:, :, i], [(0, 0), (i, slots - 1 - i), (0, 0)]) for i in range(slots)), 1)
+
+
+def added(arrays: Iterable[mx.array]) -> mx.array:
+    return reduce(mx.add, arrays)
 
 
 def not_in_half(hift: nn.Module) -> set[str]:

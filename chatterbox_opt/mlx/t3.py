@@ -46,7 +46,7 @@ class T3:
         """(T,) ids and the start of speech -> (rows, T + 2 | 1, D). Of Llama's two rows, the second has lost its text,
         but not its positions."""
         x, start = self.text_emb[text], self.speech_emb[START_SPEECH][None]
-        if self.text_pos is None:
+        if self.text_pos is None or self.speech_pos is None:
             return mx.stack([mx.concatenate([x, start])] * rows)
         start, positions = start + self.speech_pos[0], self.text_pos[: len(text)]
         texts = (x, mx.zeros_like(x))[:rows]
@@ -81,20 +81,23 @@ class Llama:
             for at in (f"tfmr.layers.{i}" for i in range(config.layers))
         ]
         self.norm = w["tfmr.norm.weight"]
-        wavelengths = to_mlx(1 / rope_frequencies(config))
-        # The loader has put each pair that turns together side by side.
-        how = dict(traditional=True, base=None, scale=1.0, freqs=wavelengths)
-        self.rotate = partial(mx.fast.rope, dims=config.head_dim, **how)
-        mx.eval(wavelengths)
+        self.head_dim, self.wavelengths = config.head_dim, to_mlx(1 / rope_frequencies(config))
+        mx.eval(self.wavelengths)
 
     def __call__(self, x: mx.array, start: mx.array, kv: KV) -> mx.array:
         for i, (norm1, qkv_proj, o_proj, norm2, gate_up_proj, down_proj) in enumerate(self.layers):
             qkv = heads_of(qkv_proj(mx.fast.rms_norm(x, norm1, self.eps)), 3 * self.heads)
-            q, k = mx.split(self.rotate(qkv[:, : 2 * self.heads], offset=start), 2, axis=1)
+            q, k = mx.split(self.rotate(qkv[:, : 2 * self.heads], start), 2, axis=1)
             x = x + o_proj(flat(kv(i, q, k, qkv[:, 2 * self.heads :])))
             gate, up = mx.split(gate_up_proj(mx.fast.rms_norm(x, norm2, self.eps)), 2, axis=-1)
             x = x + down_proj(gate * mx.sigmoid(gate) * up)
         return mx.fast.rms_norm(x, self.norm, self.eps)
+
+    def rotate(self, x: mx.array, start: mx.array) -> mx.array:
+        """The loader has put the two channels of a pair, which rotate together, next to each other."""
+        return mx.fast.rope(
+            x, self.head_dim, traditional=True, base=None, scale=1.0, offset=start, freqs=self.wavelengths
+        )
 
 
 class Gpt2:
@@ -132,7 +135,7 @@ class CondEncoder:
     def __call__(self, speaker: mx.array, prompt: mx.array, emotion: float | None) -> mx.array:
         parts = [self.spkr_enc(speaker)[:, None], prompt if self.perceiver is None else self.perceiver(prompt)]
         if self.emotion is not None:
-            parts.append(self.emotion(mx.full((1, 1, 1), emotion, dtype=prompt.dtype)))
+            parts.append(self.emotion(mx.array([[[emotion]]], dtype=prompt.dtype)))
         return mx.concatenate(parts, axis=1)
 
 
@@ -143,8 +146,8 @@ class Perceiver:
         at = "cond_enc.perceiver"
         self.heads, self.scale = config.perceiver_heads, (config.dim // config.perceiver_heads) ** -0.5
         self.query = w[f"{at}.pre_attention_query"]
-        norm = (w[f"{at}.attn.norm.{kind}"] for kind in ("weight", "bias"))
-        self.norm = partial(mx.fast.layer_norm, **dict(zip(("weight", "bias"), norm)), eps=LAYER_NORM_EPS)
+        weight, bias = w[f"{at}.attn.norm.weight"], w[f"{at}.attn.norm.bias"]
+        self.norm = partial(mx.fast.layer_norm, weight=weight, bias=bias, eps=LAYER_NORM_EPS)
         self.q, self.k, self.v, self.out = (w.linear(f"{at}.attn.{n}") for n in ("to_q", "to_k", "to_v", "proj_out"))
 
     def __call__(self, prompt: mx.array) -> mx.array:

@@ -25,16 +25,16 @@ class Linear:
 
     weight: mx.array  # (N, K), or packed
     bias: mx.array | None = None
-    scales: mx.array | None = None  # (N, K / GROUP) each, where it is packed
-    offsets: mx.array | None = None
+    scales: tuple[mx.array, mx.array] | None = None  # and offsets, (N, K / GROUP) each, where it is packed
     bits: int | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
-        if self.bits is None:
-            y = x.astype(self.weight.dtype) @ self.weight.T
-        else:
-            packed = (self.weight, self.scales, self.offsets)
-            y = mx.quantized_matmul(x, *packed, transpose=True, group_size=GROUP, bits=self.bits)
+        if self.scales is None:
+            return self.add_bias(x.astype(self.weight.dtype) @ self.weight.T)
+        y = mx.quantized_matmul(x, self.weight, *self.scales, transpose=True, group_size=GROUP, bits=self.bits)
+        return self.add_bias(y)
+
+    def add_bias(self, y: mx.array) -> mx.array:
         return y if self.bias is None else y + self.bias
 
 
@@ -97,5 +97,6 @@ class Weights:
     def linear(self, name: str) -> Linear:
         bias = self._arrays.get(f"{name}.bias")
         if (packed := self._packed.get(f"{name}.weight")) is not None:
-            return Linear(packed[0], bias, *packed[1:], self._bits)
+            weight, scales, offsets = packed
+            return Linear(weight, bias, (scales, offsets), self._bits)
         return Linear(self._arrays[f"{name}.weight"], bias)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,8 +32,8 @@ class VoiceEncoder(nn.Module):
         return raw / raw.norm(dim=1, keepdim=True)
 
 
-def speaker_embedding(encoder: VoiceEncoder, wav: Tensor) -> Tensor:
-    """Samples (N,) at 16 kHz -> embedding (1, 256) of length 1."""
+def speaker_embedding(encoder: Callable[[Tensor], Tensor], wav: Tensor) -> Tensor:
+    """Samples (N,) at 16 kHz -> embedding (1, 256) of length 1. `encoder` is a VoiceEncoder, or an equal function."""
     windows = cut(voice_mel(trim(wav)))
     mean = torch.cat([encoder(part) for part in windows.split(WINDOWS_AT_ONCE)]).mean(0, keepdim=True)
     return mean / mean.norm(dim=1, keepdim=True)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from chatterbox_opt.engine import mps_bfloat16
 from chatterbox_opt.engine import resolve as module
 from chatterbox_opt.engine.resolve import resolve, stored_dtype
 from chatterbox_opt.options import EngineOptions
@@ -77,3 +78,53 @@ def test_convolutions_on_mps_stay_below_what_older_systems_give():
         assert 120 * options.wav_chunk + 1 <= 65_536
         assert options.wav_chunk <= asked.wav_chunk
     assert resolve(EngineOptions(), CPU).wav_chunk == EngineOptions().wav_chunk
+
+
+@pytest.fixture
+def mac(monkeypatch):
+    """A Mac by its system's version, whose GPU is this CPU."""
+
+    def of(version: tuple[int, int], device: str = "cpu") -> None:
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+        monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *least: version >= least)
+        on_mps = mps_bfloat16.computes_bfloat16
+        monkeypatch.setattr(mps_bfloat16, "computes_bfloat16", lambda asked: on_mps(torch.device(device)))
+        mps_bfloat16.mps_has_bfloat16.cache_clear()
+
+    yield of
+    mps_bfloat16.mps_has_bfloat16.cache_clear()
+
+
+@pytest.mark.parametrize(("version", "wanted"), [((13, 6), "float32"), ((14, 0), "bfloat16"), ((26, 1), "bfloat16")])
+def test_t3_has_16_bits_on_mps_where_the_system_has_bfloat16(mac, version, wanted):
+    mac(version)
+    options = resolve(EngineOptions(), torch.device("mps"))
+    assert (options.dtype, options.s3gen_dtype) == (wanted, "float32")
+    assert resolve(options, torch.device("mps")) == options
+    assert resolve(EngineOptions.exact(), torch.device("mps")).dtype == "float32"
+    assert resolve(EngineOptions(dtype="float16"), torch.device("mps")).dtype == "float16"
+
+
+def test_t3_stays_in_float32_on_mps_where_bfloat16_fails(mac, caplog):
+    """Here because this torch has no MPS."""
+    mac((15, 0), device="mps")
+    assert resolve(EngineOptions(), torch.device("mps")).dtype == "float32"
+    assert "bfloat16 fails on mps" in caplog.text
+
+
+def test_t3_stays_in_float32_on_mps_where_bfloat16_is_wrong(mac, monkeypatch, caplog):
+    attend = mps_bfloat16.DecodeEach._attend
+
+    def wrong(q, fresh, new, keys, values):
+        return attend(q, fresh, new, keys, values if q.dtype == torch.float32 else values.flip(-1))
+
+    monkeypatch.setattr(mps_bfloat16.DecodeEach, "_attend", staticmethod(wrong))
+    mac((15, 0))
+    assert resolve(EngineOptions(), torch.device("mps")).dtype == "float32"
+    assert "is off by" in caplog.text
+
+
+def test_the_trial_of_bfloat16_draws_from_no_generator():
+    before = torch.random.get_rng_state()
+    assert mps_bfloat16.computes_bfloat16(CPU)
+    assert torch.equal(torch.random.get_rng_state(), before)

@@ -1,32 +1,17 @@
 """T3 in MLX against T3 in torch, on the same weights."""
 
 import copy
-import dataclasses
 
 import pytest
 import torch
-from t3_pairs import random_t3, sharpen
+from t3_pairs import full_depth, random_t3, some_history, torch_logits
 from token_runs import NO_MLX
 
-from chatterbox_opt.config import tiny
 from chatterbox_opt.models.t3 import T3
 
 if NO_MLX:
     pytest.skip(NO_MLX, allow_module_level=True)
-from mlx_pairs import mlx_logits, of_torch, some_history, torch_logits
-
-
-def full_depth(family: str) -> T3:
-    layers = 24 if family == "turbo" else 30
-    config = dataclasses.replace(tiny(family).t3, layers=layers, dim=256, ff=512, text_vocab=500)
-    torch.manual_seed(0)
-    t3 = T3(config)
-    sharpen(t3)
-    with torch.no_grad():  # each layer adds a little to what comes to it, as in a trained one
-        for name, weight in t3.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight")):
-                weight.mul_(config.layers**-0.5)
-    return t3.eval().requires_grad_(False)
+from mlx_pairs import mlx_logits, of_torch
 
 
 def apart(t3: T3) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hift_pairs import error
+from t3_pairs import kl
 from token_runs import NO_MLX
 
 from chatterbox_opt import EngineOptions, OptimizedChatterboxTTS
@@ -45,12 +46,6 @@ def test_mini_says_through_mlx_what_it_says_through_torch(by_torch):
     assert torch.equal(by_mlx.generate_tokens(TEXTS[1], **how), by_torch.generate_tokens(TEXTS[1], **how))
     assert error(by_mlx.generate("Hello there.", **how), by_torch.generate("Hello there.", **how)) < 1e-4
     assert error(*(torch.cat(list(m.generate_stream("Hello there.", **how)), 1) for m in (by_mlx, by_torch))) < 1e-4
-
-
-def kl(wanted: torch.Tensor, got: torch.Tensor) -> float:
-    """Nats a position, of distributions over tokens."""
-    p, q = wanted.double().log_softmax(-1), got.double().log_softmax(-1)
-    return float((p.exp() * (p - q)).sum(-1).mean())
 
 
 @pytest.mark.parametrize(

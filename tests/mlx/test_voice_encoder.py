@@ -1,0 +1,110 @@
+"""The voice encoder in MLX against the one in torch, on the same weights and windows."""
+
+import copy
+import importlib.util
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from token_runs import NO_MLX
+
+from chatterbox_opt import OptimizedChatterboxTTS
+from chatterbox_opt.audio.io import read
+from chatterbox_opt.config import VoiceEncoderConfig
+from chatterbox_opt.models.voice_encoder import VoiceEncoder as TorchVoiceEncoder
+from chatterbox_opt.models.voice_encoder import speaker_embedding
+from chatterbox_opt.scores import Take, VoiceLikeness
+
+if NO_MLX:
+    pytest.skip(NO_MLX, allow_module_level=True)
+from chatterbox_opt.mlx.voice_encoder import VoiceEncoder
+
+SMALL = VoiceEncoderConfig(hidden=32, layers=2)
+
+
+def by_torch(config: VoiceEncoderConfig) -> TorchVoiceEncoder:
+    """Its weights are three times what is usual, so that gates open and close."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = TorchVoiceEncoder(config).eval().requires_grad_(False)
+    for weight in encoder.parameters():
+        weight.mul_(3)
+    return encoder
+
+
+def by_mlx(encoder: TorchVoiceEncoder, config: VoiceEncoderConfig) -> VoiceEncoder:
+    return VoiceEncoder(config, encoder.state_dict().items())
+
+
+def some_windows(count: int) -> torch.Tensor:
+    return torch.rand(count, 160, 40, generator=torch.Generator().manual_seed(count))
+
+
+def recordings() -> list[Path]:
+    found = importlib.util.find_spec("s3tokenizer")
+    return sorted((Path(found.origin).parent / "assets").glob("*.wav")) if found else []
+
+
+def apart(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    assert got.shape == wanted.shape
+    return float((got - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.mark.skipif(not recordings(), reason="s3tokenizer, with its recordings, is not installed")
+@torch.inference_mode()
+def test_torchs_embedding_of_recorded_voices():
+    """At the published size."""
+    config = VoiceEncoderConfig()
+    theirs, embeddings = by_torch(config), []
+    ours = by_mlx(theirs, config)
+    for file in recordings():
+        wav, rate = read(file)
+        assert rate == 16_000
+        wanted = speaker_embedding(theirs, wav)
+        assert apart(speaker_embedding(ours, wav), wanted) < 1e-4
+        embeddings.append(wanted)
+    assert apart(*embeddings) > 20 * 1e-4, "voices that are alike would prove nothing"
+
+
+@torch.inference_mode()
+def test_each_window_is_torchs_alone_and_in_a_batch():
+    theirs, windows = by_torch(SMALL), some_windows(5)
+    ours, wanted = by_mlx(theirs, SMALL), theirs(windows)
+    assert apart(ours(windows), wanted) < 1e-4
+    for window, row in zip(windows, wanted):
+        assert apart(ours(window[None]), row[None]) < 1e-4
+
+
+def test_every_tensor_is_heard():
+    encoder, windows = by_torch(SMALL), some_windows(2)
+    before = by_mlx(encoder, SMALL)(windows)
+    for name in encoder.state_dict():
+        other = copy.deepcopy(encoder)
+        other.state_dict()[name].mul_(1.5)
+        assert not torch.equal(by_mlx(other, SMALL)(windows), before), name
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown"])
+def test_tensors_are_neither_left_out_nor_passed_over(change):
+    named = dict(by_torch(SMALL).state_dict())
+    if change == "missing":
+        del named["proj.bias"]
+    else:
+        named["proj.bias2"] = torch.zeros(3)
+    with pytest.raises(ValueError, match=r"proj\.bias"):
+        VoiceEncoder(SMALL, named.items())
+
+
+def test_a_voice_is_prepared_through_mlx_on_any_thread():
+    """It is torch's, and a take's likeness to it is measured on this device too."""
+    wav = 0.1 * torch.randn(24_000 * 6, generator=torch.Generator().manual_seed(0)).numpy()
+    model, voices = OptimizedChatterboxTTS.from_random("mlx"), []
+    assert isinstance(model.voices.ve, VoiceEncoder)
+    thread = threading.Thread(target=lambda: voices.append(model.prepare_voice(wav, sample_rate=24_000)))
+    thread.start()
+    thread.join()
+    wanted = OptimizedChatterboxTTS.from_random("cpu").prepare_voice(wav, sample_rate=24_000)
+    assert apart(voices[0].t3.speaker_emb, wanted.t3.speaker_emb) < 1e-4
+    take = Take("", "", torch.zeros(0), "eos", 0, voices[0], 24_000, torch.from_numpy(wav)[None])
+    assert VoiceLikeness(model)(take) > 0.9
