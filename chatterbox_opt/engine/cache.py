@@ -123,14 +123,17 @@ class Decode:
         return flash_attn_with_kvcache(q, keys, values, k=k, v=v, cache_seqlens=lengths, causal=True).flatten(2)
 
 
+Written = tuple[Tensor, Tensor, Tensor]  # views of an utterance's cache: the new position, keys, values up to it
+
+
 class DecodeEach:
     """T3's `kv` argument: one position per slot, each with its own rows up to its own position, so without mask or
     scatter; the views of all layers are made at once. On a CPU the overhead of an operation exceeds its computation
     here, so the number of operations is what counts."""
 
-    def __init__(self, widths: list[int], dim: int, layers: list[list[tuple[Tensor, Tensor, Tensor]]]) -> None:
+    def __init__(self, widths: tuple[int, ...], dim: int, layers: list[list[Written]]) -> None:
         self.widths, self.dim = widths, dim  # rows per utterance; channels per head
-        self.layers = layers  # [layer][utterance]: what is written, keys, values
+        self.layers = layers  # [layer][utterance]
 
     @classmethod
     def of(cls, rows: Sequence[tuple[Tensor, int]]) -> DecodeEach:
@@ -142,10 +145,7 @@ class DecodeEach:
             new = kv.select(4, position).transpose(1, 2).unbind()  # each (R, 2, H, Dh)
             per_utterance.append(list(zip(new, live.select(1, 0).unbind(), live.select(1, 1).unbind())))
         layers = [list(layer) for layer in zip(*per_utterance)]
-        return cls([kv.shape[2] for kv, _ in rows], rows[0][0].shape[-1], layers)
-
-    def with_layers(self, layers: list[list[tuple[Tensor, Tensor, Tensor]]]) -> DecodeEach:
-        return DecodeEach(self.widths, self.dim, layers)
+        return cls(tuple(kv.shape[2] for kv, _ in rows), rows[0][0].shape[-1], layers)
 
     def fused(self, layer: int, qkv: Tensor, rope: Tensor | None) -> Tensor:
         heads = qkv.view(len(qkv), 3, -1, self.dim)

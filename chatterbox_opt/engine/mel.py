@@ -19,8 +19,10 @@ from ..options import EngineOptions
 from .flow_graphs import FlowGraphs, captured_size, sizes
 from .flow_int8 import quantize_blocks
 from .graphs import bucket
+from .kernels.cpu import SCORES
 from .noise import RequestNoise
 from .operations import flow_operations
+from .traced import Traced
 
 FRAMES_AT_ONCE = 12_000  # of a padded batch of several rows, prompts included: this bounds memory
 ROWS_AT_ONCE = 16  # of a batch
@@ -104,6 +106,7 @@ class MelRunner:
         if options.flow_int8:
             quantize_blocks(flow.decoder.estimator)
         self.euler = partial(flow.euler, ops=self.operations)
+        self.traced = Traced("a step of the flow", flow, on=options.compile == "trace" and options.records("flow"))
         self._schedules: dict[int, tuple[Tensor, Tensor]] = {}
         self.graphs = FlowGraphs(self)
 
@@ -157,9 +160,15 @@ class MelRunner:
         time, dt = times[i], span[i + 1] - span[i]
         if solve.key is not None:
             self.graphs.advance(solve, time, dt, unguided)
+        elif solve.mask is None and not unguided and solve.size**2 <= SCORES:  # long ones attend in a loop over parts
+            key = (len(solve.x), torch.get_num_threads())  # attention is computed for as many heads at a time
+            solve.x = self.traced(key, self._guided, solve.x, time, dt, *solve.conditions)
         else:
             solve.x = self.euler(solve.x, time, dt, solve.conditions, solve.mask, unguided)
         solve.at += 1
+
+    def _guided(self, x: Tensor, time: Tensor, dt: Tensor, through: Tensor, short: Tensor) -> Tensor:
+        return self.euler(x, time, dt, (through, short))
 
     @torch.inference_mode()
     def render(

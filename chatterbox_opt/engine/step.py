@@ -14,7 +14,7 @@ from ..models.llama import KV
 from ..models.t3 import T3
 from ..options import KERNELS, EngineOptions
 from .agreement import ripples
-from .cache import Decode, DecodeEach, StaticKVCache, empty_kv
+from .cache import Decode, DecodeEach, StaticKVCache, Written, empty_kv
 from .endings import BROKEN
 from .graphs import Captured, bucket, on_trial
 from .kernels import sampling as sampling_kernel
@@ -22,7 +22,7 @@ from .kernels.step import StepKernels, available
 from .operations import t3_operations
 from .sampling import Filters, guide, next_token, next_token_turbo
 from .slots import Slots
-from .traced import TracedT3
+from .traced import Traced
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class DecodeStep:
         self.t3, self.options, self.config = t3, options, t3.config
         self.device = t3.speech_emb.weight.device
         mode = options.compile if options.records("step") else None
-        self.traced = TracedT3(t3, self.logits, on=mode == "trace")
+        self.traced = Traced("T3's step", t3, on=mode == "trace")
         trial = on_trial("step", options, str(t3.speech_emb.weight.dtype).removeprefix("torch."))
         # of (tokens, logits): tokens alone may be the same by luck
         graphs = None if mode == "trace" else mode
@@ -106,7 +106,8 @@ class DecodeStep:
             rows, dtype = 1 if self.config.is_gpt else 2, self.t3.speech_emb.weight.dtype
             kv = empty_kv(self.config, rows, 2, self.device, dtype).zero_()
             x = torch.zeros(rows, 1, self.config.dim, dtype=dtype)
-            self.traced.prepare(x, torch.ones(rows, 1, dtype=torch.long), DecodeEach.of([(kv, 1)]))
+            each, positions = DecodeEach.of([(kv, 1)]), torch.ones(rows, 1, dtype=torch.long)
+            self.traced.prepare(each.widths, partial(self._logits_each, each.widths), x, positions, each.layers)
         if not self.captured.on:
             return
         self.cache.clear(self.cache.length)
@@ -148,7 +149,8 @@ class DecodeStep:
         if each is None:
             logits = self.logits(x, positions[:, None], self._shared(positions, live))
         else:
-            logits = self.traced(x, positions[:, None], each)
+            by_width = partial(self._logits_each, each.widths)
+            logits = self.traced(each.widths, by_width, x, positions[:, None], each.layers)
         cond, uncond = slots.cond[:n], slots.uncond[:n]
         token = self.pick(logits, cond, uncond, slice(0, n), filters)
         slots.step[:n] += 1
@@ -161,6 +163,11 @@ class DecodeStep:
         """x (rows, 1, D) at positions (rows, 1) -> (rows, V)."""
         hidden = self.t3(x, positions, kv, self.kernels.operations)
         return self.t3.logits(hidden[:, 0])
+
+    def _logits_each(
+        self, widths: tuple[int, ...], x: Tensor, positions: Tensor, layers: list[list[Written]]
+    ) -> Tensor:
+        return self.logits(x, positions, DecodeEach(widths, self.config.head_dim, layers))
 
     def _shared(self, positions: Tensor, live: int) -> Decode:
         flash = self.options.attention == "flash"

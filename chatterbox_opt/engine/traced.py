@@ -1,88 +1,86 @@
-"""T3's networks on a CPU as one TorchScript call per step: the same operations on the same numbers, without Python
-between them. A step of one row is a thousand operations of a few microseconds, of which Python took about half.
+"""Functions as one TorchScript call on a CPU: the same operations on the same numbers, without Python between them. A
+step of T3 with one row is a thousand operations of a few microseconds, of which Python took about half; and threads
+that render side by side wait for each other's Python.
 
-torch calls torch.jit.trace deprecated; where it is gone, or its result is not the eager one to the last bit, the step
+torch calls torch.jit.trace deprecated. Where it is gone, or its result is not the eager one to the last bit, a function
 stays eager.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..models.t3 import T3
-from .cache import DecodeEach
-
 logger = logging.getLogger(__name__)
 
-USES = 24  # of a batch's shape before it is traced: by then eager steps have lost about what a trace takes
-MOST = 64  # traces kept
+USES = 24  # of a key before it is traced: by then eager calls have lost about what a trace takes
+MOST = 64  # traces of one function kept
+
+_tracing = threading.RLock()  # torch notes in one place for the process what it traces
 
 
-class TracedT3:
-    """T3 and its head for one position per row. A trace is valid for one list of rows per utterance, because DecodeEach
-    attends to each utterance separately; positions may change."""
-
-    def __init__(self, t3: T3, eager: Callable[[Tensor, Tensor, DecodeEach], Tensor], on: bool) -> None:
-        """`eager` is what is traced: x (rows, 1, D) at positions (rows, 1) -> logits (rows, V) of `t3`."""
-        self.t3, self.eager, self.on = t3, eager, on
-        self.uses: Counter[tuple[int, ...]] = Counter()
-        self._traces: dict[tuple[int, ...], torch.jit.ScriptModule] = {}
+class Traced:
+    def __init__(self, name: str, net: nn.Module, on: bool) -> None:
+        """`net` has all weights that the function uses."""
+        self.name, self.net, self.on = name, net, on
+        self.uses: Counter[Hashable] = Counter()
+        self._traces: dict[Hashable, torch.jit.ScriptModule] = {}
 
     @property
-    def keys(self) -> list[tuple[int, ...]]:
+    def keys(self) -> list[Hashable]:
         return list(self._traces)
 
-    def __call__(self, x: Tensor, positions: Tensor, each: DecodeEach) -> Tensor:
-        key = tuple(each.widths)
+    def __call__(self, key: Hashable, run: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """Returns run(*inputs), where the inputs are tensors or lists of tensors. With equal keys, `run` does the same
+        operations whatever the tensors' contents and lengths are."""
         if self.on and key not in self._traces:
             self.uses[key] += 1
             if self.uses[key] > USES:
-                self.prepare(x, positions, each)
-        if key not in self._traces:
-            return self.eager(x, positions, each)
-        with torch.jit.optimized_execution(False):  # of this thread: an optimized graph may round differently
-            return self._traces[key](x, positions, each.layers)
+                self.prepare(key, run, *inputs)
+        traced = self._traces.get(key)
+        if traced is None:
+            return run(*inputs)
+        with torch.jit.optimized_execution(False):  # in this thread: an optimized graph may round differently
+            return traced(*inputs)
 
-    def prepare(self, x: Tensor, positions: Tensor, each: DecodeEach) -> None:
-        """Traces this batch's shape, and compares the trace with an eager run: both write the same keys and values."""
-        key = tuple(each.widths)
-        if not self.on or key in self._traces:
-            return
-        try:
-            wanted = self.eager(x, positions, each)
-            with without_trace_warnings():
-                traced = torch.jit.trace(_Step(self, each), (x, positions, each.layers), check_trace=False)
-            with torch.jit.optimized_execution(False):
-                same = torch.equal(traced(x, positions, each.layers), wanted)
-            if not same and wanted.isfinite().all():
-                raise RuntimeError("a trace does not compute what it was made from")
-        except Exception as problem:
-            self.on = False
-            self._traces.clear()
-            reason = str(problem).strip().split("\n")[0][:200]
-            logger.warning("tracing T3's step was given up, it runs eagerly: %s: %s", type(problem).__name__, reason)
-            return
-        while len(self._traces) >= MOST:
-            self._traces.pop(next(iter(self._traces)))
-        self._traces[key] = traced
+    def prepare(self, key: Hashable, run: Callable[..., Tensor], *inputs: Any) -> None:
+        """Traces `run` and compares the trace with it. What `run` writes, it must write again when called again."""
+        with _tracing:
+            if not self.on or key in self._traces:
+                return
+            try:
+                wanted = run(*inputs)
+                with without_trace_warnings():
+                    traced = torch.jit.trace(_Weights(self.net, run), inputs, check_trace=False)
+                with torch.jit.optimized_execution(False):
+                    same = torch.equal(traced(*inputs), wanted)
+                if not same and wanted.isfinite().all():
+                    raise RuntimeError("a trace does not compute what it was made from")
+            except Exception as problem:
+                self.on = False
+                self._traces = {}
+                reason = f"{type(problem).__name__}: {problem}".split("\n")[0][:200]
+                logger.warning("tracing %s was given up, it runs eagerly: %s", self.name, reason)
+                return
+            kept = list(self._traces.items())[1 - MOST :] if MOST > 1 else []
+            self._traces = dict(kept) | {key: traced}  # other threads read the old one meanwhile
 
 
-class _Step(nn.Module):
-    """What is traced. It holds T3's tensors and packed weights itself, but not its modules: torch takes four times as
-    long to convert a few hundred of these as to trace them."""
+class _Weights(nn.Module):
+    """What is traced: the function, beside the network's tensors and packed weights, but not its modules. torch takes
+    four times as long to convert a few hundred of these as to trace them."""
 
-    def __init__(self, owner: TracedT3, each: DecodeEach) -> None:
+    def __init__(self, net: nn.Module, run: Callable[..., Tensor]) -> None:
         super().__init__()
-        object.__setattr__(self, "owner", owner)  # not a submodule
-        object.__setattr__(self, "each", each)
-        net = owner.t3
+        object.__setattr__(self, "run", run)  # a bound method of a module would make that a part of this one
         for i, tensor in enumerate([*net.parameters(), *net.buffers()]):
             self.register_buffer(f"tensor{i}", tensor.detach())
         for part in net.modules():
@@ -90,8 +88,8 @@ class _Step(nn.Module):
                 if isinstance(value, torch.ScriptObject):
                     setattr(self, f"{name}{id(value)}", value)
 
-    def forward(self, x: Tensor, positions: Tensor, layers: list[list[tuple[Tensor, Tensor, Tensor]]]) -> Tensor:
-        return self.owner.eager(x, positions, self.each.with_layers(layers))
+    def forward(self, *inputs: Any) -> Tensor:
+        return self.run(*inputs)
 
 
 @contextmanager

@@ -1,13 +1,17 @@
-"""T3's step as TorchScript: the tokens that eager steps draw, and a step that survives a trace that fails."""
+"""Steps of T3 and of the flow as TorchScript: what eager steps compute, and nothing lost where a trace fails."""
 
 import copy
 import logging
 
 import pytest
 import torch
-from token_runs import EXACT, draw, engine_of, mixed, request, tokens_of
+from flow_pairs import random_flow, tokens, voice
+from token_runs import CPU, EXACT, draw, engine_of, mixed, request, tokens_of
 
-from chatterbox_opt.engine import traced
+from chatterbox_opt.engine import mel, traced
+from chatterbox_opt.engine.kernels import cpu
+from chatterbox_opt.engine.mel import MelJob, MelRunner
+from chatterbox_opt.engine.noise import RequestNoise
 
 TRACED = EXACT.replace(compile="trace")
 
@@ -102,3 +106,41 @@ def test_torchscript_of_the_program_itself_keeps_its_optimizer(llama):
     assert shapes_of(engine)
     assert len(seen) > 5
     assert set(seen) == {True}
+
+
+# ---- the flow --------------------------------------------------------------------------------------
+
+
+def mels(runner, lengths, **job):
+    return [runner.render([MelJob(tokens(n, n), voice(25, n), RequestNoise(CPU, n), **job)])[0] for n in lengths]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+@pytest.mark.parametrize("options", [{}, dict(s3gen_dtype="bfloat16"), dict(flow_int8=True)], ids=str)
+def test_a_trace_renders_what_eager_steps_render(family, options, threads):
+    """At any length, one trace for all of them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        runner = MelRunner(random_flow(family), TRACED.replace(**options))
+        eager = MelRunner(random_flow(family), EXACT.replace(**options))
+        lengths = (20, 3, 71, 1, 140)
+        for got, wanted in zip(mels(runner, lengths), mels(eager, lengths)):
+            assert torch.equal(got, wanted)
+        assert runner.traced.keys == [(1, threads)]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_a_trace_does_not_hold_for_runs_eagerly(monkeypatch):
+    """Long utterances, whose attention goes by parts; steps without guidance; padded batches."""
+    for module in (mel, cpu):
+        monkeypatch.setattr(module, "SCORES", 100**2)
+    runner, eager = (MelRunner(random_flow(), o.replace(s3gen_dtype="bfloat16")) for o in (TRACED, EXACT))
+    assert all(map(torch.equal, mels(runner, (24, 80, 24)), mels(eager, (24, 80, 24))))
+    assert len(runner.traced.keys) == 1
+    for options in (dict(cfg_off_last=10), dict(mel_bucket=48)):
+        runner, eager = (MelRunner(random_flow(), o.replace(**options)) for o in (TRACED, EXACT))
+        assert all(map(torch.equal, mels(runner, (20, 9)), mels(eager, (20, 9))))
+        assert not runner.traced.keys
