@@ -76,8 +76,8 @@ class Flow(nn.Module):
         Estimator.time_table; `mask` has as many rows as the conditions; `unguided` omits guidance in this step."""
         estimator, rate = self.decoder.estimator, self.config.cfg_rate
         if self.guided and not unguided:
-            conditioned, blind = estimator(x, time, conditions, mask, ops.attend_all).chunk(2)
-            return x + dt * ((1 + rate) * conditioned - rate * blind)
+            conditioned, unconditioned = estimator(x, time, conditions, mask, ops.attend_all).chunk(2)
+            return x + dt * ((1 + rate) * conditioned - rate * unconditioned)
         known = conditions[0][: len(x)], conditions[1][: len(x)]
         mask = None if mask is None else mask[: len(x)]
         return x + dt * estimator(x, time, known, mask, ops.attend_all)
