@@ -233,7 +233,10 @@ class MelRunner:
     @torch.inference_mode()
     def warmup(self, batch: int = 1) -> None:
         """Capture what up to `batch` utterances of any ordinary length come to use, the largest first."""
-        for rows in (16, 8, 4, 2, 1):
-            for size in reversed(sizes(self.options.mel_bucket)):
-                if rows <= bucket(batch) and self.fits(rows, size):
-                    self.graphs.capture((rows, size))
+        for key in self.planned(batch):
+            self.graphs.capture(key)
+
+    def planned(self, batch: int) -> list[tuple[int, int]]:
+        """Returns the (rows, frames) that a warm-up captures, the most rows first."""
+        shapes = ((rows, size) for rows in (16, 8, 4, 2, 1) for size in reversed(sizes(self.options.mel_bucket)))
+        return [(rows, size) for rows, size in shapes if rows <= bucket(batch) and self.fits(rows, size)]
