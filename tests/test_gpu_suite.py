@@ -1,4 +1,4 @@
-"""What the suite for a GPU would run, by stand-ins: on the day there is a GPU no part may fail for a mistyped option."""
+"""The suite for a GPU, run with stand-ins: on the day there is a GPU no part may fail for a mistyped option."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from .flow_int8 import quantize_blocks
 from .graphs import bucket
 from .noise import RequestNoise
 from .operations import flow_operations
+from .uploads import upload
 
 FRAMES_AT_ONCE = 12_000  # of a padded batch, prompts included: what bounds memory, not what bounds an utterance
 ROWS_AT_ONCE = 16
@@ -138,7 +139,7 @@ class MelRunner:
         xvector = torch.cat([row.xvector for row in rows])
         noise = torch.stack([F.pad(row.noise, (0, 0, 0, size - len(row.noise))) for row in rows])
         solve = Solve(list(rows), steps, size, noise.float(), key=key)
-        inputs = [ids, prompt, xvector, torch.tensor(counts, device=self.device)]
+        inputs = [ids, prompt, xvector, upload(counts, self.device)]
         if key is not None:
             self.graphs.encode(solve, inputs)
         else:
