@@ -69,8 +69,9 @@ bench comparison-tts 150 benchmark_comparison.py --model tts --lengths short med
 bench inference-tts 110 benchmark_inference.py --family tts --repeats 5 --budget 1.6
 bench comparison-turbo 80 benchmark_comparison.py --model turbo --lengths medium --repeats 5 --budget 1
 bench ladder-tts 80 ladder.py --model tts --repeats 3 --budget 1.2
-# what torch.compile makes takes minutes, and is asked for by name
-part tests 110 python3 -m pytest -q -m gpu -k "not reduce-overhead" -p no:cacheprovider tests
+# What torch.compile makes takes minutes, and is asked for by name. Other files may need packages that are not here.
+part tests 110 python3 -m pytest -q -m gpu -k "not reduce-overhead" -p no:cacheprovider \
+    $(cd "$root" && grep -rl --include='test_*.py' 'mark.gpu$' tests)
 bench quality-tts 45 quality.py --model tts --budget 0.6
 bench inference-turbo 45 benchmark_inference.py --family turbo --batch 1 64 --precision bfloat16 int8 --repeats 3 --budget 0.6
 bench comparison-nano 40 benchmark_comparison.py --model nano --lengths medium --repeats 3 --budget 0.5

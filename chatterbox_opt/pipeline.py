@@ -15,6 +15,7 @@ from torch import Tensor
 from .audio.joins import ChunkJoiner
 from .calls import GenerateOptions
 from .config import SILENCE_TOKEN, START_TEXT, STOP_TEXT, TOKEN_RATE, ModelConfig
+from .engine.captures import captured_parts, in_words
 from .engine.chunks import chunk_sizes
 from .engine.engine import Engine
 from .engine.mel import check_codes
@@ -84,6 +85,8 @@ class Pipeline:
                 self.tokens.warmup(batch)
             self.mel.warmup(batch)
             self.wav.warmup(batch)
+        for name, captured in captured_parts(self.tokens, self.mel, self.wav).items():
+            logger.debug("warm-up for %d utterances: %s: %s", batch, name, in_words(captured))
 
     # ---- speech ----------------------------------------------------------------------------------
 

@@ -36,12 +36,17 @@ def quickest(call: Callable[[], Any], device: str | torch.device, repeats: int =
     return min(repeated(call, device, repeats + 1)[1:])
 
 
+def drop_workspaces(device: torch.device) -> None:
+    """Frees the workspaces that torch keeps per stream. Not while there are graphs that may use them."""
+    if device.type == "cuda":
+        with suppress(AttributeError):
+            torch._C._cuda_clearCublasWorkspaces()
+
+
 def held_bytes(device: torch.device) -> int | None:
     """Returns the bytes of tensors on a GPU, or of this process on a CPU; None if unknown."""
     gc.collect()
     if device.type == "cuda":
-        with suppress(AttributeError):  # workspaces per stream, which torch keeps
-            torch._C._cuda_clearCublasWorkspaces()
         return torch.cuda.memory_allocated(device)
     if device.type == "mps":
         return torch.mps.current_allocated_memory()

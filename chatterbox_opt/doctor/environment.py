@@ -14,7 +14,7 @@ import torch
 
 from .. import __version__
 from ..engine import resolve
-from ..engine.first_trial import driver
+from ..engine.first_trial import allocator_settings, driver
 from ..engine.kernels.step import available
 from ..engine.quantize import packs_float16
 from ..options import EngineOptions
@@ -37,7 +37,7 @@ def facts(device: torch.device) -> dict[str, Any]:
             "capability": f"{about.major}.{about.minor}", "memory_gb": round(about.total_memory / 1e9, 1),
             "multiprocessors": about.multi_processor_count, "driver": driver(), "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(), "devices": torch.cuda.device_count(),
-            "PYTORCH_CUDA_ALLOC_CONF": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", ""),
+            "allocator": torch.cuda.get_allocator_backend(), **allocator_settings(),
         }
     elif device.type == "cpu":
         record["capability"] = torch.backends.cpu.get_cpu_capability()

@@ -18,8 +18,8 @@ from .stages import stages
 # the most important first, as the last ones are skipped when time runs out
 CHECKS: tuple[Check, ...] = (
     numbers.stored_references, numbers.survived, numbers.the_same_again, numbers.graphs, numbers.kernels,
-    numbers.in_company, numbers.in_chunks, manners.watermark, manners.cancelled, manners.threads, manners.deleted,
-    stages, manners.memory,
+    numbers.in_company, numbers.in_chunks, manners.watermark, manners.cancelled, manners.threads, stages,
+    manners.memory, manners.deleted,
 )  # fmt: skip
 SECONDS = {True: 100.0, False: 540.0}  # quick or not -> time after which no check begins
 
@@ -51,6 +51,9 @@ def examine(
     print(*written.about(environment), "", sep="\n", flush=True)
     logger.addHandler(heard)
     propagates, logger.propagate = logger.propagate, False  # they are in the report
+    captures = logger.getChild("engine.graphs")
+    level = captures.level
+    captures.setLevel(logging.DEBUG)  # so that it counts the nodes of graphs
     try:
         for check in checks:
             for finding in found(check, patient, SECONDS[quick] - (time.perf_counter() - start)):
@@ -65,6 +68,7 @@ def examine(
                 json_file.write_text(json.dumps(made, indent=1, default=str) + "\n", encoding="utf-8")
     finally:
         logger.removeHandler(heard)
+        captures.setLevel(level)
         logger.propagate = propagates
         patient.close()
     print("", *heard.texts, written.summary(findings), sep="\n", flush=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..pipeline import Cancelled
-from .clock import held_bytes
+from .clock import drop_workspaces, held_bytes
 from .findings import NOT_HERE, Finding, judged
 from .numbers import SAME_SOUND
 from .patient import FLOAT32, LONG, TEXTS, Patient, off
@@ -84,6 +84,8 @@ def threads(patient: Patient) -> Iterator[Finding]:
 
 def deleted(patient: Patient) -> Iterator[Finding]:
     gone, took, left = [], 0, []
+    patient.forget()  # with the graphs of its models
+    drop_workspaces(patient.device)
     for _ in range(2):
         before = held_bytes(patient.device)
         model = patient.load()
@@ -92,6 +94,7 @@ def deleted(patient: Patient) -> Iterator[Finding]:
         gone.append(weakref.ref(model))
         del model
         gc.collect()
+        drop_workspaces(patient.device)
         left.append(held_bytes(patient.device) or 0)
     if any(model() is not None for model in gone):
         yield judged("deleted", False, "a model that nobody holds is not collected")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..engine import first_trial
+from ..engine.captures import captured_parts, in_words
 from ..engine.kernels import trial
 from ..engine.trial_process import FATAL, UNTOLD
 from ..options import CAPTURES, KERNELS
@@ -67,17 +68,22 @@ def captures(patient: Patient, name: str) -> Iterator[Finding]:
     """Reports which captures of the default options succeeded."""
     model = patient.model(name)
     patient.speak(model, TEXTS[:1], 40)
-    pipeline = model.pipeline
-    made = dict(zip(CAPTURES, (pipeline.tokens.step.captured, pipeline.mel.graphs.captured, pipeline.wav.captured)))
-    for part, captured in made.items():
+    tokens, mel, wav = model.pipeline.tokens, model.pipeline.mel, model.pipeline.wav
+    made = captured_parts(tokens, mel, wav)
+    planned = dict(zip(CAPTURES, (tokens.step.planned, mel.graphs.planned, wav.planned)))
+    for part in CAPTURES:
         check, others = f"captured {part}: {name}", tuple(p for p in CAPTURES if p != part)
-        if not captured.on:
+        if part not in made:
             yield Finding(check, NOT_HERE, "the options leave it uncaptured")
             continue
+        captured = made[part]
         own, twin = captured.seconds or (0.0, 0.0)
-        timed = f"{len(captured.keys)} captured; the first takes {1e3 * own:.2f} ms, uncaptured {1e3 * twin:.2f} ms"
+        timed = f"{in_words(captured)}; the first takes {1e3 * own:.2f} ms, uncaptured {1e3 * twin:.2f} ms; "
+        timed += f"warmup(1) captures {len(planned[part](1))}, warmup(16) {len(planned[part](16))}"
         if captured.closed is None:
-            yield Finding(check, OK, timed, figures={"seconds": own, "eager_seconds": twin})
+            nodes = {str(key): count for key, count in captured.nodes.items()}
+            figures = dict(seconds=own, eager_seconds=twin, nodes=nodes, bytes=captured.pool_bytes)
+            yield Finding(check, OK, timed, figures=figures)
         else:
             verdict = SLOWER if "takes" in captured.closed else WRONG
             text = f"switched off: {captured.closed}"

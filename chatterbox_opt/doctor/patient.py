@@ -65,9 +65,13 @@ class Patient:
         folder = Path(self._folder.name, family)
         return folder if folder.is_dir() else write_checkpoint(folder, family, "full", 0)
 
-    def close(self) -> None:
+    def forget(self) -> None:
+        """Drops every model."""
         self._models.clear()
         gc.collect()
+
+    def close(self) -> None:
+        self.forget()
         self._folder.cleanup()
 
     # ---- what they say -----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ ROUNDS = 3
 
 
 def stages(patient: Patient) -> Iterator[Finding]:
-    machine = ceilings.measure(patient.device.type, patient.quick and patient.device.type == "cpu")
+    machine = ceilings.measure(str(patient.device), patient.quick and patient.device.type == "cpu")
     rates = ", ".join(f"{kind} {rate / 1e3:.2f}" for kind, rate in machine.gflops.items())
     figures = {"read_gb": machine.read_gb, "gflops": machine.gflops}
     yield Finding("this device", OK, f"reads {machine.read_gb:.0f} GB/s; TFLOP/s: {rates}", figures=figures)

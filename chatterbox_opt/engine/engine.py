@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..config import S3GEN_RATE
 from ..options import EngineOptions
+from .captures import captured_parts, counts
 from .driver import Driver
 from .mel import MelRunner
 from .openmp import alone
@@ -79,7 +80,9 @@ class Engine(Driver):
     def stats(self) -> dict[str, Any]:
         live = self.tokens.live if self.tokens else []
         rows = sum(len(slot.rows) for slot in live)
-        return self.counted.read(live=len(live), waiting=len(self.waiting), rows=rows, calls=len(self.calls))
+        captured = counts(captured_parts(self.tokens, self.renderer.mel, self.renderer.wav))
+        now = dict(live=len(live), waiting=len(self.waiting), rows=rows, calls=len(self.calls))
+        return self.counted.read(**now) | {"captured": captured}
 
     # ---- the parts of a step -----------------------------------------------------------------------
 

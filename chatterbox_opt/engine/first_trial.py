@@ -136,7 +136,7 @@ def described(options: EngineOptions, device: torch.device, config: ModelConfig)
         "driver": driver() if gpu else "", "torch": torch.__version__, "triton": getattr(triton, "__version__", ""),
         "chatterbox_opt": __version__, "code": code(), "family": config.family,
         "sizes": f"{zlib.crc32(repr((config.t3, config.flow, config.hift)).encode()):08x}",
-        **{field: getattr(options, field) for field in MATTERS},
+        **allocator_settings(), **{field: getattr(options, field) for field in MATTERS},
     }
 
 
@@ -171,10 +171,16 @@ def write(file: Path, verdict: dict[str, Any]) -> None:
         logger.warning(text, problem)
 
 
+def allocator_settings() -> dict[str, str]:
+    """Returns the variables that are set of those that choose how torch allocates device memory."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the first from torch 2.10 on
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
 @cache
 def driver() -> str:
     with suppress(OSError):
-        if found := re.search(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version").read_text()):
+        if found := re.search(r"Kernel Module.*?\s(\d+\.[\d.]+)", Path("/proc/driver/nvidia/version").read_text()):
             return found[1]
     with suppress(AttributeError, RuntimeError):
         return str(torch._C._cuda_getDriverVersion())

@@ -62,6 +62,14 @@ class FlowGraphs:
         size = captured_size(frames, self.options.mel_bucket)
         return None if not self.on or size is None or not self.runner.fits(rows, frames) else (bucket(rows), size)
 
+    def planned(self, batch: int) -> list[tuple]:
+        """Returns the keys of all graphs that a warm-up captures."""
+        return [graph for shape in self.runner.planned(batch) for graph in self._graphs_of(shape)]
+
+    def _graphs_of(self, shape: tuple[int, int]) -> list[tuple]:
+        steps = [("step", *shape, unguided) for unguided in {False, self.options.cfg_off_last > 0}]
+        return [("encode", *shape), *steps]
+
     def capture(self, key: tuple[int, int]) -> bool:
         """Whether it is captured."""
         if not self.on or self.captured.closed or key in self._held:
@@ -84,8 +92,8 @@ class FlowGraphs:
                     *self.runner.encode(*inputs, full=False))  # fmt: skip
         if not self.captured.prepare(("encode", *key), self._encode_of(held), spoil=held.spoil):
             return None
-        for unguided in {False, self.options.cfg_off_last > 0}:
-            if not self.captured.prepare(("step", *key, unguided), self._step_of(held, unguided)):
+        for graph in self._graphs_of(key)[1:]:
+            if not self.captured.prepare(graph, self._step_of(held, unguided=graph[-1])):
                 return None
         return held
 

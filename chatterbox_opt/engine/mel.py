@@ -23,6 +23,7 @@ from .kernels.cpu import SCORES
 from .noise import RequestNoise
 from .operations import flow_operations
 from .traced import Traced
+from .uploads import upload
 
 FRAMES_AT_ONCE = 12_000  # of a padded batch of several rows, prompts included: this bounds memory
 ROWS_AT_ONCE = 16  # of a batch
@@ -144,7 +145,7 @@ class MelRunner:
         xvector = torch.cat([row.xvector for row in rows])
         noise = torch.stack([F.pad(row.noise, (0, 0, 0, size - len(row.noise))) for row in rows])
         solve = Solve(list(rows), steps, size, noise.float(), key=key)
-        inputs = [ids, prompt, xvector, torch.tensor(counts, device=self.device)]
+        inputs = [ids, prompt, xvector, upload(counts, self.device)]
         if key is not None:
             self.graphs.encode(solve, inputs)
         else:
@@ -244,7 +245,10 @@ class MelRunner:
     @torch.inference_mode()
     def warmup(self, batch: int = 1) -> None:
         """Captures the graphs of up to `batch` utterances of ordinary lengths, the largest first."""
-        for rows in (16, 8, 4, 2, 1):
-            for size in reversed(sizes(self.options.mel_bucket)):
-                if rows <= bucket(batch) and self.fits(rows, size):
-                    self.graphs.capture((rows, size))
+        for key in self.planned(batch):
+            self.graphs.capture(key)
+
+    def planned(self, batch: int) -> list[tuple[int, int]]:
+        """Returns the (rows, frames) that a warm-up captures, the most rows first."""
+        shapes = ((rows, size) for rows in (16, 8, 4, 2, 1) for size in reversed(sizes(self.options.mel_bucket)))
+        return [(rows, size) for rows, size in shapes if rows <= bucket(batch) and self.fits(rows, size)]

@@ -12,6 +12,7 @@ from ..config import START_SPEECH, T3Config
 from .cache import StaticKVCache
 from .request import Utterance
 from .sampling import Filters, RowParams
+from .uploads import upload
 
 
 @dataclass(eq=False)
@@ -48,7 +49,8 @@ class Slots:
         self.live: list[Slot] = []
         self.rows = 0  # in use
         self.token, self.step = zeros(capacity), zeros(capacity)
-        self.cond, self.uncond = zeros(capacity), zeros(capacity)
+        self.places = zeros(2 * rows + 2 * capacity)  # in one tensor, to be uploaded at once
+        self.slot_of_row, self.position, self.cond, self.uncond = self.places.split([rows, rows, capacity, capacity])
         self.seen = zeros(capacity, config.speech_vocab, dtype=torch.bool)
         self.noise = torch.ones(capacity, config.speech_vocab, device=device)
         self.params = RowParams(
@@ -56,11 +58,10 @@ class Slots:
             penalty=torch.ones(capacity, 1, device=device),
         )
         self.ahead = torch.ones(block, capacity, config.speech_vocab, device=device) if block > 1 else self.noise[None]
-        self.slot_of_row, self.position = zeros(rows), zeros(rows)
 
     def clear(self) -> None:
         self.live, self.rows = [], 0
-        for tensor in (self.token, self.step, self.cond, self.uncond, self.slot_of_row, self.position):
+        for tensor in (self.token, self.step, self.places):
             tensor.zero_()
         self.seen.zero_()
 
@@ -87,12 +88,9 @@ class Slots:
         for slot in self.live:
             for row in slot.rows:
                 owner[row], position[row] = slot.index, slot.position
-        spare = [(0, 0)] * (self.capacity - len(self.live))
-        rows = torch.tensor([(slot.cond, slot.uncond) for slot in self.live] + spare)
-        self.slot_of_row.copy_(torch.tensor(owner))
-        self.position.copy_(torch.tensor(position))
-        self.cond.copy_(rows[:, 0])
-        self.uncond.copy_(rows[:, 1])
+        spare = [0] * (self.capacity - len(self.live))
+        cond, uncond = [slot.cond for slot in self.live] + spare, [slot.uncond for slot in self.live] + spare
+        self.places.copy_(upload([*owner, *position, *cond, *uncond], self.device))
         self.step[len(self.live) :] = 0
 
     def params_of(self, span: slice) -> RowParams:
@@ -126,7 +124,7 @@ class Slots:
             self._renumber(kept)
         else:
             self._fill_holes(kept, rows, cache)
-        index = torch.tensor([slot.index for slot in kept], dtype=torch.long, device=self.device)
+        index = upload([slot.index for slot in kept], self.device)
         for tensor in (self.token, self.step, self.seen, *vars(self.params).values()):
             tensor[: len(kept)] = tensor[index]
         for i, slot in enumerate(kept):

@@ -111,15 +111,20 @@ class DecodeStep:
         if not self.captured.on:
             return
         self.cache.clear(self.cache.length)
-        sizes = [n for n in (1 << i for i in range(11)) if n <= bucket(batch)]
-        for n in reversed(sizes):
-            for live in reversed(live_buckets(self.cache.length)):
-                for sorting in (False, True):
-                    key = (n, n if self.config.is_gpt else 2 * n, live, sorting)
-                    if self.captured.trial is not None:
-                        self._pretend(*key)
-                    self.capture(key)
+        for key in self.planned(batch):
+            if self.captured.trial is not None:
+                self._pretend(*key)
+            self.capture(key)
         self.slots.clear()
+
+    def planned(self, batch: int) -> list[tuple[int, int, int, bool]]:
+        """Returns the keys that a warm-up for up to `batch` utterances captures, the largest first."""
+        width, lives = 1 if self.config.is_gpt else 2, live_buckets(self.cache.length)
+        sizes = [1 << i for i in range(bucket(batch).bit_length())]
+        return [
+            (n, width * n, live, sorting) for n in reversed(sizes) for live in reversed(lives)
+            for sorting in (False, True)
+        ]  # fmt: skip
 
     def _pretend(self, n: int, rows: int, live: int, sorting: bool) -> None:
         """As if utterances had come to the end of `live`: what a trial is to see."""

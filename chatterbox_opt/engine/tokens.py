@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..models.t3 import T3
 from ..options import EngineOptions
@@ -22,6 +21,7 @@ from .sampling import Filters
 from .slots import Slot, Slots
 from .speaking import Speaking
 from .step import LIVE, DecodeStep
+from .uploads import upload
 
 LENGTH_STEP = 256  # cache lengths are multiples of this
 MEMORY_SHARE = 3  # the cache takes at most a third of the device's free memory, unless one utterance needs more
@@ -113,10 +113,13 @@ class TokenRunner(Speaking):
         size, first, starts = prefixes[0].length, added[0].cond, self._starts
         texts = [slot.utterance.text_ids for slot in added for _ in slot.rows]
         longest = max(len(t) for t in texts)
-        padded = torch.stack([pad(t, (0, longest - len(t))) for t in texts]).to(self.device)
-        uncond = torch.tensor([k == 1 for slot in added for k in range(len(slot.rows))], device=self.device)
+        padded = [i for t in texts for i in (*t.tolist(), *[0] * (longest - len(t)))]
+        second = [k for slot in added for k in range(len(slot.rows))]
+        last = [len(t) + starts - 1 for t in texts]
+        sizes = [len(padded), len(second), len(last)]
+        ids, uncond, ends = upload([*padded, *second, *last], self.device).split(sizes)
         # The start tokens follow each text at once, so they are laid into the padded row, not behind it.
-        x = self._text_rows(padded, [len(t) for t in texts], uncond)
+        x = self._text_rows(ids.view(len(texts), longest), [len(t) for t in texts], uncond == 1)
         kv = self._rows_of(added, size + x.shape[1])
         for slot, prefix in zip(added, prefixes):
             for row in slot.rows:
@@ -124,7 +127,6 @@ class TokenRunner(Speaking):
             slot.position = size + len(slot.utterance.text_ids) + starts
         span = torch.arange(size, size + x.shape[1], device=self.device)
         hidden = self.t3(x, span[None], Prefill(kv, size), self.step.kernels.operations)
-        ends = torch.tensor([len(t) + starts - 1 for t in texts], device=self.device)
         return self.t3.logits(hidden[torch.arange(len(texts), device=self.device), ends])
 
     def _rows_of(self, added: list[Slot], upto: int) -> Tensor:

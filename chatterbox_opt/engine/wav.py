@@ -161,10 +161,17 @@ class WavRunner:
         if not self.captured.on:
             return
         with full_float32(self.device):
-            for size in SIZES:
-                for rows in reversed(ROWS):
-                    if rows == 1 or (rows <= 2 * batch and self._fits(rows, size)):
-                        self._capture((rows, size))
+            for key in self.planned(batch):
+                self._capture(key)
+
+    def planned(self, batch: int) -> list[tuple[int, int]]:
+        """Returns the (windows, frames) that a warm-up captures: all that up to `batch` utterances can lead to."""
+        keys, larger = [], None
+        for size in (s for s in SIZES if s <= max(self.options.wav_chunk, SIZES[-1])):
+            most = ROWS[-1] if larger is None else batch * len(windows(0, larger - 1, size, self.reach))
+            keys += [(r, size) for r in reversed(ROWS) if r == 1 or (r <= bucket(most) and self._fits(r, size))]
+            larger = size
+        return keys
 
 
 def windows(row: int, total: int, size: int, reach: int) -> list[Window]:

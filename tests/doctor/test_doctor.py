@@ -130,10 +130,16 @@ def test_workspaces_may_stay_and_models_may_not(left, verdict, monkeypatch):
     """The first model leaves 300 MB of whatever, which the second has to find enough."""
     readings = iter(mega << 20 for mega in (0, 1300, 300, 300, 1300, left))
     monkeypatch.setattr(manners, "held_bytes", lambda device: next(readings))
-    patient = SimpleNamespace(device=GPU, load=Model, speak=lambda *args: None)
+    monkeypatch.setattr(manners, "drop_workspaces", lambda device: done.append("workspaces dropped"))
+    done: list[str] = []
+    patient = SimpleNamespace(device=GPU, load=Model, speak=lambda *args: done.append("spoken"),
+                              forget=lambda: done.append("models dropped"))  # fmt: skip
     (finding,) = manners.deleted(patient)
     assert finding.verdict == verdict
     assert finding.figures["took"] == 1000 << 20
+    assert done == ["models dropped", "workspaces dropped", *["spoken", "workspaces dropped"] * 2], (
+        "a graph may use a workspace"
+    )
 
 
 def test_a_model_that_is_kept_is_found(monkeypatch):
@@ -144,5 +150,7 @@ def test_a_model_that_is_kept_is_found(monkeypatch):
         return kept[-1]
 
     monkeypatch.setattr(manners, "held_bytes", lambda device: 0)
-    (finding,) = manners.deleted(SimpleNamespace(device=GPU, load=load, speak=lambda *args: None))
+    monkeypatch.setattr(manners, "drop_workspaces", lambda device: None)
+    patient = SimpleNamespace(device=GPU, load=load, speak=lambda *args: None, forget=lambda: None)
+    (finding,) = manners.deleted(patient)
     assert finding.verdict == WRONG

@@ -150,6 +150,7 @@ def test_nothing_is_captured_after_a_warm_up(family, llama, gpt):
     with engine.idle():
         engine.tokens.warmup(4)
     known = keys_of(engine)
+    assert known == set(engine.tokens.step.planned(4))
     lives = {live for *_, live, _ in known}
     width = 1 if t3.config.is_gpt else 2
     assert known == {(n, width * n, live, sorting) for n in (1, 2, 4) for live in lives for sorting in (False, True)}

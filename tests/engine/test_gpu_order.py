@@ -17,9 +17,11 @@ from chatterbox_opt.engine import noise, recording
 from chatterbox_opt.engine.cache import StaticKVCache, empty_kv
 from chatterbox_opt.engine.driver import Driver
 from chatterbox_opt.engine.graphs import WARM_UPS, Captured, Trial
+from chatterbox_opt.engine.prefix import Prefix
 from chatterbox_opt.engine.request import Call
 from chatterbox_opt.engine.slots import Slots
 from chatterbox_opt.engine.tokens import TokenRunner
+from chatterbox_opt.engine.uploads import upload
 from chatterbox_opt.models.t3 import T3
 
 GPUS = [torch.device("cuda:0"), torch.device("cuda:1")]
@@ -176,6 +178,52 @@ def test_noise_is_drawn_on_the_models_device(monkeypatch):
     assert asked == [torch.device("cpu"), GPUS[1]]
     monkeypatch.setattr(torch.cuda, "default_generators", ["of 0", "of 1"])
     assert noise.global_generator(GPUS[1]) == "of 1"
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+def test_who_joins_or_leaves_costs_one_upload_for_each_thing_that_is_new(family):
+    """The texts, then the rows of all; where one leaves, which slots stay, and their rows."""
+    config = tiny(family).t3
+    asked = [request(config, n=7 + i, text_seed=i) for i in range(4)]
+    for utterance in asked:
+        utterance.text_ids = utterance.text_ids.numpy()  # tensors of a CPU are not allowed below
+    with no_gpu():
+        runner = TokenRunner(cast(T3(config), torch.bfloat16), EXACT)
+        cache = StaticKVCache(empty_kv(config, 8, 512, runner.device, runner.dtype))
+
+        def join():
+            runner._use(Slots(4, 8, config, runner.device), cache)
+            for utterance in asked:
+                slot = runner.slots.add(utterance)
+                runner._prompt([slot], [prefix])
+                runner.slots.upload()
+
+        def leave():
+            runner.slots.remove(runner.slots.live[:1], cache)
+
+        k = torch.zeros(config.layers, config.heads, config.prefix_len, config.head_dim, dtype=runner.dtype)
+        prefix = Prefix(k, k)
+        assert crossings(join) == ["aten.to.dtype_layout"] * 8
+        assert crossings(leave) == ["aten.to.dtype_layout"] * 2
+
+
+def test_uploads_go_through_pinned_memory_and_wait_for_nothing(monkeypatch):
+    asked = []
+
+    class Staged:
+        def to(self, device, non_blocking):
+            asked.append((device, non_blocking))
+
+    def tensor(numbers, **how):
+        asked.append((numbers, how["pin_memory"], how["device"]))
+        return Staged()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "tensor", tensor)
+    upload([1, 2], GPUS[1])
+    assert asked == [([1, 2], True, "cpu"), (GPUS[1], True)]
+    monkeypatch.undo()
+    assert upload([1, 2], torch.device("cpu")).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])

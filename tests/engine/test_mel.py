@@ -124,6 +124,7 @@ def test_captured_batches_are_each_row_alone(monkeypatch, changes):
     ready, shapes = set(runner.graphs.captured.keys), [(n, size) for n in (1, 2, 4) for size in (60, 100, 160)]
     kinds = [("encode",), ("step", False), *([("step", True)] if changes else [])]
     assert ready == {(kind, *shape, *off) for kind, *off in kinds for shape in shapes}
+    assert ready == set(runner.graphs.planned(4))
     # three rows in a graph of four, then other numbers of steps, then what no graph is long enough for
     for lengths, steps in (((3, 12, 1), 3), ((20, 21, 19), 1), ((20,), 6), ((8,), 2), ((90,), 3), ((3, 90), 3)):
         rows = [row(runner, n) for n in lengths]
