@@ -20,9 +20,9 @@ def call(count=1, at=0.0, stream=False, text=10, heard=None, **how) -> Call:
     return made
 
 
-def plan(waiting=(), speaking=(), rendering=(), slots=4, free=None, **how):
+def plan(waiting=(), speaking=(), rendering=(), slots=4, free=None, cores=1, **how):
     free = slots - len(speaking) if free is None else free
-    return Scheduler(slots, **how).plan(list(waiting), list(speaking), list(rendering), free)
+    return Scheduler(slots, cores).plan(list(waiting), list(speaking), list(rendering), free, **how)
 
 
 def spoken(u: Utterance, tokens: int, ended: bool = True) -> Utterance:
@@ -88,6 +88,29 @@ def test_with_more_listeners_than_can_be_served_the_later_ones_wait():
     assert (late.render, early.render) == ([heads[1]], [heads[0]])
 
 
+@pytest.mark.parametrize("first", ["tokens", "sound"])
+def test_a_second_core_does_what_comes_second(first):
+    """Tokens beside sound, whichever is more urgent; with one core the more urgent alone."""
+    speaking, sounding = (call(at=at).utterances[0] for at in ((0.0, 1.0) if first == "tokens" else (1.0, 0.0)))
+    spoken(sounding, 50)
+    how = dict(speaking=[speaking], rendering=[sounding])
+    one, two = plan(**how), plan(**how, cores=2)
+    assert (one.decode, one.render) == ((True, []) if first == "tokens" else (False, [sounding]))
+    assert (two.decode, two.render) == (True, [sounding])
+    assert not plan(**how, cores=2, running=2).decode
+    busy = plan(**how, cores=2, running=1)
+    assert (busy.decode, busy.render) == (one.decode, one.render)
+
+
+def test_all_cores_are_for_the_sound_that_a_listener_waits_for():
+    """Of a stream that nothing was heard of, or that is about to run dry; not of one that is well ahead."""
+    speaking = call(at=50.0).utterances
+    for heard, beside in ((None, False), ((9.0, 1.0), False), ((9.0, 30.0), True)):
+        head = spoken(call(at=5.0, stream=True, heard=heard).utterances[0], 200, ended=False)
+        got = plan(speaking=speaking, rendering=[head], cores=2, now=9.8)
+        assert (got.decode, got.render) == (beside, [head])
+
+
 def test_a_batch_is_spoken_before_it_is_rendered_and_a_later_call_is_not_held_up():
     batch, later = call(20, at=0.0), call(at=3.0)
     done, going = batch.utterances[:10], batch.utterances[10:]
@@ -129,8 +152,9 @@ def test_a_streamed_text_is_spoken_a_little_ahead():
 class World:
     """Slots, tokens and renderings without a network: what the engine does with a plan."""
 
-    def __init__(self, slots: int, renderings: int) -> None:
-        self.scheduler, self.slots = Scheduler(slots, renderings), slots
+    def __init__(self, slots: int, cores: int) -> None:
+        self.scheduler, self.slots = Scheduler(slots, cores), slots
+        self.running: dict[Utterance, int] = {}  # on another core, for so many steps more
         self.now, self.waiting, self.speaking, self.calls = 0.0, [], [], []
         self.steps: dict[Utterance, int] = {}
         self.finished: list[Utterance] = []
@@ -142,25 +166,40 @@ class World:
     def step(self, length: dict[Utterance, int]) -> None:
         heads = [c.utterances[c.head] for c in self.calls if c.stream and c.head < len(c.utterances)]
         whole = [u for c in self.calls if not c.stream for u in c.utterances if u.stopped and not u.done]
-        plan = self.scheduler.plan(self.waiting, self.speaking, heads + whole, self.slots - len(self.speaking),
-                                   now=self.now)
+        ready = [u for u in heads + whole if u not in self.running]
+        running = len(self.running)
+        plan = self.scheduler.plan(
+            self.waiting, self.speaking, ready, self.slots - len(self.speaking), now=self.now, running=running
+        )
+        assert running + len(plan.render) + plan.decode <= self.scheduler.cores
         assert len(set(plan.join)) == len(plan.join)
         assert len(self.speaking) + len(plan.join) <= self.slots
         for u in plan.join:
             self.waiting.remove(u)
             self.speaking.append(u)
         for u in plan.render:
-            self.render(u)
+            u.rendering = True
+            self.running[u] = self.lasts(u)
         if plan.decode:
             for u in self.speaking:
                 u.tokens.append(1)
                 u.stopped = "eos" if len(u.tokens) >= length[u] else None
             self.speaking = [u for u in self.speaking if not u.stopped]
+        for u in [u for u in self.running if self.ends(u)]:
+            self.render(u)
         self.now += 0.05
-        assert plan.join or plan.render or plan.decode or not (self.waiting or self.speaking or whole), "work is left"
+        idle = not (self.waiting or self.speaking or whole or running)
+        assert plan.join or plan.render or plan.decode or running or idle, "work is left"
+
+    def lasts(self, u: Utterance) -> int:
+        return 1 if self.scheduler.cores == 1 else 1 + len(u.tokens) % 3
+
+    def ends(self, u: Utterance) -> bool:
+        self.running[u] -= 1
+        return not self.running[u]
 
     def render(self, u: Utterance) -> None:
-        u.rendering = True
+        del self.running[u]
         self.steps[u] = self.steps.get(u, 0) + 1
         if self.steps[u] < 3:
             return

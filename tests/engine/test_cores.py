@@ -1,0 +1,120 @@
+"""Two cores of a CPU: one renders while the other draws tokens, and nobody hears a difference."""
+
+import threading
+import time
+
+import pytest
+import torch
+from token_runs import CPU, engine_of
+
+from chatterbox_opt import Cancelled, OptimizedChatterboxTTS
+from chatterbox_opt.engine.workers import Workers
+from chatterbox_opt.options import EngineOptions
+
+TEXTS = ["Hello there.", "Good morning to you all.", "No.", "Well, well, that is a long one."]
+HOW = dict(max_new_tokens=50)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return OptimizedChatterboxTTS.from_random("cpu", size="tiny", seed=0)
+
+
+@pytest.fixture
+def model(tiny, monkeypatch):
+    """With two cores, whatever this machine has."""
+    engine = tiny.pipeline.engine
+    workers = Workers(CPU, 2)
+    monkeypatch.setattr(engine.renderer, "workers", workers)
+    monkeypatch.setattr(engine.scheduler, "cores", 2)
+    yield tiny
+    assert soon(lambda: not engine.renderer.running), "what nobody waits for any more is forgotten"
+    workers.close()
+
+
+def soon(done, seconds: float = 20) -> bool:
+    until = time.monotonic() + seconds
+    while not done() and time.monotonic() < until:
+        time.sleep(0.002)
+    return bool(done())
+
+
+def at_once(*work) -> None:
+    threads = [threading.Thread(target=one) for one in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+
+
+def test_tokens_are_drawn_while_sound_is_made(model, tiny, monkeypatch):
+    engine, beside = model.pipeline.engine, []
+    decode = engine.decode
+    monkeypatch.setattr(engine, "decode", lambda: (beside.append(len(engine.renderer.running)), decode()))
+    with pytest.MonkeyPatch.context() as one_core:
+        one_core.setattr(engine.scheduler, "cores", 1)
+        alone = [model.generate(text, seed=i, **HOW) for i, text in enumerate(TEXTS)]
+        streamed = [torch.cat(list(model.generate_stream(text, seed=i, **HOW)), 1) for i, text in enumerate(TEXTS)]
+    assert set(beside) == {0}
+    whole, streams = {}, {}
+
+    def speak(i):
+        for k in range(i, i + 2):  # each comes back with another text while the others speak
+            whole[k % 4] = model.generate(TEXTS[k % 4], seed=k % 4, **HOW)
+
+    def stream(i):
+        streams[i] = torch.cat(list(model.generate_stream(TEXTS[i], seed=i, **HOW)), 1)
+
+    at_once(*(lambda i=i: speak(i) for i in range(4)), *(lambda i=i: stream(i) for i in range(4)))
+    for i in range(4):
+        assert (whole[i] - alone[i]).abs().max() < 1e-4
+        assert (streams[i] - streamed[i]).abs().max() < 1e-4
+    assert max(beside) == 1, "one core is left to it"
+    assert 0 in beside
+
+
+def test_who_is_cancelled_while_its_sound_is_made_leaves_the_others_alone(model):
+    engine = model.pipeline.engine
+    wanted = model.generate(TEXTS[1], seed=1, max_new_tokens=300)
+    gone = model.submit(TEXTS[0], seed=0, first_chunk=0.4, n_cfm_timesteps=100, max_new_tokens=300)
+    got = []
+    other = threading.Thread(target=lambda: got.append(model.generate(TEXTS[1], seed=1, max_new_tokens=300)))
+    other.start()
+    assert soon(lambda: engine.renderer.begun)
+    gone.cancel()
+    with pytest.raises(Cancelled):
+        list(gone)
+    other.join(120)
+    assert (got[0] - wanted).abs().max() < 1e-4
+    assert soon(lambda: not (engine.calls or engine.renderer.begun or engine.tokens.live))
+
+
+def test_an_error_on_another_core_ends_its_own_call(model, monkeypatch):
+    engine = model.pipeline.engine
+    wanted = model.generate(TEXTS[1], seed=1, **HOW)
+    vocode = engine.renderer.vocode
+    monkeypatch.setattr(engine.renderer, "vocode", lambda sounds, mels: fail_for_short(vocode, sounds, mels))
+    got, errors = [], []
+
+    def broken():
+        try:
+            model.generate(TEXTS[2], seed=2, max_new_tokens=5)
+        except OSError as error:
+            errors.append(str(error))
+
+    at_once(broken, broken, *[lambda: got.append(model.generate(TEXTS[1], seed=1, **HOW))] * 2)
+    assert errors == ["no sound"] * 2
+    assert all((wave - wanted).abs().max() < 1e-4 for wave in got)
+    assert len(got) == 2
+
+
+def fail_for_short(vocode, sounds, mels):
+    if any(mel is not None and mel.shape[1] <= 10 for mel in mels):
+        raise OSError("no sound")
+    return vocode(sounds, mels)
+
+
+def test_sums_that_are_rounded_to_16_bits_keep_their_number_of_threads(llama):
+    assert engine_of(llama).tokens.same_on_any_cores
+    half = OptimizedChatterboxTTS.from_random("cpu", size="tiny", engine=EngineOptions(dtype="bfloat16"))
+    assert not half.pipeline.engine.tokens.same_on_any_cores
