@@ -1,14 +1,19 @@
 """What torch would meet on MPS, found without one: every operation of a tiny model's pipeline by torch's own table. The
-branches taken are a CPU's: torch for Linux refuses tensors that only claim to be on MPS."""
+networks are handed what they are on MPS, other branches are a CPU's: torch for Linux refuses tensors that only claim to
+be on MPS."""
 
 import numpy as np
 import pytest
 import torch
 from mps_table import TABLE, Recorder, runs_on_mps
 
-from chatterbox_opt import EngineOptions, OptimizedChatterboxTTS, OptimizedChatterboxTurboTTS
+from chatterbox_opt import EngineOptions, OptimizedChatterboxTTS, OptimizedChatterboxTurboTTS, voice
+from chatterbox_opt.engine import mel, step, wav
 from chatterbox_opt.engine.resolve import resolve
-from chatterbox_opt.models import source
+from chatterbox_opt.models.flow import FLOW_REFERENCE
+from chatterbox_opt.models.hift import VocoderOperations
+from chatterbox_opt.models.layers import T3_REFERENCE
+from chatterbox_opt.models.s3_tokenizer import memory
 
 pytestmark = pytest.mark.skipif(not TABLE.is_file(), reason=f"this torch has no {TABLE.name}")
 
@@ -36,25 +41,33 @@ def test_an_operation_without_a_kernel_is_found():
 ON_MPS = resolve(EngineOptions(dtype="bfloat16", short_convs=False), torch.device("mps"))  # short_convs are a CPU's
 
 
+def hand_over_as_on_mps(monkeypatch) -> None:
+    """What engine/operations.py and voice.py choose there."""
+    monkeypatch.setattr(step, "t3_operations", lambda *_: T3_REFERENCE)
+    monkeypatch.setattr(mel, "flow_operations", lambda *_: FLOW_REFERENCE)
+    monkeypatch.setattr(wav, "vocoder_operations", lambda *_: VocoderOperations(phase_dtype=torch.float32))
+    monkeypatch.setattr(voice, "memory_by_taps", memory)
+
+
 @pytest.mark.parametrize("options", [EngineOptions.exact(), ON_MPS], ids=["exact", "defaults"])
 @pytest.mark.parametrize("door", [OptimizedChatterboxTTS, OptimizedChatterboxTurboTTS])
 def test_every_operation_of_the_pipeline_has_a_kernel_on_mps(door, options, monkeypatch):
     """And none gives float64, once the constants that are made on the CPU are there."""
-    monkeypatch.setattr(source, "_summing", lambda x: torch.float32)  # as on MPS
+    hand_over_as_on_mps(monkeypatch)
     model = door.from_random(engine=options)
 
     def speak(seed: int) -> None:
         recording = 0.1 * np.random.default_rng(seed).standard_normal(24_000 * 6).astype(np.float32)
         with recorder:
-            voice = model.prepare_voice(recording, sample_rate=24_000)
-        model.generate("Hello there.", voice=voice, seed=1, max_new_tokens=12, top_p=0.9)
-        list(model.generate_stream("Hello there.", voice=voice, seed=1, max_new_tokens=40, first_chunk=0.4))
+            heard = model.prepare_voice(recording, sample_rate=24_000)
+        model.generate("Hello there.", voice=heard, seed=1, max_new_tokens=12, top_p=0.9)
+        list(model.generate_stream("Hello there.", voice=heard, seed=1, max_new_tokens=40, first_chunk=0.4))
 
-    recorder, step = Recorder(), model.pipeline.engine.step
+    recorder, plain = Recorder(), model.pipeline.engine.step
 
     def recorded() -> bool:  # of whatever thread
         with recorder:
-            return step()
+            return plain()
 
     model.pipeline.engine.step = recorded
     speak(0)
