@@ -81,7 +81,7 @@ class Speaker(Voiced, LoadedModel):
         self.conds = conds.to(place) if conds is not None else None
         asked = (engine, enable_compilation, use_mixed_precision, attention, quantize, preset)
         self.options = resolve_switches(device, self.config, switch_options(device, self.config, *asked), preset)
-        self.t3 = at_home(t3, device, self.options)
+        self.t3 = t3_on_device(t3, device, self.options)
         self.watermarker = Watermarker(place) if enable_watermark else None
         encoder = voice_encoder(ve, self.config, device)
         self.voices = VoicePreparer(self.config, encoder, s3gen, place, self.options.resampler)
