@@ -23,7 +23,7 @@ from .checks import (
 )
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
 from .engine.resolve import indexed, is_mlx
-from .executor import at_home, voice_encoder
+from .executor import t3_on_device, voice_encoder
 from .loading import LoadedModel, load_parts, pretrained_folder
 from .marks import marked
 from .options import EngineOptions, SamplingOptions
@@ -81,7 +81,7 @@ class Speaker(Voiced, LoadedModel):
         self.conds = conds.to(place) if conds is not None else None
         asked = (engine, enable_compilation, use_mixed_precision, attention, quantize, preset)
         self.options = settle(device, self.config, toggles(device, self.config, *asked), preset)
-        self.t3 = at_home(t3, device, self.options)
+        self.t3 = t3_on_device(t3, device, self.options)
         self.watermarker = Watermarker(place) if enable_watermark else None
         encoder = voice_encoder(ve, self.config, device)
         self.voices = VoicePreparer(self.config, encoder, s3gen, place, self.options.resampler)
