@@ -8,12 +8,13 @@ import pytest
 import torch
 from mps_table import TABLE, Recorder, runs_on_mps
 
-from chatterbox_opt import EngineOptions, OptimizedChatterboxTTS, OptimizedChatterboxTurboTTS
+from chatterbox_opt import EngineOptions, OptimizedChatterboxTTS, OptimizedChatterboxTurboTTS, voice
 from chatterbox_opt.engine import mel, step, wav
 from chatterbox_opt.engine.resolve import resolve
 from chatterbox_opt.models.flow import FLOW_REFERENCE
 from chatterbox_opt.models.hift import VOCODER_REFERENCE
 from chatterbox_opt.models.layers import T3_REFERENCE
+from chatterbox_opt.models.s3_tokenizer import memory
 
 pytestmark = pytest.mark.skipif(not TABLE.is_file(), reason=f"this torch has no {TABLE.name}")
 
@@ -44,11 +45,12 @@ ON_MPS = resolve(EngineOptions(dtype="bfloat16"), torch.device("mps"))
 
 @pytest.fixture
 def mps_operations(monkeypatch):
-    """What engine/operations.py hands the networks on MPS."""
+    """What engine/operations.py and voice.py hand the networks on MPS."""
     vocoder = dataclasses.replace(VOCODER_REFERENCE, phase_dtype=torch.float32)
     monkeypatch.setattr(step, "t3_operations", lambda *_: T3_REFERENCE)
     monkeypatch.setattr(mel, "flow_operations", lambda *_: FLOW_REFERENCE)
     monkeypatch.setattr(wav, "vocoder_operations", lambda *_: vocoder)
+    monkeypatch.setattr(voice, "memory_by_taps", memory)
 
 
 @pytest.mark.parametrize("options", [EngineOptions.exact(), ON_MPS], ids=["exact", "defaults"])
@@ -60,9 +62,9 @@ def test_every_operation_of_the_pipeline_has_a_kernel_on_mps(door, options, mps_
     def speak(seed: int) -> None:
         recording = 0.1 * np.random.default_rng(seed).standard_normal(24_000 * 6).astype(np.float32)
         with recorder:
-            voice = model.prepare_voice(recording, sample_rate=24_000)
-        model.generate("Hello there.", voice=voice, seed=1, max_new_tokens=12, top_p=0.9)
-        list(model.generate_stream("Hello there.", voice=voice, seed=1, max_new_tokens=40, first_chunk=0.4))
+            heard = model.prepare_voice(recording, sample_rate=24_000)
+        model.generate("Hello there.", voice=heard, seed=1, max_new_tokens=12, top_p=0.9)
+        list(model.generate_stream("Hello there.", voice=heard, seed=1, max_new_tokens=40, first_chunk=0.4))
 
     def record(owner, name: str) -> None:  # on whatever thread
         work = getattr(owner, name)
