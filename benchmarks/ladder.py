@@ -41,13 +41,14 @@ CLIMB: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("runaway guard", ("runaway_guard",), True),  # exact until it stops a row, and it stops none here
     ("Triton kernels", ("kernels",), True),
     ("mel lengths in buckets", ("mel_bucket",), True),
-    ("CUDA graphs", ("compile",), True),
+    ("steps recorded", ("compile",), True),  # as CUDA graphs, or traced on a CPU
     ("end of speech polled in blocks", ("poll_every",), True),
     ("T3 in half precision", ("dtype",), False),
     ("S3Gen in half precision", ("s3gen_dtype",), False),
 )
 ALONE: tuple[tuple[str, dict[str, Any], bool, int | None], ...] = (
     ("T3 in int8", {"quantize": "int8"}, False, None),
+    ("T3 in int8, steps not recorded", {"quantize": "int8", "compile": None}, False, None),
     ("T3 in int4", {"quantize": "int4"}, False, None),
     ("torch.compile instead of graphs", {"compile": "reduce-overhead"}, True, None),
     ("6 Euler steps, more of them early", {"cfm_schedule": "sway"}, False, 6),

@@ -148,7 +148,7 @@ class Gate:
         for text in texts:
             how = {"max_new_tokens": self.args.tokens} if self.source.fixed else {}
             (job,) = model.jobs([text], voices=voice, seeds=workload.SEED, language_ids=self.language, **how)
-            with_noise = model.pipeline.draw(job)
+            with_noise = model.pipeline.generate_tokens(job)
             history = with_noise[: -3 or None] if self.args.model in ("turbo", "nano") else with_noise
             self.histories.append((text, history, metrics.forced_logits(model, text, voice, history, self.language)))
         self.mels, self.waves, seconds = self._render(model, voice, None)

@@ -128,11 +128,11 @@ class Optimized:
 
     def speak(self, text: str, seed: int, tokens: int | None) -> tuple[Any, int, dict[str, float]]:
         from chatterbox_opt.base import MAX_CHARS
-        from chatterbox_opt.text.split import split
+        from chatterbox_opt.text.split import split_text
 
         how = dict(SAMPLING[self.family])
         if tokens is not None:  # a long text is spoken in pieces: together they come to the same work
-            how["max_new_tokens"] = -(-tokens // len(split(text, MAX_CHARS)))
+            how["max_new_tokens"] = -(-tokens // len(split_text(text, MAX_CHARS)))
         jobs = self.model.jobs(
             [text], voices=self.spoken_in, seeds=seed, language_ids="en" if self.family == "mtl" else None, **how
         )

@@ -31,7 +31,7 @@ from .pipeline import Job, NoSpeech, Pipeline, Speech
 from .progress import ProgressBar, progress_bar
 from .speech import Align
 from .streaming import SpeechStream
-from .switches import random_decoder, settle, toggles
+from .switches import random_decoder, resolve_switches, switch_options
 from .text.reading import Reading
 from .text.tokenizer import load_tokenizer
 from .voice import Conditionals, VoicePreparer
@@ -80,7 +80,7 @@ class Speaker(Voiced, LoadedModel):
         self.config = config or MODELS[self.family]
         self.conds = conds.to(place) if conds is not None else None
         asked = (engine, enable_compilation, use_mixed_precision, attention, quantize, preset)
-        self.options = settle(device, self.config, toggles(device, self.config, *asked), preset)
+        self.options = resolve_switches(device, self.config, switch_options(device, self.config, *asked), preset)
         self.t3 = t3_on_device(t3, device, self.options)
         self.watermarker = Watermarker(place) if enable_watermark else None
         encoder = voice_encoder(ve, self.config, device)
@@ -216,7 +216,7 @@ class Speaker(Voiced, LoadedModel):
     ) -> list[Tensor]:
         """Returns one (1, N) wave per text, each as it would be alone. What belongs to a text is one value for all, or
         a list; the fields of GenerateOptions are the call's."""
-        how, per_text = GenerateOptions.split(keywords)
+        how, per_text = GenerateOptions.separate(keywords)
         jobs = self.jobs(texts, voices=voices, seeds=seeds, language_ids=language_ids, **per_text)
         return [speech.wav for speech in self.speak(jobs, **how)] if jobs else []
 
@@ -241,7 +241,7 @@ class Speaker(Voiced, LoadedModel):
         has about `first_chunk` seconds, the others more and more. Approximate: the words are those of generate() at the
         same seed, the sound is made with less to look ahead to. Begins when the first chunk is asked for."""
         check_first_chunk(first_chunk)
-        voice = self._heard(voice, audio_prompt_path, exaggeration)
+        voice = self._voice_or_recording(voice, audio_prompt_path, exaggeration)
         job = self._job(text, voice, exaggeration, seed, language_id, **sampling)
         return self._stream(job, first_chunk, GenerateOptions(n_cfm_timesteps, max_chars, verbose, cancel, progress))
 
@@ -265,7 +265,7 @@ class Speaker(Voiced, LoadedModel):
         With `first_chunk` None the speech comes as a whole, and is generate()'s."""
         if first_chunk is not None:
             check_first_chunk(first_chunk)
-        voice = self._heard(voice, audio_prompt_path, exaggeration)
+        voice = self._voice_or_recording(voice, audio_prompt_path, exaggeration)
         job = self._job(text, voice, exaggeration, seed, language_id, **sampling)
         options = GenerateOptions(n_cfm_timesteps, max_chars, cancel=cancel, progress=progress)
         return self._stream(job, first_chunk, options).begin()
@@ -295,7 +295,7 @@ class Speaker(Voiced, LoadedModel):
         """Text -> (n,) speech tokens of one utterance."""
         job = self._job(text, voice, exaggeration, seed, language_id, **sampling)
         with progress_bar(verbose, progress) as report:
-            return self.pipeline.draw(job, cancel, report)
+            return self.pipeline.generate_tokens(job, cancel, report)
 
     def tokens_to_wav(
         self,

@@ -40,7 +40,7 @@ class GenerateOptions:
         return asked_for(self.takes, self.score, self.retries)
 
     @classmethod
-    def split(cls, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def separate(cls, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """(the keywords that are fields of this class, the others)"""
         names = {f.name for f in fields(cls)}
         own = {name: value for name, value in keywords.items() if name in names}

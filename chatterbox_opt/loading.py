@@ -13,7 +13,7 @@ from .audio.watermark import Watermarker, mark
 from .packing.load import load_any
 from .pipeline import Pipeline
 from .presets import choose_decoder
-from .switches import TOGGLES
+from .switches import SWITCHES
 from .weights import hub
 from .weights.files import has_meanflow
 from .weights.load import Loaded
@@ -49,8 +49,8 @@ def load_parts(
     """(the networks, the constructor's keywords): `options`, with what the checkpoint decides about them.
     `cache_packed`: see packing/load.py."""
     decoder = choose_decoder(options.get("preset"), decoder, has_meanflow(folder))
-    switches = {name: value for name, value in options.items() if name in TOGGLES}
-    others = {name: value for name, value in options.items() if name not in TOGGLES}
+    switches = {name: value for name, value in options.items() if name in SWITCHES}
+    others = {name: value for name, value in options.items() if name not in SWITCHES}
     parts, switches = load_any(folder, family, device, switches, t3_file, decoder, cache_packed)
     return parts, others | {"config": parts.config} | switches
 

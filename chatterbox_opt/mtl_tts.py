@@ -94,7 +94,7 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
     ) -> Tensor:
         """(1, N) float32 on the CPU at `self.sr`. Without a `language_id` the text carries no language tag. A
         `voice` keeps the exaggeration it was prepared with unless the call gives one."""
-        voice = self._heard(voice, audio_prompt_path, exaggeration)
+        voice = self._voice_or_recording(voice, audio_prompt_path, exaggeration)
         job = self._job(
             text, voice, exaggeration, seed, language_id, repetition_penalty=repetition_penalty, min_p=min_p,
             top_p=top_p, cfg_weight=cfg_weight, temperature=temperature, max_new_tokens=max_new_tokens,

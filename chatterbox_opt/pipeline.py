@@ -28,7 +28,7 @@ from .executor import sound_runners, token_runner
 from .options import EngineOptions, SamplingOptions
 from .speech import Speech, audible, pieces_of
 from .streaming import ChunkQueue, SpeechStream
-from .takes import Casting, Choice
+from .takes import Choice, TakeSelection
 from .text.markup import Segment, unescaped, whole
 from .text.normalize import punc_norm
 from .text.reading import Reading, pieces
@@ -106,10 +106,10 @@ class Pipeline:
         if options.selection is None:
             self._seed(jobs, per_job)
         else:
-            casting = Casting(self.engine, options.selection, self.device, cancel, progress)
-            per_job, choices = casting.run(jobs, per_job)
-            sounds, progress = casting.sounds, None
-            seconds |= casting.seconds
+            selection = TakeSelection(self.engine, options.selection, self.device, cancel, progress)
+            per_job, choices = selection.run(jobs, per_job)
+            sounds, progress = selection.sounds, None
+            seconds |= selection.seconds
         sink = WholeSpeech(per_job, watermark, levels=[job.loudness for job in jobs], sounds=sounds)
         call = Call([u for own in per_job for u in own if u not in sounds], sink, cancel=cancel, progress=progress)
         self.engine.run(call)
@@ -161,7 +161,9 @@ class Pipeline:
 
     # ---- the stages by themselves ----------------------------------------------------------------
 
-    def draw(self, job: Job, cancel: Any = None, progress: Callable[[int, int], None] | None = None) -> Tensor:
+    def generate_tokens(
+        self, job: Job, cancel: Any = None, progress: Callable[[int, int], None] | None = None
+    ) -> Tensor:
         """Speech tokens of one utterance, as they would be rendered."""
         (utterance,) = self._utterances(job, GenerateOptions(max_chars=None))
         utterance.voice = None

@@ -13,7 +13,7 @@ from .audio.joins import ChunkJoiner
 from .engine.engine import Engine
 from .engine.request import Call, Utterance
 from .speech import Piece, audible, pieces_of
-from .voice import settled
+from .voice import detached_copy
 
 HELD = 4  # chunks nobody has taken, with which a call pauses
 
@@ -33,7 +33,7 @@ class ChunkQueue:
     def add(self, utterance: Utterance, wave: Tensor, last: bool) -> None:
         wave = self.joiner.add(wave, last)
         if len(wave):
-            self.put(settled(wave.float(), "cpu").unsqueeze(0), utterance.chars)
+            self.put(detached_copy(wave.float(), "cpu").unsqueeze(0), utterance.chars)
 
     def put(self, wave: Tensor, chars: tuple[int, int] | None = None) -> None:
         """`chars`: None for the text as a whole."""

@@ -18,10 +18,10 @@ from .weights.files import FILES, MEANFLOW, decoder_file
 
 logger = logging.getLogger(__name__)
 
-TOGGLES = ("engine", "enable_compilation", "use_mixed_precision", "attention", "quantize", "preset")
+SWITCHES = ("engine", "enable_compilation", "use_mixed_precision", "attention", "quantize", "preset")
 
 
-def toggles(
+def switch_options(
     device: str | torch.device,
     config: ModelConfig,
     engine: EngineOptions | None = None,
@@ -49,7 +49,9 @@ def toggles(
     return (engine or EngineOptions()).replace(**changes)
 
 
-def settle(device: str | torch.device, config: ModelConfig, asked: EngineOptions, preset: str | None) -> EngineOptions:
+def resolve_switches(
+    device: str | torch.device, config: ModelConfig, asked: EngineOptions, preset: str | None
+) -> EngineOptions:
     """Returns options without "auto" and without parts that crash on this device; warns of options that override the
     preset."""
     place = indexed(device)

@@ -20,7 +20,7 @@ from .engine.noise import RequestNoise
 from .engine.request import Call, Utterance
 from .engine.seeds import piece_seed
 from .scores import PlausibleLength, Take
-from .voice import Conditionals, settled
+from .voice import Conditionals, detached_copy
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class _Piece:
     seeds: list[int] = field(default_factory=list)
     tries: int = 0
 
-    def draw(self, count: int, device: torch.device) -> list[Utterance]:
+    def add_takes(self, count: int, device: torch.device) -> list[Utterance]:
         """Utterances of the next seeds, of which tokens are all that is wanted."""
         seeds = [(self.seed + len(self.seeds) + k) % 2**64 for k in range(count)]
         noises = [RequestNoise(device, piece_seed(seed, self.index)) for seed in seeds]
@@ -89,7 +89,7 @@ class _Piece:
 
     def candidates(self) -> list[int]:
         """Those that went well; where none did, all."""
-        return [k for k, u in enumerate(self.takes) if well(u)] or list(range(len(self.takes)))
+        return [k for k, u in enumerate(self.takes) if went_well(u)] or list(range(len(self.takes)))
 
 
 def _pieces(job: Any, utterances: Sequence[Utterance]) -> list[_Piece]:
@@ -97,11 +97,11 @@ def _pieces(job: Any, utterances: Sequence[Utterance]) -> list[_Piece]:
     return [_Piece(u, k, seed) for k, u in enumerate(utterances)]
 
 
-def well(utterance: Utterance) -> bool:
+def went_well(utterance: Utterance) -> bool:
     return utterance.stopped != "guard" and bool(utterance.audible())
 
 
-class Casting:
+class TakeSelection:
     """One call's takes: drawn, scored, chosen."""
 
     def __init__(
@@ -128,12 +128,12 @@ class Casting:
 
     def _draw(self, pieces: Sequence[_Piece]) -> None:
         for left in range(self.takes.retries, -1, -1):
-            new = [u for piece in pieces for u in piece.draw(self.takes.count, self.device)]
+            new = [u for piece in pieces for u in piece.add_takes(self.takes.count, self.device)]
             self._call(new, progress=self._report if self.progress else None)
             drawn, ceiling = self._counted
             drawn += sum(len(u.tokens) for u in new)
             self._counted = drawn, ceiling + sum(u.sampling.max_new_tokens for u in new)
-            pieces = [piece for piece in pieces if not any(map(well, piece.takes))]
+            pieces = [piece for piece in pieces if not any(map(went_well, piece.takes))]
             if not pieces:
                 return
             for piece in pieces if left else ():
@@ -199,6 +199,6 @@ class _Sounds:
         self.waves: dict[Utterance, Tensor] = {}
 
     def add(self, utterance: Utterance, wave: Tensor, last: bool) -> None:
-        self.waves[utterance] = settled(wave.float(), "cpu")
+        self.waves[utterance] = detached_copy(wave.float(), "cpu")
 
     def finish(self) -> None: ...

@@ -47,7 +47,7 @@ class OptimizedChatterboxTurboTTS(Speaker):
     ) -> None:
         super().__init__(t3, s3gen, ve, tokenizer, device, conds, **options)
         self.model_label = model_label
-        self._named: set[str] = set()  # arguments that a warning was about
+        self._warned: set[str] = set()  # arguments that were warned about
 
     @classmethod
     def from_pretrained(
@@ -123,7 +123,7 @@ class OptimizedChatterboxTurboTTS(Speaker):
         retries: int = 0,
     ) -> Tensor:
         """(1, N) float32 on the CPU at `self.sr`. `cfg_weight`, `exaggeration` and `min_p` have no effect here."""
-        voice = self._heard(voice, audio_prompt_path, exaggeration, norm_loudness=norm_loudness)
+        voice = self._voice_or_recording(voice, audio_prompt_path, exaggeration, norm_loudness=norm_loudness)
         job = self._job(
             text, voice, exaggeration, seed, repetition_penalty=repetition_penalty, min_p=min_p, top_p=top_p,
             cfg_weight=cfg_weight, temperature=temperature, top_k=top_k, max_new_tokens=max_new_tokens,
@@ -140,14 +140,14 @@ class OptimizedChatterboxTurboTTS(Speaker):
         self, text: str, *, audio_prompt_path: str | Path | None = None, voice: Conditionals | None = None,
         norm_loudness: bool = True, **how: Unpack[StreamKeywords],
     ) -> SpeechStream:
-        voice = self._heard(voice, audio_prompt_path, 0.0, norm_loudness=norm_loudness)
+        voice = self._voice_or_recording(voice, audio_prompt_path, 0.0, norm_loudness=norm_loudness)
         return super().generate_stream(text, voice=voice, **how)
 
     def submit(
         self, text: str, *, audio_prompt_path: str | Path | None = None, voice: Conditionals | None = None,
         norm_loudness: bool = True, **how: Unpack[SubmitKeywords],
     ) -> SpeechStream:
-        voice = self._heard(voice, audio_prompt_path, 0.0, norm_loudness=norm_loudness)
+        voice = self._voice_or_recording(voice, audio_prompt_path, 0.0, norm_loudness=norm_loudness)
         return super().submit(text, voice=voice, **how)
 
     def _job(
@@ -159,9 +159,9 @@ class OptimizedChatterboxTurboTTS(Speaker):
         ignored += ["exaggeration"] * bool(exaggeration)
         if not ignored:
             return job
-        if new := [n for n in ignored if n not in self._named]:  # a batch of a thousand texts needs no thousand lines
+        if new := [n for n in ignored if n not in self._warned]:  # a batch of a thousand texts needs no thousand lines
             logger.warning("%s: not supported by %s and ignored", ", ".join(new), self.model_label)
-            self._named.update(new)
+            self._warned.update(new)
         return dataclasses.replace(job, sampling=dataclasses.replace(job.sampling, cfg_weight=0.0, min_p=0.0))
 
 

@@ -21,7 +21,7 @@ from .config import MODELS, ModelConfig
 from .engine.resolve import indexed, resolve
 from .executor import load_t3
 from .presets import choose_decoder
-from .switches import TOGGLES, fetch_decoder, toggles
+from .switches import SWITCHES, fetch_decoder, switch_options
 from .voice import Conditionals, T3Cond
 from .weights.load import build_s3gen, build_voice_encoder, load_decoder
 
@@ -61,7 +61,7 @@ def optimize(
     cls, family = _twin(model)
     config = config or MODELS[family]
     s3gen, config = _s3gen(model, decoder, family, config, options.get("preset"))
-    engine = resolve(toggles(device, config, **{k: options[k] for k in TOGGLES if k in options}), device)
+    engine = resolve(switch_options(device, config, **{k: options[k] for k in SWITCHES if k in options}), device)
     extra = {"model_label": family.capitalize()} if cls is OptimizedChatterboxTurboTTS else {}
     return cls(
         load_t3(model.t3.state_dict(), config, device, engine),

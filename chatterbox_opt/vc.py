@@ -19,7 +19,7 @@ from .loading import LoadedModel, load_parts, pretrained_folder
 from .options import EngineOptions
 from .pipeline import Pipeline
 from .speech import Piece, Speech
-from .switches import fetch_decoder, random_decoder, settle, toggles
+from .switches import fetch_decoder, random_decoder, resolve_switches, switch_options
 from .voice import Conditionals, VoicePreparer
 from .voiced import MissingVoice
 from .weights.files import REPOS
@@ -54,8 +54,8 @@ class OptimizedChatterboxVC(LoadedModel):
         self.sr = S3GEN_RATE
         self.s3gen, self.device, place = s3gen, device, indexed(device)
         self.config = config or MODELS["tts"]
-        asked = toggles(device, self.config, engine, preset=preset, **switches)
-        self.options = settle(device, self.config, asked, preset)
+        asked = switch_options(device, self.config, engine, preset=preset, **switches)
+        self.options = resolve_switches(device, self.config, asked, preset)
         self.watermarker = Watermarker(place) if enable_watermark else None
         self.voices = VoicePreparer(self.config, None, s3gen, place, self.options.resampler)
         runs_on = device if is_mlx(device) else place

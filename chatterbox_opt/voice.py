@@ -70,8 +70,8 @@ class Conditionals:
 
     def save(self, fpath: str | os.PathLike) -> None:
         """A conds.pt that upstream loads too."""
-        torch.save({"t3": {k: settled(v, "cpu") for k, v in _fields(self.t3).items()},
-                    "gen": {k: settled(v, "cpu") for k, v in self.gen.items()}}, fpath)
+        torch.save({"t3": {k: detached_copy(v, "cpu") for k, v in _fields(self.t3).items()},
+                    "gen": {k: detached_copy(v, "cpu") for k, v in self.gen.items()}}, fpath)
 
     @classmethod
     def load(cls, fpath: str | os.PathLike, map_location: Any = "cpu") -> Conditionals:
@@ -143,7 +143,7 @@ def _emotion(value: Any, device: Any) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float32, device=device).reshape(1, 1, 1)
 
 
-def settled(value: Any, device: Any = None) -> Any:
+def detached_copy(value: Any, device: Any = None) -> Any:
     """A plain tensor with its own storage: no inference tensor, no graph, no view into something larger."""
     if not torch.is_tensor(value):
         return value
@@ -161,7 +161,7 @@ def with_exaggeration(voice: Conditionals, exaggeration: float | None) -> Condit
     return Conditionals(dataclasses.replace(voice.t3, emotion_adv=emotion), dict(voice.gen))
 
 
-def saved(audio: Any) -> bool:
+def is_saved_voice(audio: Any) -> bool:
     """Whether it is the path of a voice, not of a recording."""
     return isinstance(audio, (str, os.PathLike)) and Path(audio).suffix == ".pt"
 
@@ -202,7 +202,7 @@ class VoicePreparer:
         """A voice from a path, an open file, or samples with their rate. Only Turbo and Nano level the loudness.
         The path may also be that of a voice that was saved: `*.pt`. Where `exaggeration` is None, a recording's is 0.5,
         a saved voice's its own."""
-        if saved(audio):
+        if is_saved_voice(audio):
             return with_exaggeration(self._saved(audio).check(self.config, audio), exaggeration)
         loud = self.config.t3.is_gpt and norm_loudness is not False
         key = ("voice", loud, fingerprint(audio, sample_rate))
@@ -213,7 +213,7 @@ class VoicePreparer:
         """S3Gen's half of a voice alone, the target of voice conversion: from a recording, or from a voice."""
         if isinstance(audio, Conditionals):
             return dict(audio.check_sound().to(self.device).gen)
-        if saved(audio):
+        if is_saved_voice(audio):
             return dict(self._saved(audio).check_sound(audio).gen)
         key = ("prompt", fingerprint(audio, sample_rate))
         return dict(self._cached(key, lambda: self._measure_prompt(audio, sample_rate)))
@@ -230,7 +230,7 @@ class VoicePreparer:
             raise ValueError(
                 f"{len(wav) / S3_RATE:.3f} s of audio is too short; at least {SHORTEST / S3_RATE:.3f} s is needed"
             )
-        return settled(self.tokenizer([s3_mel(wav)], self.memory)[0])
+        return detached_copy(self.tokenizer([s3_mel(wav)], self.memory)[0])
 
     def _cached(self, key: tuple, make: Callable[[], Any]) -> Any:
         with self._lock:
@@ -283,7 +283,7 @@ class VoicePreparer:
         cond = T3Cond(
             speaker_emb=speaker, cond_prompt_speech_tokens=tokens[None], emotion_adv=_emotion(0.5, self.device)
         )
-        return _finite(Conditionals(T3Cond(**{k: settled(v) for k, v in _fields(cond).items()}), gen), audio)
+        return _finite(Conditionals(T3Cond(**{k: detached_copy(v) for k, v in _fields(cond).items()}), gen), audio)
 
     @torch.inference_mode()
     def _measure_prompt(self, audio: Any, sample_rate: int | None) -> dict[str, Any]:
@@ -308,7 +308,7 @@ class VoicePreparer:
             "prompt_feat_len": None,
             "embedding": self.speaker_encoder(kaldi_fbank(low)[None]),
         }
-        return {k: settled(v) for k, v in gen.items()}, ids[-1][:limit] if first is not None else None
+        return {k: detached_copy(v) for k, v in gen.items()}, ids[-1][:limit] if first is not None else None
 
 
 def _finite(voice: Conditionals, audio: Any) -> Conditionals:

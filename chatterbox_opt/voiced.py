@@ -29,7 +29,7 @@ class Voiced:
         """The model's own voice. As upstream has it, calls speak in it with their own exaggeration, 0.5 by default."""
         self.conds = self.prepare_voice(wav_fpath, exaggeration)
 
-    def _heard(self, voice: Any, audio_prompt_path: Any, exaggeration: float | None, **how: Any) -> Any:
+    def _voice_or_recording(self, voice: Any, audio_prompt_path: Any, exaggeration: float | None, **how: Any) -> Any:
         """The voice that was given, or that of the recording, which becomes the model's own, as upstream has it."""
         if voice is not None or not is_recording(audio_prompt_path):
             return voice

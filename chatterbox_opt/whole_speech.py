@@ -10,7 +10,7 @@ from .audio.joins import join, places
 from .audio.loudness import level_loudness
 from .config import S3GEN_RATE
 from .engine.request import Utterance
-from .voice import settled
+from .voice import detached_copy
 
 Mark = Callable[[Sequence[Tensor]], list[Tensor]]  # watermarks (N,) waves
 
@@ -40,7 +40,7 @@ class WholeSpeech:
         if self.mark is not None and sounding:
             for i, marked in zip(sounding, self.mark([waves[i] for i in sounding])):
                 waves[i] = marked
-        self.waves = [settled(wave.float(), "cpu").unsqueeze(0) for wave in waves]
+        self.waves = [detached_copy(wave.float(), "cpu").unsqueeze(0) for wave in waves]
         self.parts.clear()
         if self.put is not None:
             for wave in self.waves:

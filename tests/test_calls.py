@@ -36,7 +36,7 @@ def test_one_take_needs_no_selection():
 
 def test_a_batchs_keywords_are_the_calls_and_the_texts():
     cancel = Event()
-    own, others = GenerateOptions.split(dict(cancel=cancel, temperature=[0.5, 0.7], takes=2, markup=True))
+    own, others = GenerateOptions.separate(dict(cancel=cancel, temperature=[0.5, 0.7], takes=2, markup=True))
     assert own == dict(cancel=cancel, takes=2)
     assert others == dict(temperature=[0.5, 0.7], markup=True)
 

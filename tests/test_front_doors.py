@@ -57,7 +57,7 @@ def jobs(model, monkeypatch):
 
     monkeypatch.setattr(model.pipeline, "speak", speak)
     monkeypatch.setattr(model.pipeline, "stream", lambda job, **_: found.append(job) or SimpleNamespace(begin=list))
-    monkeypatch.setattr(model.pipeline, "draw", lambda job, *_: found.append(job))
+    monkeypatch.setattr(model.pipeline, "generate_tokens", lambda job, *_: found.append(job))
     return found
 
 

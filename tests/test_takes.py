@@ -11,7 +11,7 @@ from chatterbox_opt import Cancelled, EngineOptions, OptimizedChatterboxTTS
 from chatterbox_opt.engine import endings
 from chatterbox_opt.engine.seeds import piece_seed
 from chatterbox_opt.mtl_tts import OptimizedChatterboxMultilingualTTS
-from chatterbox_opt.takes import Casting
+from chatterbox_opt.takes import TakeSelection
 from chatterbox_opt.tts_turbo import OptimizedChatterboxTurboTTS
 
 TWO = "The first piece is here. The second piece is here too."  # at 30 characters each
@@ -139,7 +139,7 @@ def test_the_mark_is_put_on_once():
 @pytest.fixture
 def runaway(monkeypatch):
     """`runaway(index, seeds)`: with these seeds the text's piece of that index counts as stopped by the guard."""
-    call, bad = Casting._call, set()
+    call, bad = TakeSelection._call, set()
 
     def forced(self, utterances, sink=None, progress=None):
         call(self, utterances, sink, progress)
@@ -147,7 +147,7 @@ def runaway(monkeypatch):
             if sink is None and u.noise.cpu.initial_seed() in bad:
                 u.stopped = "guard"
 
-    monkeypatch.setattr(Casting, "_call", forced)
+    monkeypatch.setattr(TakeSelection, "_call", forced)
     return lambda index, seeds: bad.update(piece_seed(seed, index) for seed in seeds)
 
 

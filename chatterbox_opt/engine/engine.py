@@ -16,7 +16,7 @@ from ..options import EngineOptions
 from .captures import captured_parts, counts
 from .driver import Driver
 from .mel import MelRunner
-from .openmp import alone
+from .openmp import on_cores
 from .rendering import Renderer
 from .request import Call, Cancelled, NotFinite, Utterance, check, positions
 from .scheduler import Scheduler
@@ -225,8 +225,10 @@ class Engine(Driver):
                     call.report()
 
     def share_cores(self) -> AbstractContextManager:
-        """Inside, this thread uses one core if others are rendering, unless its results depend on how many it has."""
-        return alone(bool(self.renderer.running) and (self.tokens is None or self.tokens.same_on_any_cores))
+        """Inside, this thread uses the cores that no other is rendering on, unless its results depend on their number.
+        """
+        same = self.tokens is None or self.tokens.same_on_any_cores
+        return on_cores(self.renderer.free_cores if same else None)
 
     @contextmanager
     def errors_end(self, call: Call) -> Iterator[None]:

@@ -96,6 +96,7 @@ class Solve:
 
 class MelRunner:
     at_once: int | None = None  # renderings that run in parallel, each on a thread; None: as many as suit the CPU
+    traced: Traced | None = None  # the step of full rows, where torch runs it
 
     def __init__(self, flow: Flow, options: EngineOptions) -> None:
         self.flow, self.options = flow, options
@@ -161,7 +162,8 @@ class MelRunner:
         time, dt = times[i], span[i + 1] - span[i]
         if solve.key is not None:
             self.graphs.advance(solve, time, dt, unguided)
-        elif solve.mask is None and not unguided and solve.size**2 <= SCORES:  # long ones attend in a loop over parts
+        elif self.traced and solve.mask is None and not unguided and solve.size**2 <= SCORES:
+            # longer ones attend in a loop over parts
             key = (len(solve.x), torch.get_num_threads())  # attention is computed for as many heads at a time
             solve.x = self.traced(key, self._guided, solve.x, time, dt, *solve.conditions)
         else:

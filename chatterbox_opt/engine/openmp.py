@@ -21,29 +21,29 @@ def dismiss_workers() -> None:
         library.omp_pause_resource_all(SOFT)
 
 
-def multiply_alone() -> None:
-    """Makes the calling thread compute without OpenMP workers from now on; other threads are unaffected."""
+def use_cores(count: int) -> None:
+    """Makes the calling thread compute on so many cores from now on, on one without OpenMP workers; other threads are
+    unaffected."""
     torch.get_num_threads()  # torch sets the count at a thread's first use, which would undo this
     for library in _libraries():
-        library.omp_set_num_threads(1)
+        library.omp_set_num_threads(count)
 
 
 @contextmanager
-def alone(now: bool) -> Iterator[None]:
-    """Inside, if `now`, the calling thread computes without OpenMP workers, because other threads keep cores busy."""
-    if not now:
+def on_cores(count: int | None) -> Iterator[None]:
+    """Inside, the calling thread computes on so many cores, because other threads keep the rest busy; None: on all."""
+    if count is None:
         yield
         return
-    count = torch.get_num_threads()
-    multiply_alone()
+    before = torch.get_num_threads()
+    use_cores(count)
     try:
         yield
     finally:
-        for library in _libraries():
-            library.omp_set_num_threads(count)
+        use_cores(before)
 
 
-def can_multiply_alone() -> bool:
+def can_choose_cores() -> bool:
     return bool(_libraries())
 
 

@@ -26,6 +26,7 @@ class Rendering:
     rows: list[Row]  # empty if the flow has nothing left to solve
     solve: Solve | None = None  # None: not encoded yet
     waves: list[Tensor] | None = None  # (N,) per row, once vocoded
+    cores: int = 0  # on which another thread works on it
 
 
 class Renderer:
@@ -40,7 +41,7 @@ class Renderer:
         self.workers = Workers(device, mel and mel.at_once)
         self.whole: list[Utterance] = []  # all tokens drawn, to be rendered as one chunk
         self.begun: list[Rendering] = []
-        self.running: dict[Rendering, Future[Exception | None]] = {}  # on cores of their own
+        self.running: dict[Rendering, Future[Exception | None]] = {}  # on other threads
 
     def candidates(self, calls: Sequence[Call]) -> list[Utterance]:
         """Returns the utterances whose sound could be worked on next."""
@@ -59,10 +60,19 @@ class Renderer:
         if len(chosen) == 1 and not self.running and not beside:
             self.settle(chosen[0], outcome(self.work, chosen[0]))
         else:
-            self.running |= {rendering: self.workers.start(self.work, rendering) for rendering in chosen}
+            parts = len(self.running) + len(chosen) + beside
+            for rendering in chosen:
+                rendering.cores = max(1, self.workers.count // parts)
+                self.running[rendering] = self.workers.start(self.work, rendering, rendering.cores)
+
+    @property
+    def free_cores(self) -> int | None:
+        """Number of cores for this thread; None: all."""
+        taken = sum(rendering.cores for rendering in self.running)
+        return max(1, self.workers.count - taken) if self.running else None
 
     def collect(self, wait_for_one: bool) -> bool:
-        """Settles what other cores have done; returns whether there was any."""
+        """Settles what other threads have done; returns whether there was any."""
         if wait_for_one and self.running:
             wait(self.running.values(), return_when=FIRST_COMPLETED)
         done = [rendering for rendering, future in self.running.items() if future.done()]

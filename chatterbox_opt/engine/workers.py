@@ -1,29 +1,30 @@
-"""Threads that each work on one core of a CPU, without OpenMP workers. Cores that share one rendering wait for each
-other at every operation, which for a small network costs more than it gains."""
+"""Threads that each work on a share of a CPU's cores, with two cores on one each, without OpenMP workers. Cores that
+share one rendering wait for each other at every operation, which for a small network costs more than it gains."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 
-from .openmp import can_multiply_alone, multiply_alone
+from .openmp import can_choose_cores, use_cores
 
 
 class Workers:
     def __init__(self, device: torch.device, at_once: int | None = None) -> None:
-        several = device.type == "cpu" and can_multiply_alone()
+        several = device.type == "cpu" and can_choose_cores()
         self.count = at_once or (torch.get_num_threads() if several else 1)
         self._pool: ThreadPoolExecutor | None = None
 
-    def start(self, work: Callable[[object], None], item: object) -> Future[Exception | None]:
-        """Calls `work` with the item on another thread; the result is what it raised."""
+    def start(self, work: Callable[[Any], None], item: Any, cores: int = 1) -> Future[Exception | None]:
+        """Calls `work` with the item on another thread and so many cores; the result is what it raised."""
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.count, "chatterbox-render", initializer=multiply_alone)
-        return self._pool.submit(outcome, work, item)
+            self._pool = ThreadPoolExecutor(self.count, "chatterbox-render")
+        return self._pool.submit(outcome, work, item, cores)
 
-    def run(self, work: Callable[[object], None], items: Sequence[object]) -> list[Exception | None]:
+    def run(self, work: Callable[[Any], None], items: Sequence[Any]) -> list[Exception | None]:
         """Calls `work` with each item and returns what each raised. A single item runs on this thread and all cores."""
         if len(items) == 1:
             return [outcome(work, items[0])]
@@ -35,7 +36,9 @@ class Workers:
             self._pool = None
 
 
-def outcome(work: Callable[[object], None], item: object) -> Exception | None:
+def outcome(work: Callable[[Any], None], item: Any, cores: int | None = None) -> Exception | None:
+    if cores is not None:
+        use_cores(cores)
     try:
         with torch.inference_mode():
             work(item)

@@ -12,15 +12,15 @@ from ..config import ModelConfig
 from ..engine.quantize import packs_float16
 from ..engine.resolve import resolve, stored_dtype
 from ..options import EngineOptions
-from ..switches import toggles
+from ..switches import switch_options
 from ..weights.packed import Form
 
 logger = logging.getLogger(__name__)
 
 
 def form_of(device: torch.device, config: ModelConfig, switches: dict[str, Any]) -> Form:
-    """Returns the form that these switches (a constructor's TOGGLES) give on the device."""
-    resolved = resolve(toggles(device, config, **switches), device)
+    """Returns the form that these switches (a constructor's SWITCHES) give on the device."""
+    resolved = resolve(switch_options(device, config, **switches), device)
     half = stored_dtype(resolved, device) != getattr(torch, resolved.dtype)
     return Form(device.type, resolved.dtype, resolved.s3gen_dtype, resolved.quantize, half)
 
@@ -34,7 +34,7 @@ def as_packed(
         raise ValueError(f"{folder} is packed for {form.device}, not {device.type}: pack the checkpoint for that")
     if form.half and not packs_float16(device):
         raise ValueError(f"{folder} is packed for x86 processors, which this is not: pack the checkpoint here")
-    asked = toggles(device, config, **switches)
+    asked = switch_options(device, config, **switches)
     held = {name: getattr(form, name) for name in ("dtype", "s3gen_dtype", "quantize")}
     wrong = [f"{k}={v!r}" for k in held if (v := getattr(asked, k)) not in ("auto", None, held[k])]
     if wrong:

@@ -10,7 +10,7 @@ import torch
 
 from ..engine.resolve import indexed, is_mlx, resolve
 from ..executor import load_t3
-from ..switches import toggles
+from ..switches import switch_options
 from ..weights.load import Loaded, existing, load_folder, read_config
 from ..weights.packed import is_packed, load_packed, read_packed, same_file
 from .cache import cached
@@ -26,7 +26,7 @@ def load_any(
     decoder: str | Path | None = None,
     cache_packed: bool | str | Path = False,
 ) -> tuple[Loaded, dict[str, Any]]:
-    """Returns the networks and the switches to run them with. `switches` are a constructor's TOGGLES. `cache_packed`
+    """Returns the networks and the switches to run them with. `switches` are a constructor's SWITCHES. `cache_packed`
     stores the packed weights in the user's cache folder, or in the given one, and later loads these."""
     folder = existing(folder)
     config = read_config(folder, family)
@@ -41,7 +41,7 @@ def load_any(
     elif cache_packed and (found := cached(folder, family, place, t3_file, decoder, switches, cache_packed)):
         (folder, packed), decoder = found, None
     else:
-        make_t3 = partial(load_t3, device=device, options=resolve(toggles(device, config, **switches), device))
+        make_t3 = partial(load_t3, device=device, options=resolve(switch_options(device, config, **switches), device))
         return load_folder(folder, family, place, torch.float32, t3_file, decoder, make_t3), switches
     switches = as_packed(folder, packed.form, place, config, switches)
     return load_packed(folder, packed, family, place, decoder), switches

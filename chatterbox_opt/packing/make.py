@@ -21,7 +21,7 @@ from ..engine.digits import Digits, half_digits, int4_digits, int8_digits, int8_
 from ..engine.linears import own_linears
 from ..engine.mel import in_half
 from ..models.t3 import T3
-from ..switches import TOGGLES
+from ..switches import SWITCHES
 from ..weights.files import OPTIONAL
 from ..weights.load import load_folder, read_config, weight_files
 from ..weights.packed import MARKER, NAMES, Form, Packed, described, is_packed, write_marker, write_rest, write_t3
@@ -43,8 +43,8 @@ def pack(
 ) -> Form:
     """Packs a folder for loading with these `switches` of a constructor (`quantize`, `engine`, ...) on `device`;
     another processor may need another precision."""
-    if unknown := sorted(set(switches) - set(TOGGLES)):
-        raise TypeError(f"unknown argument {', '.join(unknown)}; how weights are kept depends on {', '.join(TOGGLES)}")
+    if unknown := sorted(set(switches) - set(SWITCHES)):
+        raise TypeError(f"unknown argument {', '.join(unknown)}; how weights are kept depends on {', '.join(SWITCHES)}")
     folder, out = Path(folder), Path(out)
     if is_packed(folder):
         raise ValueError(f"{folder} is packed already; give the checkpoint that it was made from")

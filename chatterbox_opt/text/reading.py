@@ -10,7 +10,7 @@ from typing import Any
 
 from .libraries import choose, reader
 from .pronounce import Pronunciations
-from .split import SHORTEST_LIMIT, split, width
+from .split import SHORTEST_LIMIT, split_text, width
 from .spoken import as_spoken
 
 Read = Callable[[str], str]
@@ -51,7 +51,7 @@ class Reading:
 def pieces(text: str, max_chars: int | None, read: Read | None) -> list[tuple[str, str]]:
     """Returns (piece of the text, the same as it is read) for each piece. Neither is longer than `max_chars`, except
     for a piece too short to be cut again."""
-    whole = [text] if max_chars is None else split(text, max_chars)
+    whole = [text] if max_chars is None else split_text(text, max_chars)
     if read is None:
         return [(piece, piece) for piece in whole]
     return [pair for piece in whole for pair in _fitting(piece, max_chars, read)]
@@ -62,4 +62,5 @@ def _fitting(piece: str, max_chars: int | None, read: Read) -> list[tuple[str, s
     if max_chars is None or width(said) <= max_chars or width(piece) <= SHORTEST_LIMIT:
         return [(piece, said)]
     smaller = min(width(piece) * max_chars // width(said), width(piece) - 1)
-    return [pair for part in split(piece, max(SHORTEST_LIMIT, smaller)) for pair in _fitting(part, max_chars, read)]
+    parts = split_text(piece, max(SHORTEST_LIMIT, smaller))
+    return [pair for part in parts for pair in _fitting(part, max_chars, read)]

@@ -73,7 +73,7 @@ def check_max_chars(value: int) -> None:
         raise ValueError(f"max_chars={value!r}: {least}, or None to leave texts whole")
 
 
-def split(text: str, max_chars: int = 280) -> list[str]:
+def split_text(text: str, max_chars: int = 280) -> list[str]:
     """Returns pieces of at most `max_chars`, without blanks at their ends. A text that fits is returned unchanged."""
     check_max_chars(max_chars)
     if len(text) * WIDE <= max_chars:
@@ -87,8 +87,8 @@ def split(text: str, max_chars: int = 280) -> list[str]:
 
 
 def spans(text: str, pieces: list[str]) -> list[tuple[int, int]]:
-    """Returns (first character, past the last) of each piece from split(), with the blanks around it; the spans cover
-    the text."""
+    """Returns (first character, past the last) of each piece from split_text(), with the blanks around it; the spans
+    cover the text."""
     starts, at = [], 0
     for piece in pieces:
         if not text.startswith(piece, at) and (blank := _BLANKS.match(text, at)):

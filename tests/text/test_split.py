@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatterbox_opt.text.split import WIDE, _widths, breath, spans, split
+from chatterbox_opt.text.split import WIDE, _widths, breath, spans, split_text
 
 
 def length(text: str) -> int:
@@ -14,7 +14,7 @@ def length(text: str) -> int:
 
 
 def check(text: str, limit: int) -> list[str]:
-    pieces = split(text, limit)
+    pieces = split_text(text, limit)
     assert re.sub(r"\s+", "", "".join(pieces)) == re.sub(r"\s+", "", text), "a character was lost or moved"
     if length(text) > limit:
         assert all(length(p) <= limit for p in pieces), [length(p) for p in pieces]
@@ -63,8 +63,8 @@ def test_cuts_fall_between_sentences(name):
 
 def test_what_fits_is_left_alone():
     for text in ("", " ", "a", "  two  blanks\n\n ", "x. " * 90):
-        assert split(text, 280) == [text]
-    assert split(" " * 5000) == [""]
+        assert split_text(text, 280) == [text]
+    assert split_text(" " * 5000) == [""]
 
 
 def test_clauses_then_words_then_letters():
@@ -133,7 +133,7 @@ def test_hundred_thousand_characters_quickly(unit):
 @pytest.mark.parametrize("wrong", [0, 19, -1, 1.5, True, "280"])
 def test_wrong_sizes_are_refused(wrong):
     with pytest.raises(ValueError, match="max_chars"):
-        split("text", wrong)
+        split_text("text", wrong)
 
 
 def test_wide_characters_count_for_the_time_they_take():
@@ -143,7 +143,7 @@ def test_wide_characters_count_for_the_time_they_take():
 
 @given(st.text(st.sampled_from("ab. ,!?\n\t—字。かé\u0301[]\"“”1"), max_size=400), st.integers(20, 120))
 def test_spans_of_pieces_add_up_to_the_text(text, limit):
-    pieces = split(text, limit)
+    pieces = split_text(text, limit)
     found = spans(text, pieces)
     assert "".join(text[a:b] for a, b in found) == text
     assert [text[a:b].strip() for a, b in found] == [p.strip() for p in pieces]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from chatterbox_opt.text import libraries
 from chatterbox_opt.text.pronounce import Pronunciations
 from chatterbox_opt.text.reading import Reading, pieces
-from chatterbox_opt.text.split import split, width
+from chatterbox_opt.text.split import split_text, width
 from chatterbox_opt.text.spoken import as_spoken, merged
 
 needs_wetext = pytest.mark.skipif(
@@ -220,6 +220,6 @@ def test_pieces_are_short_enough_as_they_are_read():
 
 
 def test_pieces_are_cut_as_ever_where_nothing_is_done_or_nothing_grows():
-    assert pieces(LONG, 200, None) == [(p, p) for p in split(LONG, 200)]
-    assert pieces(LONG, 200, str.upper) == [(p, p.upper()) for p in split(LONG, 200)]
+    assert pieces(LONG, 200, None) == [(p, p) for p in split_text(LONG, 200)]
+    assert pieces(LONG, 200, str.upper) == [(p, p.upper()) for p in split_text(LONG, 200)]
     assert pieces(LONG, None, str.upper) == [(LONG, LONG.upper())]

@@ -16,7 +16,7 @@ from chatterbox_opt.weights import keymap
 from chatterbox_opt.weights.files import MEANFLOW, MINI
 from chatterbox_opt.weights.load import load_folder
 from tools.mini import book, codes, common, distil, evaluate, flow, lexicon, reading, t3, tokenizer, vocabulary, vocoder
-from tools.mini.sentences import everyday, number, split
+from tools.mini.sentences import everyday, number, sentences
 from tools.mini.sizes import CONFIG, LIMIT
 
 SPOKEN = ["^", "h", "ə", "l", "ˈ", "o", "ʊ", ".", "$"]  # hello
@@ -60,7 +60,7 @@ def test_every_phone_has_a_code_of_its_own() -> None:
 def test_sentences_are_clean() -> None:
 
     assert number(342) == "three hundred and forty two"
-    assert split("He SHOUTED it.\n\nThis is plain, and short.\n\nnot a start.") == ["This is plain, and short."]
+    assert sentences("He SHOUTED it.\n\nThis is plain, and short.\n\nnot a start.") == ["This is plain, and short."]
     made = everyday(random.Random(0), 200)
     assert len(made) == len(set(made)) > 100
 

@@ -61,7 +61,7 @@ class Teacher:
         """(n,) codes of each, drawn side by side."""
         jobs = self.model.jobs(texts, seeds=[first_seed + i for i in range(len(texts))])
         with ThreadPoolExecutor(TOGETHER) as pool:
-            return list(pool.map(self.model.pipeline.draw, jobs))
+            return list(pool.map(self.model.pipeline.generate_tokens, jobs))
 
     @torch.inference_mode()
     def solve(self, item: dict[str, Tensor], steps: int) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ class Speaker:
 
     def tokens(self, text: str, seed: int) -> Tensor:
         (job,) = self.model.jobs([text], seeds=[seed])
-        return self.model.pipeline.draw(job)
+        return self.model.pipeline.generate_tokens(job)
 
     def mel(self, spoken: Tensor) -> Tensor:
         """(n,) codes -> (80, 2n)."""

@@ -62,7 +62,7 @@ def everyday(rng: random.Random, count: int) -> list[str]:
     return list(dict.fromkeys(out))
 
 
-def split(text: str) -> list[str]:
+def sentences(text: str) -> list[str]:
     """Clean English sentences of a file: letters and plain punctuation, no shouting."""
     text = re.sub(r"\s--.*", "", text)
     text = re.sub(r"\n(?!\n)", " ", text)
@@ -80,7 +80,7 @@ def fortunes() -> list[str]:
     out: list[str] = []
     for name in sorted(glob.glob("/usr/share/games/fortunes/*.u8")):
         if "art" not in Path(name).name:
-            out += split(Path(name).read_text(errors="ignore").replace("\n%\n", "\n\n"))
+            out += sentences(Path(name).read_text(errors="ignore").replace("\n%\n", "\n\n"))
     return out
 
 
@@ -90,7 +90,7 @@ def scripture() -> list[str]:
         dump = subprocess.run(["bible", "-f", "gen1:1-rev22:21"], capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return split("\n\n".join(re.sub(r"^\S+\s", "", line) for line in dump.splitlines()))
+    return sentences("\n\n".join(re.sub(r"^\S+\s", "", line) for line in dump.splitlines()))
 
 
 def corpus(seed: int = 0) -> tuple[list[str], list[str]]:
