@@ -23,7 +23,7 @@ from .checks import (
 )
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
 from .engine.resolve import indexed, is_mlx
-from .executor import at_home, voice_encoder
+from .executor import t3_on_device, voice_encoder
 from .loading import LoadedModel, load_parts, pretrained_folder
 from .marks import marked
 from .options import EngineOptions, SamplingOptions

@@ -1,4 +1,4 @@
-"""What computes on a device: torch, or MLX, which is imported where it is asked for and nowhere else."""
+"""Chooses torch or MLX by device. `mlx/` is imported here only, and only for device="mlx"."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .weights.load import Source, build_t3, read_t3
 
 
 def load_t3(source: Source | dict[str, Tensor], config: ModelConfig, device: Any, options: EngineOptions) -> Any:
-    """T3 of a checkpoint, or of a state dict. `options` hold no "auto"."""
+    """Loads T3 from a checkpoint or a state dict. `options` hold no "auto"."""
     if is_mlx(device):
         from .mlx.t3 import T3 as MlxT3
 
@@ -30,8 +30,8 @@ def load_t3(source: Source | dict[str, Tensor], config: ModelConfig, device: Any
     return build_t3(source, config, place, stored_dtype(options, place))
 
 
-def at_home(t3: Any, device: Any, options: EngineOptions) -> Any:
-    """A T3 that is torch's, as MLX's where that is to speak."""
+def t3_on_device(t3: Any, device: Any, options: EngineOptions) -> Any:
+    """Returns MLX's copy of a torch T3 for device="mlx", and any other T3 unchanged."""
     if is_mlx(device) and isinstance(t3, T3):
         from .mlx.t3 import T3 as MlxT3
 
@@ -40,7 +40,7 @@ def at_home(t3: Any, device: Any, options: EngineOptions) -> Any:
 
 
 def voice_encoder(ve: VoiceEncoder | None, config: ModelConfig, device: Any) -> Callable[[Tensor], Tensor] | None:
-    """What makes embeddings of windows where voices are prepared; `ve` is torch's on any device."""
+    """Returns the voice encoder that prepares voices: MLX's copy of `ve` for device="mlx", otherwise `ve` itself."""
     if ve is not None and is_mlx(device):
         from .mlx.voice_encoder import VoiceEncoder as MlxVoiceEncoder
 
@@ -59,7 +59,7 @@ def token_runner(t3: Any, options: EngineOptions) -> Speaking | None:
 
 
 def sound_runners(s3gen: S3Gen, device: Any, options: EngineOptions) -> tuple[MelRunner, WavRunner]:
-    """`s3gen` is torch's on any device."""
+    """`s3gen` is a torch module on every device."""
     if is_mlx(device):
         from .mlx.mel import MlxMelRunner
         from .mlx.wav import MlxWavRunner

@@ -47,7 +47,10 @@ class Recorder(TorchDispatchMode):
         name += f".{func._schema.overload_name}" if func._schema.overload_name else ""
         name = name if namespace == "aten" else f"{namespace}::{name}"
         self.seen.add(name)
-        out = func(*args, **(kwargs or {}))
+        with self:  # in inference mode an operation that is made of others comes whole
+            out = func.decompose(*args, **(kwargs or {}))
+        if out is NotImplemented:
+            out = func(*args, **(kwargs or {}))
         if any(torch.is_tensor(leaf) and leaf.dtype == torch.float64 for leaf in tree_leaves(out)):
             self.doubles.add(name)
         return out

@@ -1,6 +1,7 @@
 """What torch would meet on MPS, found without one: every operation of a tiny model's pipeline by torch's own table. The
-networks are handed what they are on MPS, other branches are a CPU's: torch for Linux refuses tensors that only claim to
-be on MPS."""
+networks are handed MPS's operations, on a CPU's tensors: torch for Linux refuses those that only claim to be on MPS."""
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from chatterbox_opt import EngineOptions, OptimizedChatterboxTTS, OptimizedChatt
 from chatterbox_opt.engine import mel, step, wav
 from chatterbox_opt.engine.resolve import resolve
 from chatterbox_opt.models.flow import FLOW_REFERENCE
-from chatterbox_opt.models.hift import VocoderOperations
+from chatterbox_opt.models.hift import VOCODER_REFERENCE
 from chatterbox_opt.models.layers import T3_REFERENCE
 from chatterbox_opt.models.s3_tokenizer import memory
 
@@ -30,30 +31,32 @@ def test_the_table_is_read(name, there):
     assert runs_on_mps(name) == there
 
 
-def test_an_operation_without_a_kernel_is_found():
-    with Recorder() as recorder:
-        torch.linalg.eigvals(torch.eye(2))
-        torch.ones(2, dtype=torch.float64)
-    assert "linalg_eig" in recorder.not_on_mps
-    assert recorder.doubles
+@pytest.mark.parametrize("inference", [False, True])
+def test_an_operation_without_a_kernel_is_found(inference):
+    """Inside another one too, which inference mode does not take apart by itself."""
+    with torch.inference_mode(inference), Recorder() as recorder:
+        torch.matrix_exp(torch.eye(2, dtype=torch.float64))
+    assert recorder.not_on_mps == {"linalg_matrix_exp"}
+    assert "linalg_matrix_exp" in recorder.doubles
 
 
-ON_MPS = resolve(EngineOptions(dtype="bfloat16", short_convs=False), torch.device("mps"))  # short_convs are a CPU's
+ON_MPS = resolve(EngineOptions(dtype="bfloat16"), torch.device("mps"))
 
 
-def hand_over_as_on_mps(monkeypatch) -> None:
-    """What engine/operations.py and voice.py choose there."""
+@pytest.fixture
+def mps_operations(monkeypatch):
+    """What engine/operations.py and voice.py hand the networks on MPS."""
+    vocoder = dataclasses.replace(VOCODER_REFERENCE, phase_dtype=torch.float32)
     monkeypatch.setattr(step, "t3_operations", lambda *_: T3_REFERENCE)
     monkeypatch.setattr(mel, "flow_operations", lambda *_: FLOW_REFERENCE)
-    monkeypatch.setattr(wav, "vocoder_operations", lambda *_: VocoderOperations(phase_dtype=torch.float32))
+    monkeypatch.setattr(wav, "vocoder_operations", lambda *_: vocoder)
     monkeypatch.setattr(voice, "memory_by_taps", memory)
 
 
 @pytest.mark.parametrize("options", [EngineOptions.exact(), ON_MPS], ids=["exact", "defaults"])
 @pytest.mark.parametrize("door", [OptimizedChatterboxTTS, OptimizedChatterboxTurboTTS])
-def test_every_operation_of_the_pipeline_has_a_kernel_on_mps(door, options, monkeypatch):
+def test_every_operation_of_the_pipeline_has_a_kernel_on_mps(door, options, mps_operations):
     """And none gives float64, once the constants that are made on the CPU are there."""
-    hand_over_as_on_mps(monkeypatch)
     model = door.from_random(engine=options)
 
     def speak(seed: int) -> None:
@@ -63,17 +66,25 @@ def test_every_operation_of_the_pipeline_has_a_kernel_on_mps(door, options, monk
         model.generate("Hello there.", voice=heard, seed=1, max_new_tokens=12, top_p=0.9)
         list(model.generate_stream("Hello there.", voice=heard, seed=1, max_new_tokens=40, first_chunk=0.4))
 
-    recorder, plain = Recorder(), model.pipeline.engine.step
+    def record(owner, name: str) -> None:  # on whatever thread
+        work = getattr(owner, name)
 
-    def recorded() -> bool:  # of whatever thread
-        with recorder:
-            return plain()
+        def recorded(*args, **how):
+            with recorder:
+                return work(*args, **how)
 
-    model.pipeline.engine.step = recorded
+        setattr(owner, name, recorded)
+
+    recorder, engine = Recorder(), model.pipeline.engine
+    record(engine, "step")
+    for runner, names in ((engine.renderer.mel, ("begin", "advance")), (engine.renderer.wav, ("render", "decode"))):
+        for name in names:
+            record(runner, name)
     speak(0)
     everything, recorder = recorder, Recorder()
     speak(1)
     assert len(everything.seen) > 100
+    assert {"convolution", "_fft_r2c"} <= everything.seen, "the vocoder and the voice were walked too"
     assert everything.not_on_mps - OF_A_CPU.keys() == set()
     assert recorder.doubles == set()
     assert all(runs_on_mps(name) for name in OF_A_CPU.values())

@@ -61,4 +61,4 @@ def _hidden(llama: Llama, x: Tensor) -> Tensor:
     kv = empty_kv(SMALL, rows, last + 1, x.device, x.dtype)
     positions = torch.arange(last + 1, device=x.device)[None]
     before = llama(x[:, :last], positions[:, :last], Prefill(kv, 0))
-    return torch.cat([before, llama(x[:, last:], positions[:, last:], DecodeEach([(kv, last)]))], 1)
+    return torch.cat([before, llama(x[:, last:], positions[:, last:], DecodeEach.of([(kv, last)]))], 1)

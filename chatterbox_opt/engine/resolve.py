@@ -1,4 +1,4 @@
-"""Replaces "auto" in options by what is best on the device. The only file that looks at hardware."""
+"""Replaces "auto" in options by what is best on the device. Only this file and mps_bfloat16.py look at hardware."""
 
 from __future__ import annotations
 

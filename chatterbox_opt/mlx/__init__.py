@@ -1,11 +1,11 @@
-"""T3, flow and vocoder by MLX, Apple's array library, for device="mlx". Nothing outside this folder imports it
-before it is asked for.
+"""T3, flow, vocoder and voice encoder in MLX, Apple's array library, for device="mlx".
 
-Arrays are lazy and belong to the thread that made them until they are computed, while the engine is driven by any: what
-a call leaves behind here has been computed by then.
+MLX arrays are lazy, and only the thread that made one may evaluate it, but any thread may drive the engine. So
+everything that is kept or returned here has been evaluated.
 """
 
 import os
 
-# An M5 multiplies float32 with 10 bits unless this says otherwise before the first operation: tokens of a seed differ.
+# By default an M5 multiplies float32 with 10 bits of mantissa, which changes the tokens of a seed. MLX reads this
+# variable at its first operation.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")

@@ -1,4 +1,4 @@
-"""Torch's tensors as MLX's arrays, and back. Both copy: neither sees what the other writes later."""
+"""Torch tensors to MLX arrays and back. Both directions copy, so later writes to one do not show in the other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 
 
 def to_mlx(tensor: Tensor) -> mx.array:
-    """Whole numbers come as int32, which MLX indexes with."""
+    """int64 becomes int32, which MLX indexes with."""
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:  # numpy has none
         return mx.array(tensor.float().numpy()).astype(mx.bfloat16)
@@ -20,8 +20,8 @@ def to_mlx(tensor: Tensor) -> mx.array:
 
 
 def to_torch(array: mx.array) -> Tensor:
-    """Waits for it. Whole numbers come as torch counts, in 64 bits. By numpy: under Metal a DLPack capsule is of the
-    GPU, and would become a tensor of MPS."""
+    """Waits for the result. int32 becomes int64. Goes through numpy: on Metal a DLPack capsule belongs to the GPU and
+    would become an MPS tensor."""
     tensor = torch.from_numpy(np.array(array))
     return tensor.long() if array.dtype == mx.int32 else tensor
 

@@ -1,5 +1,5 @@
-"""T3's keys and values in MLX, and how a step reads and writes them. Arrays are values here: a cache that changes is a
-new one, and MLX computes it in the old one's memory where nobody holds that any more."""
+"""T3's keys and values in MLX, and how a step reads and writes them. MLX arrays are immutable: an update makes a new
+array, which MLX computes in the memory of the old one if nothing else references that."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import mlx.core as mx
 from ..config import T3Config
 from ..engine.prefix import Prefix
 
-GRAIN = 256  # positions: the step in which it grows
+GRAIN = 256  # positions: the cache grows by multiples of this
 
 
 class RowCache:
-    """The rows that are being spoken, in the order of the step's, as long as the longest of them needs."""
+    """Keys and values of all live rows, in the order of the step's rows, as long as the longest row needs."""
 
     def __init__(self, config: T3Config, dtype: mx.Dtype) -> None:
         self._layers, self._dtype, self._inner = config.layers, dtype, (config.heads, 0, config.head_dim)
@@ -33,25 +33,25 @@ class RowCache:
 
     @property
     def length(self) -> int:
-        return self.v[-1].shape[2]  # the last to grow
+        return self.v[-1].shape[2]  # the last one to grow
 
     def grow(self, upto: int) -> None:
-        """Room for positions below `upto`. What is new holds zeros: a masked position's weight is 0, but 0 times
-        anything that is not finite is not."""
+        """Makes room for positions below `upto`. New positions are zeroed: a masked position's weight is 0, but 0 times
+        NaN or infinity is NaN."""
         if upto > self.length:
             length = -(-upto // GRAIN) * GRAIN
             self._replace(lambda x: _pad(x, length - x.shape[2]))
-            mx.clear_cache()  # the lengths before do not come again
+            mx.clear_cache()  # buffers of the old length are of no more use
 
     def append(self, k: Sequence[mx.array], v: Sequence[mx.array]) -> None:
-        """New rows, (rows, heads, T, head_dim) of each layer."""
+        """Appends rows, (rows, heads, T, head_dim) per layer."""
         length = k[0].shape[2]
         self.grow(length)
         new = iter([_pad(x, self.length - length) for x in (*k, *v)])
         self._replace(lambda x: mx.concatenate([x, next(new)]))
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Only these, in this order."""
+        """Keeps these rows only, in this order."""
         if list(rows) == list(range(self.rows)):
             return
         if not rows:
@@ -62,7 +62,7 @@ class RowCache:
         mx.clear_cache()
 
     def _replace(self, change: Callable[[mx.array], mx.array]) -> None:
-        """A layer at a time, so that no more than one exists twice."""
+        """Replaces one layer at a time, so that at most one is in memory twice."""
         for arrays in (self.k, self.v):
             for i in range(len(arrays)):
                 arrays[i] = change(arrays[i])
@@ -74,8 +74,8 @@ def _pad(x: mx.array, positions: int) -> mx.array:
 
 
 class Prefill:
-    """As T3's `kv`: a text behind a voice's prefix, each position attending to all before it. Keeps what is to be
-    remembered of it."""
+    """T3's `kv` argument for a text behind a voice's prefix: attends causally and collects the keys and values of
+    both."""
 
     def __init__(self, prefix: Prefix | None, scale: float) -> None:
         self.prefix, self.scale = prefix, scale
@@ -95,8 +95,8 @@ class Prefill:
 
 
 class Decode:
-    """As T3's `kv`: writes one position per row, `positions` (R,), and attends to all up to it. `k` and `v` are
-    replaced by what they have become."""
+    """T3's `kv` argument for a step: writes one position per row, `positions` (R,), and attends to all positions up to
+    it. The updated arrays replace `k` and `v`."""
 
     def __init__(self, k: list[mx.array], v: list[mx.array], positions: mx.array, scale: float) -> None:
         self.k, self.v, self.scale = k, v, scale

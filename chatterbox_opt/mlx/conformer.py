@@ -31,7 +31,7 @@ class Conformer:
     def __call__(self, x: mx.array, lengths: mx.array | None) -> mx.array:
         """(B, T, C) embedded tokens -> (B, 2T, C) float32."""
         x = self.embed(x)
-        if lengths is not None:  # the look-ahead must see the silence that a row alone would see
+        if lengths is not None:  # without padding, the look-ahead sees zeros behind a row's end
             x = mx.where(padding_mask(lengths, x.shape[1])[..., None], x, 0)
         x = x + self.look2(leaky_relu(self.look1(x), 0.01))
         x = self._run(self.encoders, x.astype(mx.float32), lengths)
@@ -94,7 +94,7 @@ class Embed:
 
 
 class Norm:
-    """In float32."""
+    """Layer norm in float32."""
 
     def __init__(self, w: Weights, at: str, eps: float) -> None:
         self._norm = partial(mx.fast.layer_norm, weight=w[f"{at}.weight"], bias=w[f"{at}.bias"], eps=eps)
@@ -104,7 +104,7 @@ class Norm:
 
 
 class WindowConv:
-    """A convolution over time as one product."""
+    """A convolution over time as one matrix product over windows."""
 
     def __init__(self, w: Weights, at: str, taps: int, left: int, right: int = 0) -> None:
         self.linear, self.taps, self.pad = w.linear(at), taps, (left, right)
@@ -118,20 +118,20 @@ class WindowConv:
         return mx.concatenate([padded[:, i : i + n] for i in range(self.taps)], axis=-1)
 
     def of_channels(self, channels: slice) -> mx.array:
-        """(taps * c, N): its share of the product."""
+        """Returns the weights of these input channels, (taps * c, N)."""
         weight = mx.unflatten(self.linear.weight, 1, (self.taps, -1))
         return mx.flatten(weight[:, :, channels], 1).T
 
 
 def distance_scores(q: mx.array, p: mx.array, keys: int) -> mx.array:
-    """models.conformer.distance_scores."""
+    """As models.conformer.distance_scores."""
     raw = q @ p
     b, h, m, w = raw.shape
     return mx.as_strided(raw, (b, h, m, keys), (h * m * w, m * w, w - 1, 1), m - 1)
 
 
 def padding_mask(lengths: mx.array, size: int) -> mx.array:
-    """(B, size), True where a row has content."""
+    """(B, size), False for padding."""
     return mx.arange(size) < lengths[:, None]
 
 

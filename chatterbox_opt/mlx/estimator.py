@@ -29,7 +29,7 @@ class Estimator:
         self.final_block, self.final_proj = ConvBlock(w, f"{at}.final_block"), w.linear(f"{at}.final_proj")
 
     def time_table(self, span: mx.array) -> mx.array:
-        """(S + 1,) times -> (S, stages, C): what each resnet is told at each step."""
+        """(S + 1,) times -> (S, stages, C): each resnet's time embedding at each step."""
         half = self.time_dim // 2
         rate = mx.exp(mx.arange(half, dtype=mx.float32) * -(math.log(10_000) / (half - 1)))
         angle = 1000 * span[:, None] * rate
@@ -40,15 +40,15 @@ class Estimator:
         return mx.stack([stage.resnet.mlp(t) for stage in (self.down, *self.mid, self.up)], axis=1)
 
     def constant(self, mu: mx.array, speaker: mx.array, prompt: mx.array) -> tuple[mx.array, mx.array]:
-        """mu and prompt (B, T, 80), speaker (B, 80): what they add to every step."""
+        """mu and prompt (B, T, 80), speaker (B, 80): returns what they contribute to every step."""
         speaker = mx.broadcast_to(speaker[:, None], mu.shape)
         return self.first.constant(mx.concatenate([mu, speaker, prompt], axis=-1))
 
     def __call__(
         self, x: mx.array, time: mx.array, constant: tuple[mx.array, mx.array], mask: mx.array | None
     ) -> mx.array:
-        """x (B, T, 80), time (stages, C), constant for B rows or for 2B: velocities of as many, in float32. `mask`
-        (rows, 1, 1, T) is True at keys that exist."""
+        """x (B, T, 80), time (stages, C), constant of B rows or, with guidance, 2B: returns that many velocities, in
+        float32. `mask` (rows, 1, 1, T) is False for padding."""
         skip = x = self.down(self.first(x, time[0], constant), mask)
         x = self.down_conv(x).astype(mx.float32)
         for i, stage in enumerate(self.mid):
@@ -58,7 +58,7 @@ class Estimator:
 
 
 class Stage:
-    """A resnet and the transformer blocks behind it."""
+    """A resnet and the transformer blocks after it."""
 
     def __init__(self, config: FlowConfig, w: Weights, at: str) -> None:
         self.resnet = Resnet(w, f"{at}.resnet")
@@ -139,5 +139,5 @@ def mish(x: mx.array) -> mx.array:
 
 
 def gelu(x: mx.array) -> mx.array:
-    """By the error function, as torch's."""
+    """Torch's default GELU, by the error function."""
     return x * (1 + mx.erf(x * 2**-0.5)) / 2

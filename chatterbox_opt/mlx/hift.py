@@ -1,4 +1,4 @@
-"""models.hift.Hift.decode in MLX: (B, T, C) throughout. What it gives has been computed."""
+"""models.hift.Hift.decode in MLX: (B, T, C) throughout. Results are evaluated."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .conformer import leaky_relu
 from .weights import Weights
 
 Layer = Callable[[mx.array], mx.array]
-SOURCE = ("f0_predictor.", "m_source.")  # which stays torch's
+SOURCE = ("f0_predictor.", "m_source.")  # these stay in torch
 
 
 class Hift:
     def __init__(self, cfg: HiftConfig, named: Iterable[tuple[str, Tensor]], dtype: str = "float32") -> None:
-        """`named`: every tensor of models.hift.Hift, of which SOURCE's are left to torch."""
+        """`named`: all tensors of a models.hift.Hift, SOURCE's included, which torch uses."""
         w = Weights(lambda: TorchHift(cfg), named, dtype_of(dtype), in_float32=not_in_half)
         levels, kinds = range(len(cfg.up_rates)), len(cfg.res_kernels)
         self.cfg, self.dtype = cfg, w.dtype
@@ -77,7 +77,7 @@ def snake(x: mx.array) -> mx.array:
 
 
 def conv(w: Weights, at: str, stride: int = 1, dilation: int = 1, padding: int | None = None) -> Layer:
-    """`padding` None: as long as its input."""
+    """`padding` None: the output is as long as the input."""
     weight, bias = w[f"{at}.weight"].squeeze(2).swapaxes(1, 2), w[f"{at}.bias"]
     weight = mx.contiguous(weight)  # (C_out, K, C_in)
     mx.eval(weight)
@@ -103,5 +103,5 @@ def added(arrays: Iterable[mx.array]) -> mx.array:
 
 
 def not_in_half(hift: nn.Module) -> set[str]:
-    """engine.wav.WavRunner leaves these alone."""
+    """Returns the names of tensors that stay in float32, as in engine.wav.WavRunner."""
     return {name for name in hift.state_dict() if name.split(".")[0] in FLOAT32}

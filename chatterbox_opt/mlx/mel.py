@@ -1,4 +1,4 @@
-"""engine.mel with the flow in MLX: rows, noise and batches are the host's, in torch."""
+"""engine.mel with the flow in MLX. Rows, noise and batches stay in torch, on the host."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .flow import Flow
 
 
 class MlxMelRunner(MelRunner):
-    at_once = 1  # it is one device
+    at_once = 1  # there is one GPU
 
     def __init__(self, flow: torch_flow.Flow, options: EngineOptions) -> None:
         self.flow = Flow(flow.config, flow.state_dict().items(), options.s3gen_dtype, lend_to=flow)
         self.euler = self.flow.euler
         self.options, self.device = options, CPU
         self._schedules: dict[int, tuple[Tensor, mx.array]] = {}
-        self.graphs = FlowGraphs(self)  # off
+        self.graphs = FlowGraphs(self)  # never capture
 
     def fits(self, rows: int, frames: int) -> bool:
         return rows == 1 or (rows <= ROWS_AT_ONCE and rows * frames <= FRAMES_AT_ONCE)

@@ -1,4 +1,4 @@
-"""A voice's part of the cache, computed once by MLX."""
+"""The keys and values of a voice's prefix, computed by MLX once per voice."""
 
 from __future__ import annotations
 

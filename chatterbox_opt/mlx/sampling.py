@@ -1,4 +1,4 @@
-"""engine.sampling in MLX: the same filters in the same order, and with the same noise the same token."""
+"""engine.sampling in MLX: the same filters in the same order. The same noise draws the same token."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def draw(logits: mx.array, noise: mx.array, temperature: mx.array) -> mx.array:
 def next_token(
     logits: mx.array, seen: mx.array, noise: mx.array, params: RowParams, filters: Filters, turbo: bool
 ) -> mx.array:
-    """(N,) tokens from (N, V) logits, guided where that is wanted. Turbo's penalty comes last."""
+    """(N, V) logits, guidance applied -> (N,) tokens. Turbo applies the repetition penalty last."""
     if not turbo:
         logits = penalize(logits, seen, params.penalty)
     logits = cool(logits, params.temperature)

@@ -1,4 +1,4 @@
-"""One token for every utterance that is being spoken, as a function of arrays: MLX fuses it where it compiles."""
+"""A step of T3, one token per live slot, as a function of arrays, which MLX can compile."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .t3 import T3
 
 
 class Rows(NamedTuple):
-    """What stays as it is for a block."""
+    """Arrays that do not change within a block."""
 
     slot_of_row: mx.array  # (R,)
     cond: mx.array  # (N,), rows
@@ -25,7 +25,7 @@ class Rows(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a step changes."""
+    """Arrays that every step updates."""
 
     token: mx.array  # (N,) drawn last
     step: mx.array  # (N,)
@@ -36,14 +36,14 @@ class State(NamedTuple):
 
 
 class Steps:
-    """`compiled`: traced once for each set of filters and shape. On a CPU that starts a C++ compiler."""
+    """`compiled`: traced once per set of filters and shape. On a CPU that starts a C++ compiler."""
 
     def __init__(self, t3: T3, compiled: bool) -> None:
         self.t3, self.compiled = t3, compiled
         self._known: dict[Filters, Callable] = {}
 
     def run(self, filters: Filters, rows: Rows, state: State, noise: mx.array) -> tuple[mx.array, State]:
-        """`noise` (N, V) -> (N,) tokens, BROKEN where logits are not finite, and the state behind them."""
+        """`noise` (N, V) -> (N,) tokens, BROKEN where logits are not finite, and the next state."""
         if filters not in self._known:
             step = partial(self._step, filters)
             self._known[filters] = mx.compile(step) if self.compiled else step
@@ -61,7 +61,8 @@ class Steps:
     def pick(
         self, logits: mx.array, rows: Rows, seen: mx.array, noise: mx.array, filters: Filters
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """(R, V) logits -> (N,) tokens with and without BROKEN, and (N, V) `seen` with them."""
+        """(R, V) logits -> (N,) tokens, BROKEN where logits are not finite; (N,) tokens without BROKEN; (N, V) `seen`
+        with these added."""
         params, gpt = RowParams(*rows.params), self.t3.config.is_gpt
         finite = (logits < float("inf")).all(-1)
         finite = finite[rows.cond] & finite[rows.uncond]

@@ -15,17 +15,17 @@ from ..models.t3 import T3 as TorchT3
 from .arrays import dtype_of, to_mlx
 from .weights import Weights
 
-# (layer, q, k, v) of the new positions, each (B, H, T, Dh) -> (B, H, T, Dh): remembers k and v, and attends to
-# everything remembered.
+# (layer, q, k, v) of the new positions, each (B, H, T, Dh) -> (B, H, T, Dh): stores k and v, and attends to all that
+# are stored.
 KV = Callable[[int, mx.array, mx.array, mx.array], mx.array]
-LAYER_NORM_EPS = nn.LayerNorm(1).eps  # of what is not the backbone's
+LAYER_NORM_EPS = nn.LayerNorm(1).eps  # outside the backbone
 
 
 class T3:
     def __init__(
         self, config: T3Config, named: Iterable[tuple[str, Tensor]], dtype: str = "float32", quantize: str | None = None
     ) -> None:
-        """`named`: every tensor of models.t3.T3."""
+        """`named`: all tensors of a models.t3.T3."""
         w = Weights(lambda: TorchT3(config), named, dtype_of(dtype), quantize)
         self.config, self.dtype, self.named_tensors = config, w.dtype, w.named_tensors
         self.text_emb, self.speech_emb = w["text_emb.weight"], w["speech_emb.weight"]
@@ -43,8 +43,8 @@ class T3:
         return self.cond_enc(speaker.astype(self.dtype), prompt, emotion)
 
     def text_part(self, text: mx.array, rows: int) -> mx.array:
-        """(T,) ids and the start of speech -> (rows, T + 2 | 1, D). Of Llama's two rows, the second has lost its text,
-        but not its positions."""
+        """(T,) ids and the start of speech -> (rows, T + 2 | 1, D). The second of Llama's two rows has positions but
+        no text."""
         x, start = self.text_emb[text], self.speech_emb[START_SPEECH][None]
         if self.text_pos is None or self.speech_pos is None:
             return mx.stack([mx.concatenate([x, start])] * rows)
@@ -57,11 +57,11 @@ class T3:
         x = self.speech_emb[tokens]
         if self.speech_pos is None:
             return x
-        # What is drawn past a limit before anybody looks has no position of its own in a small table.
+        # Tokens that a block draws past the limit may have no position in a small table; they are dropped later.
         return x + self.speech_pos[mx.minimum(steps + 1, len(self.speech_pos) - 1)]
 
     def __call__(self, x: mx.array, start: mx.array, kv: KV) -> mx.array:
-        """x (B, T, D), whose rows begin at positions `start` (B,)."""
+        """x (B, T, D); row i begins at position `start[i]`, (B,)."""
         return self.tfmr(x, start, kv)
 
     def logits(self, hidden: mx.array) -> mx.array:
@@ -123,7 +123,7 @@ class Gpt2:
         return self.norm(x)
 
 
-# ---- the voice -----------------------------------------------------------------------------------
+# ---- voice prompt --------------------------------------------------------------------------------
 
 
 class CondEncoder:
@@ -140,7 +140,7 @@ class CondEncoder:
 
 
 class Perceiver:
-    """The same block first reads the prompt, then itself."""
+    """One attention block, applied to the prompt and then to its own result."""
 
     def __init__(self, config: T3Config, w: Weights) -> None:
         at = "cond_enc.perceiver"

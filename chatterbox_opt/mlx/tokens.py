@@ -1,4 +1,4 @@
-"""T3's tokens by MLX: the rows of all utterances in one cache that grows with them."""
+"""Draws T3's tokens with MLX. All utterances share one cache, which grows with them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from .t3 import T3
 
 
 class MlxTokenRunner(Speaking):
-    """The slots are the host's, in torch: a block begins with what they hold, and leaves there what becomes of it."""
+    """Slots stay in torch, on the host: a block reads their state and writes it back."""
 
     def __init__(self, t3: T3, options: EngineOptions, compiled: bool | None = None) -> None:
-        """`compiled` None: where there is a GPU."""
+        """`compiled` None: only if there is a GPU."""
         super().__init__(t3.config, options, torch.device("cpu"))
         self.t3 = t3
         self.prefixes = Prefixes(t3, options.prefix_cache)
@@ -35,7 +35,7 @@ class MlxTokenRunner(Speaking):
     # ---- room ----------------------------------------------------------------------------------------
 
     def fits(self, utterance: Utterance) -> bool:
-        """The cache grows while others are being spoken."""
+        """Always: the cache may grow while others are being spoken."""
         return True
 
     def reserve(self, slots: int, length: int) -> None:
@@ -43,7 +43,7 @@ class MlxTokenRunner(Speaking):
             self.slots = Slots(slots, 2 * slots, self.config, self.device, self.options.poll_every)
 
     def warmup(self, batch: int = 1) -> None:
-        """Nothing depends on a batch that has not come."""
+        """Allocates the slots; nothing else depends on the batch."""
         self.reserve(self.options.slots, 0)
 
     def clear(self) -> None:
@@ -54,7 +54,7 @@ class MlxTokenRunner(Speaking):
 
     @torch.inference_mode()
     def prefill(self, new: Sequence[Utterance]) -> None:
-        """Each in a pass of its own: its result does not depend on what joins with it, and padding is work."""
+        """One pass per utterance, so that results do not depend on what else joins, and nothing is padded."""
         self.reserve(self.options.slots, 0)
         for utterance in new:
             self._join([(utterance, self.prefixes.get(utterance.cond))])
@@ -79,14 +79,14 @@ class MlxTokenRunner(Speaking):
 
     def _remove(self, gone: Sequence[Slot]) -> None:
         kept = [row for slot in self.live if slot not in gone for row in slot.rows]
-        self.slots.remove(gone, None)  # which numbers the rows anew, in their order
+        self.slots.remove(gone, None)  # renumbers the rows and keeps their order
         self.cache.keep(kept)
 
     # ---- the loop ------------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def _block(self, steps: int) -> Tensor:
-        """A step is put together while the one before it is computed."""
+        """Builds the graph of a step while the previous step is computed."""
         slots, n, r = self.slots, len(self.live), self.slots.rows
         self.cache.grow(max(slot.position for slot in self.live) + steps)
         span, filters = slice(0, n), slots.filters()
@@ -96,8 +96,8 @@ class MlxTokenRunner(Speaking):
                                                    slots.seen[span]))
         drawn: list[mx.array] = []
         for k in range(steps):
-            # The cache holds the only reference to its arrays, and nothing that reads them is on its way any more when
-            # they are to be written: else MLX would write a copy of them.
+            # MLX writes the cache in place only if nothing else references its arrays and no pending operation reads
+            # them; otherwise it copies them.
             tokens, (token, step, position, seen, self.cache.k, self.cache.v) = self.steps.run(
                 filters, rows, State(token, step, position, seen, self.cache.k, self.cache.v), noise[k]
             )

@@ -16,7 +16,7 @@ from .weights import Weights
 
 class VoiceEncoder:
     def __init__(self, config: VoiceEncoderConfig, named: Iterable[tuple[str, Tensor]]) -> None:
-        """`named`: every tensor of models.voice_encoder.VoiceEncoder."""
+        """`named`: all tensors of a models.voice_encoder.VoiceEncoder."""
         w = Weights(lambda: TorchVoiceEncoder(config), named, mx.float32)
         self.layers = [LstmLayer(w, i) for i in range(config.layers)]
         self.proj = w.linear("proj")
@@ -33,17 +33,18 @@ class VoiceEncoder:
 
 class LstmLayer:
     def __init__(self, w: Weights, index: int) -> None:
-        self.of_input, self.of_hidden = (mx.contiguous(w[f"lstm.weight_{kind}_l{index}"].T) for kind in ("ih", "hh"))
+        self.input_weight = mx.contiguous(w[f"lstm.weight_ih_l{index}"].T)
+        self.hidden_weight = mx.contiguous(w[f"lstm.weight_hh_l{index}"].T)
         self.bias = w[f"lstm.bias_ih_l{index}"] + w[f"lstm.bias_hh_l{index}"]
-        mx.eval(self.of_input, self.of_hidden, self.bias)
+        mx.eval(self.input_weight, self.hidden_weight, self.bias)
 
     def __call__(self, x: mx.array) -> mx.array:
         """(T, N, C) -> (T, N, H), from a state of zeros."""
         outputs = []
-        hidden = cell = mx.zeros((x.shape[1], len(self.of_hidden)))
-        for at_once in x @ self.of_input + self.bias:
-            take_in, forget, update, give_out = mx.split(at_once + hidden @ self.of_hidden, 4, axis=-1)
-            cell = mx.sigmoid(forget) * cell + mx.sigmoid(take_in) * mx.tanh(update)
-            hidden = mx.sigmoid(give_out) * mx.tanh(cell)
+        hidden = cell = mx.zeros((x.shape[1], len(self.hidden_weight)))
+        for from_input in x @ self.input_weight + self.bias:
+            enter, forget, new, leave = mx.split(from_input + hidden @ self.hidden_weight, 4, axis=-1)  # torch's order
+            cell = mx.sigmoid(forget) * cell + mx.sigmoid(enter) * mx.tanh(new)
+            hidden = mx.sigmoid(leave) * mx.tanh(cell)
             outputs.append(hidden)
         return mx.stack(outputs)

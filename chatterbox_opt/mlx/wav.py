@@ -1,4 +1,4 @@
-"""engine.wav with the network behind the source in MLX."""
+"""engine.wav with the network that follows the source in MLX."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from .hift import Hift
 
 
 class MlxWavRunner(WavRunner):
-    """Fundamentals and phases stay torch's, on the CPU: Metal has no double, and an error of phase grows."""
+    """Fundamental frequency and source stay in torch, on the CPU: errors of phase add up over a sound, so phases are
+    summed in float64, which Metal lacks."""
 
     def __init__(self, hift: torch_hift.Hift, options: EngineOptions) -> None:
         super().__init__(hift, options.replace(s3gen_dtype="float32", short_convs=False))

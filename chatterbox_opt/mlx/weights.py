@@ -1,4 +1,5 @@
-"""A network's weights as MLX holds them: cast and packed as they come, so that no more than one tensor exists twice."""
+"""Loads a network's weights into MLX, one tensor after another: each is cast, and quantized if asked for, before the
+next is read."""
 
 from __future__ import annotations
 
@@ -15,17 +16,17 @@ from .arrays import to_mlx, to_torch
 
 GROUP = 64  # weights that share one scale and offset
 BITS = {None: None, "int8": 8, "int4": 4}
-BETWEEN = 8  # tensors read before freed ones go back to the system: about a layer of Llama's
-BACKBONE = "tfmr."  # its products are packed; embeddings and head keep their precision, as in torch
+BETWEEN = 8  # tensors between two returns of freed memory to the system: about one layer of Llama
+BACKBONE = "tfmr."  # only its linear layers are quantized; embeddings and head keep their precision, as in torch
 
 
 @dataclass(frozen=True)
 class Linear:
-    """x (..., K) -> (..., N), in the precision of the weights, whatever comes in."""
+    """x (..., K) -> (..., N), in the precision of the weights, whatever x has."""
 
-    weight: mx.array  # (N, K), or packed
+    weight: mx.array  # (N, K), or quantized digits
     bias: mx.array | None = None
-    scales: tuple[mx.array, mx.array] | None = None  # and offsets, (N, K / GROUP) each, where it is packed
+    scales: tuple[mx.array, mx.array] | None = None  # and offsets, (N, K / GROUP) each, if quantized
     bits: int | None = None
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -39,13 +40,14 @@ class Linear:
 
 
 class Weights:
-    """By the names of a torch network, whose every tensor has to come, and no other."""
+    """Arrays by the tensor names of a torch network. Raises ValueError if a tensor is missing, unknown or has another
+    shape."""
 
     def __init__(
         self, make: Callable[[], nn.Module], named: Iterable[tuple[str, Tensor]], dtype: mx.Dtype,
         quantize: str | None = None, in_float32: Callable[[nn.Module], Collection[str]] = lambda twin: (),
     ) -> None:
-        """`make` makes the torch network; `in_float32(network)` names tensors that are not cast to `dtype`."""
+        """`make` builds the torch network; `in_float32(network)` names the tensors that are not cast to `dtype`."""
         with torch.device("meta"):
             twin = make()
         self._wanted = {name: tuple(tensor.shape) for name, tensor in twin.state_dict().items()}
@@ -54,18 +56,18 @@ class Weights:
         self.dtype, self._bits = dtype, BITS[quantize]
         self._arrays: dict[str, mx.array] = {}
         self._packed: dict[str, tuple[mx.array, mx.array, mx.array]] = {}
-        kept = mx.set_cache_limit(0)  # what casting and packing take is of no use to the next tensor
+        kept = mx.set_cache_limit(0)  # buffers of one tensor's casting do not fit the next tensor
         try:
-            for taken, (name, tensor) in enumerate(named):
-                self._take(name, tensor)
-                if taken % BETWEEN == 0:
+            for count, (name, tensor) in enumerate(named):
+                self._add(name, tensor)
+                if count % BETWEEN == 0:
                     give_back_memory()
         finally:
             mx.set_cache_limit(kept)
         if missing := self._wanted.keys() - self._arrays.keys() - self._packed.keys():
             raise ValueError(f"{self._network} lacks {len(missing)} tensors, the first {min(missing)}")
 
-    def _take(self, name: str, tensor: Tensor) -> None:
+    def _add(self, name: str, tensor: Tensor) -> None:
         if self._wanted.get(name) != tuple(tensor.shape):
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, {self._wanted.get(name, 'no such tensor')} is "
                              f"{self._network}'s")
@@ -82,13 +84,13 @@ class Weights:
         return self._arrays[name]
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Torch copies of all arrays, one after another: packed ones as scales and offsets, the rest in float32."""
+        """Yields torch copies of all arrays in float32; of a quantized one its scales and offsets."""
         parts = {f"{name}.{k}": packed[k] for name, packed in self._packed.items() for k in (1, 2)}
         for name, array in (self._arrays | parts).items():
             yield name, to_torch(array.astype(mx.float32))
 
     def lend(self, network: nn.Module) -> None:
-        """Its tensors become views of what MLX holds in the same form, so that this is in memory once."""
+        """Makes the network's float32 tensors views of MLX's, so that these weights are in memory once."""
         for name, tensor in network.state_dict(keep_vars=True).items():
             array = self._arrays.get(name)
             if array is not None and array.dtype == mx.float32 and tensor.dtype == torch.float32:

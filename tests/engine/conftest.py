@@ -4,7 +4,7 @@ import pytest
 from t3_pairs import random_t3
 from token_runs import EXACT
 
-from chatterbox_opt.executor import at_home
+from chatterbox_opt.executor import t3_on_device
 
 
 @pytest.fixture(scope="module")
@@ -15,9 +15,9 @@ def device(request):
 
 @pytest.fixture(scope="module")
 def llama(device):
-    return at_home(random_t3("tts"), device, EXACT)
+    return t3_on_device(random_t3("tts"), device, EXACT)
 
 
 @pytest.fixture(scope="module")
 def gpt(device):
-    return at_home(random_t3("turbo"), device, EXACT)
+    return t3_on_device(random_t3("turbo"), device, EXACT)
