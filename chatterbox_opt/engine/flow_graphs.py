@@ -81,6 +81,15 @@ class FlowGraphs:
         return held is not None
 
     def _prepare(self, key: tuple[int, int]) -> Held | None:
+        held = self._hold(key)
+        if not self.captured.prepare(("encode", *key), self._encode_of(held), spoil=held.spoil):
+            return None
+        for graph in self._graphs_of(key)[1:]:
+            if not self.captured.prepare(graph, self._step_of(held, unguided=graph[-1])):
+                return None
+        return held
+
+    def _hold(self, key: tuple[int, int]) -> Held:
         (rows, size), device = key, self.device
         n, width = size // FRAMES_PER_TOKEN, self.flow.spk_embed_affine_layer.in_features
         span, times = self.runner.schedule(self.flow.config.default_steps)
@@ -88,14 +97,8 @@ class FlowGraphs:
         some = [ripples(*shape, device=device) for shape in ((rows, size, MEL_BINS), (rows, width))]
         inputs = [ids, *some, torch.full((rows,), n, device=device)]
         # always masked, so that every length in its bucket runs through the same graph
-        held = Held(inputs, some[0].clone(), times[0].clone(), span[1] - span[0],
-                    *self.runner.encode(*inputs, full=False))  # fmt: skip
-        if not self.captured.prepare(("encode", *key), self._encode_of(held), spoil=held.spoil):
-            return None
-        for graph in self._graphs_of(key)[1:]:
-            if not self.captured.prepare(graph, self._step_of(held, unguided=graph[-1])):
-                return None
-        return held
+        known = self.runner.encode(*inputs, full=False)
+        return Held(inputs, some[0].clone(), times[0].clone(), span[1] - span[0], *known)
 
     def encode(self, solve: Solve, inputs: list[Tensor]) -> None:
         if not self.capture(solve.key):

@@ -224,8 +224,28 @@ def test_another_model_precision_or_torch_has_a_verdict_of_its_own(monkeypatch):
              name(config=tiny("turbo")), name(config=dataclasses.replace(CONFIG, hift=tiny("tts").hift.__class__()))}
     monkeypatch.setattr(torch, "__version__", "9.9")
     names.add(name())
-    assert len(names) == 6
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    names.add(name())
+    assert len(names) == 7
     assert name(FIRST.replace(slots=4)) in names, "what no kernel sees does not matter"
+
+
+@pytest.mark.parametrize(
+    ("line", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024", "550.54.15"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build", "570.86.15"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  580.82", "580.82"),
+    ],
+    ids=["proprietary", "open", "Arm"],
+)
+def test_a_driver_is_told_by_its_own_version(line, version, monkeypatch):
+    monkeypatch.setattr(first_trial.Path, "read_text", lambda self: line)
+    first_trial.driver.cache_clear()
+    try:
+        assert first_trial.driver() == version
+    finally:
+        first_trial.driver.cache_clear()
 
 
 def test_nothing_is_started_where_nothing_can_crash(starts):
