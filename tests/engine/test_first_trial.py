@@ -230,6 +230,17 @@ def test_another_model_precision_or_torch_has_a_verdict_of_its_own(monkeypatch):
     assert name(FIRST.replace(slots=4)) in names, "what no kernel sees does not matter"
 
 
+def test_a_trial_allocates_as_the_program_does(folder, monkeypatch):
+    """The child has the same settings, and a verdict under others is another one."""
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    said = "json.dumps(dict(part=part, verdict='survived', text=os.environ['PYTORCH_CUDA_ALLOC_CONF'], seconds=0))"
+    faulty(monkeypatch, "capture flow", f"print({said}, flush=True); continue")
+    settle()
+    (file,) = folder.iterdir()
+    kept = json.loads(file.read_text())
+    assert kept["parts"]["capture flow"]["text"] == kept["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+
+
 @pytest.mark.parametrize(
     ("line", "version"),
     [
