@@ -1,4 +1,4 @@
-"""The flow as graphs: for every shape one that encodes and one Euler step, whatever the number of steps."""
+"""The flow as CUDA graphs: per shape one that encodes and one Euler step, whatever the number of steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .graphs import Captured, bucket, on_trial
 if TYPE_CHECKING:
     from .mel import MelRunner, Solve
 
-LONGEST = 3000  # frames of a captured step, prompt included; longer ones run as they come
+LONGEST = 3000  # frames of a captured step, prompt included; longer ones run eagerly
 
 
 @dataclass(eq=False)
@@ -43,11 +43,11 @@ class Held:
 
 
 class FlowGraphs:
-    """Captured at their first use, or ahead of it by a warm-up."""
+    """Captured at first use, or in advance by warmup()."""
 
     def __init__(self, runner: MelRunner) -> None:
         self.runner, self.flow, self.options, self.device = runner, runner.flow, runner.options, runner.device
-        # recorded as it is in every mode: one network at each of many lengths is too much for torch.compile
+        # never by torch.compile, which would take too long for one network at each of many lengths
         recorded = self.options.compile and self.options.records("flow") and self.device.type == "cuda"
         trial = on_trial("flow", self.options, self.options.s3gen_dtype)
         self.captured = Captured("cudagraph" if recorded else None, self.device, trial=trial)
@@ -58,7 +58,7 @@ class FlowGraphs:
         return self.captured.on
 
     def key(self, rows: int, frames: int) -> tuple[int, int] | None:
-        """(rows, frames) of the graphs that serve; None for what runs as it comes."""
+        """Returns the (rows, frames) of the graphs to use; None for what runs eagerly."""
         size = captured_size(frames, self.options.mel_bucket)
         return None if not self.on or size is None or not self.runner.fits(rows, frames) else (bucket(rows), size)
 
@@ -71,7 +71,7 @@ class FlowGraphs:
         return [("encode", *shape), *steps]
 
     def capture(self, key: tuple[int, int]) -> bool:
-        """Whether it is captured."""
+        """Captures the graphs of a shape unless that is done; returns whether they can be used."""
         if not self.on or self.captured.closed or key in self._held:
             return self._held.get(key) is not None
         held = None
@@ -108,7 +108,7 @@ class FlowGraphs:
         held = self._held[solve.key]
         self._set_aside(held)
         for mine, given in zip(held.inputs, inputs):
-            mine[: len(given)].copy_(given)  # further rows keep what an earlier call left: finite, heard by nobody
+            mine[: len(given)].copy_(given)  # unused rows keep finite numbers of an earlier call
         self.captured.run(("encode", *solve.key), self._encode_of(held))
         held.owner = solve
 
@@ -134,7 +134,7 @@ class FlowGraphs:
 
     @staticmethod
     def _set_aside(held: Held) -> None:
-        """What the owner of these tensors still needs is kept with it, as another solve of the same shape comes."""
+        """Copies what the owner of these tensors still needs to the owner, before another solve overwrites them."""
         owner, held.owner = held.owner, None
         if owner is not None and not owner.done:
             owner.conditions, owner.mask = tuple(t.clone() for t in held.conditions), held.mask.clone()
@@ -142,7 +142,7 @@ class FlowGraphs:
 
 @cache
 def sizes(step: int) -> tuple[int, ...]:
-    """Frames of captured steps: multiples of `step`, an eighth apart where that is more: padding costs a tenth."""
+    """Returns the frames of captured steps: multiples of `step`, at least an eighth apart, as padding costs time."""
     out, size, step = [], 0, step + step % FRAMES_PER_TOKEN
     while size < LONGEST:
         size += max(step, size // 8 // step * step)
