@@ -62,9 +62,14 @@ class FlowGraphs:
         size = captured_size(frames, self.options.mel_bucket)
         return None if not self.on or size is None or not self.runner.fits(rows, frames) else (bucket(rows), size)
 
+    def shapes(self, batch: int) -> list[tuple[int, int]]:
+        """Returns the (rows, frames) that a warm-up for `batch` utterances captures, the most rows first."""
+        some = ((rows, size) for rows in (16, 8, 4, 2, 1) for size in reversed(sizes(self.options.mel_bucket)))
+        return [(rows, size) for rows, size in some if rows <= bucket(batch) and self.runner.fits(rows, size)]
+
     def planned(self, batch: int) -> list[tuple]:
-        """Returns the keys of all graphs that a warm-up captures."""
-        return [graph for shape in self.runner.planned(batch) for graph in self._graphs_of(shape)]
+        """Returns the keys of all graphs of these shapes."""
+        return [graph for shape in self.shapes(batch) for graph in self._graphs_of(shape)]
 
     def _graphs_of(self, shape: tuple[int, int]) -> list[tuple]:
         steps = [("step", *shape, unguided) for unguided in {False, self.options.cfg_off_last > 0}]
@@ -142,7 +147,7 @@ class FlowGraphs:
 
 @cache
 def sizes(step: int) -> tuple[int, ...]:
-    """Returns the frames of captured steps: multiples of `step`, at least an eighth apart, as padding costs time."""
+    """Returns the frames of captured steps: multiples of `step`, an eighth of their length apart where that is more."""
     out, size, step = [], 0, step + step % FRAMES_PER_TOKEN
     while size < LONGEST:
         size += max(step, size // 8 // step * step)

@@ -14,7 +14,7 @@ import torch
 from replay import Replay
 
 from chatterbox_opt.config import tiny
-from chatterbox_opt.engine import first_trial, flow_graphs, mel, step, trial_child, trial_process, wav
+from chatterbox_opt.engine import first_trial, flow_graphs, step, trial_child, trial_process, wav
 from chatterbox_opt.engine.trial_process import CRASHED, HUNG, SURVIVED, UNTOLD
 from chatterbox_opt.options import EngineOptions
 
@@ -97,7 +97,7 @@ def test_what_a_child_runs_is_captured(family, monkeypatch):
     for module in (step, flow_graphs, wav):
         monkeypatch.setattr(module, "Captured", replaying)
     monkeypatch.setattr(wav, "SIZES", (64,))
-    monkeypatch.setattr(mel, "sizes", lambda step: (48,))
+    monkeypatch.setattr(flow_graphs, "sizes", lambda step: (48,))
     for part in ALL:
         trial_child.run(part, FIRST, CPU, tiny(family))
         assert made[-1].keys, part
