@@ -173,7 +173,7 @@ def write(file: Path, verdict: dict[str, Any]) -> None:
 
 def allocator_settings() -> dict[str, str]:
     """Returns the variables that are set of those that choose how torch allocates device memory."""
-    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the first from torch 2.10 on
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # new and old name
     return {name: os.environ[name] for name in names if name in os.environ}
 
 

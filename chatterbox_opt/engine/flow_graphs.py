@@ -1,4 +1,4 @@
-"""The flow as graphs: for every shape one that encodes and one Euler step, whatever the number of steps."""
+"""The flow as CUDA graphs: per shape one that encodes and one Euler step, whatever the number of steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .graphs import Captured, bucket, on_trial
 if TYPE_CHECKING:
     from .mel import MelRunner, Solve
 
-LONGEST = 3000  # frames of a captured step, prompt included; longer ones run as they come
+LONGEST = 3000  # frames of a captured step, prompt included; longer ones run eagerly
 
 
 @dataclass(eq=False)
@@ -43,11 +43,11 @@ class Held:
 
 
 class FlowGraphs:
-    """Captured at their first use, or ahead of it by a warm-up."""
+    """Captured at first use, or in advance by warmup()."""
 
     def __init__(self, runner: MelRunner) -> None:
         self.runner, self.flow, self.options, self.device = runner, runner.flow, runner.options, runner.device
-        # recorded as it is in every mode: one network at each of many lengths is too much for torch.compile
+        # never by torch.compile, which would take too long for one network at each of many lengths
         recorded = self.options.compile and self.options.records("flow") and self.device.type == "cuda"
         trial = on_trial("flow", self.options, self.options.s3gen_dtype)
         self.captured = Captured("cudagraph" if recorded else None, self.device, trial=trial)
@@ -58,20 +58,25 @@ class FlowGraphs:
         return self.captured.on
 
     def key(self, rows: int, frames: int) -> tuple[int, int] | None:
-        """(rows, frames) of the graphs that serve; None for what runs as it comes."""
+        """Returns the (rows, frames) of the graphs to use; None for what runs eagerly."""
         size = captured_size(frames, self.options.mel_bucket)
         return None if not self.on or size is None or not self.runner.fits(rows, frames) else (bucket(rows), size)
 
+    def shapes(self, batch: int) -> list[tuple[int, int]]:
+        """Returns the (rows, frames) that a warm-up for `batch` utterances captures, the most rows first."""
+        some = ((rows, size) for rows in (16, 8, 4, 2, 1) for size in reversed(sizes(self.options.mel_bucket)))
+        return [(rows, size) for rows, size in some if rows <= bucket(batch) and self.runner.fits(rows, size)]
+
     def planned(self, batch: int) -> list[tuple]:
-        """Returns the keys of all graphs that a warm-up captures."""
-        return [graph for shape in self.runner.planned(batch) for graph in self._graphs_of(shape)]
+        """Returns the keys of all graphs of these shapes."""
+        return [graph for shape in self.shapes(batch) for graph in self._graphs_of(shape)]
 
     def _graphs_of(self, shape: tuple[int, int]) -> list[tuple]:
         steps = [("step", *shape, unguided) for unguided in {False, self.options.cfg_off_last > 0}]
         return [("encode", *shape), *steps]
 
     def capture(self, key: tuple[int, int]) -> bool:
-        """Whether it is captured."""
+        """Captures the graphs of a shape unless that is done; returns whether they can be used."""
         if not self.on or self.captured.closed or key in self._held:
             return self._held.get(key) is not None
         held = None
@@ -81,6 +86,15 @@ class FlowGraphs:
         return held is not None
 
     def _prepare(self, key: tuple[int, int]) -> Held | None:
+        held = self._hold(key)
+        if not self.captured.prepare(("encode", *key), self._encode_of(held), spoil=held.spoil):
+            return None
+        for graph in self._graphs_of(key)[1:]:
+            if not self.captured.prepare(graph, self._step_of(held, unguided=graph[-1])):
+                return None
+        return held
+
+    def _hold(self, key: tuple[int, int]) -> Held:
         (rows, size), device = key, self.device
         n, width = size // FRAMES_PER_TOKEN, self.flow.spk_embed_affine_layer.in_features
         span, times = self.runner.schedule(self.flow.config.default_steps)
@@ -88,14 +102,8 @@ class FlowGraphs:
         some = [ripples(*shape, device=device) for shape in ((rows, size, MEL_BINS), (rows, width))]
         inputs = [ids, *some, torch.full((rows,), n, device=device)]
         # always masked, so that every length in its bucket runs through the same graph
-        held = Held(inputs, some[0].clone(), times[0].clone(), span[1] - span[0],
-                    *self.runner.encode(*inputs, full=False))  # fmt: skip
-        if not self.captured.prepare(("encode", *key), self._encode_of(held), spoil=held.spoil):
-            return None
-        for graph in self._graphs_of(key)[1:]:
-            if not self.captured.prepare(graph, self._step_of(held, unguided=graph[-1])):
-                return None
-        return held
+        known = self.runner.encode(*inputs, full=False)
+        return Held(inputs, some[0].clone(), times[0].clone(), span[1] - span[0], *known)
 
     def encode(self, solve: Solve, inputs: list[Tensor]) -> None:
         if not self.capture(solve.key):
@@ -105,7 +113,7 @@ class FlowGraphs:
         held = self._held[solve.key]
         self._set_aside(held)
         for mine, given in zip(held.inputs, inputs):
-            mine[: len(given)].copy_(given)  # further rows keep what an earlier call left: finite, heard by nobody
+            mine[: len(given)].copy_(given)  # unused rows keep finite numbers of an earlier call
         self.captured.run(("encode", *solve.key), self._encode_of(held))
         held.owner = solve
 
@@ -131,7 +139,7 @@ class FlowGraphs:
 
     @staticmethod
     def _set_aside(held: Held) -> None:
-        """What the owner of these tensors still needs is kept with it, as another solve of the same shape comes."""
+        """Copies what the owner of these tensors still needs to the owner, before another solve overwrites them."""
         owner, held.owner = held.owner, None
         if owner is not None and not owner.done:
             owner.conditions, owner.mask = tuple(t.clone() for t in held.conditions), held.mask.clone()
@@ -139,7 +147,7 @@ class FlowGraphs:
 
 @cache
 def sizes(step: int) -> tuple[int, ...]:
-    """Frames of captured steps: multiples of `step`, an eighth apart where that is more: padding costs a tenth."""
+    """Returns the frames of captured steps: multiples of `step`, an eighth of their length apart where that is more."""
     out, size, step = [], 0, step + step % FRAMES_PER_TOKEN
     while size < LONGEST:
         size += max(step, size // 8 // step * step)

@@ -16,7 +16,7 @@ from ..config import FRAMES_PER_TOKEN, MEL_BINS, SPEECH_CODES, TOKEN_RATE
 from ..models.conformer import HalfLinear, WindowConv, padding_mask
 from ..models.flow import Flow, time_span
 from ..options import EngineOptions
-from .flow_graphs import FlowGraphs, captured_size, sizes
+from .flow_graphs import FlowGraphs, captured_size
 from .flow_int8 import quantize_blocks
 from .graphs import bucket
 from .kernels.cpu import SCORES
@@ -247,10 +247,5 @@ class MelRunner:
     @torch.inference_mode()
     def warmup(self, batch: int = 1) -> None:
         """Captures the graphs of up to `batch` utterances of ordinary lengths, the largest first."""
-        for key in self.planned(batch):
-            self.graphs.capture(key)
-
-    def planned(self, batch: int) -> list[tuple[int, int]]:
-        """Returns the (rows, frames) that a warm-up captures, the most rows first."""
-        shapes = ((rows, size) for rows in (16, 8, 4, 2, 1) for size in reversed(sizes(self.options.mel_bucket)))
-        return [(rows, size) for rows, size in shapes if rows <= bucket(batch) and self.fits(rows, size)]
+        for shape in self.graphs.shapes(batch):
+            self.graphs.capture(shape)

@@ -45,15 +45,15 @@ class TokenRunner(Speaking):
         """Whether the rows of all utterances lie in one cache."""
         return self.step.captured.on or self.device.type == "cuda"
 
-    # ---- room ----------------------------------------------------------------------------------------
+    # ---- memory ----------------------------------------------------------------------------------------
 
     def fits(self, utterance: Utterance) -> bool:
-        """Whether it can join those that are being spoken. A shared cache grows only while there are none."""
+        """Whether it can join the running batch. A shared cache grows only while no utterance is being spoken."""
         return self.cache is None or positions(utterance, self.config, self.options) <= self.cache.length
 
     def reserve(self, slots: int, length: int) -> None:
-        """Memory for so many utterances of up to `length` positions, or for as many of them as fit the device. Not
-        while any is being spoken."""
+        """Allocates memory for so many utterances of up to `length` positions, or for as many as fit on the device.
+        Only while none is being spoken."""
         if not self.shared:
             if self.slots is None:
                 self._use(Slots(slots, 2 * slots, self.config, self.device, self.options.poll_every), None)
@@ -85,16 +85,16 @@ class TokenRunner(Speaking):
 
     @torch.inference_mode()
     def warmup(self, batch: int = 1) -> None:
-        """Allocate and capture for `batch` utterances of ordinary length, ahead of the first request."""
+        """Allocates and captures for `batch` utterances of ordinary length, before the first request."""
         self.reserve(self.options.slots, LIVE[3])
         self.step.warmup(min(batch, self.slots.capacity))
 
     # ---- joining -------------------------------------------------------------------------------------
 
     def prefill(self, new: Sequence[Utterance]) -> None:
-        """Gives each a slot, and draws its first token. Where rows are shared, voices of one prefix length share a
-        pass: all of Llama's, and GPT-2's from recordings of one length. Elsewhere each has its own: its result does not
-        depend on what joins with it, and padding is work."""
+        """Gives each a slot, and draws its first token. With a shared cache, voices of one prefix length share a pass:
+        all of Llama's, and GPT-2's from recordings of equal length. Otherwise each has a pass of its own, so that its
+        result does not depend on the others and nothing is padded."""
         if not self.live:
             self.reserve(self.options.slots, max(positions(u, self.config, self.options) for u in new))
         if not self.shared:
@@ -109,7 +109,8 @@ class TokenRunner(Speaking):
             self._join(group)
 
     def _prompt(self, added: list[Slot], prefixes: list[Prefix]) -> Tensor:
-        """Voice and text of new utterances into their rows, right-padded -> (rows, V) logits of their first tokens."""
+        """Writes voice and text of new utterances to their rows, right-padded; returns (rows, V) logits of their first
+        tokens."""
         size, first, starts = prefixes[0].length, added[0].cond, self._starts
         texts = [slot.utterance.text_ids for slot in added for _ in slot.rows]
         longest = max(len(t) for t in texts)
@@ -118,7 +119,7 @@ class TokenRunner(Speaking):
         last = [len(t) + starts - 1 for t in texts]
         sizes = [len(padded), len(second), len(last)]
         ids, uncond, ends = upload([*padded, *second, *last], self.device).split(sizes)
-        # The start tokens follow each text at once, so they are laid into the padded row, not behind it.
+        # The start tokens directly follow each text, so they are written into the padding, not behind it.
         x = self._text_rows(ids.view(len(texts), longest), [len(t) for t in texts], uncond == 1)
         kv = self._rows_of(added, size + x.shape[1])
         for slot, prefix in zip(added, prefixes):
@@ -130,7 +131,7 @@ class TokenRunner(Speaking):
         return self.t3.logits(hidden[torch.arange(len(texts), device=self.device), ends])
 
     def _rows_of(self, added: list[Slot], upto: int) -> Tensor:
-        """(layers, 2, rows, heads, length, head_dim): the rows of new slots."""
+        """Returns the rows of new slots, (layers, 2, rows, heads, length, head_dim)."""
         if self.cache is not None:
             self.cache.clear(upto)
             return self.cache.kv.narrow(2, added[0].cond, added[-1].uncond + 1 - added[0].cond)
@@ -140,7 +141,7 @@ class TokenRunner(Speaking):
         return slot.kv
 
     def _text_rows(self, padded: Tensor, lengths: list[int], uncond: Tensor) -> Tensor:
-        """(B, T + starts, D): each text, its start tokens right behind it, then padding nobody attends to."""
+        """Returns (B, T + starts, D): each text, directly followed by its start tokens, then masked padding."""
         x = self.t3.text_part(padded, uncond)
         starts = x[:, padded.shape[1] :].clone()
         for i, n in enumerate(lengths):
@@ -153,7 +154,7 @@ class TokenRunner(Speaking):
     # ---- the loop ------------------------------------------------------------------------------------
 
     def _block(self, steps: int) -> Tensor:
-        """Nobody looks at a token before all are drawn."""
+        """No token is fetched to the host before all are drawn."""
         slots, drawn = self.slots, []
         for k in range(steps):
             slots.use_noise(k)

@@ -143,17 +143,19 @@ class WavRunner:
         """Captures (rows, frames) unless it is captured; returns whether it is."""
         if key in self._inputs or self.captured.closed:
             return self._inputs.get(key) is not None
-        rows, size = key
-        cfg = self.hift.cfg
-        frames = size * SAMPLES_PER_FRAME // cfg.hop + 1
         inputs = None
         with self.captured.within_memory(key):
-            mel = 3 * ripples(rows, MEL_BINS, size, device=self.device) - 5  # about as loud as speech
-            spectrum = ripples(rows, frames, cfg.n_fft + 2, device=self.device)
+            mel, spectrum = self._example(key)
             if self.captured.prepare(key, lambda: self.hift.decode(mel, spectrum, self.operations)):
                 inputs = mel, spectrum
         self._inputs[key] = inputs
         return inputs is not None
+
+    def _example(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        rows, size = key
+        frames = size * SAMPLES_PER_FRAME // self.hift.cfg.hop + 1
+        mel = 3 * ripples(rows, MEL_BINS, size, device=self.device) - 5  # about as loud as speech
+        return mel, ripples(rows, frames, self.hift.cfg.n_fft + 2, device=self.device)
 
     @torch.inference_mode()
     def warmup(self, batch: int = 1) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from chatterbox_opt.cli import main
-from chatterbox_opt.doctor import examine, manners, numbers, references, written
+from chatterbox_opt.doctor import environment, examine, manners, numbers, references, written
 from chatterbox_opt.doctor.findings import NOT_HERE, OK, SLOWER, WRONG, Finding
 from chatterbox_opt.doctor.patient import Patient, first_difference, off
 from chatterbox_opt.engine import first_trial
@@ -107,6 +107,18 @@ GPU = torch.device("cuda")
 
 class Model:
     pass
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_the_allocator_and_its_settings_are_reported(name, monkeypatch):
+    about = SimpleNamespace(major=9, minor=0, total_memory=8e10, multi_processor_count=132)
+    for asked, answer in dict(get_device_properties=about, get_device_name="NVIDIA H100", device_count=2,
+                              get_allocator_backend="native").items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, asked, lambda *_, answer=answer: answer)
+    monkeypatch.setenv(name, "expandable_segments:True")
+    facts = environment.facts(GPU)
+    assert (facts["allocator"], facts[name]) == ("native", "expandable_segments:True")
+    assert f"{name} expandable_segments:True" in written.about({"facts": facts, "choices": []})[0]
 
 
 def test_what_another_process_did_not_survive_is_wrong(monkeypatch):

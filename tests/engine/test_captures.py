@@ -13,7 +13,7 @@ from token_runs import EXACT
 
 from chatterbox_opt import OptimizedChatterboxTTS
 from chatterbox_opt.config import tiny
-from chatterbox_opt.engine import flow_graphs, mel, wav
+from chatterbox_opt.engine import flow_graphs, wav
 from chatterbox_opt.engine.captures import captured_parts, counts, in_words
 from chatterbox_opt.engine.flow_graphs import sizes
 from chatterbox_opt.engine.graphs import Captured, bucket
@@ -45,8 +45,8 @@ def test_shapes_of_the_flow_are_those_that_grouping_leads_to(batch, flow):
     for count, size in product(range(1, batch + 1), ladder):
         for group in flow.groups([size] * count):
             met.add(flow.graphs.key(len(group), size))
-    assert set(flow.planned(batch)) == met
-    assert len(flow.planned(batch)) == len(met), "each once"
+    assert set(flow.graphs.shapes(batch)) == met
+    assert len(flow.graphs.shapes(batch)) == len(met), "each once"
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -71,7 +71,7 @@ def test_a_warm_up_is_as_large_as_it_is_said_to_be(flow):
     """Graphs of a warm-up for one utterance and for 16, at the defaults of a GPU: docs/gpu.md has these numbers."""
     assert [len(flow.graphs.planned(batch)) for batch in (1, 16)] == [58, 246]
     assert [len(vocoder().planned(batch)) for batch in (1, 16)] == [11, 13]
-    assert max(rows for rows, _ in flow.planned(64)) == ROWS_AT_ONCE
+    assert max(rows for rows, _ in flow.graphs.shapes(64)) == ROWS_AT_ONCE
 
 
 @pytest.mark.parametrize("steps", [2, 10])
@@ -93,8 +93,7 @@ def test_a_captured_step_of_the_flow_is_one_run_of_its_network(steps):
 def test_a_model_tells_what_it_has_captured(monkeypatch, caplog):
     """A dry run of mini's warm-up, with replays in the place of graphs."""
     caplog.set_level(logging.DEBUG, "chatterbox_opt")
-    for module in (mel, flow_graphs):
-        monkeypatch.setattr(module, "sizes", lambda step: (100, 200))
+    monkeypatch.setattr(flow_graphs, "sizes", lambda step: (100, 200))
     monkeypatch.setattr(wav, "SIZES", (64,))
     model = OptimizedChatterboxTTS.from_mini("cpu", engine=EngineOptions(slots=2))
     assert model.stats()["captured"] == {}, "on a CPU"

@@ -14,7 +14,7 @@ import torch
 from replay import Replay
 
 from chatterbox_opt.config import tiny
-from chatterbox_opt.engine import first_trial, flow_graphs, mel, step, trial_child, trial_process, wav
+from chatterbox_opt.engine import first_trial, flow_graphs, step, trial_child, trial_process, wav
 from chatterbox_opt.engine.trial_process import CRASHED, HUNG, SURVIVED, UNTOLD
 from chatterbox_opt.options import EngineOptions
 
@@ -97,7 +97,7 @@ def test_what_a_child_runs_is_captured(family, monkeypatch):
     for module in (step, flow_graphs, wav):
         monkeypatch.setattr(module, "Captured", replaying)
     monkeypatch.setattr(wav, "SIZES", (64,))
-    monkeypatch.setattr(mel, "sizes", lambda step: (48,))
+    monkeypatch.setattr(flow_graphs, "sizes", lambda step: (48,))
     for part in ALL:
         trial_child.run(part, FIRST, CPU, tiny(family))
         assert made[-1].keys, part
@@ -224,8 +224,39 @@ def test_another_model_precision_or_torch_has_a_verdict_of_its_own(monkeypatch):
              name(config=tiny("turbo")), name(config=dataclasses.replace(CONFIG, hift=tiny("tts").hift.__class__()))}
     monkeypatch.setattr(torch, "__version__", "9.9")
     names.add(name())
-    assert len(names) == 6
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    names.add(name())
+    assert len(names) == 7
     assert name(FIRST.replace(slots=4)) in names, "what no kernel sees does not matter"
+
+
+def test_a_trial_allocates_as_the_program_does(folder, monkeypatch):
+    """The child has the same settings, and a verdict under others is another one."""
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    said = "json.dumps(dict(part=part, verdict='survived', text=os.environ['PYTORCH_CUDA_ALLOC_CONF'], seconds=0))"
+    faulty(monkeypatch, "capture flow", f"print({said}, flush=True); continue")
+    settle()
+    (file,) = folder.iterdir()
+    kept = json.loads(file.read_text())
+    assert kept["parts"]["capture flow"]["text"] == kept["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+
+
+@pytest.mark.parametrize(
+    ("line", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024", "550.54.15"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build", "570.86.15"),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  580.82", "580.82"),
+    ],
+    ids=["proprietary", "open", "Arm"],
+)
+def test_a_driver_is_told_by_its_own_version(line, version, monkeypatch):
+    monkeypatch.setattr(first_trial.Path, "read_text", lambda self: line)
+    first_trial.driver.cache_clear()
+    try:
+        assert first_trial.driver() == version
+    finally:
+        first_trial.driver.cache_clear()
 
 
 def test_nothing_is_started_where_nothing_can_crash(starts):

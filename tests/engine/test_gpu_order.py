@@ -11,17 +11,23 @@ from fake_cuda import Stream as fake_stream
 from fake_cuda import fake_cuda  # noqa: F401
 from replay import cast, crossings, no_gpu
 from token_runs import EXACT, request
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from chatterbox_opt.config import tiny
 from chatterbox_opt.engine import noise, recording
+from chatterbox_opt.engine.agreement import tensors
 from chatterbox_opt.engine.cache import StaticKVCache, empty_kv
 from chatterbox_opt.engine.driver import Driver
 from chatterbox_opt.engine.graphs import WARM_UPS, Captured, Trial
+from chatterbox_opt.engine.mel import MelRunner
 from chatterbox_opt.engine.prefix import Prefix
 from chatterbox_opt.engine.request import Call
 from chatterbox_opt.engine.slots import Slots
 from chatterbox_opt.engine.tokens import TokenRunner
 from chatterbox_opt.engine.uploads import upload
+from chatterbox_opt.engine.wav import WavRunner
+from chatterbox_opt.models.flow import Flow
+from chatterbox_opt.models.hift import Hift
 from chatterbox_opt.models.t3 import T3
 
 GPUS = [torch.device("cuda:0"), torch.device("cuda:1")]
@@ -178,6 +184,35 @@ def test_noise_is_drawn_on_the_models_device(monkeypatch):
     assert asked == [torch.device("cpu"), GPUS[1]]
     monkeypatch.setattr(torch.cuda, "default_generators", ["of 0", "of 1"])
     assert noise.global_generator(GPUS[1]) == "of 1"
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+def test_a_model_on_the_second_gpu_makes_nothing_on_the_first(family, monkeypatch):
+    """Tensors and tables, whatever device is current."""
+    config, places = tiny(family), set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            places.update(t.device for t in tensors(out) if t.dim())
+            return out
+
+    monkeypatch.setattr(torch.nn.Module, "to", cast)
+    with no_gpu():
+        with torch.device(GPUS[1]):
+            t3, flow, hift = cast(T3(config.t3), torch.bfloat16), Flow(config.flow), Hift(config.hift)
+        with torch.device("cpu"), Watch():
+            runner = TokenRunner(t3, EXACT)
+            rows = 2 if config.t3.is_gpt else 4
+            kv = empty_kv(config.t3, rows, 256, runner.device, runner.dtype)
+            runner._use(Slots(2, rows, config.t3, runner.device), StaticKVCache(kv))
+            runner.step._captured_step(2, rows, 256, True)
+            mel, wav = MelRunner(flow, EXACT), WavRunner(hift, EXACT)
+            held = mel.graphs._hold((1, 60))
+            mel.graphs._step_of(held, unguided=False)()
+            mel.graphs._encode_of(held)()
+            wav.hift.decode(*wav._example((1, 64)), wav.operations)
+    assert places - {torch.device("cpu")} == {GPUS[1]}
 
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])

@@ -7,7 +7,6 @@ from replay import Replay, cast, crossings, no_gpu
 
 from chatterbox_opt.config import MODELS, tiny
 from chatterbox_opt.engine import flow_graphs
-from chatterbox_opt.engine import mel as mel_engine
 from chatterbox_opt.engine.flow_graphs import LONGEST, captured_size, sizes
 from chatterbox_opt.engine.graphs import bucket
 from chatterbox_opt.engine.mel import MelJob, MelRunner
@@ -116,8 +115,7 @@ def test_captured_sizes_reach_every_length_and_waste_little(step):
 @pytest.mark.parametrize("changes", [{}, dict(cfg_off_last=1)], ids=["guided", "unguided at the end"])
 @torch.inference_mode()
 def test_captured_batches_are_each_row_alone(monkeypatch, changes):
-    monkeypatch.setattr(mel_engine, "sizes", ladder := lambda step: (60, 100, 160))
-    monkeypatch.setattr(flow_graphs, "sizes", ladder)
+    monkeypatch.setattr(flow_graphs, "sizes", lambda step: (60, 100, 160))
     flow = random_flow()
     runner, plain = replaying(flow, mel_bucket=50, **changes), MelRunner(flow, EXACT.replace(**changes))
     runner.warmup(4)
