@@ -99,8 +99,8 @@ class Conditionals:
 
     def check(self, config: ModelConfig, source: Any = "this voice") -> Conditionals:
         """Returns the voice. Raises ValueError if it does not fit the model."""
-        tokens, allowed = self.t3.cond_prompt_speech_tokens, config.t3.prompt_tokens
-        got, continued = tokens.shape[-1], self.gen["prompt_token"].shape[-1]
+        tokens: Any = self.t3.cond_prompt_speech_tokens
+        allowed, got, continued = config.t3.prompt_tokens, tokens.shape[-1], self.gen["prompt_token"].shape[-1]
         if not 1 <= got <= allowed:
             raise ValueError(
                 f"{source}: its prompt has {got} speech tokens; {config.family} takes 1 to {allowed}; {AGAIN}"
@@ -129,7 +129,7 @@ def _shaped(source: Any, name: str, value: Tensor, shape: tuple[int | None, ...]
 
 
 def _part(data: Any, name: str, needed: tuple[str, ...], path: Path) -> dict[str, Any]:
-    part = data.get(name) if isinstance(data, dict) else None
+    part: Any = data.get(name) if isinstance(data, dict) else None
     missing = [k for k in needed if part.get(k) is None] if isinstance(part, dict) else [name]
     if missing:
         raise ValueError(f"{path}: this voice file lacks {', '.join(missing)}; prepare the voice from its recording")
@@ -155,10 +155,9 @@ def detached_copy(value: Any, device: Any = None) -> Any:
 
 def with_exaggeration(voice: Conditionals, exaggeration: float | None) -> Conditionals:
     """Returns a voice with that exaggeration, or with its own if that is None. All other tensors are shared."""
-    if exaggeration is None:
-        exaggeration = 0.5 if voice.t3.emotion_adv is None else voice.t3.emotion_adv
+    own = 0.5 if voice.t3.emotion_adv is None else voice.t3.emotion_adv
     with torch.inference_mode(False), torch.no_grad():
-        emotion = _emotion(float(exaggeration), voice.t3.speaker_emb.device)
+        emotion = _emotion(float(own if exaggeration is None else exaggeration), voice.t3.speaker_emb.device)
     return Conditionals(dataclasses.replace(voice.t3, emotion_adv=emotion), dict(voice.gen))
 
 
@@ -291,9 +290,9 @@ class VoicePreparer:
     def _measure_prompt(self, audio: Any, sample_rate: int | None) -> dict[str, Any]:
         return self._gen(self._load(audio, sample_rate, PROMPT_SECONDS + SETTLE))[0]
 
-    def _gen(self, wav: Tensor, first: Tensor | None = None, limit: int = 0) -> tuple[dict[str, Any], Tensor | None]:
+    def _gen(self, wav: Tensor, first: Tensor | None = None, limit: int = 0) -> tuple[dict[str, Any], Tensor]:
         """(N,) at 24 kHz -> S3Gen's half of a voice, and T3's prompt: up to `limit` tokens of `first`, (n,) at 16 kHz,
-        tokenized in the same batch."""
+        tokenized in the same batch; empty without it."""
         wav = wav[: PROMPT_SECONDS * S3GEN_RATE]
         # Always the windowed sinc, as upstream: this is where it uses torchaudio, whatever it read the file with.
         low = resample(wav, S3GEN_RATE, S3_RATE)
@@ -311,7 +310,7 @@ class VoicePreparer:
             "prompt_feat_len": None,
             "embedding": self.speaker_encoder(kaldi_fbank(low)[None]),
         }
-        return {k: detached_copy(v) for k, v in gen.items()}, ids[-1][:limit] if first is not None else None
+        return {k: detached_copy(v) for k, v in gen.items()}, ids[-1][:limit]
 
 
 def _finite(voice: Conditionals, audio: Any) -> Conditionals:
