@@ -1,4 +1,4 @@
-"""`chatterbox-opt batch`: a table of texts into a folder, gone on with where it was left."""
+"""`chatterbox-opt batch`: speaks a table of texts into a folder; the same command continues an interrupted run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     common["takes"] = args.takes if args.takes != 1 else None
     rows = read_rows(args.input, {name: value for name, value in common.items() if value is not None})
     settings = {name: getattr(args, name) for name in ("model", "quantize", "preset", "decoder", "no_watermark")}
-    args.dir = args.dir and args.dir.absolute()  # wherever it is read
+    args.dir = args.dir and args.dir.absolute()  # a worker may have another working directory
     settings["dir"] = args.dir and str(args.dir)
     settings["score"] = args.score if args.score != "length" else None
     settings["pronounce"] = args.pronounce and hashlib.blake2b(args.pronounce.read_bytes(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""`chatterbox-opt read`: a script into a book on disk, with a bar while it works."""
+"""`chatterbox-opt read`: reads a script into sound files, with a progress bar."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
 
 @contextmanager
 def bar() -> Iterator[Callable[[int, int, int], None]]:
-    """Of characters, with the time left by the pace of this run."""
+    """A progress bar of characters, with the time left at the pace of this run."""
     from tqdm import tqdm
 
     with tqdm(desc="reading", unit="char", dynamic_ncols=True, disable=False) as drawn:

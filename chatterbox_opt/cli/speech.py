@@ -1,5 +1,5 @@
-"""Options that say how a text is read, how often each piece of it is spoken, and which of the takes is kept. Those of
-`batch` are for rows that do not say it themselves."""
+"""Options for how a text is read, how many takes are drawn, and which one is kept. In `batch` they are the defaults of
+rows that do not set them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def pronunciations(path: Path | None) -> Any:
 
 
 def score_of(args: argparse.Namespace, model: Any, chooses: bool = False) -> Any:
-    """None where there is nothing to choose from; `chooses`: there is, whatever --takes and --retries say."""
+    """Returns the score of --score, or None if there is a single take. `chooses`: some text has several takes even if
+    --takes and --retries do not say so."""
     from ..scores import PlausibleLength, VoiceLikeness, WordsHeard
 
     if args.takes == 1 and not args.retries and not chooses:
