@@ -68,7 +68,7 @@ def choose_decoder(preset: str | None, decoder: str | Path | None, there: bool) 
     if decoder is None:
         return "meanflow" if there and wants_meanflow(preset) else None
     if preset is not None and find(preset).decoder == "standard" and decoder != "standard":
-        logger.warning("preset=%r is of the checkpoint's own decoder; decoder=%r goes before it", preset, str(decoder))
+        logger.warning("preset=%r means the checkpoint's own decoder; decoder=%r overrides it", preset, str(decoder))
     return decoder
 
 
@@ -77,10 +77,10 @@ def bundle(preset: str, device_type: str, config: ModelConfig, explicit: Mapping
     return EngineOptions().replace(**{**find(preset).changes(device_type, config), **explicit})
 
 
-def tell_overridden(preset: str | None, device_type: str, config: ModelConfig, options: EngineOptions) -> None:
+def warn_of_overrides(preset: str | None, device_type: str, config: ModelConfig, options: EngineOptions) -> None:
     """Warns of fields in which `options`, with "auto" not yet resolved, differ from the preset."""
     if preset is None:
         return
     said = find(preset).changes(device_type, config)
     if over := [f"{k}={getattr(options, k)!r} and not {v!r}" for k, v in said.items() if getattr(options, k) != v]:
-        logger.warning("preset=%r: what was asked for beside it goes before it: %s", preset, ", ".join(over))
+        logger.warning("preset=%r is overridden by other arguments: %s", preset, ", ".join(over))

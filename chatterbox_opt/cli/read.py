@@ -27,7 +27,7 @@ def add_command(commands: Any) -> None:
     read.add_argument("--chapters", action="store_true", help="a file for each chapter: book-01.wav and so on")
     read.add_argument("--captions", choices=("srt", "vtt", "json"), help="written beside each file of sound")
     read.add_argument("--words", action="store_true", help="the captions' times by word; needs the extra hearing")
-    read.add_argument("--markup", action="store_true", help="heed [pause 0.8s], [voice NAME] and [lang fr]")
+    read.add_argument("--markup", action="store_true", help="obey [pause 0.8s], [voice NAME] and [lang fr]")
     read.add_argument("--loudness", type=float, metavar="LUFS", help="of every piece (EBU R 128), such as -20")
     read.add_argument("--no-breath", action="store_true", help="the same short pause between all pieces")
     read.add_argument("--work", type=Path, help="the folder that keeps what was spoken; OUT.work otherwise")

@@ -28,7 +28,7 @@ def add_command(commands: Any) -> None:
     )
     say.add_argument("--captions", type=Path, metavar="OUT.srt", help="what is said when: .srt, .vtt or .json")
     say.add_argument("--words", action="store_true", help="the captions' times by word; needs the extra hearing")
-    say.add_argument("--markup", action="store_true", help="heed [pause 0.8s] and other marks, see docs/long_form.md")
+    say.add_argument("--markup", action="store_true", help="obey [pause 0.8s] and other marks, see docs/long_form.md")
     say.add_argument("--breath", action="store_true", help="pauses between pieces by punctuation")
     say.add_argument("--loudness", type=float, metavar="LUFS", help="of every piece (EBU R 128), such as -20")
     speeches.add_arguments(say)

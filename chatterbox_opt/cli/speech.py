@@ -17,9 +17,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     group.add_argument("--spoken", action="store_true", help="say numbers, dates, money and units in words")
     group.add_argument("--spoken-by", choices=LIBRARIES, dest="spoken", help="the same, by this library")
     group.add_argument("--pronounce", type=Path, metavar="FILE", help="respellings, .toml or .json")
-    group.add_argument("--takes", type=int, default=1, help="speak each piece so many times and keep the best")
+    group.add_argument("--takes", type=int, default=1, help="speak each piece this many times and keep the best")
     group.add_argument("--score", choices=SCORES, default="length", help="what is best: words needs the extra hearing")
-    group.add_argument("--retries", type=int, default=0, help="draw a piece that ran away anew, so many times")
+    group.add_argument("--retries", type=int, default=0, help="draw a piece that ran away again, up to this many times")
 
 
 def pronunciations(path: Path | None) -> Any:
