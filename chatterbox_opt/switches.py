@@ -12,7 +12,7 @@ from .config import ModelConfig
 from .engine.first_trial import usable_options
 from .engine.resolve import indexed, is_mlx, resolve
 from .options import EngineOptions
-from .presets import bundle, differing, find, warn_of_overrides, wants_meanflow
+from .presets import bundle, differing, find, wants_meanflow, warn_of_overrides
 from .weights import hub
 from .weights.files import FILES, MEANFLOW, decoder_file
 
