@@ -1,4 +1,4 @@
-"""What every front door shares: where models come from, voices, batches and the stages by themselves."""
+"""What the text-to-speech classes share: loading, voices, batches, streams, and the single stages."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Speaker(Voiced, LoadedModel):
         cls, device: Any = "cpu", size: str = "tiny", seed: int = 0, family: str | None = None,
         **options: Unpack[LoadKeywords],
     ) -> Self:
-        """The same architecture with seeded random weights: for tests and timings, what it says is noise."""
+        """Returns a model with seeded random weights, for tests and timings: its speech is noise."""
         with random_folder(family or cls.family, size, seed, random_decoder(options)) as folder:
             model = cls._load(folder, device, family or cls.family, **options)
             if hasattr(model.tokenizer, "cangjie_converter"):
@@ -130,8 +130,8 @@ class Speaker(Voiced, LoadedModel):
         align: Align | None = None,
         **how: Unpack[CallKeywords],
     ) -> list[Speech]:
-        """As `generate_batch`, for jobs: returns the sound together with how it came about. `align(samples, rate,
-        text)` returns the times of a piece's words; the other keywords are the fields of GenerateOptions."""
+        """Returns a Speech per job: the wave, its tokens, and why each piece ended. `align(samples, rate, text)` is
+        called for the times of each piece's words; the other keywords are the fields of GenerateOptions."""
         speeches = self._speak(jobs, GenerateOptions(**how))
         return speeches if align is None else [speech.align(align) for speech in speeches]
 
@@ -156,8 +156,8 @@ class Speaker(Voiced, LoadedModel):
         exaggeration: Any = None,
         **sampling: Unpack[TextsKeywords],
     ) -> list[Job]:
-        """Jobs for `speak`: a scalar, or one value a text, for each argument. `voices` are what prepare_voice() made,
-        or paths."""
+        """Returns the jobs that speak() takes. Each argument is one value for all texts, or a list with one per text.
+        `voices` are results of prepare_voice(), or paths."""
         if isinstance(texts, str):
             raise ValueError("a list of texts is needed; for one text there is generate()")
         if singular := sorted(set(sampling) & set(PLURALS)):
@@ -214,8 +214,8 @@ class Speaker(Voiced, LoadedModel):
         language_ids: Any = None,
         **keywords: Unpack[BatchKeywords],
     ) -> list[Tensor]:
-        """Returns one (1, N) wave per text, each as it would be alone. What belongs to a text is one value for all, or
-        a list; the fields of GenerateOptions are the call's."""
+        """Returns one (1, N) wave per text, each as it would be alone. Arguments of a text are one value for all texts,
+        or a list with one per text; the fields of GenerateOptions hold for the whole call."""
         how, per_text = GenerateOptions.separate(keywords)
         jobs = self.jobs(texts, voices=voices, seeds=seeds, language_ids=language_ids, **per_text)
         return [speech.wav for speech in self.speak(jobs, **how)] if jobs else []
@@ -237,9 +237,10 @@ class Speaker(Voiced, LoadedModel):
         progress: Callable[[int, int], None] | None = None,
         **sampling: Unpack[TextKeywords],
     ) -> SpeechStream:
-        """An iterator over (1, n) waves that come while the rest is being made; together they are the speech. The first
-        has about `first_chunk` seconds, the others more and more. Approximate: the words are those of generate() at the
-        same seed, the sound is made with less to look ahead to. Begins when the first chunk is asked for."""
+        """Returns an iterator over (1, n) waves, each yielded while the next is computed; joined they are the speech.
+        The first has about `first_chunk` seconds, each following one half as long again. Approximate: the tokens equal
+        those of generate() at the same seed, but a chunk is rendered with less of the following text to look ahead to.
+        Work begins when the first chunk is asked for."""
         check_first_chunk(first_chunk)
         voice = self._voice_or_recording(voice, audio_prompt_path, exaggeration)
         job = self._job(text, voice, exaggeration, seed, language_id, **sampling)
@@ -261,8 +262,8 @@ class Speaker(Voiced, LoadedModel):
         progress: Callable[[int, int], None] | None = None,
         **sampling: Unpack[TextKeywords],
     ) -> SpeechStream:
-        """As generate_stream(), begun at once and without waiting: for servers, which ask it by take() and notify().
-        With `first_chunk` None the speech comes as a whole, and is generate()'s."""
+        """As generate_stream(), but begins at once and does not block: for servers, which read it by take() and
+        notify(). With `first_chunk` None the speech comes as one chunk, equal to what generate() returns."""
         if first_chunk is not None:
             check_first_chunk(first_chunk)
         voice = self._voice_or_recording(voice, audio_prompt_path, exaggeration)
@@ -292,7 +293,7 @@ class Speaker(Voiced, LoadedModel):
         progress: Callable[[int, int], None] | None = None,
         **sampling: Unpack[TextKeywords],
     ) -> Tensor:
-        """Text -> (n,) speech tokens of one utterance."""
+        """Returns (n,) speech tokens of a text, spoken as one utterance."""
         job = self._job(text, voice, exaggeration, seed, language_id, **sampling)
         with progress_bar(verbose, progress) as report:
             return self.pipeline.generate_tokens(job, cancel, report)
@@ -305,7 +306,7 @@ class Speaker(Voiced, LoadedModel):
         *,
         n_cfm_timesteps: int | None = None,
     ) -> Tensor:
-        """(n,) speech tokens -> (1, N) wave, watermarked like every other."""
+        """Returns the (1, N) wave of (n,) speech tokens, with a watermark like all sound."""
         tokens, voice = torch.as_tensor(tokens).long().reshape(-1), self._voice(voice)
         check_steps(n_cfm_timesteps)
         return self.pipeline.render([tokens], voice, check_seed(seed), steps=n_cfm_timesteps, watermark=self._mark())

@@ -1,4 +1,4 @@
-"""How a call is made, whatever it says: checked here, and handed down as one object."""
+"""The options of a call that concern no single text, validated once and passed on as one object."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ MAX_CHARS = 280  # a longer text is spoken in pieces: the models drift past some
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """The options of one call that belong to no single text."""
+    """The options of one call that concern no single text."""
 
     n_cfm_timesteps: int | None = None  # Euler steps of the flow; None = the decoder's own number
     max_chars: int | None = MAX_CHARS  # of a piece; None = a text in one go
     verbose: bool = False  # a progress bar on stderr
     cancel: Any = None  # an object with is_set(), such as threading.Event
     progress: Callable[[int, int], None] | None = None  # called with (speech tokens drawn, the most there can be)
-    takes: int = 1  # of each piece, the one with the highest score is kept
-    score: Callable[[Take], float] | None = None
+    takes: int = 1  # drawn of each piece; the one with the highest score is kept
+    score: Callable[[Take], float] | None = None  # see scores.py; None = PlausibleLength()
     retries: int = 0  # how often a piece that went wrong is drawn again
 
     def __post_init__(self) -> None:
@@ -41,7 +41,7 @@ class GenerateOptions:
 
     @classmethod
     def separate(cls, keywords: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(the keywords that are fields of this class, the others)"""
+        """Returns (the keywords that are fields of this class, the others)."""
         names = {f.name for f in fields(cls)}
         own = {name: value for name, value in keywords.items() if name in names}
         return own, {name: value for name, value in keywords.items() if name not in names}

@@ -11,10 +11,9 @@ from .options import EngineOptions
 from .scores import Take
 
 
-class ModelKeywords(TypedDict, total=False):
-    """Of every constructor."""
+class SwitchKeywords(TypedDict, total=False):
+    """Of every constructor and loader, and of optimize()."""
 
-    config: ModelConfig | None  # for sizes that were never published
     enable_compilation: bool  # True by default; False runs eagerly
     use_mixed_precision: bool  # True by default; False = float32
     enable_watermark: bool  # True by default
@@ -24,11 +23,17 @@ class ModelKeywords(TypedDict, total=False):
     preset: str | None  # a named set of options, see presets.py
 
 
+class ModelKeywords(SwitchKeywords, total=False):
+    """Of every constructor and loader."""
+
+    config: ModelConfig | None  # for sizes that were never published
+
+
 class LoadKeywords(ModelKeywords, total=False):
     """Of from_pretrained(), from_local() and from_random()."""
 
     decoder: str | Path | None  # "meanflow" = Turbo's, of two steps; or a file
-    cache_packed: bool | str | Path  # keep what is made of the weights: in the user's cache folder, or in this one
+    cache_packed: bool | str | Path  # store the weights in the engine's form, in the user's cache folder or in this one
 
 
 class ConverterKeywords(ModelKeywords, total=False):

@@ -1,4 +1,4 @@
-"""From a checkpoint's folder to a model, and what every loaded model has: a pipeline, a watermark, an end."""
+"""Loads a checkpoint folder, and what all loaded models share: a pipeline, a watermark, warmup() and close()."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ from .weights.load import Loaded
 
 
 class LoadedModel:
-    """What speakers and voice conversion share."""
+    """Base of the text-to-speech classes and of voice conversion."""
 
     pipeline: Pipeline
     watermarker: Watermarker | None
 
     def warmup(self, batch: int = 1) -> None:
-        """Do now what the first requests would otherwise wait for: graph capture, kernel compilation, allocation."""
+        """Captures graphs, compiles kernels and allocates memory for `batch` utterances side by side, so that the first
+        requests do not wait for it."""
         self.pipeline.warmup(batch)
 
     def close(self) -> None:
-        """Ends every call that is under way, and the thread that serves streams. The model cannot be used any more."""
+        """Ends all running calls, and the thread of streams. The model cannot be used afterwards."""
         self.pipeline.engine.close()
 
     def _mark(self) -> Callable[[Sequence[Tensor]], list[Tensor]] | None:
@@ -46,7 +47,7 @@ def load_parts(
     decoder: str | Path | None = None,
     cache_packed: bool | str | Path = False,
 ) -> tuple[Loaded, dict[str, Any]]:
-    """(the networks, the constructor's keywords): `options`, with what the checkpoint decides about them.
+    """Returns (the networks, the constructor's keywords): `options`, with those that a packed checkpoint fixes.
     `cache_packed`: see packing/load.py."""
     decoder = choose_decoder(options.get("preset"), decoder, has_meanflow(folder))
     switches = {name: value for name, value in options.items() if name in SWITCHES}

@@ -1,4 +1,4 @@
-"""What a call's markup= makes of its text: segments, and the voices that they name."""
+"""Applies a call's `markup=`: parses the text into segments, and prepares the voices that they name."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from .text.languages import SUPPORTED_LANGUAGES
 from .text.markup import Segment, parse
 from .voice import Conditionals
 
-_EVENT = re.compile(r"\[[a-z][a-z _-]*\]")  # a sound that a vocabulary has as one token: [clear throat]
+_EVENT = re.compile(r"\[[a-z][a-z _-]*\]")  # a sound with a token of its own, such as [clear throat]
 
 Marked = tuple[tuple[Segment, ...], dict[str, Conditionals]]
 
 
 def marked(text: str, markup: Any, config: ModelConfig, tokenizer: Any, prepared: Callable[[Any], Any]) -> Marked:
-    """`markup` is True, or the voices that [voice NAME] may name, each as `prepared` takes it; False: none."""
+    """Returns (segments, prepared voice per name used in them). `markup` is True, or a mapping from the names that
+    [voice NAME] may use to what `prepared` accepts; False or None returns no segments."""
     if markup is False or markup is None:
         return (), {}
     if markup is not True and not isinstance(markup, Mapping):

@@ -92,7 +92,7 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
         score: Callable[[Take], float] | None = None,
         retries: int = 0,
     ) -> Tensor:
-        """(1, N) float32 on the CPU at `self.sr`. Without a `language_id` the text carries no language tag. A
+        """Returns (1, N) float32 on the CPU at `self.sr` Hz. `language_id` None gives the text no language tag. A
         `voice` keeps the exaggeration it was prepared with unless the call gives one."""
         voice = self._voice_or_recording(voice, audio_prompt_path, exaggeration)
         job = self._job(

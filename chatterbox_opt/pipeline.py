@@ -1,4 +1,4 @@
-"""The page: text -> tokens -> mel -> wav, for one and for many; the watermark last."""
+"""Text -> utterances -> engine -> sound -> watermark, for one text or many. docs/architecture.md has the picture."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ class Job:
     sampling: SamplingOptions
     seed: int | None = None
     language: str | None = None
-    segments: tuple[Segment, ...] = ()  # of a text with marks
-    voices: Mapping[str, Conditionals] = field(default_factory=dict)  # that its marks name
+    segments: tuple[Segment, ...] = ()  # with markup= only
+    voices: Mapping[str, Conditionals] = field(default_factory=dict)  # by the names that its marks use
     breath: bool = False  # pauses between pieces by punctuation
-    loudness: float | None = None  # LUFS of each piece; None: as it is
-    reading: Reading | None = None  # what is done to the text before the model reads it
+    loudness: float | None = None  # LUFS of each piece; None: unchanged
+    reading: Reading | None = None  # changes to the text before the model reads it
 
 
 class Pipeline:
@@ -79,7 +79,7 @@ class Pipeline:
         self.engine = Engine(self.tokens, self.mel, self.wav, options, self.device)
 
     def warmup(self, batch: int = 1) -> None:
-        """Allocate and capture what `batch` utterances side by side come to use, instead of at its first use."""
+        """Allocates and captures now what `batch` utterances side by side use."""
         with self.engine.idle():
             if self.tokens is not None:
                 self.tokens.warmup(batch)
@@ -133,11 +133,11 @@ class Pipeline:
         watermark: Mark | None = None,
         ended: Callable[[], None] | None = None,
     ) -> SpeechStream:
-        """Chunks, the first of about `first_chunk` seconds, or where that is None the whole in one. The tokens are
-        those that speak() draws; the sound of chunks is made with less to look ahead to."""
+        """Returns a stream whose first chunk has about `first_chunk` seconds; None: one chunk with all of the speech.
+        The tokens equal those of speak(); chunks are rendered with less of the following tokens to look ahead to."""
         if first_chunk is not None and job.loudness is not None:
             raise ValueError(f"loudness={job.loudness!r}: of a piece that is still being spoken it is not known; "
-                             "have it whole, by generate() or submit()")
+                             "use generate(), or submit() with first_chunk=None")
         utterances = self._utterances(job, options)
         joiner = ChunkJoiner(len(utterances), watermark, [u.before for u in utterances], utterances[-1].after)
         queue = ChunkQueue(joiner, options.cancel, lambda: NoSpeech(job.text))
@@ -164,7 +164,7 @@ class Pipeline:
     def generate_tokens(
         self, job: Job, cancel: Any = None, progress: Callable[[int, int], None] | None = None
     ) -> Tensor:
-        """Speech tokens of one utterance, as they would be rendered."""
+        """Returns (n,) speech tokens of the job, spoken as one utterance."""
         (utterance,) = self._utterances(job, GenerateOptions(max_chars=None))
         utterance.voice = None
         self._seed([job], [[utterance]])
@@ -183,7 +183,8 @@ class Pipeline:
         watermark: Mark | None = None,
         cancel: Any = None,
     ) -> Tensor:
-        """Speech tokens, in parts that are rendered by themselves and `joined` -> (1, N) float32 on the CPU."""
+        """Renders each part of (n,) speech tokens separately and joins them by `joined` (default: join()). Returns
+        (1, N) float32 on the CPU."""
         check_codes(parts)
         gen = voice if isinstance(voice, dict) else voice.gen
         utterances = [Utterance(voice=gen, steps=steps, tokens=part.tolist(), stopped="given") for part in parts]
@@ -220,8 +221,8 @@ class Pipeline:
     def _pieces(
         self, job: Job, segment: Segment, body: str, limit: int | None
     ) -> Iterator[tuple[str, str, tuple[int, int], float | None]]:
-        """(what is said at once, the same as it is read, where it stands in the text as given, seconds of silence that
-        were asked for)"""
+        """Yields per piece (text, the same as the model reads it, its characters in the given text, seconds of silence
+        before it; None: the usual pause)."""
         shown = unescaped if job.segments else str
         read = job.reading and job.reading.steps(segment.language, segment.voice)
         pairs = pieces(body, limit, lambda text: read(shown(text)) if read else shown(text))
@@ -237,14 +238,14 @@ class Pipeline:
                 utterance.noise = noise
 
     def _noises(self, seed: int | None, count: int, alone: bool) -> list[RequestNoise]:
-        """One per utterance: what one draws may not shift another's draws."""
+        """Returns one source per utterance, so that the draws of one do not shift those of another."""
         if seed is None and alone:
             return [RequestNoise(self.device, None)]
         seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         return [RequestNoise(self.device, piece_seed(seed, k)) for k in range(count)]
 
     def text_ids(self, text: str, language: str | None = None) -> Tensor:
-        """(T,) ids as T3 reads them. Text of nothing but white space counts as no text at all."""
+        """Returns (T,) ids for T3. Text that is white space only is treated as empty."""
         text = punc_norm(text if text.strip() else "", self.config.family)
         if self.config.t3.is_gpt:
             return torch.as_tensor(self.tokenizer.encode(text))

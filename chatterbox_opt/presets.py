@@ -1,4 +1,4 @@
-"""Names for bundles of EngineOptions and a decoder. The table below is the one place that says what they change."""
+"""Presets: named bundles of EngineOptions and a decoder. The table PRESETS defines them."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from .options import EngineOptions
 
 logger = logging.getLogger(__name__)
 
-# Weights of T3's blocks from which int8 is quicker than fp16: fewer lie in a processor's cache as they are, and scaling
-# a row ahead of every product costs more than it saves (mini has 2 million, Nano 85).
+# With fewer weights in T3's blocks int8 is slower than fp16: they fit in the processor's cache anyway, and each product
+# first scales its input rows (mini has 2 million, Nano 85 million).
 LARGE_T3 = 16_000_000
 
 
 def differing(options: EngineOptions) -> dict[str, Any]:
-    """The fields that are not the defaults."""
+    """Returns the fields that differ from their defaults."""
     usual = vars(EngineOptions())
     return {name: value for name, value in vars(options).items() if value != usual[name]}
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Fields of EngineOptions by where they hold."""
+    """Fields of EngineOptions, by the condition under which they apply."""
 
     always: Mapping[str, Any] = field(default_factory=dict)
-    on_cpu_large: Mapping[str, Any] = field(default_factory=dict)  # where T3 has LARGE_T3 weights or more
-    guided: Mapping[str, Any] = field(default_factory=dict)  # where the decoder in use is not the two-step one
-    decoder: str | None = None  # "meanflow" where its file is | "standard" | None: nothing is said about it
+    on_cpu_large: Mapping[str, Any] = field(default_factory=dict)  # on a CPU, if T3 has LARGE_T3 weights or more
+    guided: Mapping[str, Any] = field(default_factory=dict)  # if the decoder is not the two-step one
+    decoder: str | None = None  # "meanflow", if its file exists | "standard" | None: no change
     approximate: bool = False
 
     def changes(self, device_type: str, config: ModelConfig) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class Preset:
         return {**self.always, **(self.on_cpu_large if large else {}), **({} if config.flow.meanflow else self.guided)}
 
 
-SIZES = ("slots", "cache_len")  # what is held, not what is computed
+SIZES = ("slots", "cache_len")  # memory, not computation
 EXACT = {name: value for name, value in vars(EngineOptions.exact()).items() if name not in SIZES}
 PRESETS = {
     "exact": Preset(always=EXACT, decoder="standard"),
@@ -64,23 +64,23 @@ def wants_meanflow(preset: str | None) -> bool:
 
 
 def choose_decoder(preset: str | None, decoder: str | Path | None, there: bool) -> str | Path | None:
-    """What was asked for, or else what the preset takes where the two-step decoder's file is `there`."""
+    """Returns `decoder` if it is given, else the preset's; `there`: the two-step decoder's file exists."""
     if decoder is None:
         return "meanflow" if there and wants_meanflow(preset) else None
     if preset is not None and find(preset).decoder == "standard" and decoder != "standard":
-        logger.warning("preset=%r is of the checkpoint's own decoder; decoder=%r goes before it", preset, str(decoder))
+        logger.warning("preset=%r means the checkpoint's own decoder; decoder=%r overrides it", preset, str(decoder))
     return decoder
 
 
 def bundle(preset: str, device_type: str, config: ModelConfig, explicit: Mapping[str, Any]) -> EngineOptions:
-    """The preset's options, and what was asked for beside it in front of them."""
+    """Returns the preset's options, overridden by `explicit` ones."""
     return EngineOptions().replace(**{**find(preset).changes(device_type, config), **explicit})
 
 
-def tell_overridden(preset: str | None, device_type: str, config: ModelConfig, options: EngineOptions) -> None:
-    """A warning about what the preset says and `options`, before they are resolved, do not."""
+def warn_of_overrides(preset: str | None, device_type: str, config: ModelConfig, options: EngineOptions) -> None:
+    """Warns of fields in which `options`, with "auto" not yet resolved, differ from the preset."""
     if preset is None:
         return
     said = find(preset).changes(device_type, config)
     if over := [f"{k}={getattr(options, k)!r} and not {v!r}" for k, v in said.items() if getattr(options, k) != v]:
-        logger.warning("preset=%r: what was asked for beside it goes before it: %s", preset, ", ".join(over))
+        logger.warning("preset=%r is overridden by other arguments: %s", preset, ", ".join(over))

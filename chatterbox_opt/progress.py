@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Report = Callable[[int, int], None]  # hears (tokens drawn, how many there can be at most)
+Report = Callable[[int, int], None]  # called with (tokens drawn, most there can be)
 
 
 class ProgressBar:
-    """A tqdm bar on stderr. Its total is the limit, not a forecast: most texts end long before."""
+    """A tqdm bar on stderr; `further` is called too. Its total is the limit: most texts end long before it."""
 
     def __init__(self, further: Callable[[int, int], None] | None = None) -> None:
         from tqdm import tqdm

@@ -1,4 +1,4 @@
-"""How good one take of a piece is: callbacks for `takes=`, the higher the better. Any function of a Take is one."""
+"""Scores of a take for `score=`: any function from a Take to a number, higher is better."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .text.split import width
 
 @dataclass(frozen=True, eq=False)
 class Take:
-    """One version of a piece of a text. A score whose `needs_sound` is False is asked ahead of its sound."""
+    """One take of a piece of a text. A score with `needs_sound = False` is called before the take is rendered."""
 
     text: str  # the piece
     read: str  # as the model read it
@@ -31,8 +31,8 @@ class Take:
 
 
 class PlausibleLength:
-    """0 where a take is as long as its text is in ordinary speech, less the further it is off: -0.7 is half or double
-    the time. Of tokens alone, so that only the best take is rendered."""
+    """Returns 0 for a take as long as its text in ordinary speech, and less the further its length is from that: -0.7
+    for half or double. Needs tokens only, so that only the best take is rendered."""
 
     needs_sound = False
 
@@ -49,8 +49,8 @@ class PlausibleLength:
 
 
 class WordsHeard:
-    """Minus the word error rate of what Whisper hears: 0 is every word. Against the piece, or the words that it was
-    read as, whichever is nearer: a listener may write 5 or five."""
+    """Returns minus the word error rate of Whisper's transcript: 0 if every word is right. Compares with the piece and
+    with what the model read, and takes the better one: Whisper may write "5" or "five"."""
 
     def __init__(self, listener: Listener | None = None) -> None:
         self.listener = listener or Listener()
@@ -65,8 +65,7 @@ class WordsHeard:
 
 
 class VoiceLikeness:
-    """Cosine between the take's voice and the one that it was to have, by the model's own voice encoder; 1 is the same.
-    """
+    """Returns the cosine between the take's speaker embedding and its voice's, by the model's own encoder."""
 
     def __init__(self, model: Any) -> None:
         self.encoder, self.device = model.ve, model.ve.proj.weight.device
@@ -77,7 +76,7 @@ class VoiceLikeness:
     @torch.inference_mode()
     def __call__(self, take: Take) -> float:
         if take.wav is None:
-            raise ValueError("a take is compared by its sound, and it has none")
+            raise ValueError("the take has no sound, by which its voice is compared")
         wav = resample(take.wav[0], take.sr, S3_RATE).to(self.device)
         wanted = take.voice.t3.speaker_emb.to(self.device).float()
         return float(torch.cosine_similarity(speaker_embedding(self.encoder, wav).float(), wanted)[0])

@@ -1,4 +1,4 @@
-"""What became of a text: its sound, and which of its characters are where in that."""
+"""Results of a call: the sound of a text, and which of its characters are where in the sound."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ class Word(NamedTuple):
     end: float
 
 
-# (samples (N,), Hz, what is said) -> its words, with seconds from the first sample
+# (samples (N,), rate in Hz, text) -> (word, start, end) per word, in seconds from the first sample
 Align = Callable[[np.ndarray, int, str], Iterable[tuple[str, float, float]]]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What was spoken at once: of a long text, some sentences."""
+    """A part of a text spoken as one utterance: of a long text, some sentences."""
 
     text: str
-    chars: tuple[int, int]  # of the text as given: first, behind the last. Those of all pieces add up to it
-    samples: tuple[int, int]  # of the sound: first, behind the last; both the same where nothing was heard
-    tokens: Tensor  # (n,) speech tokens, control ids left out
-    stop: str  # why it ended: "eos" | "limit" | "guard"; "given" where the tokens were
-    words: tuple[Word, ...] = ()  # where they were asked for; seconds of the whole sound
+    chars: tuple[int, int]  # first, past the last, in the given text; the pieces cover the text
+    samples: tuple[int, int]  # first, past the last, in the sound; equal if the piece has no sound
+    tokens: Tensor  # (n,) speech tokens, without control ids
+    stop: str  # why it ended: "eos" | "limit" | "guard"; "given" if the caller gave the tokens
+    words: tuple[Word, ...] = ()  # if align= was given; seconds from the start of the whole sound
 
     def record(self) -> Record:
-        """For captions: all of it but the tokens, which are counted."""
+        """Returns the piece for captions and JSON, with the number of tokens instead of the tokens."""
         found: Record = {
             "text": self.text, "start": self.samples[0] / S3GEN_RATE, "end": self.samples[1] / S3GEN_RATE,
             "chars": list(self.chars), "samples": list(self.samples), "tokens": len(self.tokens), "stop": self.stop,
@@ -52,7 +52,7 @@ class Piece:
 
 
 def aligned(text: str, samples: Sequence[int], wave: np.ndarray, align: Align) -> list[Word]:
-    """The words that `align` finds in this part of the wave, in order and inside of it whatever it says."""
+    """Returns the words that `align` finds in wave[samples], their times put in order and within that part."""
     first, end = samples
     if first == end or not text.strip():
         return []
@@ -68,17 +68,17 @@ def aligned(text: str, samples: Sequence[int], wave: np.ndarray, align: Align) -
 
 @dataclass
 class Speech:
-    """What became of a job: the sound, and how it came about."""
+    """The result of a job."""
 
     wav: Tensor  # (1, N) float32 on the CPU
     tokens: list[Tensor]  # one (n,) LongTensor per piece
     stops: list[str]  # why each piece ended: "eos" | "limit" | "guard"
-    seconds: dict[str, float] = field(default_factory=dict)  # spent on each stage, shared by a batch
+    seconds: dict[str, float] = field(default_factory=dict)  # per stage, of the whole batch
     pieces: list[Piece] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)  # one per piece where there were several takes, or could be
+    choices: list[Choice] = field(default_factory=list)  # one per piece if takes= or retries= was given
 
     def align(self, align: Align) -> Speech:
-        """The times of the words, from `align(samples, rate, text)`, which is asked for each piece."""
+        """Adds word times to the pieces and returns this object. `align(samples, rate, text)` is called per piece."""
         wave = self.wav[0].numpy()
         self.pieces = [piece.aligned(wave, align) for piece in self.pieces]
         return self
@@ -87,7 +87,7 @@ class Speech:
         return [piece.record() for piece in self.pieces]
 
     def captions(self, kind: str) -> str:
-        """The text of a caption file: ".srt", ".vtt" or ".json"."""
+        """Returns the text of a caption file: ".srt", ".vtt" or ".json"."""
         return written(kind, self.records(), sample_rate=S3GEN_RATE, seconds=self.wav.shape[-1] / S3GEN_RATE)
 
     def to_srt(self) -> str:

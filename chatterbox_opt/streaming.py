@@ -1,4 +1,4 @@
-"""Speech that is being made: chunks to be taken while the engine is at work on the next ones."""
+"""Streams: chunks of speech that a listener takes while the engine computes the next ones."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from .engine.request import Call, Utterance
 from .speech import Piece, audible, pieces_of
 from .voice import detached_copy
 
-HELD = 4  # chunks nobody has taken, with which a call pauses
+HELD = 4  # a call pauses when so many chunks wait for its listener
 
 
 class ChunkQueue:
-    """Between the engine, which is told by `is_set()` and `paused()` what is still wanted, and a listener."""
+    """The sink of a stream's call: queues chunks for the listener. The engine asks `is_set()` whether the call is
+    cancelled, and `paused()` whether it should wait."""
 
     def __init__(self, joiner: ChunkJoiner, cancel: Any, nothing: Callable[[], Exception]) -> None:
-        """`nothing` makes the error that is raised where no sound came."""
+        """`nothing` returns the error to raise if there was no sound."""
         self.joiner, self.cancel, self.nothing = joiner, cancel, nothing
-        self.chunks: deque[tuple[Tensor, tuple[int, int] | None]] = deque()  # and their characters; None: all
+        self.chunks: deque[tuple[Tensor, tuple[int, int] | None]] = deque()  # (wave, its characters; None: all)
         self.ready = threading.Condition()
         self.stopped = threading.Event()
         self.notify: Callable[[], None] = lambda: None
-        self.placed: Callable[[Utterance], tuple[int, int] | None] | None = None  # of speech that comes as a whole
+        self.placed: Callable[[Utterance], tuple[int, int] | None] | None = None  # place() of speech in one chunk
 
     def add(self, utterance: Utterance, wave: Tensor, last: bool) -> None:
         wave = self.joiner.add(wave, last)
@@ -36,14 +37,14 @@ class ChunkQueue:
             self.put(detached_copy(wave.float(), "cpu").unsqueeze(0), utterance.chars)
 
     def put(self, wave: Tensor, chars: tuple[int, int] | None = None) -> None:
-        """`chars`: None for the text as a whole."""
+        """Queues a chunk. `chars` are its piece's characters, None for the whole text."""
         if not wave.numel():
             raise self.nothing()
         self.chunks.append((wave, chars))
         self.tell()
 
     def place(self, utterance: Utterance) -> tuple[int, int] | None:
-        """Its first sample and the one behind its last, once it was heard to its end."""
+        """Returns (first sample, past the last) of a complete utterance, None of others."""
         if self.placed is not None:
             return self.placed(utterance)
         return dict(enumerate(self.joiner.places)).get(utterance.index)
@@ -65,17 +66,17 @@ class ChunkQueue:
 
 
 class SpeechStream:
-    """An iterator over (1, n) float32 waves on the CPU, made while the iterator waits for nobody's playing. It may also
-    be asked without waiting: take(), of which notify() tells when. Closing or dropping it ends the work."""
+    """An iterator over (1, n) float32 waves on the CPU, computed ahead of the listener. take() and notify() are the way
+    to read it without blocking. Closing or dropping it ends the work."""
 
     def __init__(self, engine: Engine, queue: ChunkQueue, call: Call, prepare: Callable[[], None]) -> None:
-        """`prepare` is called ahead of the work."""
+        """`prepare` is called once, before the work begins."""
         self._engine, self._queue, self._call, self._prepare = engine, queue, call, prepare
         self._begun = self._ended = False
-        self.chars = (0, 0)  # of the text as given: what the chunk that was taken last is a part of
+        self.chars = (0, 0)  # characters, in the given text, of the piece that the last chunk taken belongs to
 
     def begin(self) -> SpeechStream:
-        """The work begins, unless it has."""
+        """Begins the work, if it has not begun."""
         if not self._begun:
             self._begun = True
             self._prepare()
@@ -94,7 +95,8 @@ class SpeechStream:
         return chunk
 
     def take(self) -> Tensor | None:
-        """The next chunk, or None where there is none yet. Raises StopIteration at the end, or what ended it."""
+        """Returns the next chunk, or None if there is none yet. Raises StopIteration at the end, or the error that
+        ended the work."""
         if self._ended:
             raise StopIteration
         done = self.done
@@ -110,24 +112,24 @@ class SpeechStream:
             self._ended = True
             try:
                 raise self._call.error or StopIteration
-            finally:  # an error holds its frames: if they held it in turn, what they had in hand would stay
+            finally:  # the error refers to its frames, and they to the call: a cycle would keep their tensors alive
                 self._call.error = None
         return None
 
     def notify(self, callback: Callable[[], None]) -> None:
-        """`callback` is called by the engine after each chunk and at the end, and now if there is something already. It
-        has to be quick."""
+        """Sets a function that the engine calls after each chunk and at the end. It is called now if there is something
+        to take already. It must return quickly."""
         self._queue.notify = callback
         if self._queue.chunks or self.done:
             callback()
 
     def cancel(self) -> None:
-        """The work ends within a few tokens or a step of the flow; take() then raises Cancelled."""
+        """Ends the work within a few tokens or one step of the flow; take() then raises Cancelled."""
         self._queue.stopped.set()
         self._engine.wake()
 
     def close(self) -> None:
-        """As cancel(), and returns when the work has ended; what was not taken is forgotten."""
+        """As cancel(), and waits until the work has ended. Chunks not taken are dropped."""
         self._ended = True
         self.cancel()
         if self._begun:
@@ -139,7 +141,7 @@ class SpeechStream:
 
     @property
     def started(self) -> bool:
-        """Whether a place in the running batch was given to it."""
+        """Whether it has a slot in the running batch, or had one."""
         return self._call.started
 
     @property
@@ -148,12 +150,12 @@ class SpeechStream:
 
     @property
     def tokens(self) -> list[Tensor]:
-        """Of each piece, control ids left out."""
+        """(n,) speech tokens per piece, without control ids."""
         return [audible(u) for u in self._call.utterances]
 
     @property
     def pieces(self) -> list[Piece]:
-        """Those whose sound is there to its end: with the last chunk, all."""
+        """The pieces whose sound is complete: all of them after the last chunk."""
         found = [(u, at) for u in self._call.utterances if (at := self._queue.place(u)) is not None]
         return pieces_of([u for u, _ in found], [at for _, at in found])
 
@@ -164,5 +166,5 @@ class SpeechStream:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Spent on each stage, shared with whoever was served beside it."""
+        """Seconds per stage, of batches shared with other calls."""
         return dict(self._call.seconds)

@@ -12,7 +12,7 @@ from .config import ModelConfig
 from .engine.first_trial import usable_options
 from .engine.resolve import indexed, is_mlx, resolve
 from .options import EngineOptions
-from .presets import bundle, differing, find, tell_overridden, wants_meanflow
+from .presets import bundle, differing, find, wants_meanflow, warn_of_overrides
 from .weights import hub
 from .weights.files import FILES, MEANFLOW, decoder_file
 
@@ -55,7 +55,7 @@ def resolve_switches(
     """Returns options without "auto" and without parts that crash on this device; warns of options that override the
     preset."""
     place = indexed(device)
-    tell_overridden(preset, place.type, config, asked)
+    warn_of_overrides(preset, place.type, config, asked)
     resolved = resolve(asked, device)
     return resolved if is_mlx(device) else usable_options(resolved, place, config)
 

@@ -1,5 +1,4 @@
-"""Several takes of each piece of a text, side by side in the running batch, of which the best is kept; and pieces that
-went wrong, drawn again."""
+"""Draws several takes of each piece of a text in one batch and keeps the best; draws pieces that went wrong again."""
 
 from __future__ import annotations
 
@@ -29,9 +28,9 @@ TAKES, RETRIES = (1, 64), (0, 20)  # fewest and most
 
 @dataclass(frozen=True)
 class Takes:
-    """`count` takes of each piece, with the text's seed, the next number and so on; the one with the highest `score` is
-    kept. A piece whose takes were all stopped by the guard, or made no sound, is taken anew up to `retries` times, as
-    often each time, with the seeds that follow."""
+    """`count` takes are drawn of each piece, with the text's seed and the following numbers; the one with the highest
+    `score` is kept. If all takes of a piece were stopped by the guard or have no sound, `count` further ones are drawn
+    with the following seeds, up to `retries` times."""
 
     count: int = 1
     score: Callable[[Take], float] | None = None
@@ -46,7 +45,7 @@ class Takes:
 
 
 def asked_for(count: int = 1, score: Callable[[Take], float] | None = None, retries: int = 0) -> Takes | None:
-    """None where there is one take and no other: nothing to choose from."""
+    """Returns None for a single take, with nothing to choose from. Raises ValueError if a score is given then."""
     takes = Takes(count, score, retries)
     if takes.count > 1 or takes.retries:
         return takes
@@ -57,13 +56,13 @@ def asked_for(count: int = 1, score: Callable[[Take], float] | None = None, retr
 
 @dataclass
 class Choice:
-    """How one piece came to be: all its takes in their order, and which of them was kept."""
+    """All takes of one piece in order, and which of them was kept."""
 
-    seeds: list[int]  # of the whole text: that seed alone gives this take again
-    stops: list[str]  # "eos" | "limit" | "guard"
-    scores: list[float | None]  # None where it was not asked for
-    kept: int
-    tries: int  # 1 unless it was taken anew
+    seeds: list[int]  # per take; a call with this seed and one take gives the same sound
+    stops: list[str]  # per take: "eos" | "limit" | "guard"
+    scores: list[float | None]  # per take; None if it was not scored
+    kept: int  # index of the take that was kept
+    tries: int  # 1 plus the number of retries
 
     @property
     def seed(self) -> int:
@@ -80,7 +79,7 @@ class _Piece:
     tries: int = 0
 
     def add_takes(self, count: int, device: torch.device) -> list[Utterance]:
-        """Utterances of the next seeds, of which tokens are all that is wanted."""
+        """Returns utterances with the next seeds, without a voice: only their tokens are needed."""
         seeds = [(self.seed + len(self.seeds) + k) % 2**64 for k in range(count)]
         noises = [RequestNoise(device, piece_seed(seed, self.index)) for seed in seeds]
         new = [dataclasses.replace(self.asked, voice=None, tokens=[], noise=noise) for noise in noises]
@@ -88,7 +87,7 @@ class _Piece:
         return new
 
     def candidates(self) -> list[int]:
-        """Those that went well; where none did, all."""
+        """Returns the indices of takes that went well; of all if none did."""
         return [k for k, u in enumerate(self.takes) if went_well(u)] or list(range(len(self.takes)))
 
 
@@ -102,7 +101,7 @@ def went_well(utterance: Utterance) -> bool:
 
 
 class TakeSelection:
-    """One call's takes: drawn, scored, chosen."""
+    """Draws, scores and chooses the takes of one call."""
 
     def __init__(
         self, engine: Engine, takes: Takes, device: torch.device, cancel: Any = None,
@@ -110,14 +109,14 @@ class TakeSelection:
     ) -> None:
         self.engine, self.takes, self.device, self.cancel, self.progress = engine, takes, device, cancel, progress
         self.score = takes.score or PlausibleLength()
-        self.sounds: dict[Utterance, Tensor] = {}  # (N,) on the CPU, of those that had to be heard to be scored
+        self.sounds: dict[Utterance, Tensor] = {}  # (N,) on the CPU, of takes rendered for their score
         self.seconds: dict[str, float] = {}  # spent on each stage
         self._counted = (0, 0)  # tokens of earlier tries: drawn, at most
 
     def run(
         self, jobs: Sequence[Any], per_job: Sequence[Sequence[Utterance]]
     ) -> tuple[list[list[Utterance]], list[list[Choice]]]:
-        """(for each job its utterances with their tokens, ready to be rendered; how they came about)"""
+        """Returns (per job: the chosen utterances, with tokens, ready to render; per job: the Choice of each)."""
         pieces = [_pieces(job, own) for job, own in zip(jobs, per_job)]
         every = [piece for own in pieces for piece in own]
         self._draw(every)
@@ -140,7 +139,7 @@ class TakeSelection:
                 logger.warning("speech went wrong and is drawn again with another seed: %r...", piece.asked.text[:40])
 
     def _scores(self, pieces: Sequence[_Piece]) -> dict[Utterance, float]:
-        """Of each take of a piece that has several to choose from."""
+        """Returns the score of each take, of the pieces that have several to choose from."""
         asked = [(piece, k) for piece in pieces for k in piece.candidates() if len(piece.candidates()) > 1]
         if not asked:
             return {}
@@ -174,7 +173,7 @@ class TakeSelection:
         return Choice(piece.seeds, [str(u.stopped) for u in piece.takes], given, kept, piece.tries)
 
     def _ready(self, drawn: Utterance, piece: _Piece) -> Utterance:
-        """To be rendered with the noise that follows its tokens', as in one go; itself where it was."""
+        """Returns the utterance to render, whose noise continues that of its tokens; itself if rendered already."""
         if drawn in self.sounds:
             return drawn
         return dataclasses.replace(
@@ -193,7 +192,7 @@ class TakeSelection:
 
 
 class _Sounds:
-    """Takes utterances rendered whole, and keeps each by itself."""
+    """Sink that keeps the sound of each utterance separately."""
 
     def __init__(self) -> None:
         self.waves: dict[Utterance, Tensor] = {}

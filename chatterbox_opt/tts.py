@@ -85,8 +85,8 @@ class OptimizedChatterboxTTS(Speaker):
         score: Callable[[Take], float] | None = None,
         retries: int = 0,
     ) -> Tensor:
-        """(1, N) float32 on the CPU at `self.sr`. `max_chars=None` speaks a long text in one go, as upstream does. A
-        `voice` keeps the exaggeration it was prepared with unless the call gives one."""
+        """Returns (1, N) float32 on the CPU at `self.sr` Hz. `max_chars=None` does not split a long text, as upstream.
+        A `voice` keeps the exaggeration it was prepared with unless the call gives one."""
         voice = self._voice_or_recording(voice, audio_prompt_path, exaggeration)
         job = self._job(
             text, voice, exaggeration, seed, repetition_penalty=repetition_penalty, min_p=min_p, top_p=top_p,

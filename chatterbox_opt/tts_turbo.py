@@ -122,7 +122,8 @@ class OptimizedChatterboxTurboTTS(Speaker):
         score: Callable[[Take], float] | None = None,
         retries: int = 0,
     ) -> Tensor:
-        """(1, N) float32 on the CPU at `self.sr`. `cfg_weight`, `exaggeration` and `min_p` have no effect here."""
+        """Returns (1, N) float32 on the CPU at `self.sr` Hz. `cfg_weight`, `exaggeration` and `min_p` are ignored, with
+        a warning if they are set."""
         voice = self._voice_or_recording(voice, audio_prompt_path, exaggeration, norm_loudness=norm_loudness)
         job = self._job(
             text, voice, exaggeration, seed, repetition_penalty=repetition_penalty, min_p=min_p, top_p=top_p,

@@ -1,13 +1,13 @@
-"""For programs that hold chatterbox-tts objects: true subclasses of its classes, and `optimize(model)`.
+"""For programs that hold chatterbox-tts objects: subclasses of its classes, and `optimize(model)`.
 
-Needs chatterbox-tts installed; nothing else in this package does.
+The only module that needs chatterbox-tts.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from chatterbox.mtl_tts import ChatterboxMultilingualTTS
@@ -24,6 +24,11 @@ from .presets import choose_decoder
 from .switches import SWITCHES, fetch_decoder, switch_options
 from .voice import Conditionals, T3Cond
 from .weights.load import build_s3gen, build_voice_encoder, load_decoder
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .keywords import SwitchKeywords
 
 
 class OptimizedChatterboxTTS(tts.OptimizedChatterboxTTS, ChatterboxTTS):
@@ -43,11 +48,13 @@ class OptimizedChatterboxVC(vc.OptimizedChatterboxVC, ChatterboxVC):
 
 
 def optimize(
-    model: Any, *, config: ModelConfig | None = None, decoder: str | Path | None = None, **options: Any
+    model: Any, *, config: ModelConfig | None = None, decoder: str | Path | None = None,
+    **options: Unpack[SwitchKeywords],
 ) -> Any:
-    """Ours from a loaded upstream object, its weights taken from memory: shared where they are neither
-    fused nor cast. `model` stays usable. `config` is needed only for sizes that were never published. `decoder` is read
-    from its file, "meanflow" from the hub or its cache. A preset keeps the model's own."""
+    """Returns this package's model with the weights of a loaded chatterbox-tts object, taken from memory: shared if
+    they are neither fused nor cast. `model` stays usable. `config` is needed only for sizes that were never published.
+    `decoder` is a file, or "meanflow", which is read from the hub or its cache. A preset keeps the model's own decoder.
+    Raises ValueError for other objects."""
     if not isinstance(model, (ChatterboxTTS, ChatterboxMultilingualTTS, ChatterboxTurboTTS, ChatterboxVC)):
         kind = type(model)
         raise ValueError(f"optimize() takes a chatterbox-tts model, not {kind.__module__}.{kind.__name__}")
@@ -61,7 +68,8 @@ def optimize(
     cls, family = _twin(model)
     config = config or MODELS[family]
     s3gen, config = _s3gen(model, decoder, family, config, options.get("preset"))
-    engine = resolve(switch_options(device, config, **{k: options[k] for k in SWITCHES if k in options}), device)
+    switches: dict[str, Any] = {name: value for name, value in options.items() if name in SWITCHES}
+    engine = resolve(switch_options(device, config, **switches), device)
     extra = {"model_label": family.capitalize()} if cls is OptimizedChatterboxTurboTTS else {}
     return cls(
         load_t3(model.t3.state_dict(), config, device, engine),
@@ -79,7 +87,7 @@ def optimize(
 def _s3gen(
     model: Any, decoder: str | Path | None, family: str, config: ModelConfig, preset: str | None
 ) -> tuple[Any, ModelConfig]:
-    """The model's own S3Gen, or that of a file."""
+    """Returns the model's own S3Gen or that of a file, and the config that fits it."""
     device, decoder = torch.device(model.device), choose_decoder(preset, decoder, there=False)
     if decoder == "meanflow" and not config.flow.meanflow:
         decoder = fetch_decoder(family, {"decoder": decoder})["decoder"]
@@ -97,7 +105,7 @@ def _twin(model: Any) -> tuple[type, str]:
 
 
 def _conditionals(conds: Any) -> Conditionals | None:
-    """A copy that shares no tensor's history: upstream's voices drag an autograd graph behind them."""
+    """Returns a copy with detached tensors: upstream's voices carry an autograd graph."""
     if conds is None:
         return None
     detached = {k: v.detach() if torch.is_tensor(v) else v for k, v in vars(conds.t3).items()}

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 REPO_ID = REPOS["vc"]
 PIECE = 20.0  # s of input converted at a time: the flow's attention is quadratic in length
-OVERLAP = 0.2  # s of audio rendered twice and cross-faded where two pieces meet
+OVERLAP = 0.2  # s of audio rendered twice, and cross-faded, where two pieces meet
 
 
 class OptimizedChatterboxVC(LoadedModel):
@@ -46,16 +46,20 @@ class OptimizedChatterboxVC(LoadedModel):
         ref_dict: dict | None = None,
         *,
         config: ModelConfig | None = None,
+        enable_compilation: bool = True,
+        use_mixed_precision: bool = True,
         enable_watermark: bool = True,
+        attention: str | None = None,
+        quantize: str | None = None,
         engine: EngineOptions | None = None,
         preset: str | None = None,
-        **switches: Any,
     ) -> None:
         self.sr = S3GEN_RATE
         self.s3gen, self.device, place = s3gen, device, indexed(device)
         self.config = config or MODELS["tts"]
-        asked = switch_options(device, self.config, engine, preset=preset, **switches)
-        self.options = resolve_switches(device, self.config, asked, preset)
+        asked = (engine, enable_compilation, use_mixed_precision, attention, quantize, preset)
+        switches = switch_options(device, self.config, *asked)
+        self.options = resolve_switches(device, self.config, switches, preset)
         self.watermarker = Watermarker(place) if enable_watermark else None
         self.voices = VoicePreparer(self.config, None, s3gen, place, self.options.resampler)
         runs_on = device if is_mlx(device) else place
@@ -88,7 +92,7 @@ class OptimizedChatterboxVC(LoadedModel):
             return cls.from_local(folder, device, **options)
 
     def set_target_voice(self, wav_fpath: Any, *, sample_rate: int | None = None) -> None:
-        """A recording, a saved voice, or what a model's prepare_voice() made."""
+        """Sets the target: a recording, a saved voice, or a result of a model's prepare_voice()."""
         self.ref_dict = self.voices.prompt(wav_fpath, sample_rate=sample_rate)
 
     @torch.inference_mode()
@@ -102,7 +106,8 @@ class OptimizedChatterboxVC(LoadedModel):
         n_cfm_timesteps: int | None = None,
         cancel: Any = None,
     ) -> Tensor:
-        """A path, or samples with their `sample_rate`, in the target voice: (1, N) float32 on the CPU."""
+        """Returns the recording `audio` (a path, or samples with their `sample_rate`) in the target voice: (1, N)
+        float32 on the CPU at `self.sr` Hz. A `target_voice_path` becomes the target of later calls too."""
         return self.speak(
             audio, target_voice_path, sample_rate=sample_rate, seed=seed, n_cfm_timesteps=n_cfm_timesteps, cancel=cancel
         ).wav
@@ -118,10 +123,11 @@ class OptimizedChatterboxVC(LoadedModel):
         n_cfm_timesteps: int | None = None,
         cancel: Any = None,
     ) -> Speech:
-        """As generate(), with how it came about: one piece, of no text."""
+        """As generate(), but returns a Speech, of one piece without text."""
         voice = self.ref_dict
         if is_recording(target_voice_path):
-            voice = self.ref_dict = self.voices.prompt(target_voice_path)  # not read back: threads take turns there
+            # not read back below: another thread may have set ref_dict since
+            voice = self.ref_dict = self.voices.prompt(target_voice_path)
         if voice is None:
             raise MissingVoice("Please `set_target_voice` first or specify `target_voice_path`")
         check_steps(n_cfm_timesteps)
@@ -136,14 +142,14 @@ class OptimizedChatterboxVC(LoadedModel):
         return Speech(wav, [tokens], ["given"], pieces=[piece])
 
     def tokens(self, audio: Any, sample_rate: int | None = None) -> Tensor:
-        """(n,) speech tokens of a recording of any length."""
+        """Returns (n,) speech tokens of a recording of any length."""
         wav, rate = read(audio, sample_rate)
         wav = resample(wav.to(self.voices.device), rate, S3_RATE, exact=self.options.resampler == "exact")
         return self.voices.speech_tokens(wav)
 
 
 def overlapping(tokens: Tensor) -> list[Tensor]:
-    """Up to PIECE in one, as upstream does; longer input in overlapping parts."""
+    """Returns the tokens as one part, as upstream, or in overlapping parts if they are longer than PIECE."""
     size, lap = int(PIECE * TOKEN_RATE), int(OVERLAP * TOKEN_RATE)
     if len(tokens) <= size:
         return [tokens]
@@ -151,7 +157,7 @@ def overlapping(tokens: Tensor) -> list[Tensor]:
 
 
 def cross_faded(parts: Sequence[Tensor]) -> Tensor:
-    """The end of each wave and the start of the next are the same samples, rendered twice."""
+    """Returns (N,) of waves each of which begins with the last OVERLAP seconds of the one before."""
     out, *rest = parts
     n = int(OVERLAP * S3GEN_RATE)
     ramp = torch.linspace(0, 1, n, device=out.device, dtype=out.dtype)

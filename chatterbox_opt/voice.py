@@ -1,4 +1,4 @@
-"""A recording -> a voice: what T3 and S3Gen are told about the speaker, kept by content, saved as conds.pt."""
+"""Measures a voice from a recording: the conditioning of T3 and S3Gen, cached by content, saved as conds.pt."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .models.voice_encoder import speaker_embedding
 logger = logging.getLogger(__name__)
 
 PROMPT_SECONDS = 10  # of the recording that S3Gen continues
-VOICE_SECONDS = 300  # of it that the voice encoder hears; upstream has no bound, and half an hour takes it gigabytes
+VOICE_SECONDS = 300  # of it that the voice encoder uses; upstream has no bound, and needs gigabytes for half an hour
 SHORTEST_SECONDS = 0.5
 TURBO_SECONDS = 5.0  # upstream wants more than this for Turbo
 SILENCE = 1e-4  # peak, -80 dB: three steps of a 16-bit file
@@ -46,7 +46,7 @@ class T3Cond:
     emotion_adv: Tensor | float | None = 0.5  # (1, 1, 1): exaggeration
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> T3Cond:
-        """A copy elsewhere. `dtype` is for what is not an id."""
+        """Returns a copy on `device`, its floating-point tensors in `dtype`."""
 
         def move(value: Any) -> Any:
             if not torch.is_tensor(value):
@@ -64,18 +64,19 @@ class Conditionals:
     gen: dict[str, Any]
 
     def to(self, device: Any) -> Conditionals:
-        """A copy on that device; this one stays as it is."""
+        """Returns a copy on that device."""
         gen = {k: v.to(device) if torch.is_tensor(v) else v for k, v in self.gen.items()}
         return Conditionals(self.t3.to(device), gen)
 
     def save(self, fpath: str | os.PathLike) -> None:
-        """A conds.pt that upstream loads too."""
+        """Writes a conds.pt, which upstream can load too."""
         torch.save({"t3": {k: detached_copy(v, "cpu") for k, v in _fields(self.t3).items()},
                     "gen": {k: detached_copy(v, "cpu") for k, v in self.gen.items()}}, fpath)
 
     @classmethod
     def load(cls, fpath: str | os.PathLike, map_location: Any = "cpu") -> Conditionals:
-        """Also what upstream wrote after a generate, which turns ids into floats and leaves embeddings behind."""
+        """Reads a conds.pt, of upstream too. Those that it writes after a generate have ids as floats, and embeddings.
+        """
         path = Path(fpath)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: there is no such voice file")
@@ -97,9 +98,9 @@ class Conditionals:
         return cls(T3Cond(**kept), gen)
 
     def check(self, config: ModelConfig, source: Any = "this voice") -> Conditionals:
-        """Raise where the voice does not fit the model."""
-        tokens, allowed = self.t3.cond_prompt_speech_tokens, config.t3.prompt_tokens
-        got, continued = tokens.shape[-1], self.gen["prompt_token"].shape[-1]
+        """Returns the voice. Raises ValueError if it does not fit the model."""
+        tokens: Any = self.t3.cond_prompt_speech_tokens
+        allowed, got, continued = config.t3.prompt_tokens, tokens.shape[-1], self.gen["prompt_token"].shape[-1]
         if not 1 <= got <= allowed:
             raise ValueError(
                 f"{source}: its prompt has {got} speech tokens; {config.family} takes 1 to {allowed}; {AGAIN}"
@@ -115,7 +116,7 @@ class Conditionals:
         return self.check_sound(source)
 
     def check_sound(self, source: Any = "this voice") -> Conditionals:
-        """Of S3Gen's half alone, which is the same in every family."""
+        """As check(), of S3Gen's half alone, which has the same shapes in every family."""
         _shaped(source, "prompt_token", self.gen["prompt_token"], (1, None))
         _shaped(source, "prompt_feat", self.gen["prompt_feat"], (1, None, MEL_BINS))
         _shaped(source, "embedding", self.gen["embedding"], (1, XVECTOR_DIM))
@@ -128,7 +129,7 @@ def _shaped(source: Any, name: str, value: Tensor, shape: tuple[int | None, ...]
 
 
 def _part(data: Any, name: str, needed: tuple[str, ...], path: Path) -> dict[str, Any]:
-    part = data.get(name) if isinstance(data, dict) else None
+    part: Any = data.get(name) if isinstance(data, dict) else None
     missing = [k for k in needed if part.get(k) is None] if isinstance(part, dict) else [name]
     if missing:
         raise ValueError(f"{path}: this voice file lacks {', '.join(missing)}; prepare the voice from its recording")
@@ -144,7 +145,8 @@ def _emotion(value: Any, device: Any) -> Tensor:
 
 
 def detached_copy(value: Any, device: Any = None) -> Any:
-    """A plain tensor with its own storage: no inference tensor, no graph, no view into something larger."""
+    """Returns a plain tensor with its own storage: no inference tensor, no graph, no view. Other values are returned
+    unchanged."""
     if not torch.is_tensor(value):
         return value
     with torch.inference_mode(False), torch.no_grad():
@@ -152,17 +154,15 @@ def detached_copy(value: Any, device: Any = None) -> Any:
 
 
 def with_exaggeration(voice: Conditionals, exaggeration: float | None) -> Conditionals:
-    """The voice with that emotion, or with its own where it is None. It shares every other tensor with the one given,
-    which stays as it is."""
-    if exaggeration is None:
-        exaggeration = 0.5 if voice.t3.emotion_adv is None else voice.t3.emotion_adv
+    """Returns a voice with that exaggeration, or with its own if that is None. All other tensors are shared."""
+    own = 0.5 if voice.t3.emotion_adv is None else voice.t3.emotion_adv
     with torch.inference_mode(False), torch.no_grad():
-        emotion = _emotion(float(exaggeration), voice.t3.speaker_emb.device)
+        emotion = _emotion(float(own if exaggeration is None else exaggeration), voice.t3.speaker_emb.device)
     return Conditionals(dataclasses.replace(voice.t3, emotion_adv=emotion), dict(voice.gen))
 
 
 def is_saved_voice(audio: Any) -> bool:
-    """Whether it is the path of a voice, not of a recording."""
+    """Whether `audio` is the path of a saved voice."""
     return isinstance(audio, (str, os.PathLike)) and Path(audio).suffix == ".pt"
 
 
@@ -171,7 +171,7 @@ class ShortPrompt(AssertionError, ValueError):
 
 
 class VoicePreparer:
-    """Recordings to voices on one model. Safe from several threads; the last 32 voices are kept by content."""
+    """Makes voices of recordings with one model's encoders. Thread-safe; caches the last `kept` by content."""
 
     def __init__(
         self,
@@ -199,9 +199,9 @@ class VoicePreparer:
         sample_rate: int | None = None,
         norm_loudness: bool | None = None,
     ) -> Conditionals:
-        """A voice from a path, an open file, or samples with their rate. Only Turbo and Nano level the loudness.
-        The path may also be that of a voice that was saved: `*.pt`. Where `exaggeration` is None, a recording's is 0.5,
-        a saved voice's its own."""
+        """Returns the voice of a path, an open file, or samples with their rate; of a saved voice if the path ends in
+        .pt. `exaggeration` None is 0.5 for a recording, and the saved value for a saved voice. Only Turbo and Nano
+        normalize the loudness."""
         if is_saved_voice(audio):
             return with_exaggeration(self._saved(audio).check(self.config, audio), exaggeration)
         loud = self.config.t3.is_gpt and norm_loudness is not False
@@ -210,7 +210,7 @@ class VoicePreparer:
         return with_exaggeration(voice, exaggeration)
 
     def prompt(self, audio: Any, *, sample_rate: int | None = None) -> dict[str, Any]:
-        """S3Gen's half of a voice alone, the target of voice conversion: from a recording, or from a voice."""
+        """Returns S3Gen's half of a voice, the target of voice conversion, from a recording or a voice."""
         if isinstance(audio, Conditionals):
             return dict(audio.check_sound().to(self.device).gen)
         if is_saved_voice(audio):
@@ -219,7 +219,8 @@ class VoicePreparer:
         return dict(self._cached(key, lambda: self._measure_prompt(audio, sample_rate)))
 
     def _saved(self, path: str | os.PathLike) -> Conditionals:
-        """One object as long as the file stays the same: T3 keeps what it has made of a voice by its tensors."""
+        """Returns the same object while the file is unchanged: T3 caches a voice's prefix by the identity of its
+        tensors."""
         key = ("saved", fingerprint(path))
         return self._cached(key, lambda: Conditionals.load(path).to(self.device))
 
@@ -246,7 +247,7 @@ class VoicePreparer:
         return made
 
     def _load(self, audio: Any, sample_rate: int | None, seconds: float) -> Tensor:
-        """(N,) at 24 kHz on the device; refuses what no voice can be heard in."""
+        """Returns (N,) at 24 kHz on the device. Raises ValueError for recordings too short or silent."""
         if not self.config.clones:
             raise ValueError(
                 f"{label(audio)}: this model speaks in its own voice only; from_pretrained() loads one that clones"
@@ -289,8 +290,9 @@ class VoicePreparer:
     def _measure_prompt(self, audio: Any, sample_rate: int | None) -> dict[str, Any]:
         return self._gen(self._load(audio, sample_rate, PROMPT_SECONDS + SETTLE))[0]
 
-    def _gen(self, wav: Tensor, first: Tensor | None = None, limit: int = 0) -> tuple[dict[str, Any], Tensor | None]:
-        """(N,) at 24 kHz -> S3Gen's half; `first`, at 16 kHz, is tokenized for T3 in the same go, up to `limit` ids."""
+    def _gen(self, wav: Tensor, first: Tensor | None = None, limit: int = 0) -> tuple[dict[str, Any], Tensor]:
+        """(N,) at 24 kHz -> S3Gen's half of a voice, and T3's prompt: up to `limit` tokens of `first`, (n,) at 16 kHz,
+        tokenized in the same batch; empty without it."""
         wav = wav[: PROMPT_SECONDS * S3GEN_RATE]
         # Always the windowed sinc, as upstream: this is where it uses torchaudio, whatever it read the file with.
         low = resample(wav, S3GEN_RATE, S3_RATE)
@@ -308,7 +310,7 @@ class VoicePreparer:
             "prompt_feat_len": None,
             "embedding": self.speaker_encoder(kaldi_fbank(low)[None]),
         }
-        return {k: detached_copy(v) for k, v in gen.items()}, ids[-1][:limit] if first is not None else None
+        return {k: detached_copy(v) for k, v in gen.items()}, ids[-1][:limit]
 
 
 def _finite(voice: Conditionals, audio: Any) -> Conditionals:

@@ -1,4 +1,4 @@
-"""The voices a model speaks in: its own, those that were prepared, and those of recordings."""
+"""A model's voices: its own, prepared ones, and those of recordings."""
 
 from __future__ import annotations
 
@@ -11,34 +11,39 @@ from .voice import Conditionals, VoicePreparer, with_exaggeration
 
 
 class Voiced:
-    """What of a model has to do with voices."""
+    """Mixin of the text-to-speech classes: prepares voices, and chooses the one that a call speaks in."""
 
     config: ModelConfig
     voices: VoicePreparer
     conds: Conditionals | None  # the model's own voice
 
     def prepare_voice(
-        self, audio: Any, exaggeration: float | None = None, *, sample_rate: int | None = None, **how: Any
+        self, audio: Any, exaggeration: float | None = None, *, sample_rate: int | None = None,
+        norm_loudness: bool | None = None,
     ) -> Conditionals:
-        """A voice from a recording (a path, or samples with their rate) or from a saved voice. Cached by content. It
-        speaks with its `exaggeration` (0.5 where none is given, a saved voice with its own) unless a call gives one."""
-        exaggeration = check_exaggeration(exaggeration)
-        return self.voices.prepare(audio, exaggeration=exaggeration, sample_rate=sample_rate, **how)
+        """Returns the voice of a recording (a path, an open file, or samples with their rate) or of a saved voice.
+        Cached by content. The voice keeps its `exaggeration` (by default 0.5, or the saved one) unless a call gives
+        another. `norm_loudness` concerns Turbo and Nano only: False leaves the recording's level as it is."""
+        return self.voices.prepare(
+            audio, exaggeration=check_exaggeration(exaggeration), sample_rate=sample_rate, norm_loudness=norm_loudness
+        )
 
     def prepare_conditionals(self, wav_fpath: Any, exaggeration: float = 0.5) -> None:
-        """The model's own voice. As upstream has it, calls speak in it with their own exaggeration, 0.5 by default."""
+        """Sets the model's own voice. As upstream, calls use it with their own exaggeration, 0.5 by default."""
         self.conds = self.prepare_voice(wav_fpath, exaggeration)
 
-    def _voice_or_recording(self, voice: Any, audio_prompt_path: Any, exaggeration: float | None, **how: Any) -> Any:
-        """The voice that was given, or that of the recording, which becomes the model's own, as upstream has it."""
+    def _voice_or_recording(
+        self, voice: Any, audio_prompt_path: Any, exaggeration: float | None, norm_loudness: bool = True
+    ) -> Any:
+        """Returns `voice`, or that of the recording, which also becomes the model's own, as in upstream."""
         if voice is not None or not is_recording(audio_prompt_path):
             return voice
-        voice = self.conds = self.prepare_voice(audio_prompt_path, exaggeration, **how)
-        return voice  # not read back: another thread may have set it since
+        voice = self.conds = self.prepare_voice(audio_prompt_path, exaggeration, norm_loudness=norm_loudness)
+        return voice  # and not self.conds, which another thread may have set since
 
     def _voice(self, voice: Any, exaggeration: float | None = None) -> Conditionals:
-        """The voice to speak in: the one given, or the path of one, each with its own exaggeration unless the call says
-        it; or the model's own, with 0.5 then."""
+        """Returns the voice to speak in. `voice` may be a voice or a path, with its own exaggeration unless the call
+        gives one; None is the model's own voice, with the call's exaggeration or 0.5."""
         if isinstance(voice, (str, Path)):
             voice = self.prepare_voice(voice)
         if voice is None:

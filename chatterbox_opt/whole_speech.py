@@ -1,4 +1,4 @@
-"""Utterances rendered whole, joined to one wave per text."""
+"""The sink of calls that return whole speech: joins utterances to one wave per text."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Mark = Callable[[Sequence[Tensor]], list[Tensor]]  # watermarks (N,) waves
 
 
 class WholeSpeech:
-    """Takes utterances rendered whole, and makes one wave of each job's."""
+    """Collects rendered utterances and joins those of each job to one wave."""
 
     def __init__(
         self, per_job: Sequence[Sequence[Utterance]], mark: Mark | None = None,
         joined: Callable[[Sequence[Tensor]], Tensor] | None = None, put: Callable[[Tensor], None] | None = None,
         levels: Sequence[float | None] = (), sounds: Mapping[Utterance, Tensor] | None = None,
     ) -> None:
-        """`joined` in the place of join(); `put` takes each job's wave as soon as all are there; `levels`: the loudness
-        of each job's pieces; `sounds` are there already: of all utterances, or of none."""
+        """`joined` replaces join(). `put` is called with each job's wave at the end. `levels` are LUFS per job.
+        `sounds` are (N,) waves rendered before: of all utterances, or of none."""
         self.per_job, self.mark, self.joined, self.put = per_job, mark, joined, put
         self.levels = levels or [None] * len(per_job)
         self.parts: dict[Utterance, Tensor] = dict(sounds or {})
-        self.places: dict[Utterance, tuple[int, int]] = {}  # (first sample, behind the last) in its job's wave
+        self.places: dict[Utterance, tuple[int, int]] = {}  # (first sample, past the last) in its job's wave
         self.waves: list[Tensor] = []  # (1, N) float32 on the CPU
 
     def add(self, utterance: Utterance, wave: Tensor, last: bool) -> None:

@@ -40,13 +40,13 @@ def read(audio: Any, sample_rate: int | None = None, *, seconds: float | None = 
     """
     if isinstance(audio, (str, os.PathLike)) or hasattr(audio, "read"):
         _no_rate(sample_rate)
-        wav, rate = _decode(audio, seconds)
+        samples, rate = _decode(audio, seconds)
     else:
-        wav, rate = _samples(audio, sample_rate, seconds)
+        samples, rate = _samples(audio, sample_rate, seconds)
     name = label(audio)
-    if not len(wav):
+    if not len(samples):
         raise ValueError(f"{name}: it holds no samples; give a recording of speech")
-    wav = torch.from_numpy(np.ascontiguousarray(wav, dtype=np.float32))
+    wav = torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32))
     if not torch.isfinite(wav).all():
         raise ValueError(f"{name}: some samples are NaN or infinite; they must be numbers, as a rule within -1 to 1")
     return wav, rate

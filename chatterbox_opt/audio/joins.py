@@ -114,11 +114,12 @@ class ChunkMarker:
         if self.mark is None:
             return wave
         heard = wave if self._before is None else torch.cat([self._before, wave])
-        held = 0 if self._tail is None else len(self._tail)
+        tail = wave[:0] if self._tail is None else self._tail
+        held = len(tail)
         (marked,) = self.mark([heard])
         fresh = marked[len(heard) - len(wave) - held :].clone()
         if held:
-            fresh[:held] = torch.lerp(self._tail, fresh[:held], torch.linspace(0, 1, held, device=fresh.device))
+            fresh[:held] = torch.lerp(tail, fresh[:held], torch.linspace(0, 1, held, device=fresh.device))
         self._before, self._tail = heard[-CONTEXT:], fresh[-OVERLAP:]
         return fresh[: len(fresh) - len(self._tail)]
 

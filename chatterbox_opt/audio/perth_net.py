@@ -45,6 +45,9 @@ class Layer(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(n_in, n_out, (1, kernel), padding=(0, kernel // 2))
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
 
 class Stack(nn.Sequential):
     """Convolutions on (B, C, 1, T) with channels last, which is fastest on CPU and tensor cores."""
@@ -56,7 +59,7 @@ class Stack(nn.Sequential):
         """`inside` (B, 1, 1, T) is 1 within a row's own length: padding is zeroed, as if the row ended there."""
         x = x.contiguous(memory_format=torch.channels_last)
         for i, layer in enumerate(self):
-            x = layer.conv(x)
+            x = layer(x)
             if i < len(self) - 1:
                 x = F.leaky_relu_(x, SLOPE)
                 x = x if inside is None else x.mul_(inside)
@@ -71,6 +74,10 @@ class Encoder(nn.Module):
 
 class Decoder(nn.Module):
     """Detects the watermark at three playback speeds."""
+
+    slow_layers: Stack
+    normal_layers: Stack
+    fast_layers: Stack
 
     def __init__(self, facts: Facts) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from .io import resample
 from .perth_net import Decoder, Encoder, Facts, added_by, analyse, synthesise
 
 logger = logging.getLogger(__name__)
+
+Network = TypeVar("Network", Encoder, Decoder)
 
 MEND = "`pip install resemble-perth`, or load the model with enable_watermark=False for sound without a watermark"
 LOWEST_RATE = 8000  # Hz
@@ -40,6 +42,11 @@ class Watermarker:
         self.device = next(self._encoder.parameters()).device  # with its index, where "cuda" was given without one
         self._decoder: Decoder | None = None
         self._lock = threading.Lock()
+
+    @overload
+    def apply(self, wavs: Tensor, sample_rate: int = S3GEN_RATE) -> Tensor: ...
+    @overload
+    def apply(self, wavs: Sequence[Tensor], sample_rate: int = S3GEN_RATE) -> list[Tensor]: ...
 
     @torch.inference_mode()
     def apply(self, wavs: Sequence[Tensor] | Tensor, sample_rate: int = S3GEN_RATE) -> list[Tensor] | Tensor:
@@ -65,14 +72,15 @@ class Watermarker:
     @torch.inference_mode()
     def get_watermark(self, wav: np.ndarray, sample_rate: int, round: bool = True, **_: Any) -> np.ndarray:
         """Returns 1 if the (N,) samples are marked, else 0; the confidence with round=False."""
-        wav, rate = _tensor(wav).to(self.device).reshape(-1), _check_rate(sample_rate)
-        if not len(wav):
-            raise ValueError("no samples were given; a mark is heard in a second of speech, as a rule")
-        found = analyse(self._rate(wav, rate, self.facts.sample_rate), self.facts)
+        samples, rate = _tensor(wav).to(self.device).reshape(-1), _check_rate(sample_rate)
+        if not len(samples):
+            raise ValueError("no samples were given; a watermark is detected in a second of speech, as a rule")
+        found = analyse(self._rate(samples, rate, self.facts.sample_rate), self.facts)
         with self._lock:
             if self._decoder is None:
                 self._decoder = _load(Decoder(self.facts), "decoder.", self._file).to(self.device)
-        sure = self._decoder(found.decibels[None], found.loud[None])[0].clamp(0, 1)
+            decoder = self._decoder
+        sure = decoder(found.decibels[None], found.loud[None])[0].clamp(0, 1)
         return (sure.round() if round else sure).cpu().numpy()
 
     def _mark(self, wavs: list[Tensor], rate: int) -> list[Tensor]:
@@ -155,11 +163,11 @@ def _facts(file: Path) -> Facts:
     return facts
 
 
-def _load(module: torch.nn.Module, prefix: str, file: Path) -> torch.nn.Module:
+def _load(module: Network, prefix: str, file: Path) -> Network:
     state = torch.load(file, map_location="cpu", weights_only=True)["model"]
     state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
     flat = {k: v.unsqueeze(2) if v.dim() == 3 else v for k, v in state.items()}  # for 2-D convolutions
     module.load_state_dict(flat, strict=True, assign=True)
-    module.to(memory_format=torch.channels_last)
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this signature
     logger.debug("watermark: %s from %s", prefix[:-1], file)
     return module.eval().requires_grad_(False)

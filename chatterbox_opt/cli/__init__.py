@@ -1,4 +1,4 @@
-"""`chatterbox-opt COMMAND`, from a shell. Each command has a file here: its options first, then what it does."""
+"""The shell command `chatterbox-opt COMMAND`. Each command is a file: options in add_command(), work in run()."""
 
 from __future__ import annotations
 

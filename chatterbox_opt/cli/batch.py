@@ -1,4 +1,4 @@
-"""`chatterbox-opt batch`: a table of texts into a folder, gone on with where it was left."""
+"""`chatterbox-opt batch`: speaks a table of texts into a folder; the same command continues an interrupted run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from . import speech as speeches
 
 
 def add_command(commands: Any) -> None:
-    batch = commands.add_parser("batch", help="speak a table of texts into a folder, and go on where that was left")
+    batch = commands.add_parser("batch", help="speak a table of texts into a folder, or continue such a run")
     batch.add_argument("input", type=Path, help="rows of text, id, voice, seed, ...: .jsonl, .csv or .parquet")
     batch.add_argument("-o", "--output", type=Path, required=True, help="the folder of the sound and its manifest")
     batch.add_argument("--format", choices=("flac", "mp3", "wav"), default="flac")
-    batch.add_argument("--shard", type=int, metavar="ROWS", help="WebDataset tar files of so many rows instead")
+    batch.add_argument("--shard", type=int, metavar="ROWS", help="write WebDataset tar files of this many rows instead")
     batch.add_argument("--parquet", action="store_true", help="the shards as parquet files")
     batch.add_argument("--voice", type=Path, help="a recording, or a saved voice, for rows that name none")
     batch.add_argument("--lang", help="language of --model multilingual, such as fr, for rows that name none")
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     common["takes"] = args.takes if args.takes != 1 else None
     rows = read_rows(args.input, {name: value for name, value in common.items() if value is not None})
     settings = {name: getattr(args, name) for name in ("model", "quantize", "preset", "decoder", "no_watermark")}
-    args.dir = args.dir and args.dir.absolute()  # wherever it is read
+    args.dir = args.dir and args.dir.absolute()  # a worker may have another working directory
     settings["dir"] = args.dir and str(args.dir)
     settings["score"] = args.score if args.score != "length" else None
     settings["pronounce"] = args.pronounce and hashlib.blake2b(args.pronounce.read_bytes(), digest_size=16).hexdigest()

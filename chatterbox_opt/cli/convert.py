@@ -1,4 +1,4 @@
-"""`chatterbox-opt convert`: a recording spoken again in another voice."""
+"""`chatterbox-opt convert`: speaks a recording again in another voice."""
 
 from __future__ import annotations
 

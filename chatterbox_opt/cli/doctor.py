@@ -1,4 +1,4 @@
-"""`chatterbox-opt doctor`: an examination of the package on this device."""
+"""`chatterbox-opt doctor`: checks the package on this device, and writes a report."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def run(args: argparse.Namespace) -> int:
     from ..doctor.examine import examine
 
     device = usable_device(best_device() if args.device == "auto" else args.device)
-    device = "mps" if device == "mlx" else device  # what is examined is torch's
+    device = "mps" if device == "mlx" else device  # it examines torch only
     return examine(device, args.model, args.quick, args.json, args.markdown)

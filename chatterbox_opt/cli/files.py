@@ -1,4 +1,4 @@
-"""Files that commands write: checked before the work begins, and written after it."""
+"""Output files of the commands: checked before the work begins, written after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that say which model speaks, where it comes from and on which device; and the loading of it."""
+"""Options that choose the model, its weights and the device; and loading by them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add_arguments(command: argparse.ArgumentParser, *, choice: bool = True, cach
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises where the options contradict each other, before anything is loaded."""
+    """Raises ValueError if the options contradict each other, before anything is loaded."""
     if getattr(args, "lang", None) and args.model != "multilingual":
         raise ValueError(f"--lang {args.lang} needs --model multilingual; {args.model} speaks English")
     if args.dir and args.model == "mini":
@@ -41,7 +41,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def language(args: argparse.Namespace) -> str | None:
-    """None for the models that speak English only."""
+    """Returns the language, or None for a model that speaks English only."""
     return (args.lang or "en") if args.model == "multilingual" else None
 
 

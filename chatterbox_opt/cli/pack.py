@@ -1,4 +1,4 @@
-"""`chatterbox-opt pack`: a checkpoint whose weights are kept as they are used."""
+"""`chatterbox-opt pack`: writes a checkpoint with its weights in the form that the engine uses."""
 
 from __future__ import annotations
 

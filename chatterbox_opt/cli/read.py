@@ -1,4 +1,4 @@
-"""`chatterbox-opt read`: a script into a book on disk, with a bar while it works."""
+"""`chatterbox-opt read`: reads a script into sound files, with a progress bar."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_command(commands: Any) -> None:
     read.add_argument("--chapters", action="store_true", help="a file for each chapter: book-01.wav and so on")
     read.add_argument("--captions", choices=("srt", "vtt", "json"), help="written beside each file of sound")
     read.add_argument("--words", action="store_true", help="the captions' times by word; needs the extra hearing")
-    read.add_argument("--markup", action="store_true", help="heed [pause 0.8s], [voice NAME] and [lang fr]")
+    read.add_argument("--markup", action="store_true", help="obey [pause 0.8s], [voice NAME] and [lang fr]")
     read.add_argument("--loudness", type=float, metavar="LUFS", help="of every piece (EBU R 128), such as -20")
     read.add_argument("--no-breath", action="store_true", help="the same short pause between all pieces")
     read.add_argument("--work", type=Path, help="the folder that keeps what was spoken; OUT.work otherwise")
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
 
 @contextmanager
 def bar() -> Iterator[Callable[[int, int, int], None]]:
-    """Of characters, with the time left by the pace of this run."""
+    """A progress bar of characters, with the time left at the pace of this run."""
     from tqdm import tqdm
 
     with tqdm(desc="reading", unit="char", dynamic_ncols=True, disable=False) as drawn:

@@ -1,4 +1,4 @@
-"""`chatterbox-opt say`: a text into a file of sound, or into a pipe while it is being spoken."""
+"""`chatterbox-opt say`: speaks a text into a sound file, or into a pipe while it is computed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def add_command(commands: Any) -> None:
     )
     say.add_argument("--captions", type=Path, metavar="OUT.srt", help="what is said when: .srt, .vtt or .json")
     say.add_argument("--words", action="store_true", help="the captions' times by word; needs the extra hearing")
-    say.add_argument("--markup", action="store_true", help="heed [pause 0.8s] and other marks, see docs/long_form.md")
+    say.add_argument("--markup", action="store_true", help="obey [pause 0.8s] and other marks, see docs/long_form.md")
     say.add_argument("--breath", action="store_true", help="pauses between pieces by punctuation")
     say.add_argument("--loudness", type=float, metavar="LUFS", help="of every piece (EBU R 128), such as -20")
     speeches.add_arguments(say)
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check(args: argparse.Namespace, text: str, output: Path) -> None:
-    """Raises where the options contradict each other, before anything is loaded."""
+    """Raises ValueError if the options contradict each other, before anything is loaded."""
     if not text.strip():
         raise ValueError("there is no text to say")
     models.check(args)
@@ -77,7 +77,7 @@ def check(args: argparse.Namespace, text: str, output: Path) -> None:
 
 
 def options_of(args: argparse.Namespace, respelt: Any) -> dict[str, Any]:
-    """Arguments of generate() and generate_stream()."""
+    """Returns the arguments of generate() and generate_stream()."""
     chosen = {k: getattr(args, k) for k in ("exaggeration", "cfg_weight", "temperature")}
     options = {k: v for k, v in chosen.items() if v is not None}
     if args.model == "multilingual":
@@ -98,7 +98,7 @@ def stream(model: Any, text: str, options: dict[str, Any]) -> None:
 
 
 def spoken_whole(model: Any, text: str, options: dict[str, Any], **how: Any) -> Any:
-    """generate()'s sound at the same seed, with how it came about."""
+    """Returns a Speech whose sound equals generate()'s at the same seed."""
     from ..pipeline import NoSpeech
 
     renamed = {"audio_prompt_path": "voices", "seed": "seeds", "language_id": "language_ids"}

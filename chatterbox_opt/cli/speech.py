@@ -1,5 +1,5 @@
-"""Options that say how a text is read, how often each piece of it is spoken, and which of the takes is kept. Those of
-`batch` are for rows that do not say it themselves."""
+"""Options for how a text is read, how many takes are drawn, and which one is kept. In `batch` they are the defaults of
+rows that do not set them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     group.add_argument("--spoken", action="store_true", help="say numbers, dates, money and units in words")
     group.add_argument("--spoken-by", choices=LIBRARIES, dest="spoken", help="the same, by this library")
     group.add_argument("--pronounce", type=Path, metavar="FILE", help="respellings, .toml or .json")
-    group.add_argument("--takes", type=int, default=1, help="speak each piece so many times and keep the best")
+    group.add_argument("--takes", type=int, default=1, help="speak each piece this many times and keep the best")
     group.add_argument("--score", choices=SCORES, default="length", help="what is best: words needs the extra hearing")
-    group.add_argument("--retries", type=int, default=0, help="draw a piece that ran away anew, so many times")
+    group.add_argument("--retries", type=int, default=0, help="draw a piece that ran away again, up to this many times")
 
 
 def pronunciations(path: Path | None) -> Any:
@@ -31,7 +31,8 @@ def pronunciations(path: Path | None) -> Any:
 
 
 def score_of(args: argparse.Namespace, model: Any, chooses: bool = False) -> Any:
-    """None where there is nothing to choose from; `chooses`: there is, whatever --takes and --retries say."""
+    """Returns the score of --score, or None if there is a single take. `chooses`: some text has several takes even if
+    --takes and --retries do not say so."""
     from ..scores import PlausibleLength, VoiceLikeness, WordsHeard
 
     if args.takes == 1 and not args.retries and not chooses:

@@ -1,4 +1,4 @@
-"""A script -> files of sound, with captions beside them. What was spoken once is kept: a run that was ended goes on."""
+"""Reads a script into sound files with captions. Spoken paragraphs are stored, so that an interrupted run continues."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .cast import NARRATOR, cast_of
 from .plan import Line, Planner, chooses
 from .store import HALF, Store
 
-TRIES = 3  # seeds for a line of which nothing is heard
+TRIES = 3  # seeds tried for a line that has no sound
 
 
 def read_aloud(
@@ -42,11 +42,12 @@ def read_aloud(
     progress: Callable[[int, int, int], None] | None = None,
     **options: Any,
 ) -> list[Path]:
-    """The files written. `cast` is a TOML file, or roles or voices by name; `kind` "text", "markdown" or "dialogue",
-    by the name's ending otherwise; `chapters`: a file for each, OUT-01 and so on; `captions` "srt", "vtt" or "json";
-    `work` keeps what was spoken, OUTPUT.work otherwise. `progress` hears (characters spoken now, kept from earlier
-    runs, of how many); `score` chooses among `takes`, see docs/takes.md; `options` are those of model.jobs() and
-    speak() (`spoken`, `pronounce`, `takes`, `retries`, ...), for all roles that do not have their own."""
+    """Returns the paths of the files written. `cast` is a TOML file, or a mapping from names to roles or voices; `kind`
+    is "text", "markdown" or "dialogue", by default from the file's ending; `chapters` writes one file per chapter,
+    OUTPUT-01 and so on; `captions` is "srt", "vtt" or "json"; `work` is the folder of spoken paragraphs, by default
+    OUTPUT.work. `progress` is called with (characters spoken in this run, in earlier runs, in all). `score` chooses
+    among `takes`, see docs/takes.md. `options` are those of model.jobs() and speak() (`spoken`, `pronounce`, `takes`,
+    `retries`, ...), for roles without their own."""
     output, script = Path(output), Path(script)
     check(output, captions)
     roles = cast_of(cast)
@@ -71,7 +72,7 @@ def kind_of(script: Path) -> str:
 
 
 def check(output: Path, captions: str | None) -> None:
-    """Ahead of hours of work, not behind them."""
+    """Raises ValueError if the output cannot be written: before hours of work, not after them."""
     if not output.parent.is_dir():
         raise ValueError(f"{output}: there is no folder {output.parent}")
     if output.is_dir() or not output.suffix or output.suffix[1:].upper() not in writable_kinds():
@@ -85,7 +86,7 @@ class Reader:
         self.model, self.store, self.align, self.cancel = model, store, align, cancel
 
     def check(self, lines: Sequence[Line]) -> None:
-        """Every mark, voice and option of the script, ahead of the first sound."""
+        """Raises ValueError for wrong marks, voices and options, before anything is spoken."""
         for line in lines:
             self._job(line)
 
@@ -112,7 +113,7 @@ class Reader:
         return written
 
     def speak(self, line: Line) -> None:
-        """Its sound and notes are kept, unless they are; and the times of its words, where they are wanted."""
+        """Stores the line's sound and captions, and its word times if `align` is given; skips what is stored."""
         if line.key not in self.store:
             for attempt in range(TRIES):
                 (speech,) = self.model.speak([self._job(line, attempt)], cancel=self.cancel, **line.speaking)
@@ -133,7 +134,7 @@ class Reader:
             self.store.note(line.key, records)
 
     def assemble(self, lines: Sequence[Line], path: Path, captions: str | None) -> list[Path]:
-        """The file, and its captions: each appears when it is whole. One line's sound is held at a time."""
+        """Writes the sound file and its captions, both atomically. Holds one line's sound in memory at a time."""
         self.store.folder.mkdir(parents=True, exist_ok=True)
         half = self.store.folder / f"{HALF}{path.suffix}"
         records, at = [], 0

@@ -1,4 +1,4 @@
-"""Who speaks how: a TOML file with a table for each name."""
+"""The cast of a script: voice, seed and options per name, from a TOML file with one table per name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Role:
 
 
 def load_cast(path: str | Path) -> dict[str, Role]:
-    """Paths of voices and of pronunciations are relative to the file."""
+    """Reads a TOML file, to which the paths in it are relative. Raises ValueError for unknown entries."""
     path = Path(path)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -37,13 +37,13 @@ def load_cast(path: str | Path) -> dict[str, Role]:
     return {name: _role(f"{path}: [{name}]", table, path.parent) for name, table in tables.items()}
 
 
-def cast_of(given: Any) -> dict[str, Role]:
-    """A file, or roles or voices by their names."""
-    if given is None:
+def cast_of(cast: Any) -> dict[str, Role]:
+    """Returns roles by name from a file's path, or from a mapping of names to roles or voices; none from None."""
+    if cast is None:
         return {}
-    if isinstance(given, Mapping):
-        return {name: role if isinstance(role, Role) else Role(role) for name, role in given.items()}
-    return load_cast(given)
+    if isinstance(cast, Mapping):
+        return {name: role if isinstance(role, Role) else Role(role) for name, role in cast.items()}
+    return load_cast(cast)
 
 
 def _role(where: str, table: Any, folder: Path) -> Role:

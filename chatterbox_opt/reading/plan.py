@@ -1,4 +1,4 @@
-"""What has to be said for a script, piece by piece, each with the name under which it is kept."""
+"""Plans a script: per paragraph, the arguments it is spoken with and the key it is stored under."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPEAKING = ("max_chars", "n_cfm_timesteps", "takes", "retries")  # options of sp
 
 @dataclass(frozen=True)
 class Line:
-    """A paragraph, and how it is said."""
+    """A paragraph and the arguments it is spoken with."""
 
     paragraph: Paragraph
     how: Mapping[str, Any]  # for model.jobs()
@@ -34,12 +34,12 @@ class Line:
 
 
 class Planner:
-    """The key of a line is made of all that its sound depends on: text, voice, options, weights. So is its seed."""
+    """Derives the key and the seed of each line from all that its sound depends on: text, voice, options, weights."""
 
     def __init__(
         self, model: Any, cast: Mapping[str, Role], markup: bool, how: Mapping[str, Any], score: Any, seed: int
     ) -> None:
-        """`how` are arguments of model.jobs() and of speak() for all lines, where a role's own come first."""
+        """`how` are arguments of model.jobs() and speak() for all lines; a role's own options override them."""
         self.cast, self.markup, self.how, self.score, self.seed = {NARRATOR: Role(), **cast}, markup, how, score, seed
         self.voices = {name: role.voice for name, role in cast.items() if role.voice is not None}
         self.heard = {name: _voice(voice) for name, voice in self.voices.items()}
@@ -58,7 +58,7 @@ class Planner:
             name = p.speaker if p.speaker is not None and p.speaker in self.cast else NARRATOR
             role = self.cast[name]
             how = {**self.how, **role.options}
-            how.pop("pronounce", None)  # below, as far as it concerns the line
+            how.pop("pronounce", None)  # set below; only the entries that concern the line count for its key
             if not how.get("spoken"):
                 how.pop("spoken", None)
             speaking = self._speaking({option: how.pop(option) for option in SPEAKING if option in how})
@@ -72,21 +72,22 @@ class Planner:
                 "seeds": [self.seed, role.seed], "named": self.heard if marked else {},
             }
             plain = key_of(content)
-            seen[plain] += 1  # the same words again are said anew
+            seen[plain] += 1  # a repeated line gets another seed
             key = key_of([plain, seen[plain]])
             how |= {"voices": role.voice, "seeds": int(key[:15], 16), "markup": self.voices if self.markup else False}
             how["pronounce"] = self.respelt[name]
             yield Line(p, how, speaking, key)
 
-    def _speaking(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Takes are left out where there is one and no other."""
-        takes = Takes(given.pop("takes", 1), self.score, given.pop("retries", 0))
+    def _speaking(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Returns arguments of speak(), without takes and score if there is a single take."""
+        takes = Takes(options.pop("takes", 1), self.score, options.pop("retries", 0))
         if takes.count == 1 and not takes.retries:
-            return given
-        return given | {"takes": takes.count, "retries": takes.retries, "score": takes.score}
+            return options
+        return options | {"takes": takes.count, "retries": takes.retries, "score": takes.score}
 
     def _respelt(self, paragraph: Paragraph, name: str, marked: bool) -> list[Any]:
-        """The respellings that can concern this paragraph: a new word speaks those again that have it, and no other."""
+        """Returns the respellings that can change this paragraph, so that a new word only changes the keys of
+        paragraphs that have it."""
         found = self.respelt[name]
         if found is None:
             return []
@@ -97,17 +98,18 @@ class Planner:
 
 
 def chooses(options: Mapping[str, Any], cast: Mapping[str, Role]) -> bool:
-    """Whether anybody speaks in several takes, or may."""
+    """Whether any role has several takes, or retries."""
     every = [options, *(role.options for role in cast.values())]
-    return any(given.get("takes", 1) != 1 or given.get("retries") for given in every)
+    return any(one.get("takes", 1) != 1 or one.get("retries") for one in every)
 
 
-def _pronunciations(given: Any) -> Pronunciations | None:
-    return None if given is None else Pronunciations.of(given)
+def _pronunciations(respellings: Any) -> Pronunciations | None:
+    return None if respellings is None else Pronunciations.of(respellings)
 
 
 def _for_role(name: str, role: Role, every: Pronunciations | None) -> Pronunciations | None:
-    """The role's own, or those for all with what they have for its name, or for the name of its recording."""
+    """Returns the role's own respellings, or the general ones with their tables for its name and its recording's name.
+    """
     found = _pronunciations(role.options["pronounce"]) if "pronounce" in role.options else every
     if found is None:
         return None
@@ -116,12 +118,12 @@ def _for_role(name: str, role: Role, every: Pronunciations | None) -> Pronunciat
 
 
 def _described(options: Mapping[str, Any]) -> dict[str, str]:
-    """The same in every process. A function is known by its name: what it does is not looked into."""
+    """Returns texts that are equal in every process. A function is described by its name only."""
     return {option: getattr(value, "__qualname__", None) or repr(value) for option, value in options.items()}
 
 
 def weights(model: Any) -> str:
-    """Equal for equal checkpoints: some numbers of every tensor."""
+    """Returns a hash that is equal for equal checkpoints, of a sample of each tensor."""
     digest = hashlib.blake2b(digest_size=16)
     for network in (model.t3, model.s3gen):
         is_torch = isinstance(network, torch.nn.Module)

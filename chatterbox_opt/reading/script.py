@@ -1,4 +1,4 @@
-"""A file's text -> chapters of paragraphs: plain text, Markdown, and lines of a dialogue in either."""
+"""Parses a script into chapters of paragraphs: plain text, Markdown, or a dialogue of `Name: line`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..text.markup import AHEAD_OF_HEADING, BEHIND_HEADING, PARAGRAPH
 
 KINDS = ("text", "markdown", "dialogue")
-SCENE, TURN = 1.5, 0.4  # s of silence: where a rule stands between paragraphs; between two speakers' lines
+SCENE, TURN = 1.5, 0.4  # s of silence: at a rule between paragraphs; between the lines of two speakers
 CHAPTER = 2  # headings down to this level begin a chapter
 
 _BREAK = re.compile(r"\r\n?|\n")
@@ -21,7 +21,7 @@ _NAMED = re.compile(r"\s*(chapter|part|book|act|scene|prologue|epilogue|preface|
 
 @dataclass(frozen=True)
 class Paragraph:
-    """What one speaker says in one go."""
+    """Text that one speaker says without interruption."""
 
     text: str
     line: int  # of the file, where it begins
@@ -40,7 +40,7 @@ class Chapter:
 
 
 class Block(NamedTuple):
-    """What stands by itself in the file; `text` keeps its line breaks. Of a rule between scenes it is empty."""
+    """A paragraph or heading of the file; `text` keeps its line breaks, and is empty for a rule between scenes."""
 
     text: str
     line: int
@@ -48,8 +48,8 @@ class Block(NamedTuple):
 
 
 def parse(text: str, kind: str = "text", names: Collection[str] = ()) -> list[Chapter]:
-    """`names` may speak. In a dialogue every line says who does; in other texts what looks like it is one only where
-    the name is known."""
+    """Returns the chapters. `names` are those of the cast: in text and Markdown, `Name: line` changes the speaker only
+    for these. In a dialogue it always does, and unknown names raise ValueError if there is a cast."""
     if kind not in KINDS:
         raise ValueError(f"a script is one of {', '.join(KINDS)}, not {kind!r}")
     text = text.removeprefix("\ufeff")
@@ -62,8 +62,8 @@ def parse(text: str, kind: str = "text", names: Collection[str] = ()) -> list[Ch
 
 
 def _plain(text: str) -> Iterator[Block]:
-    """Blank lines part paragraphs. Headings are "# ..." lines, and lines by themselves that begin as "Chapter 3" does.
-    """
+    """Yields the blocks of plain text, separated by blank lines. Headings are "# ..." lines, and single lines that
+    begin like "Chapter 3"."""
     held: list[str] = []
     first = 1
     for number, line in enumerate([*_BREAK.split(text), ""], 1):
@@ -107,7 +107,7 @@ def _inline(tokens: list[Any]) -> Iterator[str]:
 
 
 def _paragraphs(block: Block, dialogue: bool, names: Collection[str]) -> Iterator[Paragraph]:
-    """One for each speaker's line; lines without a name go on with what stands before them."""
+    """Yields one paragraph per speaker's line; lines without a name continue the one before."""
     if block.heading:
         yield Paragraph(_joined([block.text]), block.line, block.heading)
         return
@@ -134,7 +134,7 @@ def _joined(lines: list[str]) -> str:
 
 
 def _paced(paragraphs: list[Paragraph]) -> Iterator[Paragraph]:
-    """With the silence that belongs ahead of each, and without rules between scenes."""
+    """Yields the paragraphs with the silence before each set, and drops rules between scenes."""
     before, last = 0.0, None
     for p in paragraphs:
         if not p.text:
@@ -149,7 +149,7 @@ def _paced(paragraphs: list[Paragraph]) -> Iterator[Paragraph]:
 
 
 def _chapters(paragraphs: Iterator[Paragraph]) -> list[Chapter]:
-    """A title that is followed by another heading opens the same chapter."""
+    """Groups paragraphs into chapters. Headings that directly follow each other open one chapter."""
     found: list[Chapter] = []
     for p in paragraphs:
         opens = 0 < p.heading <= CHAPTER and found and any(not q.heading for q in found[-1].paragraphs)

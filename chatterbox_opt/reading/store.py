@@ -1,4 +1,4 @@
-"""What was spoken already, by its content: a file of sound and one of captions for each paragraph."""
+"""Stores spoken paragraphs by a hash of their content: one sound file and one caption file each."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ..audio.io import SoundWriter, blocks, read
 from ..captions import Record
 
 KEY = 16  # bytes
-HALF = "out.half"  # a name for what is not complete
+HALF = "out.half"  # the name of an incomplete file
 _OWN = re.compile(rf"(?P<key>[0-9a-f]{{{2 * KEY}}})(?P<half>\.half)?(\.flac|\.json)?|{re.escape(HALF)}(\.\w+)?")
 
 
 def key_of(content: Any) -> str:
-    """Equal for equal content, which is whatever JSON can hold."""
+    """Returns a hash of `content`, which is anything that JSON can hold."""
     data = json.dumps(content, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return hashlib.blake2b(data, digest_size=KEY).hexdigest()
 
 
 class Store:
-    """A folder. What is in it is whole: a name appears when its file is complete."""
+    """A folder whose files are complete: each is written under a temporary name and renamed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -37,7 +37,7 @@ class Store:
         return self._notes(key).is_file() and self._sound(key).is_file()
 
     def keep(self, key: str, wave: Tensor, rate: int, records: list[Record]) -> None:
-        """(N,) samples; the notes come last, and say that both are there."""
+        """Stores (N,) samples and their captions. The captions are written last: with them, the entry is complete."""
         self.folder.mkdir(parents=True, exist_ok=True)
         half = self._sound(key).with_suffix(".half.flac")
         with SoundWriter(half, rate) as file:
@@ -54,15 +54,15 @@ class Store:
         return json.loads(self._notes(key).read_text(encoding="utf-8"))
 
     def sound(self, key: str) -> Iterator[np.ndarray]:
-        """Its samples, int16, some at a time."""
+        """Yields (n,) int16 samples, some seconds at a time."""
         return blocks(self._sound(key))
 
     def wave(self, key: str) -> np.ndarray:
-        """(N,) float32."""
+        """Returns (N,) float32 samples."""
         return read(self._sound(key))[0].numpy()
 
     def forget_others(self, keys: Collection[str]) -> None:
-        """What was kept and is not of these, and halves that a killed run left behind; other files are not touched."""
+        """Deletes entries with other keys, and incomplete files of killed runs; leaves foreign files alone."""
         for path in self.folder.iterdir():
             found = _OWN.fullmatch(path.name)
             if found and (found["key"] not in keys or found["half"]):  # HALF has no key

@@ -40,21 +40,21 @@ class Pronunciations:
         self.voices = dict(voices or {})
         self._folded = {word: to for word, to in self.words.items() if word == word.lower()}
         self._search = _alternatives(self.words)
-        self._all = self  # with every voice's own, where this is what holds for one of them
+        self._all = self  # the object with every voice's tables, if this one is the result of for_voice()
         self._joined: dict[str, Pronunciations] = {}
 
     @classmethod
-    def of(cls, given: Any) -> Pronunciations:
+    def of(cls, source: Any) -> Pronunciations:
         """Makes one of a Pronunciations, the path of a file, or a mapping: compiled keys are patterns, others words."""
-        if isinstance(given, Pronunciations):
-            return given
-        if isinstance(given, (str, os.PathLike)):
-            return cls.load(given)
-        if not isinstance(given, Mapping):
-            kind = type(given).__name__
+        if isinstance(source, Pronunciations):
+            return source
+        if isinstance(source, (str, os.PathLike)):
+            return cls.load(source)
+        if not isinstance(source, Mapping):
+            kind = type(source).__name__
             raise ValueError(f"pronounce is {kind}: a dict, or the path of a .toml or .json file, is needed")
-        patterns: dict[Any, str] = {key: to for key, to in given.items() if isinstance(key, re.Pattern)}
-        return cls({key: to for key, to in given.items() if key not in patterns}, patterns)
+        patterns: dict[Any, str] = {key: to for key, to in source.items() if isinstance(key, re.Pattern)}
+        return cls({key: to for key, to in source.items() if key not in patterns}, patterns)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Pronunciations:
@@ -91,13 +91,14 @@ class Pronunciations:
         return every._joined[name]
 
     def concerning(self, text: str) -> list[Any]:
-        """As JSON holds it: what could change the text or a part of it. Where two are equal, so are the readings."""
+        """Returns, in JSON's types, the entries that can change the text or a part of it: equal ones change it equally.
+        """
         words = {word: self.words[word] for word, found in self._anywhere.items() if found.search(text)}
         return [words, [[pattern.pattern, pattern.flags, to] for pattern, to in self.patterns]]
 
     @cached_property
     def _anywhere(self) -> dict[str, re.Pattern]:
-        """Within other words as well: a part of a text may begin or end there."""
+        """A pattern per word that finds it within other words too: a piece of a text may begin or end there."""
         return {word: re.compile(re.escape(word), re.I if word in self._folded else 0) for word in self.words}
 
     def __call__(self, text: str) -> str:
