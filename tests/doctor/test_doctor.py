@@ -8,12 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from replay import Replay
 
+from chatterbox_opt import OptimizedChatterboxTTS
 from chatterbox_opt.cli import main
 from chatterbox_opt.doctor import environment, examine, manners, numbers, references, written
 from chatterbox_opt.doctor.findings import NOT_HERE, OK, SLOWER, WRONG, Finding
 from chatterbox_opt.doctor.patient import Patient, first_difference, off
 from chatterbox_opt.engine import first_trial
+from chatterbox_opt.options import EngineOptions
 
 
 @pytest.fixture
@@ -152,6 +155,23 @@ def test_workspaces_may_stay_and_models_may_not(left, verdict, monkeypatch):
     assert done == ["models dropped", "workspaces dropped", *["spoken", "workspaces dropped"] * 2], (
         "a graph may use a workspace"
     )
+
+
+def test_what_is_captured_is_reported_with_its_numbers():
+    model = OptimizedChatterboxTTS.from_mini("cpu", engine=EngineOptions(slots=2))
+    line = model.pipeline
+    for part in (line.tokens.step, line.mel.graphs, line.wav):
+        part.captured = Replay()
+    line.wav.captured.closed = "RuntimeError: not while a stream is being captured"
+    line.tokens.step.captured.nodes = {"a": 300, "b": 320}
+    patient = SimpleNamespace(model=lambda name: model, speak=lambda *how: line.tokens.reserve(2, 256))
+    step, flow, vocoder = numbers.captures(patient, "mini")
+    assert step.text.startswith("0 captured of 300 to 320 nodes; the first takes")
+    assert f"warmup(1) captures {len(line.tokens.step.planned(1))}, warmup(16)" in step.text
+    assert step.figures["nodes"] == {"a": 300, "b": 320}
+    assert (flow.check, flow.verdict) == ("captured flow: mini", OK)
+    assert (vocoder.verdict, vocoder.switch[-17:]) == (WRONG, "('step', 'flow'))")
+    model.close()
 
 
 def test_a_model_that_is_kept_is_found(monkeypatch):
