@@ -76,7 +76,7 @@ class Scripted:
 
 
 def scripted_engine(pace: Callable[[], int] = lambda: 1, work: Callable[[], None] = lambda: None) -> Engine:
-    no_wav = SimpleNamespace(decode=lambda mels, spectra: [])
+    no_wav = SimpleNamespace(captured=None, decode=lambda mels, spectra: [])
     return Engine(Scripted(pace, work), None, no_wav, EngineOptions.exact(), CPU)
 
 
