@@ -44,6 +44,8 @@ class Recorder:
 class Scripted:
     """In the place of a TokenRunner: `pace()` tokens of every script come at once, `work` is called ahead."""
 
+    same_on_any_cores = True  # as TokenRunner has it: its tokens come from a script
+
     def __init__(self, pace: Callable[[], int], work: Callable[[], None]) -> None:
         self.pace, self.work = pace, work
         self.config = tiny("tts").t3
@@ -74,7 +76,7 @@ class Scripted:
 
 
 def scripted_engine(pace: Callable[[], int] = lambda: 1, work: Callable[[], None] = lambda: None) -> Engine:
-    no_wav = SimpleNamespace(decode=lambda mels, spectra: [])
+    no_wav = SimpleNamespace(captured=None, decode=lambda mels, spectra: [])
     return Engine(Scripted(pace, work), None, no_wav, EngineOptions.exact(), CPU)
 
 
