@@ -225,8 +225,7 @@ class Engine(Driver):
                     call.report()
 
     def share_cores(self) -> AbstractContextManager:
-        """Inside, this thread uses the cores that no other is rendering on, unless its results depend on their number.
-        """
+        """Inside, this thread uses the cores that no other renders on, unless its results depend on their number."""
         same = self.tokens is None or self.tokens.same_on_any_cores
         return on_cores(self.renderer.free_cores if same else None)
 

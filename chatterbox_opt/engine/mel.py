@@ -9,16 +9,17 @@ from numbers import Integral
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..config import FRAMES_PER_TOKEN, MEL_BINS, SPEECH_CODES, TOKEN_RATE
-from ..models.conformer import HalfLinear, WindowConv, padding_mask
+from ..models.conformer import padding_mask
 from ..models.flow import Flow, time_span
 from ..options import EngineOptions
 from .flow_graphs import FlowGraphs, captured_size
 from .flow_int8 import quantize_blocks
 from .graphs import bucket
+from .half import in_half
 from .kernels.cpu import SCORES
 from .noise import RequestNoise
 from .operations import flow_operations
@@ -27,14 +28,6 @@ from .uploads import upload
 
 FRAMES_AT_ONCE = 12_000  # of a padded batch of several rows, prompts included: this bounds memory
 ROWS_AT_ONCE = 16  # of a batch
-
-
-def in_half(module: nn.Module, dtype: torch.dtype) -> None:
-    """Casts products and convolutions of `module` to `dtype`. Embeddings of ids and time, the ODE's state and norms
-    stay in float32: in half precision they turn speech into noise."""
-    for part in module.modules():
-        if isinstance(part, (HalfLinear, WindowConv)):
-            part.to(dtype)
 
 
 def check_codes(rows: Sequence[Tensor]) -> None:

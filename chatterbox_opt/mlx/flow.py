@@ -77,6 +77,6 @@ class Flow:
 
 
 def not_in_half(flow: nn.Module) -> set[str]:
-    """Returns the names of tensors that stay in float32, as in engine.mel.in_half."""
+    """Returns the names of tensors that stay in float32, as in engine.half.in_half."""
     half = {f"{name}." for name, part in flow.named_modules() if isinstance(part, (HalfLinear, TorchWindowConv))}
     return {name for name in flow.state_dict() if name[: name.rindex(".") + 1] not in half}

@@ -18,8 +18,8 @@ from .. import __version__
 from ..checks import usable_device
 from ..config import MODELS
 from ..engine.digits import Digits, half_digits, int4_digits, int8_digits, int8_gpu_digits, without_deprecation_warning
+from ..engine.half import in_half
 from ..engine.linears import own_linears
-from ..engine.mel import in_half
 from ..models.t3 import T3
 from ..switches import SWITCHES
 from ..weights.files import OPTIONAL
