@@ -1,13 +1,17 @@
 """The decode step as it is captured: what it may not do, and that padding, replays and compilation change nothing."""
 
+from collections import Counter
+
 import pytest
 import torch
 from replay import Replay, cast, crossings, no_gpu
 from t3_pairs import random_t3
 from token_runs import EXACT, draw, engine_of, mixed, request, tokens_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from chatterbox_opt.config import tiny
 from chatterbox_opt.engine import step
+from chatterbox_opt.engine.agreement import tensors
 from chatterbox_opt.engine.cache import StaticKVCache, empty_kv
 from chatterbox_opt.engine.noise import RequestNoise
 from chatterbox_opt.engine.request import Call
@@ -32,8 +36,6 @@ def keys_of(engine) -> set:
 @pytest.mark.parametrize("sorting", [False, True])
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 def test_the_captured_step_never_asks_the_host(family, sorting, llama, gpt):
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             name = str(func)
@@ -60,6 +62,33 @@ def test_the_captured_step_takes_nothing_from_the_host(family, dtype):
         runner._use(Slots(2, rows, config, runner.device), cache)
         for sorting in (False, True):
             assert crossings(lambda s=sorting: runner.step._captured_step(2, rows, 256, s)) == []
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+@torch.inference_mode()
+def test_beside_replays_a_block_allocates_its_tokens_only(family, llama, gpt, monkeypatch):
+    t3 = gpt if family == "turbo" else llama
+    engine = replaying(t3, EXACT.replace(poll_every=8))
+    engine.inbox.append(Call([request(t3.config) for _ in range(2)]))
+    for _ in range(3):
+        engine.step()
+    runner, captured = engine.tokens, engine.tokens.step.captured
+    assert len(runner.live) == 2
+    monkeypatch.setattr(captured, "run", lambda key, run: captured._results[key])
+    allocating: Counter[str] = Counter()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            given = {t.untyped_storage().data_ptr() for t in tensors(args, kwargs)}
+            out = func(*args, **(kwargs or {}))
+            new = {t.untyped_storage().data_ptr() for t in tensors(out)} - given
+            allocating.update([func._schema.name] * bool(new))
+            return out
+
+    with Watch():
+        runner._block(8)
+    assert allocating.pop("aten::clone") == 8, "a replay overwrites the tokens of the one before"
+    assert sum(allocating.values()) == 1, f"and one stack of them: {allocating}"
 
 
 def crowd(config) -> list:
