@@ -44,8 +44,10 @@ FORGOTTEN = 600  # s after which a half-written file is nobody's any more
 SETTLED = 2.0  # s after which a change would show in the folder's time, on all file systems that are known of
 
 
-def voice_id(name: str) -> str:
-    return "voice_" + hashlib.blake2b(_folded(name).encode(errors="surrogatepass"), digest_size=8).hexdigest()
+def voice_id(name: str, kind: str) -> str:
+    """Returns what a voice and its files are called. Kinds of model may share a folder, each with a voice of a name."""
+    folded = _folded(name).encode(errors="surrogatepass")
+    return "voice_" + hashlib.blake2b(folded, digest_size=8, person=kind.encode()).hexdigest()
 
 
 def _folded(name: str) -> str:
@@ -93,9 +95,10 @@ class VoiceStore:
                 self._forget(Path(name).stem)
             for name in sorted(name for name, which in now.items() if self._seen.get(name) != which):
                 self._forget(Path(name).stem)
-                self._read(self.folder / name)
+                if not self._read(self.folder / name):
+                    del now[name]
+            settled = time.time() - changed / 1e9 > SETTLED and len(now) == len(there)
             self._seen = now
-            settled = time.time() - changed / 1e9 > SETTLED
             self._folder_time = changed if settled else -1  # otherwise the next change might have this one's time
 
     def _forget(self, identity: str) -> None:
@@ -109,16 +112,26 @@ class VoiceStore:
                 if time.time() - path.stat().st_mtime > FORGOTTEN:
                     path.unlink()
 
-    def _read(self, path: Path) -> None:
-        """Voices of another kind of model, and files of others, stay where they are."""
+    def _read(self, path: Path) -> bool:
+        """Returns whether that was all there is to it: what a network's file system does not show yet is to be read
+        again. Voices of another kind of model, and files of others, stay where they are."""
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
-            identity, kind = voice_id(about["name"]), about["kind"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            kind = about["kind"]
+            identity = voice_id(about["name"], kind)
+        except OSError:
+            return False
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             logger.warning("%s: not a voice of this server, and left alone (%s)", path.name, error)
-            return
-        if path.stem == identity and kind == self.kind and self._file(identity).is_file():
+            return True
+        if path.stem != identity or kind != self.kind:
+            return True
+        if self._file(identity).is_file():
             self._known[identity] = about
+            return True
+        with contextlib.suppress(OSError):
+            return time.time() - path.stat().st_mtime > FORGOTTEN
+        return False
 
     def _file(self, identity: str, ending: str = ".pt") -> Path:
         return self.folder / (identity + ending)
@@ -145,7 +158,7 @@ class VoiceStore:
     def find(self, name: str) -> str | None:
         """The id of a voice that was brought, by its name or id."""
         self.refresh()
-        identity = name if ID.fullmatch(name) else voice_id(name)
+        identity = name if ID.fullmatch(name) else voice_id(name, self.kind)
         with self._lock:
             return identity if identity in self._known else None
 
@@ -187,7 +200,7 @@ class VoiceStore:
     def add(self, name: str, recording: BinaryIO, consent: str | None = None) -> dict[str, Any]:
         """Prepare a voice from a recording and keep it."""
         name = check_name(name)
-        identity = voice_id(name)
+        identity = voice_id(name, self.kind)
         self._check_room(identity, name)
         seconds = check_recording(recording)
         try:
@@ -223,7 +236,8 @@ class VoiceStore:
             write_whole(told, json.dumps(about).encode(), self._writer)
             which = _which(told.stat())
         except OSError as error:
-            self._remove(identity)
+            with contextlib.suppress(OSError):
+                self._remove(identity)
             logger.error("voice %s: %s", identity, error)
             why = "its disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "its voices folder failed"
             message = f"The server could not keep the voice: {why}"
@@ -237,18 +251,19 @@ class VoiceStore:
         identity = self.find(name)
         if identity is None:
             raise ApiError(404, f"There is no voice {name!r} that could be deleted", param="id", code="voice_not_found")
+        try:
+            self._remove(identity)
+        except OSError as error:
+            logger.error("voice %s: %s", identity, error)
+            message = f"The server could not delete {name!r}: its voices folder failed"
+            raise ApiError(507, message, code="storage", headers={"x-should-retry": "false"}) from error
         with self._lock:
-            self._known.pop(identity, None)
-            self._ready.pop(identity, None)
-        self._remove(identity)
+            self._forget(identity)
         return identity
 
     def _remove(self, identity: str) -> None:
-        try:
-            self._file(identity, ".json").unlink(missing_ok=True)
-            self._file(identity).unlink(missing_ok=True)
-        except OSError as error:
-            logger.error("voice %s: %s", identity, error)
+        for ending in (".json", ".pt"):
+            self._file(identity, ending).unlink(missing_ok=True)
 
 
 def _which(file: os.stat_result) -> tuple[int, int]:

@@ -5,6 +5,8 @@ import io
 import os
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -33,7 +35,7 @@ def names(one):
 def test_from_upload_to_deletion(tiny):
     made = upload(tiny, "Zoë Müller", consent="yes")
     assert made.status_code == 200
-    assert made.json()["id"] == voice_id("Zoë Müller")
+    assert made.json()["id"] == voice_id("Zoë Müller", "llama")
     assert "Zoë Müller" in names(tiny)
     listed = httpx.get(f"{tiny.url}/v1/audio/voices").json()
     assert listed["data"] == listed["voices"]
@@ -48,7 +50,7 @@ def test_from_upload_to_deletion(tiny):
     assert "Zoë Müller" not in names(tiny)
     assert speak(tiny, "Zoë Müller").status_code == 400
     assert httpx.delete(f"{tiny.url}/v1/audio/voices/{made.json()['id']}").status_code == 404
-    assert not [p for p in tiny.service.voices.folder.iterdir() if voice_id("Zoë Müller") in p.name]
+    assert not [p for p in tiny.service.voices.folder.iterdir() if voice_id("Zoë Müller", "llama") in p.name]
 
 
 def test_what_is_served_is_the_librarys_voice(tiny, tmp_path):
@@ -137,6 +139,23 @@ def test_a_full_disk(tiny, monkeypatch):
     assert upload(tiny, "full").status_code == 200
 
 
+def test_a_folder_that_keeps_what_is_to_be_deleted(tiny, monkeypatch):
+    """Is not said to have let it go."""
+    assert upload(tiny, "kept").status_code == 200
+
+    def refuse(*_, **how):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    answer = httpx.delete(f"{tiny.url}/v1/audio/voices/kept")
+    assert answer.status_code == 507
+    assert "kept" in answer.json()["error"]["message"]
+    assert "kept" in names(tiny)
+    monkeypatch.undo()
+    assert httpx.delete(f"{tiny.url}/v1/audio/voices/kept").status_code == 200
+    assert "kept" not in names(tiny)
+
+
 def test_a_voice_that_is_deleted_while_it_speaks(tiny):
     assert upload(tiny, "brief").status_code == 200
     alone = speak(tiny, "brief").content
@@ -153,13 +172,13 @@ def test_voices_survive_a_restart_and_half_written_ones_do_not(tmp_path):
         ready(one)
         assert upload(one, "Anna").status_code == 200
         sound = speak(one, "Anna").content
-    half = tmp_path / f"{voice_id('Half')}.pt.part"
+    half = tmp_path / f"{voice_id('Half', 'llama')}.pt.part"
     half.write_bytes(b"half")
     os.utime(half, (0, 0))
-    (tmp_path / f"{voice_id('Alone')}.json").write_text('{"name": "Alone", "kind": "llama"}')
+    (tmp_path / f"{voice_id('Alone', 'llama')}.json").write_text('{"name": "Alone", "kind": "llama"}')
     (tmp_path / "voice_strange.json").write_text("[]")
-    (tmp_path / f"{voice_id('Damaged')}.json").write_text('{"name": "Damaged", "kind": "llama"}')
-    (tmp_path / f"{voice_id('Damaged')}.pt").write_bytes(b"not a voice")
+    (tmp_path / f"{voice_id('Damaged', 'llama')}.json").write_text('{"name": "Damaged", "kind": "llama"}')
+    (tmp_path / f"{voice_id('Damaged', 'llama')}.pt").write_bytes(b"not a voice")
     with running(tmp_path, load_tiny, model_id="english", max_voices=2) as one:
         ready(one)
         assert {"Anna", "Damaged"} <= set(names(one))
@@ -214,6 +233,37 @@ def test_servers_of_one_folder_notice_what_each_other_keeps_and_deletes(cloning,
     assert not np.array_equal(one.get("Anna").t3.speaker_emb, before.t3.speaker_emb)
 
 
+def test_models_of_two_kinds_have_voices_of_one_name(cloning, tmp_path):
+    one = VoiceStore(tmp_path, cloning, 10)
+    one.add("Anna", io.BytesIO(recording(seed=1)))
+    before = one.get("Anna").t3.speaker_emb
+    config = SimpleNamespace(t3=SimpleNamespace(is_gpt=True), family="turbo")
+    turbo = SimpleNamespace(config=config, conds=None, prepare_voice=cloning.prepare_voice)
+    other = VoiceStore(tmp_path, turbo, 10)
+    assert named(other) == []
+    other.add("anna", io.BytesIO(recording(seed=2)))
+    assert (named(one), named(other)) == (["Anna"], ["anna"])
+    again = VoiceStore(tmp_path, cloning, 10)
+    assert np.array_equal(again.get("Anna").t3.speaker_emb, before)
+    other.delete("anna")
+    assert named(VoiceStore(tmp_path, cloning, 10)) == ["Anna"]
+
+
+def test_a_voice_whose_sound_is_not_there_yet_comes_with_it(cloning, tmp_path):
+    """As a file system of a network may show it."""
+    one = VoiceStore(tmp_path, cloning, 10)
+    one.add("Anna", io.BytesIO(recording()))
+    (sound,) = tmp_path.glob("*.pt")
+    hidden = sound.rename(tmp_path / "hidden")
+    other = VoiceStore(tmp_path, cloning, 10)
+    assert named(other) == []
+    os.utime(tmp_path, (0, 1.7e9))
+    assert named(other) == []
+    hidden.rename(sound)
+    os.utime(tmp_path, (0, 1.7e9))
+    assert named(other) == ["Anna"]
+
+
 def test_a_change_within_the_tick_of_a_folders_clock_is_noticed(cloning, tmp_path, monkeypatch):
     monkeypatch.setattr("chatterbox_opt.serve.voices.SETTLED", 1000)
     tick = time.time()
@@ -225,7 +275,7 @@ def test_a_change_within_the_tick_of_a_folders_clock_is_noticed(cloning, tmp_pat
 
 
 def test_a_voice_that_another_server_is_writing_is_left_alone(cloning, tmp_path):
-    half = tmp_path / f"{voice_id('Half')}.pt.part"
+    half = tmp_path / f"{voice_id('Half', 'llama')}.pt.part"
     half.write_bytes(b"half")
     assert not named(VoiceStore(tmp_path, cloning, 10))
     assert half.exists()
