@@ -194,24 +194,25 @@ def test_cancel(model):
     assert model.generate("Hello.", seed=1, max_new_tokens=4).shape[1] > 0
 
 
-def test_cancel_ends_the_rendering(model):
+def test_cancel_ends_the_rendering(model, monkeypatch):
     """Between the steps of a solve: on a CPU one takes half a minute."""
     stop, heard = threading.Event(), []
 
     def step(done: int, ceiling: int) -> None:
         heard.append((done, ceiling))
 
-    solve, flow = model.s3gen.flow.decoder.estimator, []
+    mel, flow = model.pipeline.engine.renderer.mel, []
+    advance = mel.advance
 
-    def second(*_) -> None:
+    def second(solve) -> None:
         flow.append(0)
         if len(flow) == 2:
             stop.set()
+        advance(solve)
 
-    hook = solve.register_forward_pre_hook(second)
+    monkeypatch.setattr(mel, "advance", second)
     with pytest.raises(Cancelled):
         model.generate("Hello there.", seed=1, max_new_tokens=6, cancel=stop, progress=step)
-    hook.remove()
     assert len(flow) == 2
     assert heard[-1][0] <= heard[-1][1] == 6
 

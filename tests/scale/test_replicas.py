@@ -33,7 +33,8 @@ def proxy(cluster):
 
     port = free_port()
     serve.start(http_options={"host": "127.0.0.1", "port": port}, proxy_location="HeadOnly")
-    return f"http://127.0.0.1:{port}"
+    yield f"http://127.0.0.1:{port}"
+    serve.shutdown()  # for this module's next turn, if tests of others come between
 
 
 @contextlib.contextmanager
