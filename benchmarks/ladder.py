@@ -16,7 +16,6 @@ import time
 from typing import Any
 
 import meters
-import plots
 import report
 import workload
 
@@ -149,8 +148,7 @@ def main(argv: list[str] | None = None) -> int:
         "skipped": skipped,
         "exact_holds": all(r["same_tokens"] for r in rows if r.get("exact")),
     }
-    path = report.publish(document, args.out)
-    plots.safely(plots.ladder, document, path.with_suffix(".png"))
+    report.publish(document, args.out)
     return 0 if document["exact_holds"] else 1
 
 

@@ -50,17 +50,21 @@ def comparison(document: dict[str, Any], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.4), width_ratios=(1.15, 1))
     _bars(left, document, names)
     _stages(right, document, names)
+    _save(figure, document, "time to speak", path)
+
+
+def _save(figure: Any, document: dict[str, Any], what: str, path: Path) -> None:
+    """With a title, and a line that says where it was measured."""
+    from matplotlib import pyplot as plt
+
     settings = document["settings"]
-    figure.suptitle(_title(settings), fontsize=14, x=0.01, ha="left", weight="bold")
+    size = "" if settings["size"] == "full" or settings["weights"] != "random" else f", {settings['size']} networks"
+    title = f"{tables.FAMILY[settings['model']]}: {what}, {settings['weights']} weights{size}"
+    figure.suptitle(title, fontsize=14, x=0.01, ha="left", weight="bold")
     figure.text(0.01, 0.012, tables.where(document["environment"]), fontsize=8, color="#555555")
     figure.tight_layout(rect=(0, 0.03, 1, 0.96))
     figure.savefig(path, dpi=110, bbox_inches="tight")  # long names at the right edge stay whole
     plt.close(figure)
-
-
-def _title(settings: dict[str, Any]) -> str:
-    size = "" if settings["size"] == "full" or settings["weights"] != "random" else f", {settings['size']} networks"
-    return f"{tables.FAMILY[settings['model']]}: time to speak, {settings['weights']} weights{size}"
 
 
 def _bars(axes: Any, document: dict[str, Any], names: list[str]) -> None:
@@ -151,43 +155,6 @@ def _colour(name: str, names: list[str]) -> str:
     return GREY if name == "baseline" else BLUES[[n for n in names if n != "baseline"].index(name) % len(BLUES)]
 
 
-def ladder(document: dict[str, Any], path: Path) -> None:
-    """One bar a rung, the stages side by side in it."""
-    from matplotlib import pyplot as plt
-
-    rows = [r for r in document["rows"] if not r.get("failed")]
-    stages = [s for s in STAGE_NAMES if s in rows[0]["stages"] and s not in ("text", "other")]
-    figure, axes = plt.subplots(figsize=(11, 2.0 + 0.42 * len(rows)))
-    split = sum(r["kind"] != "alone" for r in rows)
-    places = [i if i < split else i + 0.8 for i in range(len(rows))]  # a gap between the ladder and the rest
-    axes.axvline(1, color=RED, ls="--", lw=1.2)
-    for y, r in zip(places, rows):
-        left = 0.0
-        for stage in stages:
-            value = r["stages"][stage] / document["speech_seconds"]
-            name = STAGE_NAMES[stage] if y == 0 else None
-            axes.barh(y, value, 0.68, left=left, color=STAGE_COLOURS[stage], label=name)
-            left += value
-        mark = "" if r["same_tokens"] is None else (", same tokens" if r["same_tokens"] else ", other tokens")
-        axes.annotate(f"{left:.3g}  ({r['ratio']:.2f}x{mark})", (left, y), (6, 0), textcoords="offset points",
-                      va="center", fontsize=9, bbox=dict(facecolor="white", edgecolor="none", pad=0.5))
-    if split < len(rows):
-        axes.text(0, split - 0.1, " each alone, on top of the defaults:", va="center", fontsize=9, style="italic")
-    axes.set_yticks(places, [r["name"] for r in rows])
-    axes.set_ylim(places[-1] + 0.6, -0.6)
-    axes.margins(x=0.28)
-    axes.set_xlabel(
-        "seconds of computing per second of speech (dashed: real time); in brackets: times faster than all off"
-    )
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.4, -0.9 / len(rows)), ncols=4, fontsize=9)
-    figure.suptitle(f"{_title(document['settings'])}; one switch after another", x=0.01, ha="left", weight="bold")
-    figure.text(0.01, 0.01, tables.where(document["environment"]), fontsize=7, color="#555555")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout(rect=(0, 0.025, 1, 1))
-    figure.savefig(path, dpi=110, bbox_inches="tight")  # long names at the right edge stay whole
-    plt.close(figure)
-
-
 def server(document: dict[str, Any], path: Path) -> None:
     """By number of clients: how soon they hear something, and how much is spoken in all."""
     from matplotlib import pyplot as plt
@@ -215,13 +182,7 @@ def server(document: dict[str, Any], path: Path) -> None:
         axes.set_xticks(places, names)
         axes.set_xlabel("clients, all at once")
         axes.spines[["top", "right"]].set_visible(False)
-    settings = document["settings"]
-    what = f"{tables.FAMILY[settings['model']]}, {settings['weights']} weights, served"
-    figure.suptitle(what, x=0.01, ha="left", weight="bold")
-    figure.text(0.01, 0.01, tables.where(document["environment"]), fontsize=7, color="#555555")
-    figure.tight_layout(rect=(0, 0.03, 1, 0.97))
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
+    _save(figure, document, "served", path)
 
 
 def concurrency(document: dict[str, Any], path: Path) -> None:
@@ -245,10 +206,4 @@ def concurrency(document: dict[str, Any], path: Path) -> None:
         axes.legend(frameon=False)
     left.set_title(f"Sentences a minute, all callers together ({modes[0]}; higher is better)", fontsize=10, loc="left")
     right.set_title(f"Seconds to the first sound, p95 ({modes[-1]}; lower is better)", fontsize=10, loc="left")
-    settings = document["settings"]
-    what = f"{tables.FAMILY[settings['model']]}, {settings['weights']} weights, {settings['options']}: many callers"
-    figure.suptitle(what, x=0.01, ha="left", weight="bold")
-    figure.text(0.01, 0.01, tables.where(document["environment"]), fontsize=7, color="#555555")
-    figure.tight_layout(rect=(0, 0.03, 1, 0.97))
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    plt.close(figure)
+    _save(figure, document, f"many callers, {document['settings']['options']}", path)

@@ -1,4 +1,4 @@
-"""The command line all benchmarks share, and what comes out of them: JSON, Markdown, a last line to parse."""
+"""The command line all benchmarks share, and their results: a JSON file, a table on stdout, a last line to parse."""
 
 from __future__ import annotations
 
@@ -67,14 +67,12 @@ def command(argv: Sequence[str] | None = None) -> str:
 
 
 def publish(document: dict[str, Any], out: Path) -> Path:
-    """Write the JSON and its table, print both; the JSON is the last line of stdout."""
+    """Writes the JSON; prints its table and, as the last line of stdout, the JSON itself."""
     path = result_path(document, out)
     path.parent.mkdir(parents=True, exist_ok=True)
     document = rounded(document)
-    markdown = tables.markdown(document)
     path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(markdown + "\n", encoding="utf-8")
-    print(markdown, flush=True)
+    print(tables.markdown(document), flush=True)
     say(f"written: {path}")
     print(json.dumps(document, ensure_ascii=False), flush=True)
     return path

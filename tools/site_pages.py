@@ -23,7 +23,7 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+:)([^)\s#]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    data = {p.relative_to(ROOT).as_posix() for p in (ROOT / "benchmarks" / "results").iterdir() if p.suffix != ".md"}
+    data = {p.relative_to(ROOT).as_posix() for p in (ROOT / "benchmarks" / "results").iterdir()}
     for source, page in {**PAGES, **{path: path for path in data}}.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     return files
