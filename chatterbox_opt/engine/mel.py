@@ -28,6 +28,7 @@ from .uploads import upload
 
 FRAMES_AT_ONCE = 12_000  # of a padded batch of several rows, prompts included: this bounds memory
 ROWS_AT_ONCE = 16  # of a batch
+SMALL = 20_000_000  # weights: in a larger flow Python's share of a step is nothing, and a trace costs three steps
 
 
 def check_codes(rows: Sequence[Tensor]) -> None:
@@ -98,10 +99,12 @@ class MelRunner:
             in_half(flow, getattr(torch, options.s3gen_dtype))
         self.half = flow.encoder_proj.weight.dtype  # of products and convolutions
         self.operations = flow_operations(flow, options)
+        small = sum(weight.numel() for weight in flow.parameters()) < SMALL
+        traces = options.compile == "trace" and options.records("flow") and small
+        self.traced = Traced("a step of the flow", flow, traces)
         if options.flow_int8:
             quantize_blocks(flow.decoder.estimator)
         self.euler = partial(flow.euler, ops=self.operations)
-        self.traced = Traced("a step of the flow", flow, on=options.compile == "trace" and options.records("flow"))
         self._schedules: dict[int, tuple[Tensor, Tensor]] = {}
         self.graphs = FlowGraphs(self)
 
@@ -158,12 +161,12 @@ class MelRunner:
         elif self.traced and solve.mask is None and not unguided and solve.size**2 <= SCORES:
             # longer ones attend in a loop over parts
             key = (len(solve.x), torch.get_num_threads())  # attention is computed for as many heads at a time
-            solve.x = self.traced(key, self._guided, solve.x, time, dt, *solve.conditions)
+            solve.x = self.traced(key, self.guided, solve.x, time, dt, *solve.conditions)
         else:
             solve.x = self.euler(solve.x, time, dt, solve.conditions, solve.mask, unguided)
         solve.at += 1
 
-    def _guided(self, x: Tensor, time: Tensor, dt: Tensor, through: Tensor, short: Tensor) -> Tensor:
+    def guided(self, x: Tensor, time: Tensor, dt: Tensor, through: Tensor, short: Tensor) -> Tensor:
         return self.euler(x, time, dt, (through, short))
 
     @torch.inference_mode()

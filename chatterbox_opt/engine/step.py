@@ -107,7 +107,7 @@ class DecodeStep:
             kv = empty_kv(self.config, rows, 2, self.device, dtype).zero_()
             x = torch.zeros(rows, 1, self.config.dim, dtype=dtype)
             each, positions = DecodeEach.of([(kv, 1)]), torch.ones(rows, 1, dtype=torch.long)
-            self.traced.prepare(each.widths, partial(self._logits_each, each.widths), x, positions, each.layers)
+            self.traced.prepare(each.widths, partial(self.logits_each, each.widths), x, positions, each.layers)
         if not self.captured.on:
             return
         self.cache.clear(self.cache.length)
@@ -154,7 +154,7 @@ class DecodeStep:
         if each is None:
             logits = self.logits(x, positions[:, None], self._shared(positions, live))
         else:
-            by_width = partial(self._logits_each, each.widths)
+            by_width = partial(self.logits_each, each.widths)
             logits = self.traced(each.widths, by_width, x, positions[:, None], each.layers)
         cond, uncond = slots.cond[:n], slots.uncond[:n]
         token = self.pick(logits, cond, uncond, slice(0, n), filters)
@@ -169,7 +169,7 @@ class DecodeStep:
         hidden = self.t3(x, positions, kv, self.kernels.operations)
         return self.t3.logits(hidden[:, 0])
 
-    def _logits_each(
+    def logits_each(
         self, widths: tuple[int, ...], x: Tensor, positions: Tensor, layers: list[list[Written]]
     ) -> Tensor:
         return self.logits(x, positions, DecodeEach(widths, self.config.head_dim, layers))

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 logger = logging.getLogger(__name__)
 
 USES = 24  # of a key before it is traced: by then eager calls have lost about what a trace takes
-MOST = 64  # traces of one function kept
+MOST = 64  # traces of one function kept, the newest
+MOST_COUNTED = 1024  # keys: with 16 slots of one row or two there are 2**16 lists of rows
 
 _tracing = threading.RLock()  # torch notes in one place for the process what it traces
 
@@ -42,6 +43,8 @@ class Traced:
         """Returns run(*inputs), where the inputs are tensors or lists of tensors. With equal keys, `run` does the same
         operations whatever the tensors' contents and lengths are."""
         if self.on and key not in self._traces:
+            if len(self.uses) >= MOST_COUNTED:
+                self.uses.clear()
             self.uses[key] += 1
             if self.uses[key] > USES:
                 self.prepare(key, run, *inputs)
@@ -56,13 +59,13 @@ class Traced:
         with _tracing:
             if not self.on or key in self._traces:
                 return
+            wanted = run(*inputs)  # outside of the try: its own errors are no reason to give up tracing
             try:
-                wanted = run(*inputs)
                 with without_trace_warnings():
                     traced = torch.jit.trace(_Weights(self.net, run), inputs, check_trace=False)
                 with torch.jit.optimized_execution(False):
-                    same = torch.equal(traced(*inputs), wanted)
-                if not same and wanted.isfinite().all():
+                    got = traced(*inputs)
+                if not torch.equal(got.nan_to_num(), wanted.nan_to_num()):
                     raise RuntimeError("a trace does not compute what it was made from")
             except Exception as problem:
                 self.on = False
@@ -70,13 +73,14 @@ class Traced:
                 reason = f"{type(problem).__name__}: {problem}".split("\n")[0][:200]
                 logger.warning("tracing %s was given up, it runs eagerly: %s", self.name, reason)
                 return
-            kept = list(self._traces.items())[1 - MOST :] if MOST > 1 else []
+            self.uses.pop(key, None)
+            kept = list(self._traces.items())[-(MOST - 1) :] if MOST > 1 else []
             self._traces = dict(kept) | {key: traced}  # other threads read the old one meanwhile
 
 
 class _Weights(nn.Module):
     """What is traced: the function, beside the network's tensors and packed weights, but not its modules. torch takes
-    four times as long to convert a few hundred of these as to trace them."""
+    longer to convert a few hundred of these than to trace them."""
 
     def __init__(self, net: nn.Module, run: Callable[..., Tensor]) -> None:
         super().__init__()

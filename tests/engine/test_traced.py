@@ -96,6 +96,30 @@ def test_without_a_good_trace_steps_stay_eager(broken, reason, llama, monkeypatc
     assert "\n" not in told
 
 
+def test_an_error_of_the_function_itself_is_no_reason_to_give_up(llama):
+    step = traced.Traced("a step", llama, on=True)
+
+    def fails(x):
+        raise MemoryError("no room")
+
+    step(1, torch.sin, torch.ones(2))
+    with pytest.raises(MemoryError):
+        step(2, fails, torch.ones(2))
+    with pytest.raises(MemoryError):
+        step(2, fails, torch.ones(2))  # the second use, which is to be traced
+    assert step.on
+    assert torch.equal(step(1, torch.sin, torch.tensor([0.5, torch.nan])).isnan(), torch.tensor([False, True]))
+    assert step.keys == [1]
+
+
+def test_shapes_that_come_once_are_not_counted_for_ever(llama, monkeypatch):
+    monkeypatch.setattr(traced, "MOST_COUNTED", 10)
+    step = traced.Traced("a step", llama, on=True)
+    for key in range(100):
+        step(key, torch.sin, torch.ones(2))
+    assert len(step.uses) <= 10
+
+
 def test_torchscript_of_the_program_itself_keeps_its_optimizer(llama):
     def optimizes():
         return torch._C._get_graph_executor_optimize()
@@ -131,6 +155,13 @@ def test_a_trace_renders_what_eager_steps_render(family, options, threads):
         assert runner.traced.keys == [(1, threads)]
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_large_flow_is_not_traced(monkeypatch):
+    monkeypatch.setattr(mel, "SMALL", 1000)
+    runner = MelRunner(random_flow(), TRACED)
+    mels(runner, (20, 9))
+    assert not runner.traced.keys
 
 
 def test_what_a_trace_does_not_hold_for_runs_eagerly(monkeypatch):
