@@ -1,5 +1,5 @@
 """Functions as one TorchScript call on a CPU: the same operations on the same numbers, without Python between them. A
-step of T3 with one row is a thousand operations of a few microseconds, of which Python took about half; and threads
+step of T3 with one row is a thousand operations of a few microseconds, of which Python takes a good part; and threads
 that render side by side wait for each other's Python.
 
 torch calls torch.jit.trace deprecated. Where it is gone, or its result is not the eager one to the last bit, a function
