@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-KERNELS = ("norm_linear", "attention", "linear_add", "sampling", "snake", "flow_attention")  # Triton
+KERNELS = ("norm_linear", "attention", "linear_add", "sampling", "snake", "flow_attention", "add_norm")  # Triton
 CAPTURES = ("step", "flow", "vocoder")  # what is recorded as graphs: T3's step, a step of the flow, a window of sound
 
 

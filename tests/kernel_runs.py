@@ -12,7 +12,7 @@ from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from chatterbox_opt.engine.kernels import attention, flash, linear, sampling, snake
+from chatterbox_opt.engine.kernels import add_norm, attention, early, flash, linear, sampling, snake
 
 # bytes a program may have
 SHARED = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
@@ -20,7 +20,7 @@ TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.uint8: "*u8",
     int: "i32", float: "fp32",
 }  # fmt: skip
-OPTIONS = {"num_warps", "num_stages"}
+OPTIONS = {"num_warps", "num_stages", "launch_pdl"}
 
 
 class Interpreted(InterpretedFunction):
@@ -45,7 +45,7 @@ def interpret(monkeypatch) -> None:
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_tensor)
-    for module in (attention, flash, linear, sampling, snake, triton.language, triton.language.standard):
+    for module in (add_norm, attention, flash, linear, sampling, snake, triton.language, triton.language.standard):
         for name, value in list(vars(module).items()):
             if isinstance(value, JITFunction):
                 monkeypatch.setattr(module, name, Interpreted(value.fn))
@@ -93,8 +93,11 @@ def compile_launches(monkeypatch, target: int, modules: list) -> str | None:
         assert GPUTarget
     except Exception as problem:
         return f"triton cannot compile for sm_{target} here: {problem}"
+    starts_early = 10 * early.FIRST[0] + early.FIRST[1] <= target
     for module in modules:
+        if starts_early and hasattr(module, "early"):
+            monkeypatch.setattr(module, "early", lambda device: {"EARLY": True, "launch_pdl": True})
         for name, value in list(vars(module).items()):
-            if isinstance(value, JITFunction) and name not in ("_finish", "_turned"):
+            if isinstance(value, JITFunction) and name not in ("_finish", "_turned", "_page", "_add"):
                 monkeypatch.setattr(module, name, Compiled(value, target))
     return None

@@ -139,6 +139,8 @@ class Captured:
     def forget(self) -> None:
         """Drops every capture, as is needed when the memory they read has moved."""
         with recording:
+            if self._graphs and self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # a block that was begun ahead may still be running
             self._graphs.clear()
             self._results.clear()
             self.nodes.clear()

@@ -24,7 +24,7 @@ from .kernels.cpu import SCORES
 from .noise import RequestNoise
 from .operations import flow_operations
 from .traced import Traced
-from .uploads import upload
+from .transfers import upload
 
 FRAMES_AT_ONCE = 12_000  # of a padded batch of several rows, prompts included: this bounds memory
 ROWS_AT_ONCE = 16  # of a batch

@@ -15,7 +15,7 @@ from ..models.hift import snake as plain_snake
 from ..models.layers import T3_REFERENCE, T3Operations
 from ..models.t3 import T3
 from ..options import EngineOptions
-from .kernels import cpu, flash, snake, trial
+from .kernels import add_norm, cpu, flash, snake, trial
 from .kernels.toom import ToomConvs
 
 
@@ -33,13 +33,17 @@ def t3_operations(t3: T3, options: EngineOptions) -> T3Operations:
 def flow_operations(flow: Flow, options: EngineOptions) -> FlowOperations:
     """Returns the flow's operations. Its weights must have their final precision, but not be int8 yet."""
     attention = next(part for part in flow.decoder.estimator.modules() if isinstance(part, Attention))
+    norm = flow.decoder.estimator.down.blocks[0].norm3
     weight, changes = attention.qkv.weight, {}
     if weight.is_cpu:
         changes["attend_biased"] = cpu.attend_biased
         if weight.dtype == torch.bfloat16:
             changes["attend_all"] = cpu.attend_all
-    elif options.wants("flow_attention") and flash.trusted(attention.heads, weight):
+        return dataclasses.replace(FLOW_REFERENCE, **changes)
+    if options.wants("flow_attention") and flash.trusted(attention.heads, weight):
         changes["attend_all"] = flash.attend_all
+    if options.wants("add_norm") and add_norm.trusted(norm, weight.dtype):
+        changes["add_norm"] = add_norm.add_norm
     return dataclasses.replace(FLOW_REFERENCE, **changes)
 
 

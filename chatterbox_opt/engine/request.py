@@ -153,5 +153,5 @@ def check(utterance: Utterance, config: T3Config, options: EngineOptions) -> Non
 def positions(utterance: Utterance, config: T3Config, options: EngineOptions) -> int:
     """Returns the cache positions that it can occupy, including tokens drawn past its end."""
     prefix = utterance.cond.cond_prompt_speech_tokens.shape[-1] + 1 if config.is_gpt else config.prefix_len
-    return prefix + len(utterance.text_ids) + 2 + utterance.sampling.max_new_tokens + options.poll_every + SPARE
+    return prefix + len(utterance.text_ids) + 2 + utterance.sampling.max_new_tokens + 2 * options.poll_every + SPARE
 

@@ -12,7 +12,7 @@ from ..config import START_SPEECH, T3Config
 from .cache import StaticKVCache
 from .request import Utterance
 from .sampling import Filters, RowParams
-from .uploads import upload
+from .transfers import upload
 
 
 @dataclass(eq=False)
@@ -25,7 +25,6 @@ class Slot:
     uncond: int  # its unconditioned row; `cond` again without guidance
     position: int = 0  # in the cache, of the next token
     kv: Tensor | None = None  # (layers, 2, 1 | 2, heads, length, head_dim), if the slots do not share one cache
-    before: Tensor | None = None  # the generator's state before the current block
 
     @property
     def greedy(self) -> bool:

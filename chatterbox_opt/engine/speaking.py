@@ -3,7 +3,8 @@ leave by release()."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +16,16 @@ from .prefix import Prefix
 from .request import Utterance
 from .sampling import Filters
 from .slots import Slot, Slots
+from .transfers import fetch
+
+
+@dataclass(eq=False)
+class Block:
+    """The next tokens of all slots that were live when it was begun."""
+
+    slots: list[Slot]
+    before: list[Tensor | None]  # the state of each utterance's generator before it
+    drawn: Callable[[], list[list[int]]]  # waits for the tokens
 
 
 class Speaking:
@@ -23,6 +34,8 @@ class Speaking:
 
     slots: Slots | None = None
     same_on_any_cores = True  # whether a step's result is independent of the number of threads
+    draws_ahead = False  # whether the next block is begun before the host looks at the tokens of the last
+    _ahead: Block | None = None  # begun, and not looked at
 
     def __init__(self, config: T3Config, options: EngineOptions, device: torch.device) -> None:
         """`device`: where the slots' tensors are."""
@@ -93,7 +106,8 @@ class Speaking:
         if self.config.is_gpt:  # Turbo's penalty forgets the start token after the first draw
             slots.seen[span] = False
             slots.seen[span].scatter_(1, slots.token[span, None], True)
-        self._collect(added, token[:, None])
+        for slot, first_token in zip(added, token.tolist()):
+            self._collect(slot, [first_token], None)
 
     def release(self, gone: Sequence[Slot]) -> None:
         if gone:
@@ -101,42 +115,56 @@ class Speaking:
 
     def clear(self) -> None:
         """Frees all slots."""
+        self._ahead = None
         if self.slots is not None:
             self.slots.clear()
 
     # ---- the loop ------------------------------------------------------------------------------------
 
     def decode(self) -> None:
-        """Draws a block, `poll_every` tokens for every live slot, and only then looks which have ended."""
+        """Takes a block, `poll_every` tokens for every slot that was live when it was begun, and finds which have
+        ended. If the next block is begun before, the device has work while the host looks; what it draws for an
+        utterance that has ended is dropped."""
+        block, self._ahead = self._ahead, None
+        if block is None or not any(slot in self.live for slot in block.slots):
+            block = self._begin()
+        if self.draws_ahead and self._goes_on(block):
+            self._ahead = self._begin()
+        for slot, drawn, before in zip(block.slots, block.drawn(), block.before):
+            if slot in self.live:
+                self._collect(slot, drawn, before)
+
+    def _begin(self) -> Block:
         slots, steps = self.slots, self.options.poll_every
-        for slot in slots.live:
-            slot.before = slot.utterance.noise.state() if steps > 1 and not slot.greedy else None
+        before = [slot.utterance.noise.state() if steps > 1 and not slot.greedy else None for slot in slots.live]
         slots.draw_noise(slots.live, steps)
-        self._collect(slots.live, self._block(steps))
+        return Block(list(slots.live), before, fetch(self._block(steps)))
 
-    def _collect(self, slots: Sequence[Slot], tokens: Tensor) -> None:
-        """Fetches (n, k) drawn tokens to the host, the only wait for the device, and finds which slots have ended."""
-        for slot, drawn in zip(slots, tokens.tolist()):
-            slot.utterance.tokens += drawn
-            self._look_for_end(slot)
+    def _goes_on(self, block: Block) -> bool:
+        """Whether any utterance may go on after this block, as far as its limit tells."""
+        steps = self.options.poll_every
+        coming = ((slot.utterance, steps if slot in block.slots else 0) for slot in self.live)
+        return any(len(u.tokens) + more < u.sampling.max_new_tokens for u, more in coming)
 
-    def _look_for_end(self, slot: Slot) -> None:
+    def _collect(self, slot: Slot, drawn: list[int], before: Tensor | None) -> None:
+        """Gives an utterance its tokens, and ends it where they say so."""
         utterance = slot.utterance
+        utterance.tokens += drawn
         limit, text = utterance.sampling.max_new_tokens, len(utterance.text_ids)
         end = ending(utterance.tokens, utterance.searched, limit, text, self.options.runaway_guard)
         if end is None:
             utterance.searched = len(utterance.tokens)
             return
         count, utterance.stopped = end
-        self._rewind(slot, count)
+        if before is not None:
+            self._rewind(utterance, before, count)
         utterance.tokens[:] = [t for t in utterance.tokens[:count] if t != STOP_SPEECH]
 
-    def _rewind(self, slot: Slot, end: int) -> None:
-        """Sets the generator to its state after `end` draws, from which the sound's noise continues."""
-        utterance = slot.utterance
-        if slot.before is None or end == len(utterance.tokens):
+    def _rewind(self, utterance: Utterance, before: Tensor, end: int) -> None:
+        """Sets its generator to the state after `end` draws, from which the sound's noise continues."""
+        if end == len(utterance.tokens) and self._ahead is None:
             return
-        utterance.noise.restore(slot.before)
+        utterance.noise.restore(before)
         scratch = torch.empty(end - utterance.searched, self.config.speech_vocab, device=self.device)
         utterance.noise.exponential(scratch)
 

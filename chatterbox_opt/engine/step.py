@@ -46,7 +46,8 @@ class DecodeStep:
         self.slots: Slots | None = None
         self.cache: StaticKVCache | None = None
         # What is drawn past a limit before anybody looks has no position of its own in a small table.
-        self.short_table = not self.config.is_gpt and self.config.speech_positions < MOST_STEPS + options.poll_every + 2
+        most = MOST_STEPS + 2 * options.poll_every + 2
+        self.short_table = not self.config.is_gpt and self.config.speech_positions < most
         self._span: Tensor | None = None
 
     def _choose_kernels(self) -> StepKernels:

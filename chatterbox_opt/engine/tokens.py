@@ -21,7 +21,7 @@ from .sampling import Filters
 from .slots import Slot, Slots
 from .speaking import Speaking
 from .step import LIVE, DecodeStep
-from .uploads import upload
+from .transfers import upload
 
 LENGTH_STEP = 256  # cache lengths are multiples of this
 MEMORY_SHARE = 3  # the cache takes at most a third of the device's free memory, unless one utterance needs more
@@ -32,6 +32,7 @@ class TokenRunner(Speaking):
         super().__init__(t3.config, options, t3.speech_emb.weight.device)
         self.t3 = t3
         self.dtype = t3.speech_emb.weight.dtype
+        self.draws_ahead = self.device.type == "cuda"
         self.same_on_any_cores = self.dtype == torch.float32  # sums in another order are not rounded to 16 bits
         half = options.dtype == "float16" and self.dtype == torch.float32 and packs_float16(self.device)
         prepare_linears(t3, options.quantize, options.few_rows, half)

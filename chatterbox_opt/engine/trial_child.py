@@ -70,7 +70,7 @@ def run(part: str, options: EngineOptions, device: torch.device, config: ModelCo
     made: WavRunner | MelRunner | TokenRunner
     if name in ("snake", "vocoder"):
         made = WavRunner(_on(device, Hift, config.hift), options)
-    elif name in ("flow_attention", "flow"):
+    elif name in ("flow_attention", "add_norm", "flow"):
         made = MelRunner(_on(device, Flow, config.flow), options)
     else:
         t3 = _on(device, T3, config.t3).to(stored_dtype(options, device))

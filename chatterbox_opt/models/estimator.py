@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from .conformer import HalfLinear, Norm, WindowConv
 
 CONSTANT = 3 * MEL_BINS  # of the input's channels: mu, speaker and prompt do not change between steps
 AttendAll = Callable[[Tensor, Tensor | None, int], Tensor]  # attend_all and what may stand in its place
+AddNorm = Callable[[Tensor, Tensor, Norm], tuple[Tensor, Tensor]]  # the same of add_norm
 
 
 def causal_conv(n_in: int, n_out: int) -> WindowConv:
@@ -94,6 +96,23 @@ def attend_all(qkv: Tensor, mask: Tensor | None, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
+def add_norm(x: Tensor, update: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    """Returns x + update and its norm."""
+    x = x + update
+    return x, norm(x)
+
+
+@dataclass(frozen=True)
+class EstimatorOperations:
+    """The operations that an estimator is handed in each call; the defaults are the reference."""
+
+    attend_all: AttendAll = attend_all
+    add_norm: AddNorm = add_norm
+
+
+ESTIMATOR_REFERENCE = EstimatorOperations()
+
+
 class Attention(nn.Module):
     def __init__(self, config: FlowConfig) -> None:
         super().__init__()
@@ -114,9 +133,8 @@ class Transformer(nn.Module):
         self.ff_in = HalfLinear(config.channels, 4 * config.channels)
         self.ff_out = HalfLinear(4 * config.channels, config.channels)
 
-    def forward(self, x: Tensor, mask: Tensor | None, attend: AttendAll) -> Tensor:
-        x = x + self.attn1(self.norm1(x), mask, attend)
-        return x + self.ff_out(F.gelu(self.ff_in(self.norm3(x))))
+    def feed(self, x: Tensor) -> Tensor:
+        return self.ff_out(F.gelu(self.ff_in(x)))
 
 
 class Stage(nn.Module):
@@ -128,10 +146,16 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(Transformer(config) for _ in range(config.block_layers))
         self.conv = causal_conv(config.channels, config.channels) if conv else None
 
-    def forward(self, x: Tensor, mask: Tensor | None, attend: AttendAll) -> Tensor:
-        """The transformer blocks alone."""
-        for block in self.blocks:
-            x = block(x, mask, attend)
+    def forward(self, x: Tensor, mask: Tensor | None, ops: EstimatorOperations) -> Tensor:
+        """The transformer blocks alone, each x + attention(norm(x)), then x + feed(norm(x))."""
+        normed = self.blocks[0].norm1(x)
+        for i, block in enumerate(self.blocks, 1):
+            x, normed = ops.add_norm(x, block.attn1(normed, mask, ops.attend_all), block.norm3)
+            update = block.feed(normed)
+            if i == len(self.blocks):
+                x = x + update
+            else:
+                x, normed = ops.add_norm(x, update, self.blocks[i].norm1)
         return x
 
 
@@ -161,13 +185,13 @@ class Estimator(nn.Module):
 
     def forward(
         self, x: Tensor, time: Tensor, constant: tuple[Tensor, Tensor], mask: Tensor | None = None,
-        attend: AttendAll = attend_all,
+        ops: EstimatorOperations = ESTIMATOR_REFERENCE,
     ) -> Tensor:  # fmt: skip
         """x (B, T, 80), time (stages, C), constant as `constant` returns it, for B or 2B rows -> velocities
         (B | 2B, T, 80) in float32. `mask` (rows, 1, 1, T) is True at keys that exist, or 0 there and -inf elsewhere."""
-        skip = x = self.down(self.down.resnet(x, time[0], constant), mask, attend)
+        skip = x = self.down(self.down.resnet(x, time[0], constant), mask, ops)
         x = self.down.conv(x).float()
         for i, stage in enumerate(self.mid):
-            x = stage(stage.resnet(x, time[1 + i]), mask, attend)
-        x = self.up(self.up.resnet(torch.cat([x, skip], -1), time[-1]), mask, attend)
+            x = stage(stage.resnet(x, time[1 + i]), mask, ops)
+        x = self.up(self.up.resnet(torch.cat([x, skip], -1), time[-1]), mask, ops)
         return self.final_proj(self.final_block(self.up.conv(x))).float()

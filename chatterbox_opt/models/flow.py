@@ -11,16 +11,15 @@ from torch.nn import functional as F
 
 from ..config import MEL_BINS, SPEECH_CODES, XVECTOR_DIM, FlowConfig
 from .conformer import AttendBiased, Conformer, HalfLinear, attend_biased
-from .estimator import AttendAll, Estimator, attend_all
+from .estimator import Estimator, EstimatorOperations
 
 
 @dataclass(frozen=True)
-class FlowOperations:
+class FlowOperations(EstimatorOperations):
     """The operations that the flow is handed in each call. The defaults are the reference; the engine hands in
     functions that return the same faster (engine/operations.py)."""
 
     attend_biased: AttendBiased = attend_biased  # the encoder's
-    attend_all: AttendAll = attend_all  # the estimator's
 
 
 FLOW_REFERENCE = FlowOperations()
@@ -76,11 +75,11 @@ class Flow(nn.Module):
         Estimator.time_table; `mask` has as many rows as the conditions; `unguided` omits guidance in this step."""
         estimator, rate = self.decoder.estimator, self.config.cfg_rate
         if self.guided and not unguided:
-            conditioned, unconditioned = estimator(x, time, conditions, mask, ops.attend_all).chunk(2)
+            conditioned, unconditioned = estimator(x, time, conditions, mask, ops).chunk(2)
             return x + dt * ((1 + rate) * conditioned - rate * unconditioned)
         known = conditions[0][: len(x)], conditions[1][: len(x)]
         mask = None if mask is None else mask[: len(x)]
-        return x + dt * estimator(x, time, known, mask, ops.attend_all)
+        return x + dt * estimator(x, time, known, mask, ops)
 
 
 def time_span(steps: int, meanflow: bool, schedule: str = "cosine", device: torch.device | None = None) -> Tensor:

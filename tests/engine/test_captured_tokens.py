@@ -24,6 +24,7 @@ def replaying(t3, options=EXACT):
     """An engine whose decode steps are captured, as on a GPU."""
     engine = engine_of(t3, options)
     engine.tokens.step.captured = Replay.of(engine.tokens.step.captured)
+    engine.tokens.draws_ahead = True
     assert engine.tokens.shared
     return engine
 

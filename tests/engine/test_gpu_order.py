@@ -24,7 +24,7 @@ from chatterbox_opt.engine.prefix import Prefix
 from chatterbox_opt.engine.request import Call
 from chatterbox_opt.engine.slots import Slots
 from chatterbox_opt.engine.tokens import TokenRunner
-from chatterbox_opt.engine.uploads import upload
+from chatterbox_opt.engine.transfers import upload
 from chatterbox_opt.engine.wav import WavRunner
 from chatterbox_opt.models.flow import Flow
 from chatterbox_opt.models.hift import Hift

@@ -11,9 +11,10 @@ from torch import nn
 from chatterbox_opt.config import tiny
 from chatterbox_opt.engine import sampling as plain
 from chatterbox_opt.engine.cache import Decode, StaticKVCache
-from chatterbox_opt.engine.kernels import attention, flash, linear, sampling, snake, trial
+from chatterbox_opt.engine.kernels import add_norm, attention, flash, linear, sampling, snake, trial
 from chatterbox_opt.engine.mel import in_half
-from chatterbox_opt.models import hift
+from chatterbox_opt.models import estimator, hift
+from chatterbox_opt.models.conformer import Norm
 from chatterbox_opt.models.estimator import attend_all
 from chatterbox_opt.models.flow import FlowOperations, time_span
 from chatterbox_opt.models.gpt2 import Attention as GptAttention
@@ -230,9 +231,29 @@ def test_flow_attention_hears_nothing_behind_a_rows_end():
     assert torch.equal(flash.attend_all(qkv, mask, 2)[1, :93], before[1, :93])
 
 
+def some_sum(rows, frames, channels, dtype, device=CPU):
+    norm = Norm(channels, eps=1e-5, device=device)
+    for p in norm.parameters():
+        p.data = torch.randn(channels, device=device)
+    x = 3 * torch.randn(rows, frames, channels, device=device) + 1
+    return x, torch.randn(rows, frames, channels, device=device).to(dtype), norm
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "frames", "channels"), [(1, 1, 16), (2, 7, 48), (1, 13, 256)])
 @pytest.mark.usefixtures("interpreted")
 @torch.inference_mode()
-def test_a_step_of_the_flow_with_its_kernel():
+def test_add_norm(rows, frames, channels, dtype):
+    given = some_sum(rows, frames, channels, dtype)
+    (total, normed), (sum_, wanted) = add_norm.add_norm(*given), estimator.add_norm(*given)
+    assert torch.equal(total, sum_)
+    assert normed.dtype == dtype
+    assert difference(normed, wanted.to(dtype)) < TOLERANCE[dtype]
+
+
+@pytest.mark.usefixtures("interpreted")
+@torch.inference_mode()
+def test_a_step_of_the_flow_with_its_kernels():
     flow = random_flow()
     in_half(flow, torch.float16)
     lengths = torch.tensor([20, 31])
@@ -243,7 +264,7 @@ def test_a_step_of_the_flow_with_its_kernel():
     time = flow.decoder.estimator.time_table(time_span(10, False))[0]
     given = torch.randn(2, 62, 80), time, torch.tensor(0.1), conditions, mask.repeat(2, 1, 1, 1)
     wanted = flow.euler(*given)
-    got = flow.euler(*given, ops=FlowOperations(attend_all=flash.attend_all))
+    got = flow.euler(*given, ops=FlowOperations(attend_all=flash.attend_all, add_norm=add_norm.add_norm))
     assert difference(got[there], wanted[there]) < TOLERANCE[torch.float16]
 
 
@@ -272,6 +293,8 @@ def full_size(dtype: torch.dtype, rows: int, device=CPU):
     if dtype != torch.float32:
         frames = some_frames(2, 500, 8, 64, dtype, device)
         yield lambda: [(f(*frames, 8),) for f in (flash.attend_all, attend_all)]
+    added = some_sum(2, 500, 256, dtype, device)
+    yield lambda: [tuple(t.to(dtype) for t in f(*added)) for f in (add_norm.add_norm, estimator.add_norm)]
     mel = torch.randn(1, 256, 1, 500, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     yield lambda: [(f(mel, mel[0, :, 0, 0]),) for f in (snake.snake, hift.snake)]
 
@@ -283,7 +306,7 @@ def full_size(dtype: torch.dtype, rows: int, device=CPU):
 @torch.inference_mode()
 def test_kernels_compile(target, dtype, monkeypatch):
     """What the interpreter does not see: types, layouts, shared memory. Nothing is run."""
-    problem = compile_launches(monkeypatch, target, [linear, attention, flash, sampling, snake])
+    problem = compile_launches(monkeypatch, target, [linear, attention, flash, add_norm, sampling, snake])
     if problem:
         pytest.skip(problem)
     for rows in (2, 16):

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .early import early, gdc_launch_dependents, gdc_wait
+
 try:
     import triton
     import triton.language as tl
@@ -35,21 +37,44 @@ if triton is not None:
             x = x * cos + tl.where(d % 2 == 0, -other, other) * sin
         return x.to(at.dtype.element_ty)
 
+    @triton.jit
+    def _page(cache, base, s, last, d, DIM: tl.constexpr):
+        """Returns the positions `s` below `last` of a head's keys or values."""
+        there = (s < last)[:, None] & (d < DIM)[None, :]
+        return tl.load(cache + base + s[:, None] * DIM + d[None, :], mask=there, other=0.0)
+
+    @triton.jit
+    def _add(best, mass, total, q, k, v, exists, scale):
+        """Returns the running maximum, sum and values of a softmax with positions added."""
+        k, v = k.to(tl.float32), v.to(tl.float32)
+        score = tl.where(exists, tl.sum(k * q[None, :], 1) * scale, -float("inf"))
+        top = tl.maximum(best, tl.max(score, 0))
+        base = tl.where(top == -float("inf"), 0.0, top)
+        weight, shrink = tl.exp(score - base), tl.exp(best - base)
+        return top, mass * shrink + tl.sum(weight, 0), total * shrink + tl.sum(weight[:, None] * v, 0)
+
     @triton.jit(do_not_specialize=["chunk", "splits", "rope_step"])
     def _attend(
         qkv, rope, keys, values, positions, out, parts, chunk, splits, rope_step, row_step, head_step, scale,
         HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, TURN: tl.constexpr, SPLIT: tl.constexpr,
-        BLOCK: tl.constexpr,
+        BLOCK: tl.constexpr, EARLY: tl.constexpr,
     ):  # fmt: skip
+        if EARLY:
+            gdc_launch_dependents()
         head, part = tl.program_id(0), tl.program_id(1)
         row, h = head // HEADS, head % HEADS
         d = tl.arange(0, WIDTH)
         inside = d < DIM
         partner = d + 1 - d % 2 * 2
+        # Earlier positions, and this number, were written in earlier steps: no kernel of this step writes them.
         position = tl.load(positions + row).to(tl.int32)
         first = part * chunk
         last = tl.minimum(first + chunk, position)  # the new position itself is in registers
         base = row.to(tl.int64) * row_step + h * head_step
+        s = first + tl.arange(0, BLOCK)
+        old_k, old_v = _page(keys, base, s, last, d, DIM), _page(values, base, s, last, d, DIM)
+        if EARLY:
+            gdc_wait()
         new = qkv + row * 3 * HEADS * DIM + h * DIM
         table = rope + row * rope_step
         q = _turned(new, partner, table, d, inside, TURN).to(tl.float32)
@@ -65,20 +90,12 @@ if triton is not None:
             best = tl.sum(q * k.to(tl.float32), 0) * scale
             mass = 1.0
             total = v.to(tl.float32)
-        start = first
+        best, mass, total = _add(best, mass, total, q, old_k, old_v, s < last, scale)
+        start = first + BLOCK
         while start < last:  # the interpreter's `range` accepts no loaded number
             s = start + tl.arange(0, BLOCK)
-            at = base + s[:, None] * DIM + d[None, :]
-            there = (s < last)[:, None] & inside[None, :]
-            k = tl.load(keys + at, mask=there, other=0.0).to(tl.float32)
-            v = tl.load(values + at, mask=there, other=0.0).to(tl.float32)
-            score = tl.where(s < last, tl.sum(k * q[None, :], 1) * scale, -float("inf"))
-            top = tl.maximum(best, tl.max(score, 0))
-            weight = tl.exp(score - top)
-            shrink = tl.exp(best - top)
-            mass = mass * shrink + tl.sum(weight, 0)
-            total = total * shrink + tl.sum(weight[:, None] * v, 0)
-            best = top
+            k, v = _page(keys, base, s, last, d, DIM), _page(values, base, s, last, d, DIM)
+            best, mass, total = _add(best, mass, total, q, k, v, s < last, scale)
             start += BLOCK
         if SPLIT:
             at = parts + (head * splits + part).to(tl.int64) * (WIDTH + 2)
@@ -89,7 +106,12 @@ if triton is not None:
             tl.store(out + head * DIM + d, (total / mass).to(out.dtype.element_ty), mask=inside)
 
     @triton.jit(do_not_specialize=["splits"])
-    def _join(parts, out, splits, DIM: tl.constexpr, WIDTH: tl.constexpr, MOST: tl.constexpr):
+    def _join(
+        parts, out, splits, DIM: tl.constexpr, WIDTH: tl.constexpr, MOST: tl.constexpr, EARLY: tl.constexpr
+    ):  # fmt: skip
+        if EARLY:
+            gdc_launch_dependents()
+            gdc_wait()
         head = tl.program_id(0)
         s, d = tl.arange(0, MOST), tl.arange(0, WIDTH)
         at = parts + (head * splits + s).to(tl.int64) * (WIDTH + 2)
@@ -124,8 +146,9 @@ def decode(qkv: Tensor, rope: Tensor | None, keys: Tensor, values: Tensor, posit
             qkv, qkv if rope is None else rope.contiguous(), keys, values, positions, out, parts, chunk, splits, step,
             keys.stride(0), keys.stride(1), dim**-0.5,
             HEADS=heads, DIM=dim, WIDTH=width, TURN=rope is not None, SPLIT=splits > 1, BLOCK=BLOCK, num_warps=4,
+            **early(qkv.device),
         )  # fmt: skip
         if splits > 1:
-            most = triton.next_power_of_2(splits)
-            _join[(rows * heads,)](parts, out, splits, DIM=dim, WIDTH=width, MOST=most, num_warps=4)
+            shape = dict(DIM=dim, WIDTH=width, MOST=triton.next_power_of_2(splits))
+            _join[(rows * heads,)](parts, out, splits, **shape, num_warps=4, **early(qkv.device))
     return out

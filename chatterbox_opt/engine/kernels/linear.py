@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...models.layers import gelu, swiglu
+from .early import early, gdc_launch_dependents, gdc_wait
 
 try:
     import triton
@@ -24,7 +25,8 @@ except ImportError:  # CPU builds of torch come without it
     triton = None
 
 FMA_ROWS, MOST_ROWS = 4, 16  # most rows by multiply-add; most rows at all: for more a GEMM library is as fast
-WARPS = 4  # and outputs, per multiply-add program
+WARPS = 4  # per program
+READ = 256  # numbers that a warp reads at once, 16 bytes of bf16 per thread
 TILE_N, TILE_K, STAGES = 16, 256, 4  # of the tensor-core kernel
 ACTS = {None: 0, gelu: 1, swiglu: 2}  # swiglu: W is gate over up, (2 N, K)
 
@@ -50,48 +52,56 @@ if triton is not None:
     def _by_adding(
         x, gain, shift, weight, bias, residual, out, rows, eps,
         N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr,
-        BIASED: tl.constexpr, ADDED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+        BIASED: tl.constexpr, ADDED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
     ):  # fmt: skip
-        # Everything is (BLOCK_N, ROWS, BLOCK_K), so that threads exchange nothing before the sums at the end.
+        # All threads lie along K, so that each reads its part of a row once for all outputs, and threads exchange
+        # nothing before the sums at the end.
+        if EARLY:
+            gdc_launch_dependents()
         r = tl.arange(0, ROWS)[None, :, None]
         n = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N))[:, None, None]
         span = tl.arange(0, BLOCK_K)[None, None, :]
-        zero = tl.zeros((BLOCK_N, ROWS, BLOCK_K), tl.float32)
-        mean = tl.zeros((BLOCK_N, ROWS, 1), tl.float32)
-        if NORM == 2:
-            total = zero
-            for start in tl.static_range(0, K, BLOCK_K):
-                k = start + span
-                at = tl.broadcast_to(x + r * K + k, (BLOCK_N, ROWS, BLOCK_K))
-                total += tl.load(at, mask=(r < rows) & (k < K), other=0.0).to(tl.float32)
-            mean = tl.sum(total, 2)[:, :, None] / K
-        squares, main, gated = zero, zero, zero
-        constant = tl.zeros((BLOCK_N, 1, BLOCK_K), tl.float32)
+        tiles, gates, parts = (), (), ()
         for start in tl.static_range(0, K, BLOCK_K):
             k = start + span
-            at_w = weight + n * K + k
-            inside = (n < N) & (k < K)
-            w = tl.load(at_w + (N * K if ACT == 2 else 0), mask=inside, other=0.0).to(tl.float32)
-            at = tl.broadcast_to(x + r * K + k, (BLOCK_N, ROWS, BLOCK_K))
-            v = tl.load(at, mask=(r < rows) & (k < K), other=0.0).to(tl.float32)
-            if NORM == 2:
-                v = tl.where(k < K, v - mean, 0.0)
-                b = tl.load(tl.broadcast_to(shift + k, (BLOCK_N, 1, BLOCK_K)), mask=k < K, other=0.0).to(tl.float32)
-                constant += w * b
-            if NORM != 0:
-                g = tl.load(tl.broadcast_to(gain + k, (BLOCK_N, 1, BLOCK_K)), mask=k < K, other=0.0).to(tl.float32)
-                squares += v * v
-                v = v * g
-            main += w * v
+            at_w, inside = weight + n * K + k, (n < N) & (k < K)
+            tiles = tiles + (tl.load(at_w + (N * K if ACT == 2 else 0), mask=inside, other=0.0),)  # noqa: RUF005
             if ACT == 2:
-                gated += tl.load(at_w, mask=inside, other=0.0).to(tl.float32) * v
+                gates = gates + (tl.load(at_w, mask=inside, other=0.0),)  # noqa: RUF005
+        # LayerNorm(v) @ w = (v @ (gain w) - mean(v) sum(gain w)) / deviation(v) + shift @ w
+        gains, constant = tl.zeros((BLOCK_N, 1, BLOCK_K), tl.float32), tl.zeros((BLOCK_N, 1, BLOCK_K), tl.float32)
+        if NORM == 2:
+            for i in tl.static_range(0, len(tiles)):
+                k = i * BLOCK_K + span
+                w = tiles[i].to(tl.float32)
+                gains += w * tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)
+                constant += w * tl.load(shift + k, mask=k < K, other=0.0).to(tl.float32)
+        gained, shifted = tl.sum(gains, 2), tl.sum(constant, 2)
+        if EARLY:
+            gdc_wait()
+        for start in tl.static_range(0, K, BLOCK_K):
+            k = start + span
+            v = tl.load(x + r * K + k, mask=(r < rows) & (k < K), other=0.0)
+            parts = parts + (v.to(tl.float32),)  # noqa: RUF005
+        total, squares = tl.zeros((1, ROWS, BLOCK_K), tl.float32), tl.zeros((1, ROWS, BLOCK_K), tl.float32)
+        main, gated = tl.zeros((BLOCK_N, ROWS, BLOCK_K), tl.float32), tl.zeros((BLOCK_N, ROWS, BLOCK_K), tl.float32)
+        for i in tl.static_range(0, len(parts)):
+            k = i * BLOCK_K + span
+            v = parts[i]
+            if NORM == 2:
+                total += v
+            if NORM != 0:
+                squares += v * v
+                v = v * tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)
+            main += tiles[i].to(tl.float32) * v
+            if ACT == 2:
+                gated += gates[i].to(tl.float32) * v
         y, gate = tl.sum(main, 2), tl.sum(gated, 2)
         if NORM != 0:
-            size = 1.0 / tl.sqrt(tl.sum(squares, 2) / K + eps)  # linear, so applied after the sum
-            y, gate = y * size, gate * size
-        if NORM == 2:
-            y += tl.sum(constant, 2)
-            # a gated LayerNorm would need its own constant; no model here has one
+            mean = tl.sum(total, 2) / K  # 0 for RMSNorm
+            size = 1.0 / tl.sqrt(tl.sum(squares, 2) / K - mean * mean + eps)
+            # a gated LayerNorm would need sums of its own; no model here has one
+            y, gate = (y - mean * gained) * size + shifted, gate * size
         n = tl.reshape(n, (BLOCK_N, 1))
         r = tl.reshape(r, (1, ROWS))
         inside = (r < rows) & (n < N)
@@ -102,8 +112,11 @@ if triton is not None:
     def _by_tensor_cores(
         x, gain, shift, weight, bias, residual, out, rows, eps,
         N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr, ACT: tl.constexpr,
-        BIASED: tl.constexpr, ADDED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+        BIASED: tl.constexpr, ADDED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
     ):  # fmt: skip
+        if EARLY:
+            gdc_launch_dependents()
+            gdc_wait()
         r = tl.arange(0, ROWS)
         n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
         span = tl.arange(0, BLOCK_K)
@@ -157,15 +170,20 @@ def plan(rows: int, n: int, k: int, norm: int = 0, act: int = 0, **flags: bool) 
     """Returns the kernel for `rows` rows of `k` inputs and `n` outputs."""
     size = triton.next_power_of_2(rows)
     if size <= FMA_ROWS:
-        kernel, tile_n = _by_adding, WARPS
-        tile_k = min(512, 1024 // size, triton.next_power_of_2(k))  # 8 to 32 sums per thread, of each kind
-        stages = 1
+        kernel, stages = _by_adding, 1
+        tile_n, warps = adding_tile(k)
+        tile_k = min(READ * warps, triton.next_power_of_2(k))
     else:
-        kernel, tile_n, stages = _by_tensor_cores, TILE_N, STAGES
+        kernel, tile_n, warps, stages = _by_tensor_cores, TILE_N, WARPS, STAGES
         size = 16  # the least that tl.dot accepts
         tile_k = min(TILE_K if act != 2 else TILE_K // 2, max(16, triton.next_power_of_2(k)))  # gate and up: two tiles
     shape = dict(N=n, K=k, ROWS=size, NORM=norm, ACT=act, BLOCK_N=tile_n, BLOCK_K=tile_k)
-    return Plan(kernel, triton.cdiv(n, tile_n), dict(**shape, **flags, num_warps=WARPS, num_stages=stages))
+    return Plan(kernel, triton.cdiv(n, tile_n), dict(**shape, **flags, num_warps=warps, num_stages=stages))
+
+
+def adding_tile(k: int) -> tuple[int, int]:
+    """Returns the outputs and the warps of a multiply-add program, as they were fastest for most shapes on an H100."""
+    return (4, 2) if k <= 1024 else (2, 4)
 
 
 def supports(x: Tensor, linear: nn.Module, norm: nn.Module | None = None) -> bool:
@@ -206,5 +224,5 @@ def _run(
     given = (norm.weight if kind else None, shift, weight, bias, None if residual is None else residual.contiguous())
     tensors = [x if t is None else t for t in given]  # tensors that this kernel does not read may be any address
     with torch.cuda.device_of(x):
-        kernel[(programs,)](x, *tensors, out, rows, norm.eps if kind else 0.0, **constants)
+        kernel[(programs,)](x, *tensors, out, rows, norm.eps if kind else 0.0, **constants, **early(x.device))
     return out
