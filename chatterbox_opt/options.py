@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from typing import Any
 
 KERNELS = ("norm_linear", "attention", "linear_add", "sampling", "snake", "flow_attention", "add_norm")  # Triton
-CAPTURES = ("step", "flow", "vocoder")  # what is recorded as graphs: T3's step, a step of the flow, a window of sound
+CAPTURES = ("prefill", "step", "flow", "vocoder")  # recorded as graphs: T3's prefill and step, a flow step, a window
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class EngineOptions:
     # "first" = here, and the first time on a device in a process of its own too | "always" in one; auto: first on CUDA
     slots: int = 16  # exact. utterances decoded in one batch
     cache_len: int = 4096 + 512  # positions a slot can hold at most; memory is taken as needed
-    poll_every: int = 8  # exact. steps between checks for ended utterances (CPU: 1); on a GPU it changes draws
+    poll_every: int = 4  # exact. steps between checks for ended utterances (CPU: 1); on a GPU it changes draws
     prefix_cache: bool = True  # exact. keep a voice's k/v and copy it into slots
     few_rows: bool = True  # exact. products of up to 16 rows laid out for reading W once (CPU, float32)
     short_convs: bool = True  # exact. convolutions of the vocoder with half the products (CPU, float32)

@@ -20,6 +20,9 @@ TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.uint8: "*u8",
     int: "i32", float: "fp32",
 }  # fmt: skip
+PARTS = {  # of kernels, which nobody launches
+    "_finish", "_turned", "_page", "_add", "_numbers", "_kth", "_edge", "_probabilities", "_keep_top", "_penalized",
+}  # fmt: skip
 OPTIONS = {"num_warps", "num_stages", "launch_pdl"}
 
 
@@ -98,6 +101,6 @@ def compile_launches(monkeypatch, target: int, modules: list) -> str | None:
         if starts_early and hasattr(module, "early"):
             monkeypatch.setattr(module, "early", lambda device: {"EARLY": True, "launch_pdl": True})
         for name, value in list(vars(module).items()):
-            if isinstance(value, JITFunction) and name not in ("_finish", "_turned", "_page", "_add"):
+            if isinstance(value, JITFunction) and name not in PARTS:
                 monkeypatch.setattr(module, name, Compiled(value, target))
     return None

@@ -70,7 +70,7 @@ def captures(patient: Patient, name: str) -> Iterator[Finding]:
     patient.speak(model, TEXTS[:1], 40)
     tokens, mel, wav = model.pipeline.tokens, model.pipeline.mel, model.pipeline.wav
     made = captured_parts(tokens, mel, wav)
-    planned = dict(zip(CAPTURES, (tokens.step.planned, mel.graphs.planned, wav.planned)))
+    planned = dict(zip(CAPTURES, (tokens.prompts.planned, tokens.step.planned, mel.graphs.planned, wav.planned)))
     for part in CAPTURES:
         check, others = f"captured {part}: {name}", tuple(p for p in CAPTURES if p != part)
         if part not in made:

@@ -74,13 +74,16 @@ class Prefill:
 
     kv: Tensor  # (layers, 2, R, heads, length, head_dim)
     start: int  # position
+    mask: Tensor | None = None  # of the first layer, for the others
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         end = self.start + k.shape[2]
+        if self.mask is None:
+            self.mask = causal_mask(self.start, end, q.device)
         keys, values = self.kv[layer, :, :, :, :end]
         keys[:, :, self.start :] = k
         values[:, :, self.start :] = v
-        return attend(q, keys, values, causal_mask(self.start, end, q.device))
+        return attend(q, keys, values, self.mask)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from .wav import WavRunner
 def captured_parts(tokens: Speaking | None, mel: MelRunner | None, wav: WavRunner | None) -> dict[str, Captured]:
     """Returns the captures of each part, by its name in options.CAPTURES; on other devices than CUDA of none."""
     found = {
+        "prefill": tokens.prompts.captured if isinstance(tokens, TokenRunner) else None,
         "step": tokens.step.captured if isinstance(tokens, TokenRunner) else None,
         "flow": mel.graphs.captured if mel is not None else None,
         "vocoder": wav.captured if wav is not None else None,

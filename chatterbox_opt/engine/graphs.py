@@ -141,9 +141,8 @@ class Captured:
         with recording:
             if self._graphs and self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # a block that was begun ahead may still be running
-            self._graphs.clear()
-            self._results.clear()
-            self.nodes.clear()
+            for kept in (self._graphs, self._results, self.nodes):
+                kept.clear()
             self._pool = self._stream = None  # the stream's cuBLAS workspace lies in the pool
 
     def _refuses(self, key: Hashable) -> bool:

@@ -188,7 +188,7 @@ class DecodeStep:
         finite = logits.amax(-1).isfinite()
         finite = finite[cond] & finite[uncond]
         if self.kernels.samples(filters):
-            token = sampling_kernel.sample(logits, cond, uncond, seen, noise, params, filters.min_p)
+            token = sampling_kernel.sample(logits, cond, uncond, seen, noise, params, filters, self.config.is_gpt)
         elif self.config.is_gpt:
             token = next_token_turbo(logits[cond], seen, noise, params, filters)
         else:  # rows without guidance name their own row twice: the difference is 0

@@ -14,6 +14,7 @@ from ..options import EngineOptions
 from .cache import Prefill, StaticKVCache, empty_kv, paste
 from .graphs import bucket
 from .linears import prepare_linears
+from .prefill_graphs import ALONE, PrefillGraphs
 from .prefix import Prefix, PrefixCache
 from .quantize import packs_float16
 from .request import Utterance, positions
@@ -38,6 +39,7 @@ class TokenRunner(Speaking):
         prepare_linears(t3, options.quantize, options.few_rows, half)
         self.step = DecodeStep(t3, options)
         self.prefixes = PrefixCache(t3, options.prefix_cache, self.step.kernels.operations)
+        self.prompts = PrefillGraphs(t3, options, self.step.kernels.operations)
         self.cache: StaticKVCache | None = None
         self._asked = 0  # slots that memory was wanted for: a device may have too little
 
@@ -89,13 +91,14 @@ class TokenRunner(Speaking):
         """Allocates and captures for `batch` utterances of ordinary length, before the first request."""
         self.reserve(self.options.slots, LIVE[3])
         self.step.warmup(min(batch, self.slots.capacity))
+        self.prompts.warmup(batch)
 
     # ---- joining -------------------------------------------------------------------------------------
 
     def prefill(self, new: Sequence[Utterance]) -> None:
-        """Gives each a slot, and draws its first token. With a shared cache, voices of one prefix length share a pass:
-        all of Llama's, and GPT-2's from recordings of equal length. Otherwise each has a pass of its own, so that its
-        result does not depend on the others and nothing is padded."""
+        """Gives each a slot, and draws its first token. With a shared cache, many voices of one prefix length share a
+        pass: all of Llama's, and GPT-2's from recordings of equal length. Otherwise each has a pass of its own, so that
+        its result does not depend on the others and nothing is padded."""
         if not self.live:
             self.reserve(self.options.slots, max(positions(u, self.config, self.options) for u in new))
         if not self.shared:
@@ -107,7 +110,9 @@ class TokenRunner(Speaking):
             prefix = self.prefixes.get(utterance.cond)
             by_length[prefix.length].append((utterance, prefix))
         for group in by_length.values():
-            self._join(group)
+            one_by_one = self.prompts.on and len(group) <= ALONE
+            for part in ([one] for one in group) if one_by_one else [group]:
+                self._join(part)
 
     def _prompt(self, added: list[Slot], prefixes: list[Prefix]) -> Tensor:
         """Writes voice and text of new utterances to their rows, right-padded; returns (rows, V) logits of their first
@@ -123,10 +128,13 @@ class TokenRunner(Speaking):
         # The start tokens directly follow each text, so they are written into the padding, not behind it.
         x = self._text_rows(ids.view(len(texts), longest), [len(t) for t in texts], uncond == 1)
         kv = self._rows_of(added, size + x.shape[1])
+        for slot in added:
+            slot.position = size + len(slot.utterance.text_ids) + starts
+        if len(added) == 1 and (logits := self.prompts.run(x, prefixes[0], ends, kv)) is not None:
+            return logits
         for slot, prefix in zip(added, prefixes):
             for row in slot.rows:
                 paste(kv, row - first, prefix.k, prefix.v)
-            slot.position = size + len(slot.utterance.text_ids) + starts
         span = torch.arange(size, size + x.shape[1], device=self.device)
         hidden = self.t3(x, span[None], Prefill(kv, size), self.step.kernels.operations)
         return self.t3.logits(hidden[torch.arange(len(texts), device=self.device), ends])

@@ -160,17 +160,18 @@ def test_workspaces_may_stay_and_models_may_not(left, verdict, monkeypatch):
 def test_what_is_captured_is_reported_with_its_numbers():
     model = OptimizedChatterboxTTS.from_mini("cpu", engine=EngineOptions(slots=2))
     line = model.pipeline
-    for part in (line.tokens.step, line.mel.graphs, line.wav):
+    for part in (line.tokens.prompts, line.tokens.step, line.mel.graphs, line.wav):
         part.captured = Replay()
     line.wav.captured.closed = "RuntimeError: not while a stream is being captured"
     line.tokens.step.captured.nodes = {"a": 300, "b": 320}
     patient = SimpleNamespace(model=lambda name: model, speak=lambda *how: line.tokens.reserve(2, 256))
-    step, flow, vocoder = numbers.captures(patient, "mini")
+    prefill, step, flow, vocoder = numbers.captures(patient, "mini")
     assert step.text.startswith("0 captured of 300 to 320 nodes; the first takes")
     assert f"warmup(1) captures {len(line.tokens.step.planned(1))}, warmup(16)" in step.text
     assert step.figures["nodes"] == {"a": 300, "b": 320}
-    assert (flow.check, flow.verdict) == ("captured flow: mini", OK)
-    assert (vocoder.verdict, vocoder.switch[-17:]) == (WRONG, "('step', 'flow'))")
+    for finding, part in ((prefill, "prefill"), (flow, "flow")):
+        assert (finding.check, finding.verdict) == (f"captured {part}: mini", OK)
+    assert (vocoder.verdict, vocoder.switch[-17:]) == (WRONG, "('prefill', 'step', 'flow'))"[-17:])
     model.close()
 
 

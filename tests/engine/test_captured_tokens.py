@@ -21,9 +21,10 @@ from chatterbox_opt.models.t3 import T3
 
 
 def replaying(t3, options=EXACT):
-    """An engine whose decode steps are captured, as on a GPU."""
+    """An engine whose prefill and decode steps are captured and which draws ahead, as on a GPU."""
     engine = engine_of(t3, options)
     engine.tokens.step.captured = Replay.of(engine.tokens.step.captured)
+    engine.tokens.prompts.captured = Replay.of(engine.tokens.prompts.captured)
     engine.tokens.draws_ahead = True
     assert engine.tokens.shared
     return engine

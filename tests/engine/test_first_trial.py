@@ -14,15 +14,15 @@ import torch
 from replay import Replay
 
 from chatterbox_opt.config import tiny
-from chatterbox_opt.engine import first_trial, flow_graphs, step, trial_child, trial_process, wav
+from chatterbox_opt.engine import first_trial, flow_graphs, prefill_graphs, step, trial_child, trial_process, wav
 from chatterbox_opt.engine.trial_process import CRASHED, HUNG, SURVIVED, UNTOLD
-from chatterbox_opt.options import EngineOptions
+from chatterbox_opt.options import CAPTURES, EngineOptions
 
 CPU = torch.device("cpu")
 CONFIG = tiny("tts")
 HERE = EngineOptions.exact(compile="cudagraph", trial="here")  # on a CPU the step runs as a capture would
 FIRST = HERE.replace(trial="first")
-ALL = [f"capture {name}" for name in ("step", "flow", "vocoder")]
+ALL = [f"capture {name}" for name in CAPTURES]
 
 # in the child's place: speaks as it does, and does in the part named what is asked for
 FAULTY = """
@@ -94,7 +94,7 @@ def test_what_a_child_runs_is_captured(family, monkeypatch):
         made[-1]._seconds = lambda run: (run(), 1.0)[1]
         return made[-1]
 
-    for module in (step, flow_graphs, wav):
+    for module in (prefill_graphs, step, flow_graphs, wav):
         monkeypatch.setattr(module, "Captured", replaying)
     monkeypatch.setattr(wav, "SIZES", (64,))
     monkeypatch.setattr(flow_graphs, "sizes", lambda step: (48,))
@@ -128,14 +128,14 @@ def test_what_a_child_does_not_survive_is_left_out(fault, verdict, why, starts, 
     monkeypatch.setattr(trial_process, "PART_SECONDS", 2.0)
     faulty(monkeypatch, "capture flow", fault)
     got = settle()
-    assert got.captures == ("step", "vocoder")
+    assert got.captures == ("prefill", "step", "vocoder")
     assert got.replace(captures=True) == FIRST, "nothing else has changed"
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     for text in (f"capture flow {verdict}", why, "trial='always'"):
         assert text in record.getMessage()
     assert [job["parts"] for job in starts] == [ALL, ["capture vocoder"]]
-    assert starts[1]["options"].captures == ("step", "vocoder"), "it takes no second child with it"
+    assert starts[1]["options"].captures == ("prefill", "step", "vocoder"), "it takes no second child with it"
     (file,) = folder.iterdir()
     assert json.loads(file.read_text())["parts"]["capture flow"]["verdict"] == verdict
     next_start(monkeypatch)
@@ -147,7 +147,7 @@ def test_what_a_child_does_not_survive_is_left_out(fault, verdict, why, starts, 
 
 def test_always_tries_again(starts, monkeypatch):
     faulty(monkeypatch, "capture step", "os.abort()")
-    assert settle().captures == ("flow", "vocoder")
+    assert settle().captures == ("prefill", "flow", "vocoder")
     faulty(monkeypatch)
     next_start(monkeypatch)
     always = FIRST.replace(trial="always")
@@ -270,11 +270,11 @@ def test_what_is_wanted_later_is_tried_later(starts, monkeypatch):
     faulty(monkeypatch)
     settle(FIRST.replace(captures=("step",)))
     settle()
-    assert [job["parts"] for job in starts] == [["capture step"], ["capture flow", "capture vocoder"]]
+    assert [job["parts"] for job in starts] == [["capture step"], ["capture prefill", "capture flow", "capture vocoder"]]
 
 
 def test_what_is_known_to_crash_takes_no_later_part_with_it(starts, monkeypatch):
     faulty(monkeypatch, "capture step", "os.abort()")
     settle(FIRST.replace(captures=("step",)))
     settle()
-    assert starts[-1]["options"].captures == ("flow", "vocoder")
+    assert starts[-1]["options"].captures == ("prefill", "flow", "vocoder")

@@ -152,8 +152,8 @@ def some_draw(vocab: int, device=CPU):
         cfg=torch.tensor([[0.5], [0.0], [1.0], [0.3], [0.5]], **column),
         temperature=torch.tensor([[0.8], [0.0], [0.3], [1.5], [0.0]], **column),
         min_p=torch.tensor([[0.05], [0.05], [0.0], [0.3], [1.0]], **column),
-        top_p=torch.ones(slots, 1, device=device),
-        top_k=torch.zeros(slots, 1, dtype=torch.long, device=device),
+        top_p=torch.tensor([[0.95], [1.0], [0.5], [0.9], [0.0]], **column),
+        top_k=torch.tensor([[0], [50], [1], [100], [7]], device=device),
         penalty=torch.tensor([[1.2], [1.0], [2.0], [0.8], [1.2]], **column),
     )
     cond = torch.tensor([1, 2, 4, 7, 8], device=device)
@@ -163,21 +163,51 @@ def some_draw(vocab: int, device=CPU):
     return logits, cond, uncond, seen, noise, params
 
 
-def drawn_plainly(logits, cond, uncond, seen, noise, params, min_p: bool):
-    guided = plain.guide(logits[cond], logits[uncond], params.cfg)
-    return plain.next_token(guided, seen, noise, params, plain.Filters(min_p=min_p))
+def drawn_plainly(logits, cond, uncond, seen, noise, params, filters, turbo=False):
+    if turbo:
+        return plain.next_token_turbo(logits[cond], seen, noise, params, filters)
+    return plain.next_token(plain.guide(logits[cond], logits[uncond], params.cfg), seen, noise, params, filters)
 
 
-@pytest.mark.parametrize("min_p", [True, False])
+FILTERS = [plain.Filters(min_p, top, top) for min_p in (True, False) for top in (False, True)]
+
+
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
 @pytest.mark.parametrize("vocab", [3, 1000, 8194])
 @pytest.mark.usefixtures("interpreted")
 @torch.inference_mode()
-def test_sampling(vocab, min_p):
-    for _ in range(5):
+def test_sampling(vocab, filters):
+    for _ in range(1 if filters.top_p else 5):  # the interpreter is slow
         given = some_draw(vocab)
-        got = sampling.sample(*given, min_p)
+        got = sampling.sample(*given, filters)
         assert got.dtype == torch.long
-        assert torch.equal(got, drawn_plainly(*given, min_p))
+        assert torch.equal(got, drawn_plainly(*given, filters))
+
+
+@pytest.mark.parametrize("filters", [f for f in FILTERS if not f.min_p], ids=str)
+@pytest.mark.usefixtures("interpreted")
+@torch.inference_mode()
+def test_sampling_in_turbos_order(filters):
+    for _ in range(2):
+        given = some_draw(300)
+        assert torch.equal(sampling.sample(*given, filters, True), drawn_plainly(*given, filters, True))
+
+
+@pytest.mark.parametrize("top_p", [[0.0, 0.3, 0.95, 1.0, 0.5], [0.95, 0.95, 0.0, 0.3, 0.3]])
+@pytest.mark.usefixtures("interpreted")
+@torch.inference_mode()
+def test_top_filters_keep_what_sorting_keeps(top_p):
+    """Of many equal logits too, as half precision makes them. Without noise to hide it, each draw is of what is left:
+    the noise of one token after the other is made so small that it would win."""
+    logits, cond, uncond, seen, noise, params = some_draw(20)
+    logits, filters = (logits * 2).round() / 2, plain.Filters(False, True, True)
+    params.top_k[:, 0] = torch.tensor([0, 1, 7, 15, 50])
+    params.top_p[:, 0], params.temperature[:] = torch.tensor(top_p), 0.8
+    for wanted in range(20):
+        noise[:] = 1.0
+        noise[:, wanted] = 1e-6
+        given = logits, cond, uncond, seen, noise, params, filters
+        assert torch.equal(sampling.sample(*given), drawn_plainly(*given))
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -185,7 +215,7 @@ def test_sampling(vocab, min_p):
 def test_sampling_takes_the_first_of_equals():
     logits, cond, uncond, seen, noise, params = some_draw(100)
     logits[:], noise[:], seen[:] = 1.0, 1.0, False
-    assert not sampling.sample(logits, cond, uncond, seen, noise, params, True).any()
+    assert not sampling.sample(logits, cond, uncond, seen, noise, params, FILTERS[0]).any()
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -289,7 +319,8 @@ def full_size(dtype: torch.dtype, rows: int, device=CPU):
             positions = [(live - 1) * (i + 1) // rows for i in range(rows)]
             yield lambda p=positions, v=live, t=turn: sides(p, v, 16, 64, t, dtype, device)
     given = some_draw(8194, device)
-    yield lambda: [(f(*given, True),) for f in (sampling.sample, drawn_plainly)]
+    for filters, turbo in ((FILTERS[0], False), (FILTERS[1], False), (FILTERS[3], True)):
+        yield lambda f=filters, t=turbo: [(draw(*given, f, t),) for draw in (sampling.sample, drawn_plainly)]
     if dtype != torch.float32:
         frames = some_frames(2, 500, 8, 64, dtype, device)
         yield lambda: [(f(*frames, 8),) for f in (flash.attend_all, attend_all)]

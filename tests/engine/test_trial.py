@@ -134,7 +134,7 @@ def counted(monkeypatch, shared):
     from kernel_runs import interpret
 
     interpret(monkeypatch)
-    monkeypatch.setattr(linear, "WARPS", 64)  # so many outputs a program: a program costs the same whatever it holds
+    monkeypatch.setattr(linear, "adding_tile", lambda k: (64, 4))  # a program costs the same whatever it holds
     counts = dict.fromkeys(KERNELS[:4], 0)
     places = (linear, "norm_linear"), (attention, "decode"), (linear, "linear_add"), (sampling, "sample")
     def counting(name, plain):
@@ -161,7 +161,7 @@ def test_tokens_are_the_plain_steps_tokens(family, counted):
     # a decode step has two products of each kind a layer; the first token comes from the prompt
     assert counted["attention"] >= steps - 2 * t3.config.layers
     assert counted["norm_linear"] == counted["linear_add"] == 2 * counted["attention"]
-    assert (counted["sampling"] > 0) == (family == "tts")
+    assert counted["sampling"] > 0
 
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
@@ -211,14 +211,8 @@ def test_every_kernel_passes_its_own_trial(counted):
         kernels = with_kernels(t3, judge=judge).tokens.step.kernels
         kernels.fit(2)
         names = {key[0] for key in kernels.good}
-        assert names == set(KERNELS[:4]) - ({"sampling"} if family == "turbo" else set())
-
-
-def test_filters_that_sort_are_left_to_the_twin(counted):
-    t3 = random_t3("tts")
-    draw(with_kernels(t3), [request(t3.config, top_p=0.9, max_new_tokens=2)])
-    assert counted["attention"]
-    assert not counted["sampling"]
+        assert names == set(KERNELS[:4])
+        assert len([key for key in kernels.good if key[0] == "sampling"]) == (2 if family == "turbo" else 4)
 
 
 def test_quantised_linears_are_left_to_their_twin(counted):

@@ -25,9 +25,8 @@ except ImportError:  # CPU builds of torch come without it
     triton = None
 
 FMA_ROWS, MOST_ROWS = 4, 16  # most rows by multiply-add; most rows at all: for more a GEMM library is as fast
-WARPS = 4  # per program
 READ = 256  # numbers that a warp reads at once, 16 bytes of bf16 per thread
-TILE_N, TILE_K, STAGES = 16, 256, 4  # of the tensor-core kernel
+TILE_K = 256  # inputs per product of tensor cores
 ACTS = {None: 0, gelu: 1, swiglu: 2}  # swiglu: W is gate over up, (2 N, K)
 
 
@@ -116,43 +115,43 @@ if triton is not None:
     ):  # fmt: skip
         if EARLY:
             gdc_launch_dependents()
-            gdc_wait()
         r = tl.arange(0, ROWS)
         n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
         span = tl.arange(0, BLOCK_K)
-        mean = tl.zeros((ROWS,), tl.float32)
-        size = tl.zeros((ROWS,), tl.float32)
-        if NORM == 2:
-            for start in range(0, K, BLOCK_K):
-                k = start + span
-                valid = (r < rows)[:, None] & (k < K)[None, :]
-                mean += tl.sum(tl.load(x + r[:, None] * K + k[None, :], mask=valid, other=0.0).to(tl.float32), 1)
-            mean = mean / K
-        if NORM != 0:
-            for start in range(0, K, BLOCK_K):
-                k = start + span
-                valid = (r < rows)[:, None] & (k < K)[None, :]
-                v = tl.load(x + r[:, None] * K + k[None, :], mask=valid, other=0.0).to(tl.float32) - mean[:, None]
-                size += tl.sum(tl.where(valid, v * v, 0.0), 1)
-            size = 1.0 / tl.sqrt(size / K + eps)
-        main = tl.zeros((BLOCK_N, ROWS), tl.float32)
-        gated = tl.zeros((BLOCK_N, ROWS), tl.float32)
-        for start in range(0, K, BLOCK_K):
+        tiles, gates = (), ()
+        gained, shifted = tl.zeros((BLOCK_N,), tl.float32), tl.zeros((BLOCK_N,), tl.float32)
+        for start in tl.static_range(0, K, BLOCK_K):
             k = start + span
-            at_w = weight + n[:, None] * K + k[None, :]
-            inside = (n < N)[:, None] & (k < K)[None, :]
-            w = tl.load(at_w + (N * K if ACT == 2 else 0), mask=inside, other=0.0)
+            at_w, inside = weight + n[:, None] * K + k[None, :], (n < N)[:, None] & (k < K)[None, :]
+            tiles = tiles + (tl.load(at_w + (N * K if ACT == 2 else 0), mask=inside, other=0.0),)  # noqa: RUF005
+            if ACT == 2:
+                gates = gates + (tl.load(at_w, mask=inside, other=0.0),)  # noqa: RUF005
+        if NORM == 2:  # as in _by_adding
+            for i in tl.static_range(0, len(tiles)):
+                k, w = i * BLOCK_K + span, tiles[i].to(tl.float32)
+                gained += tl.sum(w * tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)[None, :], 1)
+                shifted += tl.sum(w * tl.load(shift + k, mask=k < K, other=0.0).to(tl.float32)[None, :], 1)
+        if EARLY:
+            gdc_wait()
+        total, squares = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
+        main, gated = tl.zeros((BLOCK_N, ROWS), tl.float32), tl.zeros((BLOCK_N, ROWS), tl.float32)
+        for i in tl.static_range(0, len(tiles)):
+            k = i * BLOCK_K + span
             v = tl.load(x + r[:, None] * K + k[None, :], mask=(r < rows)[:, None] & (k < K)[None, :], other=0.0)
             if NORM != 0:
-                u = (v.to(tl.float32) - mean[:, None]) * size[:, None]
-                u = u * tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
+                u = v.to(tl.float32)
+                squares += tl.sum(u * u, 1)
                 if NORM == 2:
-                    u += tl.load(shift + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
-                v = u.to(x.dtype.element_ty)
+                    total += tl.sum(u, 1)
+                v = (u * tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)[None, :]).to(x.dtype.element_ty)
             v = tl.trans(v)
-            main = tl.dot(w, v, main)
+            main = tl.dot(tiles[i], v, main)
             if ACT == 2:
-                gated = tl.dot(tl.load(at_w, mask=inside, other=0.0), v, gated)
+                gated = tl.dot(gates[i], v, gated)
+        if NORM != 0:
+            mean = (total / K)[None, :]
+            size = 1.0 / tl.sqrt((squares / K)[None, :] - mean * mean + eps)
+            main, gated = (main - mean * gained[:, None]) * size + shifted[:, None], gated * size
         n, r = n[:, None], r[None, :]
         at, inside = r * N + n, (r < rows) & (n < N)
         _finish(main, gated, bias, residual, out, at, tl.broadcast_to(n, (BLOCK_N, ROWS)), inside, ACT, BIASED, ADDED)
@@ -170,20 +169,25 @@ def plan(rows: int, n: int, k: int, norm: int = 0, act: int = 0, **flags: bool) 
     """Returns the kernel for `rows` rows of `k` inputs and `n` outputs."""
     size = triton.next_power_of_2(rows)
     if size <= FMA_ROWS:
-        kernel, stages = _by_adding, 1
+        kernel = _by_adding
         tile_n, warps = adding_tile(k)
         tile_k = min(READ * warps, triton.next_power_of_2(k))
     else:
-        kernel, tile_n, warps, stages = _by_tensor_cores, TILE_N, WARPS, STAGES
+        kernel, (tile_n, warps) = _by_tensor_cores, dot_tile(k, act)
         size = 16  # the least that tl.dot accepts
-        tile_k = min(TILE_K if act != 2 else TILE_K // 2, max(16, triton.next_power_of_2(k)))  # gate and up: two tiles
+        tile_k = min(TILE_K, max(16, triton.next_power_of_2(k)))
     shape = dict(N=n, K=k, ROWS=size, NORM=norm, ACT=act, BLOCK_N=tile_n, BLOCK_K=tile_k)
-    return Plan(kernel, triton.cdiv(n, tile_n), dict(**shape, **flags, num_warps=warps, num_stages=stages))
+    return Plan(kernel, triton.cdiv(n, tile_n), dict(**shape, **flags, num_warps=warps, num_stages=1))
 
 
 def adding_tile(k: int) -> tuple[int, int]:
     """Returns the outputs and the warps of a multiply-add program, as they were fastest for most shapes on an H100."""
     return (4, 2) if k <= 1024 else (2, 4)
+
+
+def dot_tile(k: int, act: int) -> tuple[int, int]:
+    """Returns the outputs and the warps of a tensor-core program, whose weights all lie in registers."""
+    return (16, 4) if k <= 1024 else (8, 2)  # wider ones have no room in the shared memory of smaller devices
 
 
 def supports(x: Tensor, linear: nn.Module, norm: nn.Module | None = None) -> bool:

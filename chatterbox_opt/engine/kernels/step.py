@@ -15,7 +15,7 @@ from ...models import layers
 from ...models.t3 import T3
 from ..cache import Decode, StaticKVCache, empty_kv
 from ..graphs import bucket
-from ..sampling import Filters, RowParams, guide, next_token
+from ..sampling import Filters, RowParams, guide, next_token, next_token_turbo
 from . import attention, linear, sampling, trial
 
 MOST_ROWS = 32  # tried; attention with more rows is judged by this many
@@ -61,7 +61,7 @@ class StepKernels:
         return attention.decode if ("attention", min(bucket(rows), MOST_ROWS)) in self.good else None
 
     def samples(self, filters: Filters) -> bool:
-        return ("sampling", filters.min_p) in self.good and not (filters.top_p or filters.top_k)
+        return ("sampling", filters.min_p, filters.top_p or filters.top_k) in self.good
 
     # ---- what is tried ---------------------------------------------------------------------------
 
@@ -76,10 +76,11 @@ class StepKernels:
                 self._try_linears(size)
             if "attention" in self.wanted:
                 self._try_attention(size)
-        if "sampling" in self.wanted and not self._sampling_tried and not self.t3.config.is_gpt:
+        if "sampling" in self.wanted and not self._sampling_tried:
             self._sampling_tried = True
-            for min_p in (True, False):
-                self._try_sampling(min_p)
+            for min_p in (False,) if self.t3.config.is_gpt else (True, False):
+                for top in (False, True):
+                    self._try_sampling(Filters(min_p, top, top))
 
     def _random(self, *shape: int) -> Tensor:
         generator = torch.Generator(self.device).manual_seed(0)  # leaves the requests' generators alone
@@ -127,8 +128,8 @@ class StepKernels:
         shape = f"{config.heads} heads of {config.head_dim}, {'no ' * gpt}rope, {size} rows of {LIVE} positions"
         self._judge(("attention", size), shape, side(attention.decode), side(None), trial.TOLERANCE[self.dtype])
 
-    def _try_sampling(self, min_p: bool) -> None:
-        vocab, full = self.t3.config.speech_vocab, dict(device=self.device)
+    def _try_sampling(self, filters: Filters) -> None:
+        turbo, vocab, full = self.t3.config.is_gpt, self.t3.config.speech_vocab, dict(device=self.device)
         generator = torch.Generator(self.device).manual_seed(0)
         logits = 4 * torch.randn(2 * SLOTS, vocab, generator=generator, **full)
         seen = torch.rand(SLOTS, vocab, generator=generator, **full) < 0.1
@@ -136,17 +137,19 @@ class StepKernels:
         heat = torch.full((SLOTS, 1), 0.8, **full)
         heat[-1] = 0
         half, one = torch.full((SLOTS, 1), 0.5, **full), torch.ones(SLOTS, 1, **full)
-        params = RowParams(half, heat, 0.1 * half, one, one.long(), 2.4 * half)
+        params = RowParams(half, heat, 0.1 * half, 0.95 * one, (vocab // 6 * one).long(), 2.4 * half)
         cond = torch.arange(0, 2 * SLOTS, 2, **full)
-        filters = Filters(min_p=min_p)
 
         def twin(_: int) -> tuple[Tensor]:
+            if turbo:
+                return (next_token_turbo(logits[cond], seen, noise, params, filters),)
             return (next_token(guide(logits[cond], logits[cond + 1], params.cfg), seen, noise, params, filters),)
 
         def kernel(_: int) -> tuple[Tensor]:
-            return (sampling.sample(logits, cond, cond + 1, seen, noise, params, min_p),)
+            return (sampling.sample(logits, cond, cond + 1, seen, noise, params, filters, turbo),)
 
-        self._judge(("sampling", min_p), f"{vocab} tokens, min-p {min_p}", kernel, twin, 0.0)
+        shape = f"{vocab} tokens, min-p {filters.min_p}, top-k and top-p {filters.top_p}"
+        self._judge(("sampling", filters.min_p, filters.top_p), shape, kernel, twin, 0.0)
 
 
 def llama_products(block: nn.Module) -> list[tuple]:
