@@ -13,11 +13,36 @@ def write_whole(path: Path, data: bytes, writer: str = "") -> None:
     distinguishes those that may write one file at the same time."""
     part = path.with_name(path.name + writer + PART)
     try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(part, data)
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def write_new(path: Path, data: bytes, writer: str) -> None:
+    """As write_whole(), but raises FileExistsError if the file exists: of several writers one succeeds."""
+    part = path.with_name(path.name + writer + PART)
+    try:
+        _write(part, data)
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            raise
+        except OSError:  # no hard links here: the name is taken by an empty file, and that replaced
+            with open(path, "xb"):
+                pass
+            try:
+                os.replace(part, path)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

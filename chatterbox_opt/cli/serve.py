@@ -17,7 +17,7 @@ def add_command(commands: Any) -> None:
     serve.add_argument("--port", type=int, default=8004)
     serve.add_argument("--api-key", help="asked for as a bearer token; any user of this machine can see it here")
     serve.add_argument("--api-key-file", type=Path, help="a file that holds the key")
-    serve.add_argument("--voices", type=Path, default=Path("voices"), help="the folder of uploaded voices")
+    serve.add_argument("--voices", default="voices", metavar="DIR_OR_URL", help="where uploaded voices are kept")
     serve.add_argument("--max-waiting", type=int, default=64, help="speeches that may wait; others are sent away (429)")
     serve.add_argument("--max-text", type=int, default=100_000, help="characters of a request")
     serve.add_argument("--max-upload-mb", type=int, default=25)

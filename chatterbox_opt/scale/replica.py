@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,6 +14,7 @@ from ..serve.app import create_app
 from ..serve.metrics import Figures
 from ..serve.service import Service
 from ..serve.settings import ServeSettings
+from ..serve.voice_files.place import absolute
 from .cluster import Share
 
 NAME = "speech"
@@ -46,7 +46,7 @@ def application(settings: ServeSettings, load: Callable[[], Any], share: Share, 
     """For serve.run(). `load` makes a model where it is called. `more`: of serve.deployment()."""
     if settings.wyoming_port is not None:
         raise ValueError("the Wyoming protocol is the plain server's: leave out --wyoming")
-    settings = replace(settings, voices_dir=Path(settings.voices_dir).absolute())
+    settings = replace(settings, voices_dir=absolute(settings.voices_dir))
     scaling = {
         "min_replicas": share.fewest, "max_replicas": share.most, "target_ongoing_requests": AT_ONCE / 2,
         "upscale_delay_s": 10, "downscale_delay_s": 300,

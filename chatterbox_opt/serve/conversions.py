@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .errors import ApiError
-from .voices import check_recording
+from .recordings import check_recording
 
 MOST_AT_ONCE = 4  # in hand or waiting; the flow of one fills the device
 

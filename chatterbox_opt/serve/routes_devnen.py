@@ -55,26 +55,26 @@ class TtsRequest(BaseModel):
         return self.reference_audio_filename
 
 
-def _voices(service: Service) -> list[dict[str, str]]:
+async def _voices(service: Service) -> list[dict[str, str]]:
     """What needs no recording: there it is a file, here a name."""
     return [
         {"display_name": item["name"], "filename": item["name"], "voice_id": item["name"]}
-        for item in service.voices.listing()["data"] if not item["deletable"]
+        for item in (await service.voice_list())["data"] if not item["deletable"]
     ]
 
 
-def _references(service: Service) -> list[str]:
-    return [item["name"] for item in service.voices.brought()]
+async def _references(service: Service) -> list[str]:
+    return [item["name"] for item in (await service.voice_list())["data"] if item["deletable"]]
 
 
 @router.get("/get_predefined_voices")
 async def predefined_voices(request: Request) -> list[dict[str, str]]:
-    return _voices(service_of(request))
+    return await _voices(service_of(request))
 
 
 @router.get("/get_reference_files")
 async def reference_files(request: Request) -> list[str]:
-    return _references(service_of(request))
+    return await _references(service_of(request))
 
 
 @router.get("/api/ui/initial-data")
@@ -83,8 +83,8 @@ async def initial_data(request: Request) -> dict[str, Any]:
     defaults = {name: one["default"] for name, one in catalogue.sliders(service.model).items()}
     return {
         "config": {"generation_defaults": {**defaults, "speed_factor": 1.0, "language": "en"}},
-        "reference_files": _references(service),
-        "predefined_voices": _voices(service),
+        "reference_files": await _references(service),
+        "predefined_voices": await _voices(service),
         "presets": [],
         "model_info": {
             "loaded": True, "type": service.settings.model_id, "class_name": type(service.model).__name__,

@@ -60,7 +60,7 @@ class NewVoice(BaseModel):
 
 @router.get("/v1/audio/voices")
 async def voices(request: Request) -> dict[str, Any]:
-    return service_of(request).voices.listing()
+    return await service_of(request).voice_list()
 
 
 @router.post("/v1/audio/voices")
@@ -71,7 +71,7 @@ async def add_voice(form: Annotated[NewVoice, Form(media_type="multipart/form-da
 
 @router.get("/v1/audio/voices/{name}")
 async def voice(name: str, request: Request) -> dict[str, Any]:
-    for item in service_of(request).voices.listing()["data"]:
+    for item in (await service_of(request).voice_list())["data"]:
         if name in (item["id"], item["name"]):
             return item
     raise ApiError(404, f"There is no voice {name!r}", param="name", code="voice_not_found")

@@ -21,6 +21,7 @@ from .voices import VoiceStore
 
 logger = logging.getLogger(__name__)
 ENCODING_THREADS = 4
+LOOKING_THREADS = 4  # for voices, which may be far away
 MOST_CHANGES = 16  # uploads and deletions in hand
 MOST_SESSIONS = 1000  # that text comes over, most of them silent most of the time
 RECENT = 32  # speeches whose duration tells how long the others will wait
@@ -43,6 +44,7 @@ class Service:
         self._encoding = ThreadPoolExecutor(ENCODING_THREADS, "serve-encode")
         self._entry = ThreadPoolExecutor(1, "serve-submit")  # one: speeches begin in the order they came
         self._preparing = ThreadPoolExecutor(1, "serve-voices")
+        self._looking_up = ThreadPoolExecutor(LOOKING_THREADS, "serve-look-up")
 
     def opened(self, model: Any) -> None:
         """The model is there. Called in the thread that loaded it, before anybody can ask for speech."""
@@ -55,7 +57,7 @@ class Service:
             live.close()
         if self.model is not None:
             self.model.close()
-        for pool in (self._encoding, self._entry, self._preparing):
+        for pool in (self._encoding, self._entry, self._preparing, self._looking_up):
             pool.shutdown(cancel_futures=True)
         if self.converter is not None:
             self.converter.close()
@@ -96,8 +98,11 @@ class Service:
         return await self._enter(text, arguments)
 
     async def voice(self, name: str | None) -> Any:
-        """What the engine calls a voice; from the folder where it was not used lately."""
-        return await self.in_thread(self._encoding, self.voices.get, name)
+        """What the engine calls a voice; from where it is kept, if it was not used lately."""
+        return await self.in_thread(self._looking_up, self.voices.get, name)
+
+    async def voice_list(self) -> dict[str, Any]:
+        return await self.in_thread(self._looking_up, self.voices.listing)
 
     def check_text(self, text: str) -> None:
         if not text.strip():

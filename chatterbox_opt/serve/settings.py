@@ -15,7 +15,7 @@ class ServeSettings:
     host: str = "127.0.0.1"
     port: int = 8004
     api_key: str | None = field(default=None, repr=False)  # None = nobody is asked for one
-    voices_dir: Path = Path("voices")
+    voices_dir: str | Path = Path("voices")  # or a URL that fsspec knows
     max_waiting: int = 64  # speeches that wait for rows; one more is told to come back later
     allowed_origins: tuple[str, ...] = ()  # of pages elsewhere that may call; "*" = all
     wyoming_port: int | None = None
@@ -23,7 +23,7 @@ class ServeSettings:
     max_text: int = 100_000  # characters of a request
     max_json: int = 2 * MEGABYTE  # bytes of a request that is no upload
     max_upload: int = 25 * MEGABYTE  # bytes of a recording
-    max_voices: int = 1000  # in the folder
+    max_voices: int = 1000  # that are kept
     stall_seconds: float = 60.0  # a client that reads nothing for so long has left
     idle_seconds: float = 300.0  # a WebSocket client that says nothing for so long has left
     drain_seconds: float = 120.0  # what was accepted is finished within this after SIGTERM

@@ -79,7 +79,7 @@ class Handler(AsyncEventHandler):
     async def _handle(self, event: Event) -> None:
         if Describe.is_type(event.type):
             self.service.check_ready()
-            await self.write_event(about(self.service).event())
+            await self.write_event((await about(self.service)).event())
         elif Ping.is_type(event.type):
             await self.write_event(Pong(text=Ping.from_event(event).text).event())
         elif Synthesize.is_type(event.type):
@@ -159,11 +159,12 @@ class Handler(AsyncEventHandler):
         await self._drop()
 
 
-def about(service: Service) -> Info:
+async def about(service: Service) -> Info:
     spoken = list(catalogue.languages(service.model))
     by = Attribution(name="chatterbox_opt", url="https://github.com/resemble-ai/chatterbox")
     describe = partial(TtsVoice, attribution=by, installed=True, version=__version__, languages=spoken)
-    voices = [describe(name=item["name"], description=item["label"]) for item in service.voices.listing()["data"]]
+    listed = (await service.voice_list())["data"]
+    voices = [describe(name=item["name"], description=item["label"]) for item in listed]
     program = TtsProgram(
         name="chatterbox", attribution=by, installed=True, description="Chatterbox TTS", version=__version__,
         voices=voices, supports_synthesize_streaming=True,

@@ -56,8 +56,8 @@ def test_the_fields_of_the_page_are_those_of_the_server(mini):
 
 
 def test_the_limits_it_names_are_the_defaults():
+    from chatterbox_opt.serve.recordings import MAX_SECONDS
     from chatterbox_opt.serve.settings import MEGABYTE, ServeSettings
-    from chatterbox_opt.serve.voices import MAX_SECONDS
 
     usual = ServeSettings()
     assert (usual.max_waiting, usual.max_text, usual.max_upload // MEGABYTE) == (64, 100_000, 25)

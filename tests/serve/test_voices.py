@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import threading
 import time
@@ -15,7 +16,8 @@ import soundfile
 from serving import load_mini, load_tiny, ready, recording, running
 
 from chatterbox_opt.serve.errors import ApiError
-from chatterbox_opt.serve.voices import VoiceStore, check_name, voice_id
+from chatterbox_opt.serve.voice_names import check_name, voice_id
+from chatterbox_opt.serve.voices import VoiceStore
 
 
 def upload(one, name, sound=None, **more):
@@ -26,6 +28,10 @@ def upload(one, name, sound=None, **more):
 def speak(one, voice, seed=1):
     body = {"input": "Hello.", "voice": voice, "response_format": "pcm", "seed": seed}
     return httpx.post(f"{one.url}/v1/audio/speech", json=body, timeout=60)
+
+
+def folder(one):
+    return one.service.settings.voices_dir
 
 
 def names(one):
@@ -50,7 +56,7 @@ def test_from_upload_to_deletion(tiny):
     assert "Zoë Müller" not in names(tiny)
     assert speak(tiny, "Zoë Müller").status_code == 400
     assert httpx.delete(f"{tiny.url}/v1/audio/voices/{made.json()['id']}").status_code == 404
-    assert not [p for p in tiny.service.voices.folder.iterdir() if voice_id("Zoë Müller", "llama") in p.name]
+    assert not [p for p in folder(tiny).iterdir() if voice_id("Zoë Müller", "llama") in p.name]
 
 
 def test_what_is_served_is_the_librarys_voice(tiny, tmp_path):
@@ -86,12 +92,12 @@ def test_names_that_are_refused(name):
     ids=["empty", "cut", "no sound", "header alone", "too short", "too long"],
 )
 def test_recordings_that_are_refused(tiny, sound):
-    before = set(tiny.service.voices.folder.iterdir()) if tiny.service.voices.folder.is_dir() else set()
+    before = set(folder(tiny).iterdir()) if folder(tiny).is_dir() else set()
     answer = upload(tiny, "broken", sound)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "audio_sample"
     assert "open file" not in answer.json()["error"]["message"]
-    after = set(tiny.service.voices.folder.iterdir()) if tiny.service.voices.folder.is_dir() else set()
+    after = set(folder(tiny).iterdir()) if folder(tiny).is_dir() else set()
     assert before == after
 
 
@@ -134,7 +140,7 @@ def test_a_full_disk(tiny, monkeypatch):
     assert answer.status_code == 507
     assert answer.headers["x-should-retry"] == "false"
     assert "full" not in names(tiny)
-    assert not list(tiny.service.voices.folder.glob("*.part"))
+    assert not list(folder(tiny).glob("*.part"))
     monkeypatch.undo()
     assert upload(tiny, "full").status_code == 200
 
@@ -216,7 +222,15 @@ def cloning():
 
 
 def named(store):
-    return [voice["name"] for voice in store.brought()]
+    return [voice["name"] for voice in store.listing()["data"] if voice["deletable"]]
+
+
+def as_two_files(model, folder, name, seed=0):
+    """As earlier versions kept a voice."""
+    identity = voice_id(name, "llama")
+    model.prepare_voice(io.BytesIO(recording(seed=seed))).save(folder / f"{identity}.pt")
+    about = {"name": name, "kind": "llama", "family": "english", "seconds": 6.0, "created_at": 1, "consent": None}
+    (folder / f"{identity}.json").write_text(json.dumps(about))
 
 
 def test_servers_of_one_folder_notice_what_each_other_keeps_and_deletes(cloning, tmp_path):
@@ -249,10 +263,9 @@ def test_models_of_two_kinds_have_voices_of_one_name(cloning, tmp_path):
     assert named(VoiceStore(tmp_path, cloning, 10)) == ["Anna"]
 
 
-def test_a_voice_whose_sound_is_not_there_yet_comes_with_it(cloning, tmp_path):
+def test_a_voice_of_two_files_whose_sound_is_not_there_yet_comes_with_it(cloning, tmp_path):
     """As a file system of a network may show it."""
-    one = VoiceStore(tmp_path, cloning, 10)
-    one.add("Anna", io.BytesIO(recording()))
+    as_two_files(cloning, tmp_path, "Anna")
     (sound,) = tmp_path.glob("*.pt")
     hidden = sound.rename(tmp_path / "hidden")
     other = VoiceStore(tmp_path, cloning, 10)
@@ -265,7 +278,7 @@ def test_a_voice_whose_sound_is_not_there_yet_comes_with_it(cloning, tmp_path):
 
 
 def test_a_change_within_the_tick_of_a_folders_clock_is_noticed(cloning, tmp_path, monkeypatch):
-    monkeypatch.setattr("chatterbox_opt.serve.voices.SETTLED", 1000)
+    monkeypatch.setattr("chatterbox_opt.serve.voice_files.folder.SETTLED", 1000)
     tick = time.time()
     one, other = (VoiceStore(tmp_path, cloning, 10) for _ in range(2))
     for seed, name in enumerate(("a", "b", "c")):

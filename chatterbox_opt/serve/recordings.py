@@ -1,0 +1,27 @@
+"""Recordings that clients bring: looked at before anything is decoded."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+from ..audio.io import describe
+from .errors import ApiError
+
+MAX_SECONDS = 600  # of a recording
+MAX_SAMPLES = 60_000_000  # of all its channels: 240 MB when it is decoded, however small the file is
+
+
+def check_recording(recording: BinaryIO) -> float:
+    """Its seconds; raises before anything is decoded where it is no recording, or a small file of endless sound."""
+    try:
+        seconds, rate, channels = describe(recording)
+    except ValueError as error:
+        message = str(error).replace("the open file", "the recording")
+        raise ApiError(400, message, param="audio_sample", code="invalid_audio") from error
+    if seconds > MAX_SECONDS or seconds * rate * channels > MAX_SAMPLES:
+        message = (
+            f"the recording has {seconds:.0f} s at {rate} Hz and {channels} channels; at most {MAX_SECONDS} s and "
+            f"{MAX_SAMPLES} samples are taken"
+        )
+        raise ApiError(400, message, param="audio_sample", code="invalid_audio")
+    return seconds
