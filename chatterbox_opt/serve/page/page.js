@@ -87,10 +87,11 @@ function chosen() {
 async function listVoices() {
   const { voices } = await (await call("/v1/audio/voices")).json();
   const own = voices.filter((voice) => voice.id === "default" || voice.deletable);
+  const whole = own.filter((voice) => !voice.error);
   for (const select of [$("voice"), $("target")]) {
     const before = select.value;
-    select.replaceChildren(...own.map((voice) => new Option(voice.id === "default" ? "The model's own" : voice.name, voice.id)));
-    if (own.some((voice) => voice.id === before)) select.value = before;
+    select.replaceChildren(...whole.map((voice) => new Option(voice.id === "default" ? "The model's own" : voice.name, voice.id)));
+    if (whole.some((voice) => voice.id === before)) select.value = before;
   }
   $("voices").replaceChildren(...own.map(voiceRow));
 }
@@ -100,6 +101,7 @@ function voiceRow(voice) {
   const what = document.createElement("span");
   what.className = "what";
   what.textContent = voice.id === "default" ? "The model's own" : voice.name;
+  if (voice.error) what.textContent += ` (damaged: ${voice.error})`;
   row.append(what);
   if (voice.deletable) {
     const remove = button("Delete", async () => {
