@@ -310,10 +310,11 @@ def wait_until(true, until):
         time.sleep(0.2)
 
 
-def test_a_voice_that_one_replica_was_brought_is_spoken_by_all(proxy, tmp_path):
+@pytest.mark.parametrize("where", ["{}", "dir::file://{}"], ids=["folder", "url"])
+def test_a_voice_that_one_replica_was_brought_is_spoken_by_all(where, proxy, tmp_path):
     from chatterbox_opt import ChatterboxTTS
 
-    with served(partial(ChatterboxTTS.from_random, enable_watermark=False), tmp_path):
+    with served(partial(ChatterboxTTS.from_random, enable_watermark=False), where.format(tmp_path)):
         files = {"audio_sample": ("x.wav", recording(), "audio/wav")}
         made = httpx.post(f"{proxy}/v1/audio/voices", data={"name": "Anna"}, files=files, timeout=60)
         assert made.status_code == 200
