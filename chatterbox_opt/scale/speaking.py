@@ -70,7 +70,7 @@ class _Desk:
         try:
             speech = self.speech(row)
         except Exception as error:
-            return Failed(row, _said(error))
+            return Failed(row, said(error))
         self.going[speech] = row, []
         speech.notify(partial(self.news.put, speech))
         return None
@@ -105,13 +105,13 @@ class _Desk:
             pass
         except Exception as error:
             del self.going[speech]
-            yield Failed(row, _said(error))
+            yield Failed(row, said(error))
             return
         del self.going[speech]
         try:
             made: Made | Failed = self.made(row, speech, np.concatenate(waves))
         except Exception as error:  # the judge's, or an encoder's
-            made = Failed(row, _said(error))
+            made = Failed(row, said(error))
         yield made
 
     def made(self, row: Row, speech: Any, wave: np.ndarray) -> Made:
@@ -128,5 +128,5 @@ class _Desk:
         return Made(row, record, encode(self.kind, wave, rate))
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     return " ".join(str(error).split()) or repr(error)

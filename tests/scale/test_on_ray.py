@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from argparse import Namespace
 from functools import partial
@@ -18,6 +19,7 @@ from chatterbox_opt.scale.cluster import Share, number_of_workers, share_of
 from chatterbox_opt.scale.on_ray import speak_on_ray
 from chatterbox_opt.scale.rows import read_rows
 from chatterbox_opt.scale.speaking import speak
+from chatterbox_opt.scale.watch import Silence
 
 TEXTS = ["Good.", "Hello there.", "It is fine.", "One.", "We meet at noon.", "Not today."]
 
@@ -42,11 +44,11 @@ def mini():
     return partial(ChatterboxTTS.from_mini, "cpu", use_mixed_precision=False)
 
 
-def by_workers(number, rows, folder, judge=None):
+def by_workers(number, rows, folder, judge=None, **how):
     share = Share(number, number, 1.0, 0.0)
 
     def outcomes(left):
-        return speak_on_ray(mini(), left, "flac", "auto", lambda nodes: share, judge=judge)
+        return speak_on_ray(mini(), left, "flac", "auto", lambda nodes: share, judge=judge, **how)
 
     return speak_table(rows, folder, outcomes, verbose=False)
 
@@ -98,6 +100,70 @@ def test_a_worker_that_dies_loses_no_row(cluster, tmp_path):
     assert (tmp_path / "marker").exists()
     assert (done.made, done.failed) == (13, 0)
     assert sorted(line["id"] for line in lines(tmp_path / "out" / "manifest.jsonl")) == sorted(row.id for row in rows)
+
+
+def dies_always(row, wave, rate):
+    """A judge under which the process of an engine ends."""
+    if row.id == "kills":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
+@pytest.mark.slow
+def test_a_row_that_ends_every_process_fails_alone(cluster, tmp_path):
+    from ray import cloudpickle
+
+    rows = [{"text": text, "id": f"{i}"} for i, text in enumerate(TEXTS * 2)] + [{"text": "One. Two.", "id": "kills"}]
+    rows = read_rows(table(tmp_path / "in.jsonl", rows))
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        done = by_workers(2, rows, tmp_path / "out", dies_always)
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert (done.made, done.failed) == (12, 1)
+    (failure,) = lines(tmp_path / "out" / "failures.jsonl")
+    print(failure["reason"])
+    assert (failure["id"], "process ended" in failure["reason"]) == ("kills", True)
+    torch.set_num_threads(1)
+    model = mini()()
+    others = [row for row in rows if row.id != "kills"]
+    speak_table(others, tmp_path / "one", lambda left: speak(model, left, "flac"), verbose=False)
+    model.close()
+    assert sounds(tmp_path / "out") == sounds(tmp_path / "one")
+
+
+def hangs_once(marker):
+    """A judge that does not come back, once in all."""
+
+    def judge(row, wave, rate):
+        if row.id == "hangs" and not os.path.exists(marker):
+            open(marker, "w").close()
+            threading.Event().wait()
+        return {}
+
+    return judge
+
+
+@pytest.mark.slow
+def test_an_engine_that_hangs_is_replaced(cluster, tmp_path):
+    from ray import cloudpickle
+
+    rows = [{"text": text, "id": f"{i}"} for i, text in enumerate(TEXTS)] + [{"text": "One. Two.", "id": "hangs"}]
+    rows = read_rows(table(tmp_path / "in.jsonl", rows))
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        done = by_workers(1, rows, tmp_path / "out", hangs_once(str(tmp_path / "marker")), patience=4.0)
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert (tmp_path / "marker").exists()
+    assert (done.made, done.failed) == (7, 0)
+
+
+def test_silence_is_of_those_who_wait():
+    silence = Silence()
+    assert [silence.look(True, 1) for _ in range(3)] == [0, 1, 2]
+    assert silence.look(True, 2) == 0
+    assert [silence.look(waiting, 2) for waiting in (True, False, True)] == [1, 0, 1]
 
 
 @pytest.mark.slow
