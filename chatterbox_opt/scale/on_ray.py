@@ -15,13 +15,12 @@ from ..text.pronounce import Pronunciations
 from .cluster import Share, connected, live_nodes
 from .rows import Row
 from .speaking import Failed, Judge, Made, said, speak
-from .watch import Watch, progress
+from .watch import PATIENCE, Watch, progress
 
 AT_ONCE = 32  # rows of a task: twice what an engine speaks side by side
 RETRIES = 1  # of a task, and of a row alone, whose engine's process has ended
 LOST = pickle.dumps(None)  # stands for an outcome
 LONGEST_REASON = 600  # characters
-PATIENCE = 600.0  # s with nothing to be seen of an engine
 
 
 class Ledger:
@@ -152,8 +151,8 @@ def _one_by_one(ray: Any, speaker: tuple[Any, ...], rows: Sequence[Row], share: 
             try:
                 yield pickle.loads(ray.get(done))
             except ray.exceptions.RayError as error:
-                why = said(error)[:LONGEST_REASON]
-                yield Failed(row, f"its engine's process ended, when it was spoken alone too: {why}")
+                why = f"Ray's logs say more: {said(error)[:LONGEST_REASON]}"
+                yield Failed(row, f"its engine's process ended, when it was spoken alone too; {why}")
     finally:
         for engine in engines:
             ray.kill(engine)

@@ -16,6 +16,7 @@ from ..serve.service import Service
 from ..serve.settings import ServeSettings
 from ..serve.voice_files.place import absolute
 from .cluster import Share
+from .watch import PATIENCE, Silence, progress
 
 NAME = "speech"
 AT_ONCE = 32  # requests at a replica: as many as an engine speaks side by side, and as many that wait for a row
@@ -28,18 +29,26 @@ class Replica:
         self.service = Service(settings)
         self.service.opened(load())
         self.gauges: dict[str, Gauge] = {}
+        self.silence = Silence()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self.service)
 
     async def check_health(self) -> None:
-        """The event loop answers; and Ray has the replica's figures, as /metrics has those of one of them."""
+        """The event loop answers, and the engine works; and Ray has the replica's figures, as /metrics has those of one
+        of them."""
+        self.check_engine()
         for family in Figures(self.service).collect():
             for sample in family.samples:
                 if not sample.labels:  # no buckets
                     gauge = self.gauges.get(sample.name) or Gauge(sample.name, family.documentation)
                     self.gauges[sample.name] = gauge
                     gauge.set(sample.value)
+
+    def check_engine(self) -> None:
+        model = self.service.model
+        if self.silence.look(model.stats()["calls"] > 0, progress(model)) * HEALTH_SECONDS >= PATIENCE:
+            raise RuntimeError(f"the engine has done nothing for {PATIENCE:g} s, though it has calls")
 
 
 def application(settings: ServeSettings, load: Callable[[], Any], share: Share, **more: Any) -> serve.Application:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+PATIENCE = 600.0  # s; first calls compile, capture and try what they have captured
 LOOKS = 20  # in the time after which an engine hangs
 HANGS = 77  # the process's exit code
 

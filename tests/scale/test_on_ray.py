@@ -9,6 +9,7 @@ import threading
 import time
 from argparse import Namespace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -122,7 +123,6 @@ def test_a_row_that_ends_every_process_fails_alone(cluster, tmp_path):
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     assert (done.made, done.failed) == (12, 1)
     (failure,) = lines(tmp_path / "out" / "failures.jsonl")
-    print(failure["reason"])
     assert (failure["id"], "process ended" in failure["reason"]) == ("kills", True)
     torch.set_num_threads(1)
     model = mini()()
@@ -164,6 +164,22 @@ def test_silence_is_of_those_who_wait():
     assert [silence.look(True, 1) for _ in range(3)] == [0, 1, 2]
     assert silence.look(True, 2) == 0
     assert [silence.look(waiting, 2) for waiting in (True, False, True)] == [1, 0, 1]
+
+
+def test_a_replica_whose_engine_hangs_is_not_healthy():
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+    from chatterbox_opt.scale.replica import HEALTH_SECONDS, Replica
+    from chatterbox_opt.scale.watch import PATIENCE
+
+    done = {"steps": 1, "sound_seconds": 0.0, "finished": 0, "failed": 0, "cancelled": 0}
+    model = SimpleNamespace(stats=lambda: done | {"calls": 1})
+    replica = SimpleNamespace(service=SimpleNamespace(model=model), silence=Silence())
+    for _ in range(round(PATIENCE / HEALTH_SECONDS)):
+        Replica.check_engine(replica)
+    with pytest.raises(RuntimeError, match="nothing"):
+        Replica.check_engine(replica)
+    done["steps"] += 1
+    Replica.check_engine(replica)
 
 
 @pytest.mark.slow
