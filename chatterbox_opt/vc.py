@@ -13,6 +13,7 @@ from .audio.io import read, resample
 from .audio.watermark import Watermarker
 from .checks import check_seed, check_steps, is_recording, usable_device
 from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
+from .device_lock import device_lock
 from .engine.chunks import whole_tokens
 from .engine.resolve import indexed, is_mlx
 from .loading import LoadedModel, load_parts, pretrained_folder
@@ -131,21 +132,22 @@ class OptimizedChatterboxVC(LoadedModel):
         if voice is None:
             raise MissingVoice("Please `set_target_voice` first or specify `target_voice_path`")
         check_steps(n_cfm_timesteps)
-        tokens = self.tokens(audio, sample_rate)
+        with device_lock(self.voices.device):
+            tokens = self.tokens(audio, sample_rate).cpu()
         parts = overlapping(tokens)
         wav = self.pipeline.render(
             parts, voice if len(parts) == 1 else whole_tokens(voice), check_seed(seed), steps=n_cfm_timesteps,
             joined=cross_faded, watermark=self._mark(), cancel=cancel,
         )
-        tokens = tokens.cpu()
         piece = Piece("", (0, 0), (0, wav.shape[-1]), tokens, "given")
         return Speech(wav, [tokens], ["given"], pieces=[piece])
 
     def tokens(self, audio: Any, sample_rate: int | None = None) -> Tensor:
         """Returns (n,) speech tokens of a recording of any length."""
         wav, rate = read(audio, sample_rate)
-        wav = resample(wav.to(self.voices.device), rate, S3_RATE, exact=self.options.resampler == "exact")
-        return self.voices.speech_tokens(wav)
+        with device_lock(self.voices.device):
+            wav = resample(wav.to(self.voices.device), rate, S3_RATE, exact=self.options.resampler == "exact")
+            return self.voices.speech_tokens(wav)
 
 
 def overlapping(tokens: Tensor) -> list[Tensor]:

@@ -12,13 +12,14 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = {
     "config": set(),
     "options": set(),
+    "device_lock": set(),
     "presets": {"config", "options"},
     "text": {"config"},
     "models": {"config"},
     "weights": {"config", "models"},
-    "engine": {"config", "options", "models", "__version__"},
+    "engine": {"config", "options", "models", "device_lock", "__version__"},
     "audio": {"config", "models"},
-    "voice": {"config", "models", "audio"},
+    "voice": {"config", "models", "audio", "device_lock"},
     "checks": {"config"},
     "files": set(),
     "progress": set(),
@@ -26,7 +27,7 @@ LAYERS = {
     "captions": set(),
     "whisper": set(),
     "listening": {"config", "audio", "whisper"},
-    "scores": {"config", "audio", "models", "text", "listening"},
+    "scores": {"config", "audio", "models", "text", "listening", "device_lock"},
     "takes": {"config", "engine", "voice", "scores"},
     "speech": {"captions", "config", "engine", "takes"},
     "marks": {"config", "text", "voice"},
@@ -35,7 +36,7 @@ LAYERS = {
     "mlx": {"config", "options", "models", "engine"},
     "executor": {"config", "options", "models", "engine", "weights", "mlx"},
 }
-LAYERS["voiced"] = {"checks", "config", "voice"}
+LAYERS["voiced"] = {"checks", "config", "voice", "device_lock"}
 LAYERS["whole_speech"] = {"audio", "config", "engine", "voice"}
 LAYERS["calls"] = {"checks", "scores", "takes", "text"}
 LAYERS["keywords"] = {"config", "options", "scores"}
@@ -49,7 +50,7 @@ LAYERS["loading"] = {"audio", "packing", "pipeline", "presets", "switches", "wei
 LAYERS["base"] = LAYERS["pipeline"] | {
     "keywords", "loading",
     "marks", "weights", "checks", "pipeline", "progress", "presets", "switches", "packing", "executor", "scores",
-    "voiced",
+    "voiced", "device_lock",
 }
 DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
