@@ -16,13 +16,14 @@ from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
 from .device_lock import device_lock
 from .engine.chunks import whole_tokens
 from .engine.resolve import indexed, is_mlx
-from .loading import LoadedModel, load_parts, pretrained_folder
+from .loading import LoadedModel, load_parts
 from .options import EngineOptions
 from .pipeline import Pipeline
 from .speech import Piece, Speech
 from .switches import fetch_decoder, random_decoder, resolve_switches, switch_options
 from .voice import Conditionals, VoicePreparer
 from .voiced import MissingVoice
+from .weights import hub
 from .weights.files import REPOS
 from .weights.random_init import random_folder
 
@@ -73,7 +74,7 @@ class OptimizedChatterboxVC(LoadedModel):
         **options: Unpack[ConverterKeywords],
     ) -> Self:
         keywords = fetch_decoder("vc", options)
-        return cls.from_local(pretrained_folder("vc", repo_id=repo_id, revision=revision), device, **keywords)
+        return cls.from_local(hub.download("vc", repo_id=repo_id, revision=revision), device, **keywords)
 
     @classmethod
     def from_local(

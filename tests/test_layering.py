@@ -44,7 +44,7 @@ LAYERS["pipeline"] = LAYERS["streaming"] | {
     "options", "text", "models", "streaming", "executor", "takes", "calls", "whole_speech",
 }
 LAYERS["packing"] = {
-    "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "__version__",
+    "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "keywords", "__version__",
 }
 LAYERS["loading"] = {"audio", "packing", "pipeline", "presets", "switches", "weights"}
 LAYERS["base"] = LAYERS["pipeline"] | {
@@ -56,7 +56,9 @@ DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}
 LAYERS["upstream"] = set(LAYERS["base"]) | DOORS | {"base"}
-LAYERS["reading"] = {"options", "config", "checks", "audio", "text", "captions", "speech", "takes", "__version__"}
+LAYERS["reading"] = {
+    "options", "config", "checks", "audio", "text", "captions", "speech", "takes", "keywords", "__version__",
+}
 LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "files", "__version__"} | DOORS
 LAYERS["scale"] = {"files", "serve", "text", "cli"}  # its serve.py is a way in, as the command is
 LAYERS["doctor"] = {"options", "config", "engine", "pipeline", "weights", "__version__"} | DOORS
