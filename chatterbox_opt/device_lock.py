@@ -1,4 +1,4 @@
-"""Lets one thread at a time use a device that does not bear two."""
+"""Lets one thread at a time use a device that cannot be used by several."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FairLock:
     def __init__(self) -> None:
         self._next, self._lock = threading.Lock(), threading.Lock()
         self._holder: int | None = None  # ident of a thread
-        self._times = 0  # it has taken the lock
+        self._times = 0  # that its holder has taken it
 
     def __enter__(self) -> None:
         if self._holder != threading.get_ident():
@@ -37,5 +37,5 @@ _lock = FairLock()  # one for the process, as the device's queue is one for all 
 
 
 def device_lock(device: torch.device) -> AbstractContextManager[None]:
-    """Inside, no other thread that uses this function works on the device, if it bears only one."""
+    """Inside, no other thread that calls this uses the device, if it is one of ONE_THREAD."""
     return _lock if device.type in ONE_THREAD else nullcontext()

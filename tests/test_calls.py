@@ -1,4 +1,4 @@
-"""How a call is made: one dataclass, and keywords that an editor completes."""
+"""The options of a call: one dataclass, and keywords that an editor completes."""
 
 import dataclasses
 from threading import Event

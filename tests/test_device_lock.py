@@ -1,4 +1,4 @@
-"""A device that does not bear two threads at once, as torch on MPS is reported: here a CPU that is said to be one."""
+"""One thread at a time on a device that requires it, as MPS does; here the CPU is declared to be such a device."""
 
 import threading
 import time
@@ -11,11 +11,11 @@ from chatterbox_opt.device_lock import FairLock
 from chatterbox_opt.engine import workers
 
 TEXT = "One sentence. Another one follows it. Here is the third of them. And this one is the last."
-PAUSE = 0.002  # s that a thread stays on the device, so that another one meets it there
+PAUSE = 0.002  # s that each operation is prolonged, so that others would overlap
 
 
 class Visitors:
-    """Wraps what works on the device, and counts the threads that are inside at once."""
+    """Wraps functions that use the device, and counts the threads inside at once."""
 
     def __init__(self) -> None:
         self.inside: list[int] = []
@@ -64,7 +64,7 @@ def visitors() -> Visitors:
 
 @pytest.fixture
 def models(visitors, monkeypatch):
-    """Two models of one process, whose work is watched."""
+    """Two models in one process, with their use of the device counted."""
     monkeypatch.setattr(workers, "can_choose_cores", lambda: False)  # one rendering thread, as on other devices
     speaker, converter = OptimizedChatterboxTTS.from_random(), OptimizedChatterboxVC.from_random()
     for model in (speaker, converter):
@@ -80,10 +80,10 @@ def models(visitors, monkeypatch):
         model.close()
 
 
-@pytest.mark.parametrize("bears_two", [False, True], ids=["one thread", "several"])
-def test_no_two_threads_are_on_such_a_device_at_once(bears_two, models, visitors, monkeypatch):
+@pytest.mark.parametrize("several", [False, True], ids=["one thread", "several"])
+def test_no_two_threads_are_on_such_a_device_at_once(several, models, visitors, monkeypatch):
     speaker, converter = models
-    if not bears_two:
+    if not several:
         monkeypatch.setattr(device_lock, "ONE_THREAD", {"cpu"})
     in_threads(
         lambda: list(speaker.generate_stream(TEXT, seed=1, max_new_tokens=25, max_chars=30, first_chunk=0.4)),
@@ -93,11 +93,11 @@ def test_no_two_threads_are_on_such_a_device_at_once(bears_two, models, visitors
         lambda: [converter.generate(recording(seed), sample_rate=24_000, seed=seed) for seed in range(3)],
         lambda: [converter.set_target_voice(recording(seed), sample_rate=24_000) for seed in range(16, 24)],
     )
-    assert (visitors.most > 1) == bears_two
+    assert (visitors.most > 1) == several
 
 
 def test_a_voice_is_prepared_while_a_long_text_is_spoken(models, monkeypatch):
-    """And not after it, though the engine leaves the device for a moment only."""
+    """And not after it, although the engine releases the lock only briefly."""
     speaker, _ = models
     monkeypatch.setattr(device_lock, "ONE_THREAD", {"cpu"})
     cancel, began = threading.Event(), threading.Event()
@@ -125,7 +125,7 @@ def test_a_progress_callback_may_prepare_a_voice(models, monkeypatch):
 
     assert speaker.generate("Hello there.", seed=1, max_new_tokens=3, progress=report).numel()
     assert voices
-    in_threads(lambda: speaker.prepare_voice(recording(99), sample_rate=24_000))  # the lock was left
+    in_threads(lambda: speaker.prepare_voice(recording(99), sample_rate=24_000))  # the lock is free again
 
 
 def test_a_waiting_thread_comes_before_one_that_takes_the_lock_again():

@@ -1,4 +1,4 @@
-"""The pages: their links lead somewhere, their Python runs or at least compiles, their lines are short."""
+"""The pages: links lead somewhere, Python runs or at least compiles, lines are short."""
 
 import importlib
 import re
@@ -35,7 +35,7 @@ def test_its_python_compiles_and_its_imports_exist(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "mini"], ids=of)
 def test_its_lines_are_short(page):
-    """Tables aside, which cannot be wrapped."""
+    """Except tables, which cannot be wrapped."""
     long = [line for line in prose(read(page)).splitlines() if len(line) > 100 and not line.startswith(("|", "!["))]
     assert long == []
 
