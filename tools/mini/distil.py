@@ -87,8 +87,8 @@ class Teacher:
         return {k: v.clone() for k, v in (item | {"middle": middle.half(), "end": end.half()}).items()}
 
     def examples(self, tokens: Tensor, seed: int, rng: random.Random) -> list[dict[str, Tensor]]:
-        """Returns each sentence as a whole, and for some also a part between two positions, after the part before it, as
-        in a stream."""
+        """Returns each sentence as a whole, and for some also a part between two positions, as a stream continues
+        what was spoken before."""
         made = [self.example(tokens, seed)]
         if len(tokens) >= 3 * SHORTEST and rng.random() < CONTINUED:
             a = rng.randrange(SHORTEST, len(tokens) - SHORTEST)
