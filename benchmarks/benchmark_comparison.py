@@ -5,7 +5,8 @@
     python benchmarks/benchmark_comparison.py --options default --options quantize=int8    # two optimized sides
 
 With random weights every utterance has a fixed number of tokens, so both sides do equal work. The sides take turns,
-utterance by utterance. Figures are medians of the turns that fit the budget; a ratio's range comes from them.
+utterance by utterance. Figures are medians over the turns within the time budget; the range of a ratio is over the same
+turns.
 """
 
 from __future__ import annotations
@@ -111,12 +112,12 @@ def make_sides(args: Any, source: workload.Weights) -> tuple[list[Remote], list[
 
 
 def assembled(source: workload.Weights) -> bool:
-    """Sizes that chatterbox-tts 0.1.7 cannot load by itself: it has no Nano, and never heard of config.json."""
+    """Sizes that chatterbox-tts 0.1.7 cannot load by itself: it has no Nano, and reads no config.json."""
     return source.family == "nano" or (source.folder is not None and (source.folder / "config.json").exists())
 
 
 def start_cold(side: Remote, args: Any, source: workload.Weights) -> dict[str, Any]:
-    """From the start of the process to the first sound: one side at a time."""
+    """Measures from the start of the process to the first sound, one side at a time."""
     workload.say(f"{side.name}: cold start")
     side.start()
     first = workload.utterance(COLD_SECONDS)
@@ -146,11 +147,11 @@ def start_cold(side: Remote, args: Any, source: workload.Weights) -> dict[str, A
 
 
 def take_turns(sides: list[Remote], args: Any, source: workload.Weights, started: float) -> dict[str, Any]:
-    """{length: {side: [answers]}}; the first answer of a length is the warm-up wherever something is captured."""
+    """Returns {length: {side: [answers]}}. The first answer per length is a warm-up where something is captured."""
     spoken = {name: workload.utterance(name) for name in args.lengths}
     runs: dict[str, Any] = {name: {side.name: [] for side in sides} for name in spoken}
     warm = args.device != "cpu"
-    rate = 0.0  # seconds a turn takes for a second of speech, the slowest so far
+    rate = 0.0  # seconds per turn and second of speech, the slowest so far
     for turn in range(-1 if warm else 0, args.repeats):
         for name, u in spoken.items():
             left = args.budget * 60 - (time.perf_counter() - started)
@@ -182,7 +183,7 @@ def keep_wavs(args: Any, folder: Path) -> None:
         name.unlink()
 
 
-# ---- what it comes to ----------------------------------------------------------------------------
+# ---- results -------------------------------------------------------------------------------------
 
 
 def summarise(sides: list[Remote], cold: dict[str, Any], runs: dict[str, Any]) -> dict[str, Any]:
@@ -221,7 +222,7 @@ def row(length: str, side: str, steady: list[dict], warmup: dict | None) -> dict
 
 
 def ratios_of(length: str, by_side: dict[str, list[dict]]) -> list[dict[str, Any]]:
-    """How many times faster a second of speech comes, from turns taken side by side."""
+    """Returns the speed-up per second of speech, from turns next to each other."""
     rtf = {
         name: [a["seconds"] / max(1, a["tokens"]) for a in answers if not a["warmup"]]
         for name, answers in by_side.items()
@@ -257,7 +258,7 @@ def peaks(cold: dict[str, Any], runs: dict[str, Any], side: str) -> dict[str, An
 
 def equal_work(runs: dict[str, Any]) -> bool:
     counts = [{a["tokens"] for answers in by_side.values() for a in answers} for by_side in runs.values()]
-    return all(len(c) <= 1 or max(c) - min(c) <= 2 for c in counts)  # pieces of a long text round up
+    return all(len(c) <= 1 or max(c) - min(c) <= 2 for c in counts)  # each piece of a long text is rounded up
 
 
 if __name__ == "__main__":

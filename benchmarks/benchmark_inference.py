@@ -1,11 +1,11 @@
-"""Ours alone: every stage by precision and batch, its ceiling first, then how much of it is reached.
+"""chatterbox_opt alone: the speed of every stage by precision and batch, beside its upper bound.
 
     python benchmarks/benchmark_inference.py                                              # all stages, best device
     python benchmarks/benchmark_inference.py --stage tokens --precision float32 int8 --batch 1 8
     python benchmarks/benchmark_inference.py --family turbo --stage mel wav --out benchmarks/results
 
-The ceiling of a stage is its arithmetic over the device's own matrix-product rate, or its bytes over the device's own
-read bandwidth, whichever takes longer; both rates are measured in the same run. First calls and steady state are apart.
+The bound of a stage is its arithmetic over the device's matrix-product rate, or its bytes over the device's read
+bandwidth, whichever takes longer; both rates are measured in the same run. First calls are reported separately.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     on_cpu = args.device == "cpu"
     args.stage = list(STAGES) if "all" in args.stage else args.stage
     args.precision = args.precision or default_precisions(args.device)
-    # a CPU renders the utterances of a batch one after another: more of them say nothing new
+    # a CPU renders the utterances of a batch one after another, so larger batches add no information
     args.sound_batch = args.batch or ([1] if on_cpu else [1, 2, 8, 32, 64])
     args.batch = args.batch or ([1, 2, 8] if on_cpu else [1, 2, 8, 32, 64])
     args.repeats = args.repeats or (2 if on_cpu else 7)
@@ -142,7 +142,7 @@ class Bench:
         workload.say(tables.ceiling_table(self.floors) + "\n")
 
     def _precisions_of(self, stage: str) -> list[str]:
-        """S3Gen knows no int8, nor packed weights; voices and watermarks run in float32 whatever the rest does."""
+        """S3Gen has no int8 and no packed weights; voices and watermarks always run in float32."""
         asked = self.args.precision
         if stage == "tokens":
             return list(asked)
@@ -154,7 +154,7 @@ class Bench:
         return {"voice": [1], "mel": self.args.sound_batch, "wav": self.args.sound_batch}.get(stage, self.args.batch)
 
     def floor(self, stage: str, precision: str, batch: int) -> tuple[float, str, float, float]:
-        """(seconds, what bounds it, FLOP, bytes): of one step for tokens, of a whole call for the rest."""
+        """Returns (seconds, what bounds it, FLOP, bytes): per step for tokens, per call for the other stages."""
         cfg, half = self.config, self._compute(precision)
         seconds = self.rendered / workload.TOKEN_RATE
         if stage == "tokens":
@@ -174,7 +174,7 @@ class Bench:
         return floor, by, flops, size
 
     def _compute(self, precision: str) -> str:
-        """What activations, cache and S3Gen are under a precision: int8 and int4 change T3's linears only, and so does
+        """Returns the type of activations, cache and S3Gen: int8 and int4 change T3's linear layers only, and so does
         float16 on a CPU that packs it."""
         import torch
 
@@ -224,7 +224,7 @@ class Bench:
                     getattr(self, f"_{stage}")(
                         model, voice, precision if stage not in ("voice", "watermark") else "float32", batch
                     )
-                except (ValueError, RuntimeError) as error:  # out of memory, a kernel this device lacks
+                except (ValueError, RuntimeError) as error:  # out of memory, or a kernel that this device lacks
                     self.skipped.append(f"{label}: {str(error)[:200]}")
                     workload.say(self.skipped[-1])
                     meters.free(self.device)
@@ -276,7 +276,7 @@ class Bench:
         )
 
     def _tokens(self, model: Any, voice: Any, precision: str, batch: int) -> None:
-        """Prefill and decoding are told apart by two lengths: one token, and many."""
+        """Separates prefill from decoding by two lengths: one token, and many."""
 
         def draw(n: int) -> Callable[[], Any]:
             return lambda: self._drawn(model, voice, batch, n)
@@ -300,7 +300,7 @@ class Bench:
         )
 
     def _drawn(self, model: Any, voice: Any, batch: int, tokens: int) -> list[list[int]]:
-        """The tokens of so many utterances spoken side by side, without a sound."""
+        """Returns the tokens of that many utterances in one batch, without rendering them."""
         import torch
 
         from chatterbox_opt.engine.noise import RequestNoise
@@ -344,7 +344,7 @@ class Bench:
         self._simple("watermark", precision, batch, lambda: model.watermarker.apply(waves))
 
     def _voice(self, model: Any, voice: Any, precision: str, batch: int) -> None:
-        """Each run hears another recording: a voice it knows costs nothing, and is timed beside."""
+        """Each run takes another recording, as known voices are cached; a cached voice is timed separately."""
         files = [workload.voice_file(self.args.work_dir, self.args.prompt, i + 1) for i in range(self.args.repeats + 1)]
         runs = [meters.timed(lambda f=f: model.prepare_voice(f), self.device)[0] for f in files]
         cached = meters.timed(lambda: model.prepare_voice(files[-1]), self.device)[0]
@@ -367,10 +367,10 @@ class Bench:
         tokens = [torch.randint(0, 6561, (self.rendered,), generator=g).to(self.device) for _ in range(batch)]
         return tokens, lambda: [RequestNoise(torch.device(self.device), i) for i in range(batch)]
 
-    # ---- what a precision does to the logits -----------------------------------------------------
+    # ---- logits by precision --------------- -----------------------------------------------------
 
     def _compare_logits(self, model: Any, voice: Any, precision: str) -> None:
-        """Against float32, the same history on both sides. Needs float32 among the precisions, before the others."""
+        """Compares with float32 on the same history. float32 must be the first of the precisions."""
         import metrics
         import torch
 

@@ -1,5 +1,5 @@
-"""What it costs that a row of T3's step is the same to the last bit beside any others: its products in half precision,
-as torch has them, in blocks of a fixed number of rows, and filled up only where this processor's kernels ask for it.
+"""What it costs to make a row of T3's step equal to the last bit in any batch: products in half precision as torch
+computes them, in blocks of a fixed number of rows, and padded only where this processor's kernels require it.
 
     python benchmarks/benchmark_rows.py > benchmarks/results/rows-PROCESSOR-COMMIT.txt
 """

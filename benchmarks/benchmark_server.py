@@ -1,10 +1,10 @@
-"""The server under load: how soon each of many clients hears something, whether it then plays on, who is sent away.
+"""The server under load: time to the first sound per client, gaps in playback, and rejected requests.
 
     python benchmarks/benchmark_server.py
     python benchmarks/benchmark_server.py --weights published --model turbo --load 1 16 64 64:8
 
-Every client asks for one text, all of them at the same moment, and reads its samples as they come. `64:8` is 64 clients
-with room for 8 to wait. What each is answered is held against what the same request gets when it is alone.
+All clients ask for one text each at the same moment, and read samples as they arrive. `64:8` means 64 clients, of which
+8 may wait. Each answer is compared with that of the same request alone.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TEXTS = (
     "Please turn left at the church, then go straight on to the river.",
     "Your parcel is on its way, and will be with you tomorrow.",
 )
-GAP = 0.1  # s of silence that somebody notices
+GAP = 0.1  # s of silence that a listener notices
 NAMES = {"tts": "english", "mtl": "multilingual"}
 
 
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def serving(source: workload.Weights, args: Any, waiting: int) -> Iterator[int]:
-    """A server in a process of its own, ready to speak; its port."""
+    """Yields the port of a server in its own process, ready to speak."""
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -94,7 +94,7 @@ def ready(port: int) -> bool:
 
 
 async def measure(port: int, clients: int, waiting: int, source: workload.Weights) -> dict[str, Any]:
-    alone = [(await ask(port, k, source))["sound"] for k in range(len(TEXTS))]  # warms up, too
+    alone = [(await ask(port, k, source))["sound"] for k in range(len(TEXTS))]  # also warms up
     begin = time.perf_counter()
     answers = await asyncio.gather(*(ask(port, k % len(TEXTS), source) for k in range(clients)))
     wall = time.perf_counter() - begin
@@ -154,7 +154,7 @@ def summary(answers: Sequence[dict[str, Any]], alone: Sequence[bytes], wall: flo
 
 
 def alike(one: bytes, other: bytes) -> bool:
-    """As long to the sample, and a correlation above 0.9: another text, voice or seed has neither."""
+    """Whether two waves have equal length and a correlation above 0.9, unlike those of another text, voice or seed."""
     import numpy as np
 
     a, b = (np.frombuffer(sound, "<i2").astype(np.float64) for sound in (one, other))
@@ -162,12 +162,12 @@ def alike(one: bytes, other: bytes) -> bool:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Of sorted values: the smallest that so many are not above."""
+    """Returns the smallest of the sorted values that is not exceeded by that fraction of them."""
     return values[max(0, min(len(values) - 1, -int(-share * len(values) // 1) - 1))]
 
 
 def longest_gap(answer: dict[str, Any]) -> float:
-    """For one who plays each part when it is there: a part that is late is waited for, and what follows is later."""
+    """Returns the longest silence for a player that waits for late parts, which delays all later ones."""
     over, longest = answer["came"][0], 0.0
     for came, size in zip(answer["came"], answer["sizes"]):
         longest = max(longest, came - over)

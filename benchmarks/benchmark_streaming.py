@@ -1,4 +1,4 @@
-"""How soon a stream is heard, and whether it then plays without a gap; beside it the same words in one call.
+"""Time to the first sound of a stream, and whether it plays without gaps; beside it the same text in one call.
 
     python benchmarks/benchmark_streaming.py --weights mini --lengths short paragraph
     python benchmarks/benchmark_streaming.py --weights published --first 0.5 1 2 --options quantize=int8
@@ -53,9 +53,9 @@ def row(model: Any, source: workload.Weights, length: str, first: float, args: A
     if source.fixed:
         how["max_new_tokens"] = spoken.tokens
     once = "No." if not source.fixed else spoken.text
-    model.generate(once, **how)  # lazy initialisation belongs to neither
+    model.generate(once, **how)  # lazy initialisation counts for neither
     whole, streams = [], []
-    for _ in range(args.repeats):  # by turns: what else the machine does falls on both
+    for _ in range(args.repeats):  # in turns, so that other load on the machine affects both
         whole.append(meters.timed(lambda: model.generate(spoken.text, **how), args.device)[0])
         streams.append(listen(model.generate_stream(spoken.text, first_chunk=first, **how), model.sr))
     out = {
@@ -75,7 +75,7 @@ def row(model: Any, source: workload.Weights, length: str, first: float, args: A
 
 
 def listen(stream: Any, rate: int) -> dict[str, Any]:
-    """As somebody who plays each chunk behind the one before it, from the first on."""
+    """Plays each chunk right after the one before it, starting with the first."""
     begin = time.perf_counter()
     came, lengths = [], []
     for chunk in stream:
@@ -85,7 +85,7 @@ def listen(stream: Any, rate: int) -> dict[str, Any]:
     return {
         "first_seconds": came[0],
         "last_seconds": came[-1],
-        "gap_seconds": max(a - d for a, d in zip(came, due)),  # silence in all, if chunks come later than they are due
+        "gap_seconds": max(a - d for a, d in zip(came, due)),  # total silence, if chunks come late
         "speech_seconds": sum(lengths),
         "chunks": len(lengths),
     }

@@ -1,5 +1,5 @@
-"""What Python costs a step on a CPU: T3's layers and head, and a step of the flow, as TorchScript and without, by turns
-in one process; and what a trace takes.
+"""What Python costs per step on a CPU: T3's layers and head, and a step of the flow, with and without TorchScript, in
+turns in one process; and what tracing costs.
 
     python benchmarks/benchmark_traced.py > benchmarks/results/traced-PROCESSOR-COMMIT.txt
 """
@@ -37,7 +37,7 @@ def load(name: str, options: dict[str, Any], work: Path) -> Any:
 
 
 def a_step_of_t3(model: Any, context: int, count: int) -> tuple[Any, Callable[..., Any], tuple[Any, ...]]:
-    """Returns what traces, what is traced, and its inputs."""
+    """Returns (tracer, function, its inputs)."""
     step = model.pipeline.tokens.step
     config, rows = step.config, 1 if step.config.is_gpt else 2
     kv = [empty_kv(config, rows, context + 1, step.device, torch.float32).normal_() for _ in range(count)]

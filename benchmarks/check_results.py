@@ -1,13 +1,13 @@
-"""The tables of the documents are written from benchmarks/results/*.json, between markers, and the picture beside them:
+"""Writes the tables of the documents, between markers, and the picture, from benchmarks/results/*.json:
 
     <!-- results:lead -->  <!-- results:summary -->  <!-- results:comparison turbo -->  <!-- results:ladder tts -->
     <!-- results:inference tokens -->  <!-- results:quality -->  <!-- results:streaming -->  <!-- results:server -->
     ... each up to  <!-- /results -->
 
-A word behind the name keeps one model, or one stage. The newest file of a benchmark on a device counts.
+A word after the name selects one model or stage. Of several files of a benchmark and device, the newest is used.
 
     python benchmarks/check_results.py             # write them
-    python benchmarks/check_results.py --check     # say where they differ; the exit status is 1 then
+    python benchmarks/check_results.py --check     # report differences, with exit status 1
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def draw(results: list[dict[str, Any]], path: Path, check: bool) -> list[str]:
-    """The picture as it should be, or what is wrong with it."""
+    """Writes the picture, or returns what is wrong with it."""
     drawn = overview.picture(chosen(results, "comparison", []))
     if drawn == (path.read_text(encoding="utf-8") if path.exists() else ""):
         return []
@@ -70,7 +70,7 @@ def draw(results: list[dict[str, Any]], path: Path, check: bool) -> list[str]:
 
 
 def read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The newest result of each benchmark, label, device and its instructions; and what is wrong with any file."""
+    """Returns the newest result per benchmark, label, device and instruction set, and what is wrong with files."""
     newest: dict[tuple, dict[str, Any]] = {}
     problems = []
     for path in sorted(folder.glob("*.json")):
@@ -107,14 +107,14 @@ def fill(text: str, results: list[dict[str, Any]]) -> str:
         name, words = found[2], found[3].split()
         if name not in WRITERS:
             raise ValueError(f"results:{name} is not one of {', '.join(WRITERS)}")
-        written = WRITERS[name](results, words)  # empty where nothing was measured yet
+        written = WRITERS[name](results, words)  # empty if nothing was measured yet
         return found[1] + (f"\n{written}\n\n" if written else "") + found[4]
 
     return MARKED.sub(one, text)
 
 
 def chosen(results: list[dict[str, Any]], benchmark: str, words: list[str]) -> list[dict[str, Any]]:
-    """Full size or speaking weights only: a tiny network's figures say nothing to a reader."""
+    """Returns results of full size or trained weights only: figures of tiny networks are meaningless."""
     out = [d for d in results if d["benchmark"] == benchmark]
     out = [d for d in out if d["settings"].get("size") == "full" or d["settings"].get("weights") != "random"]
     models = [w for w in words if w in tables.FAMILY]
@@ -129,7 +129,7 @@ def pages(benchmark: str) -> Callable[[list[dict[str, Any]], list[str]], str]:
 
 
 def _only(page: str, document: dict[str, Any], words: list[str]) -> str:
-    """An inference page cut down to the stages asked for."""
+    """Returns an inference result with only the stages asked for."""
     stages = {r.get("stage") for r in document["rows"]} & set(words)
     if document["benchmark"] != "inference" or not stages:
         return page

@@ -1,10 +1,10 @@
-"""What each technique gives: from all off to the defaults one field of EngineOptions at a time, then options alone.
+"""What each technique gives: from all off to the defaults, one field of EngineOptions at a time; then single options.
 
     python benchmarks/ladder.py                        # English, random weights, best device
     python benchmarks/ladder.py --model turbo --out benchmarks/results
 
-Every rung keeps what the rungs before it switched on. What EngineOptions calls exact is checked in the same run: the
-tokens must be those of the rung before. The options behind the ladder are measured alone, on top of the defaults.
+Every rung keeps what earlier rungs switched on. What EngineOptions calls exact is checked in the same run: the tokens
+must equal those of the rung before. The options after the ladder are measured one by one, on top of the defaults.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class Rung:
     seconds: float | None = None
 
 
-# Exact ones first: what they are compared with is then still float32. `None` values are read off the device's defaults.
+# Exact ones first, so that they are compared in float32. `None`: the device's default.
 CLIMB: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("voice prefix kept", ("prefix_cache",), True),
     ("products of few rows turned round", ("few_rows",), True),
     ("vocoder convolutions with half the products", ("short_convs",), True),
     ("attention", ("attention",), True),
-    ("runaway guard", ("runaway_guard",), True),  # exact until it stops a row, and it stops none here
+    ("runaway guard", ("runaway_guard",), True),  # exact unless it stops a row, and it stops none here
     ("Triton kernels", ("kernels",), True),
     ("mel lengths in buckets", ("mel_bucket",), True),
     ("steps recorded", ("compile",), True),  # as CUDA graphs, or traced on a CPU
@@ -58,7 +58,7 @@ ALONE: tuple[tuple[str, dict[str, Any], bool, int | None], ...] = (
 )
 CPU_ONLY = {"few_rows", "short_convs"}
 FLOAT32 = {"dtype": "float32", "s3gen_dtype": "float32"}
-UNMEASURED = {  # fields that are no rung, and why
+UNMEASURED = {  # fields without a rung, and why
     "captures": "what of the rung of CUDA graphs is left out, where a device does not bear it",
     "trial": "how it is found out what a device bears; no part of a call",
     "slots": "how many utterances run side by side: benchmark_inference.py --batch",
@@ -70,14 +70,14 @@ UNMEASURED = {  # fields that are no rung, and why
 
 
 def rungs(device: str, meanflow: bool) -> list[Rung]:
-    """Those that change something on this device."""
+    """Returns the rungs that change something on this device."""
     import torch
 
     from chatterbox_opt.engine.resolve import resolve
     from chatterbox_opt.options import EngineOptions
 
     where = torch.device(device)
-    defaults = resolve(EngineOptions(trial="here"), where)  # in a process of its own it would take each rung its time
+    defaults = resolve(EngineOptions(trial="here"), where)  # in its own process, which would slow down each rung
     now = resolve(EngineOptions.exact(resampler=defaults.resampler), where)
     out = [Rung("all off: eager float32", vars(now) | {}, False)]
     for name, fields, exact in CLIMB:
@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
             continue
         alone = rung.name in {name for name, *_ in ALONE}
         row |= {"kind": "alone" if alone else "ladder" if rows else "reference", "exact": rung.exact}
-        if rung.exact and alone:  # a promise about float32: what rounds elsewhere in half precision draws elsewhere
+        if rung.exact and alone:  # promised in float32: other roundings draw other tokens
             in_float32 = dataclasses.replace(rung, fields=rung.fields | FLOAT32)
             drawn = measure(in_float32, source, spoken, args, timed=False)[1]
         row["same_tokens"] = drawn == (tokens if alone else before) if rung.exact else None
@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
 def measure(
     rung: Rung, source: workload.Weights, spoken: workload.Utterance, args: Any, timed: bool = True
 ) -> tuple[dict[str, Any], list[int]]:
-    """(figures, drawn tokens); not `timed`: one call, for its tokens."""
+    """Returns (figures, drawn tokens). Not `timed`: a single call, for its tokens."""
     from chatterbox_opt.options import EngineOptions
 
     meters.free(args.device)
@@ -193,7 +193,7 @@ def measure(
 
 
 def finish(rows: list[dict[str, Any]]) -> None:
-    """Ratios to everything off, and to the rung before (the defaults, for what is measured alone)."""
+    """Adds ratios to everything off, and to the rung before (for single options: to the defaults)."""
     done = [r for r in rows if "failed" not in r]
     defaults = next((r for r in reversed(done) if r["kind"] != "alone"), None)
     before = None

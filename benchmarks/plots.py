@@ -1,4 +1,4 @@
-"""One picture a benchmark, readable without the text beside it. matplotlib is an extra of the benchmarks."""
+"""One picture per benchmark, readable by itself. Needs matplotlib, which is optional."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STAGE_NAMES = {
 
 
 def safely(draw: Callable[[dict, Path], None], document: dict[str, Any], path: Path) -> bool:
-    """A missing matplotlib must not cost a run its figures."""
+    """Draws if matplotlib is installed; without it a run still keeps its figures."""
     try:
         import matplotlib
     except ImportError:
@@ -43,7 +43,7 @@ def safely(draw: Callable[[dict, Path], None], document: dict[str, Any], path: P
 
 
 def comparison(document: dict[str, Any], path: Path) -> None:
-    """Bars by length with the real-time line; beside it where the time goes."""
+    """Draws bars by length with the real-time line, and beside them the time per stage."""
     from matplotlib import pyplot as plt
 
     names = [n for n in document["sides"] if any(r["side"] == n for r in document["rows"])]
@@ -54,7 +54,7 @@ def comparison(document: dict[str, Any], path: Path) -> None:
 
 
 def _save(figure: Any, document: dict[str, Any], what: str, path: Path) -> None:
-    """With a title, and a line that says where it was measured."""
+    """Saves with a title, and a line that names the machine."""
     from matplotlib import pyplot as plt
 
     settings = document["settings"]
@@ -63,7 +63,7 @@ def _save(figure: Any, document: dict[str, Any], what: str, path: Path) -> None:
     figure.suptitle(title, fontsize=14, x=0.01, ha="left", weight="bold")
     figure.text(0.01, 0.012, tables.where(document["environment"]), fontsize=8, color="#555555")
     figure.tight_layout(rect=(0, 0.03, 1, 0.96))
-    figure.savefig(path, dpi=110, bbox_inches="tight")  # long names at the right edge stay whole
+    figure.savefig(path, dpi=110, bbox_inches="tight")  # long names at the right edge are not cut
     plt.close(figure)
 
 
@@ -103,7 +103,7 @@ def found_seconds(document: dict[str, Any], length: str) -> float:
 
 
 def _stages(axes: Any, document: dict[str, Any], names: list[str]) -> None:
-    """The longest text both sides spoke: each side's own time is the whole bar."""
+    """Draws the stages of the longest text that both sides spoke, each as a share of its side's time."""
     lengths = list(dict.fromkeys(r["length"] for r in document["rows"]))
     spoken = [
         n for n in lengths if all(any(r["length"] == n and r["side"] == s for r in document["rows"]) for s in names)
@@ -156,7 +156,7 @@ def _colour(name: str, names: list[str]) -> str:
 
 
 def server(document: dict[str, Any], path: Path) -> None:
-    """By number of clients: how soon they hear something, and how much is spoken in all."""
+    """Draws the time to the first sound and the total throughput by number of clients."""
     from matplotlib import pyplot as plt
 
     rows = document["rows"]
@@ -186,7 +186,7 @@ def server(document: dict[str, Any], path: Path) -> None:
 
 
 def concurrency(document: dict[str, Any], path: Path) -> None:
-    """By number of callers: sentences a minute in all, and the first sound of streams."""
+    """Draws total sentences per minute and the time to the first sound of streams, by number of callers."""
     from matplotlib import pyplot as plt
 
     rows, sides = document["rows"], [s for s in ("before", "now") if any(r["side"] == s for r in document["rows"])]

@@ -1,12 +1,12 @@
-"""What the approximate modes cost: tokens, mels, sound and, where the weights speak, words and voice, against exact.
+"""What the approximate modes cost against exact: tokens, mels, sound and, with trained weights, words and voice.
 
     python benchmarks/quality.py                                   # random weights: numbers, no words
     python benchmarks/quality.py --weights mini                    # the model inside the package: words as well
     python benchmarks/quality.py --weights published --sentences 25
     python benchmarks/quality.py --modes bf16 int8 steps6 --out benchmarks/results
 
-Tokens are teacher-forced: every mode is asked for its logits behind the same history, the exact mode's own. Mels are
-rendered from the same tokens with the same noise.
+Tokens are teacher-forced: every mode computes its logits for the history of the exact mode. Mels are rendered from the
+same tokens with the same noise.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Mode:
     fields: dict[str, Any]
     steps: int | None = None
     batched: bool = False  # all sentences in one call
-    streamed: bool = False  # in chunks, while their tokens are being drawn
+    streamed: bool = False  # in chunks, while their tokens are drawn
 
 
 MODES = {
@@ -114,11 +114,11 @@ def main(argv: list[str] | None = None) -> int:
 def default_modes(args: Any) -> list[str]:
     left_out = {"fp16"} | ({"bf16"} if ceilings.emulates_bfloat16(args.device) else set())  # forty times slower there
     names = [n for n in MODES if n not in left_out and (args.model not in ("turbo", "nano") or n in MEANFLOW)]
-    return [n for n in names if not (n in ("batched", "streamed") and args.weights == "random")]  # which say nothing
+    return [n for n in names if not (n in ("batched", "streamed") and args.weights == "random")]  # speaks no words
 
 
 class Gate:
-    """The exact mode's tokens, mels and words, and what another mode makes of the same."""
+    """Keeps the exact mode's tokens, mels and words, and compares another mode with them."""
 
     def __init__(self, args: Any, source: workload.Weights) -> None:
         self.args, self.source, self.device = args, source, args.device
@@ -188,7 +188,7 @@ class Gate:
             "spectral_db": statistics.mean(metrics.spectral_distance(a, b) for a, b in zip(self.waves, waves)),
             **self._speak(model, voice, mode, mode.steps),
         }
-        if mode.streamed:  # what was rendered above was not
+        if mode.streamed:  # unlike what was rendered above
             row |= dict.fromkeys(("mel_mean_abs", "mel_snr_db", "spectral_db", "render_seconds"))
         if row.get("speech_seconds") and self.exact_speech.get("speech_seconds"):
             row["length_ratio"] = row["speech_seconds"] / self.exact_speech["speech_seconds"]
@@ -205,7 +205,7 @@ class Gate:
         return model, voice
 
     def _render(self, model: Any, voice: Any, steps: int | None) -> tuple[list[Any], list[Any], float]:
-        """The exact mode's tokens, one after another, each with its own noise."""
+        """Renders the exact mode's tokens one by one, each with its own noise."""
         import torch
 
         from chatterbox_opt.engine.mel import MelJob
@@ -217,7 +217,7 @@ class Gate:
                 noise = aligned_noise(torch.device(self.device), workload.SEED + i)
                 job = MelJob(tokens.to(self.device), voice.gen, noise)
                 seconds, (mel,) = meters.timed(lambda j=job: model.pipeline.mel.render([j], steps), self.device)
-                # A noise of its own: a shorter prompt draws less before the vocoder's turn.
+                # Its own noise, because a shorter prompt draws less before the vocoder does.
                 noise = RequestNoise(torch.device(self.device), 1000 + i)
                 more, (wav,) = meters.timed(lambda m=mel, n=noise: model.pipeline.wav.render([m], [n]), self.device)
                 spent += seconds + more
@@ -226,7 +226,7 @@ class Gate:
         return mels, waves, spent
 
     def _speak(self, model: Any, voice: Any, mode: Mode, steps: int | None) -> dict[str, Any]:
-        """Every sentence spoken as a user would have it: length, voice, words."""
+        """Speaks every sentence as a user would: length, voice, words."""
         if not self.texts:
             return {}
         seeds = [workload.SEED + i for i in range(len(self.texts))]
@@ -247,7 +247,7 @@ class Gate:
         out: dict[str, Any] = {"speech_seconds": sum(map(len, waves)) / model.sr}
         if stops:
             out["ended_by_itself"] = sum(s == ["eos"] for s in stops) / len(stops)
-        if model.config.clones:  # else the voice encoder has heard nobody
+        if model.config.clones:  # otherwise the voice encoder is untrained
             own = voice.t3.speaker_emb[0].float().cpu()
             alike = [
                 metrics.similarity(own, metrics.speaker_embedding(model, wav, model.sr))
@@ -278,7 +278,7 @@ def spoken_in_chunks(model: Any, job: Any, steps: int | None) -> Any:
 
 
 def aligned_noise(device: Any, seed: int) -> Any:
-    """Noise that is the same for the spoken frames however many prompt frames stand before them."""
+    """Returns noise that is equal for the spoken frames, whatever the number of prompt frames before them."""
     import torch
 
     from chatterbox_opt.engine.noise import RequestNoise

@@ -1,4 +1,4 @@
-"""The command line all benchmarks share, and their results: a JSON file, a table on stdout, a last line to parse."""
+"""The command line of all benchmarks, and their results: a JSON file, a table on stdout, and a last line to parse."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from workload import say
 
 
 def arguments(description: str, **defaults: Any) -> argparse.ArgumentParser:
-    """The options all benchmarks have."""
+    """Adds the options of all benchmarks."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--device", default=workload.best_device(), help="cuda, cuda:N, mps or cpu; the best there is otherwise"
@@ -56,7 +56,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
 
 
 def command(argv: Sequence[str] | None = None) -> str:
-    """As one would type it from the root of the tree; folders of this machine are left out."""
+    """Returns the command as typed in the root of the tree, without folders of this machine."""
     words = list(sys.argv[1:] if argv is None else argv)
     kept, skip = [], False
     for word in words:
@@ -89,18 +89,18 @@ def result_path(document: dict[str, Any], out: Path) -> Path:
 
 
 def instructions(where: dict[str, Any]) -> list[str]:
-    """Processors of one name differ in them, and in speed by them."""
+    """Returns the instruction set: processors of one name differ in it, and so in speed."""
     return [where["capability"]] if "capability" in where else []
 
 
 def label(family: str, size: str, source: workload.Weights, *more: str) -> str:
-    """What tells this result from the others of the same benchmark."""
+    """Returns what distinguishes this result from others of the same benchmark."""
     parts = [family, size if source.fixed and size != "full" else "", "" if source.fixed else source.kind, *more]
     return "-".join(filter(None, parts))
 
 
 def rounded(value: Any) -> Any:
-    """Five significant digits: more would be noise, and tables are made from the file."""
+    """Rounds to five significant digits; more would be noise."""
     if isinstance(value, float):
         return None if not math.isfinite(value) else float(f"{value:.5g}")
     if isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""The sides of the comparison, each in a process of its own: neither's memory, threads or caches touch the other.
+"""The sides of the comparison, each in its own process, so that they share no memory, threads or caches.
 
-A side reads one JSON request a line on stdin and answers one JSON line; what its libraries print goes to stderr.
+A side reads one JSON request per line on stdin and answers with one JSON line; what its libraries print goes to stderr.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HOW_TO_INSTALL = (
     "the baseline, chatterbox-tts, is not installed: pip install -e '.[baseline]' && "
     "pip install --no-deps chatterbox-tts==0.1.7   (without a network: benchmarks/offline_bundle.sh)"
 )
-SAMPLING = {  # given to both sides; upstream 0.1.7's defaults, but for its multilingual repetition_penalty of 2.0
+SAMPLING = {  # for both sides: upstream 0.1.7's defaults, except its multilingual repetition_penalty of 2.0
     "tts": dict(temperature=0.8, repetition_penalty=1.2, min_p=0.05, top_p=1.0, cfg_weight=0.5, exaggeration=0.5),
     "turbo": dict(temperature=0.8, repetition_penalty=1.2, top_p=0.95, top_k=1000),
 }
@@ -29,7 +29,7 @@ STAGES = ("text", "tokens", "mel", "wav", "watermark")
 
 
 class Baseline:
-    """The real chatterbox-tts. Timers are put around its methods; nothing it computes is changed but where it stops."""
+    """The real chatterbox-tts, with timers around its methods. Only the place where it stops is changed."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         import torch
@@ -43,7 +43,7 @@ class Baseline:
         draw = "inference"
         if self.family in ("turbo", "nano"):
             draw, loud = "inference_turbo", self.model.norm_loudness
-            # With NumPy 2, which the wheel does not allow, its gain makes doubles that its networks refuse.
+            # With NumPy 2, which the wheel does not allow, its gain gives doubles, which its networks refuse.
             self.model.norm_loudness = lambda wav, *args: loud(wav, *args).astype("float32")
         self._bound(draw)
         meters.watch(self.model.t3, draw, self.device, self.seconds, "tokens")
@@ -63,13 +63,12 @@ class Baseline:
             from chatterbox.tts import ChatterboxTTS as Door
         model = Door.from_local(folder, self.device) if folder else Door.from_pretrained(self.device)
         if self.family == "mtl":
-            # The wheel's alignment analyzer ends utterances by its own rules; later upstream dropped it.
+            # The wheel's alignment analyzer ends utterances by its own rules; later versions lack it.
             T3Config.is_multilingual = property(lambda self: False)
         return model
 
     def _assembled(self, folder: str | None) -> Any:
-        """Upstream's classes write their sizes into their constructors, and the wheel has no Nano: its own parts are
-        put together at other sizes."""
+        """Assembles upstream's parts at other sizes: its constructors have fixed ones, and the wheel has no Nano."""
         if folder is None:
             raise ValueError(f"chatterbox-tts 0.1.7 cannot fetch {self.family}; give a checkpoint folder")
         sys.path.insert(0, str(workload.ROOT / "tests"))
@@ -82,7 +81,7 @@ class Baseline:
         return model
 
     def _bound(self, name: str) -> None:
-        """generate() has its limit of 1000 written in; a fixed length needs another, and the count of what came."""
+        """Sets the limit of generate(), which is fixed at 1000, and counts its tokens."""
         inner, argument, more = getattr(self.model.t3, name), "max_new_tokens", 0
         if name == "inference_turbo":
             argument, more = "max_gen_len", -1  # it draws one before its loop
@@ -109,7 +108,7 @@ class Baseline:
 
 
 class Optimized:
-    """Ours, through the front door."""
+    """chatterbox_opt, by its public calls."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         import torch  # noqa: F401  what an empty torch process weighs is measured before anything of ours is there
@@ -131,7 +130,7 @@ class Optimized:
         from chatterbox_opt.text.split import split_text
 
         how = dict(SAMPLING[self.family])
-        if tokens is not None:  # a long text is spoken in pieces: together they come to the same work
+        if tokens is not None:  # a long text is spoken in pieces, which add up to the same work
             how["max_new_tokens"] = -(-tokens // len(split_text(text, MAX_CHARS)))
         jobs = self.model.jobs(
             [text], voices=self.spoken_in, seeds=seed, language_ids="en" if self.family == "mtl" else None, **how
@@ -146,7 +145,7 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # upstream prints; only answers may reach the parent
     workload.quiet()
-    os.environ["TQDM_DISABLE"] = "1"  # upstream draws a bar for every utterance
+    os.environ["TQDM_DISABLE"] = "1"  # upstream shows a progress bar per utterance
     side: Any = None
     for line in sys.stdin:
         request = json.loads(line)
@@ -155,7 +154,7 @@ def serve() -> None:
                 side, answer = _load(request)
             else:
                 answer = {"voice": _voice, "speak": _speak}[request["do"]](side, request)
-        except Exception as error:  # the other side's figures must survive it
+        except Exception as error:  # the figures of the other side are kept
             import traceback
 
             traceback.print_exc()
@@ -215,7 +214,7 @@ class Remote:
         )
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
-        """An answer, or {"error"}; after an error the side is not asked again."""
+        """Returns an answer, or {"error"}; after an error the side is not asked again."""
         if self.failed:
             return {"error": self.failed}
         try:
@@ -233,7 +232,7 @@ class Remote:
 
     @property
     def age(self) -> float:
-        """Seconds since its process was started."""
+        """Returns the seconds since its process was started."""
         return time.perf_counter() - self.born
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A benchmark's JSON -> Markdown: the same tables when it runs and when the documents are written from its file."""
+"""Makes Markdown tables of a benchmark's JSON, when it runs and when the documents are written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FAMILY = {"tts": "Chatterbox", "mtl": "Chatterbox Multilingual", "turbo": "Chatt
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Every column but the first is set to the right."""
+    """Returns a table; all columns but the first are aligned right."""
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" + "---:|" * (len(head) - 1)]
     return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
@@ -31,7 +31,7 @@ def where(record: dict[str, Any]) -> str:
 
 
 def markdown(document: dict[str, Any]) -> str:
-    """The page a benchmark prints: what and where, its tables, the command."""
+    """Returns the page that a benchmark prints: machine, tables, command."""
     page = {
         "comparison": comparison, "inference": inference, "ladder": ladder, "quality": quality, "streaming": streaming,
         "server": server, "concurrency": concurrency,
@@ -255,7 +255,7 @@ def quality_table(document: dict[str, Any]) -> str:
     out = []
     for r in document["rows"]:
         cells = ["" if r.get(key) is None else form.format(r[key]) for _, key, form in columns]
-        if r.get("mel_mean_abs") == 0:  # all of it happens before the mel
+        if r.get("mel_mean_abs") == 0:  # it all happens before the mel
             cells[2:5] = ["same"] * 3
         if "failed" in r:
             cells[0] = f"failed: {r['failed'][:60]}"

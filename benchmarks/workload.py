@@ -1,6 +1,4 @@
-"""What every benchmark shares: texts, a voice, weights, options, and the record of where it ran.
-
-Python benchmarks import this; nothing here measures anything.
+"""What all benchmarks share: texts, a voice, weights, options, and the record of where they ran.
 """
 
 from __future__ import annotations
@@ -19,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-MEASURED = "CHATTERBOX_OPT_CHECKOUT"  # names another checkout, whose package these scripts are to measure
-sys.path.insert(0, os.environ.get(MEASURED, str(ROOT)))  # a checkout needs no installation
+MEASURED = "CHATTERBOX_OPT_CHECKOUT"  # another checkout, whose package these scripts measure
+sys.path.insert(0, os.environ.get(MEASURED, str(ROOT)))  # a checkout need not be installed
 
-TOKEN_RATE = 25  # speech tokens a second
+TOKEN_RATE = 25  # speech tokens per second
 SAMPLE_RATE = 24_000
 SEED = 7
 FAMILIES = ("tts", "mtl", "turbo", "nano")
 SIZES = ("full", "tiny")
 
-# name -> (seconds of speech, what a person reads aloud in about that time)
+# name -> (seconds of speech, text that a person reads aloud in about that time)
 TEXTS: dict[str, tuple[float, str]] = {
     "short": (5.0, "The harbour was quiet that morning, and the first boats were already out at sea."),
     "medium": (
@@ -84,7 +82,7 @@ def utterance(name: str) -> Utterance:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Where a model comes from. `fixed`: it never ends by itself, so both sides of a comparison do equal work."""
+    """Where a model comes from. `fixed`: speech never ends by itself, so both sides of a comparison do equal work."""
 
     kind: str  # "random" | "published" | "mini" | "folder"
     family: str
@@ -126,7 +124,7 @@ def random_checkpoint(family: str, size: str, work: Path, seed: int = 0) -> Path
 
 
 def never_end(path: Path) -> None:
-    """Push the logits of the control tokens far below every sound, in a T3 file of either backbone.
+    """Makes control tokens impossible in a T3 file of either backbone.
 
     GPT-2's head has a bias. Llama's has none: one channel is made to carry a constant, 1 in each speech embedding
     and next to untouched by the layers, and the head reads it. Any code that runs the file as it is then draws
@@ -153,7 +151,7 @@ def never_end(path: Path) -> None:
 
 
 def load(source: Weights, device: str, engine: Any = None, **switches: Any) -> Any:
-    """Our front door for a family. `switches` are its own: preset=, decoder= and so on."""
+    """Loads a model of this package. `switches` are its keywords: preset=, decoder= and so on."""
     from chatterbox_opt.mtl_tts import OptimizedChatterboxMultilingualTTS
     from chatterbox_opt.tts import OptimizedChatterboxTTS
     from chatterbox_opt.tts_turbo import OptimizedChatterboxTurboTTS
@@ -167,7 +165,7 @@ def load(source: Weights, device: str, engine: Any = None, **switches: Any) -> A
 
 
 def voice_file(work: Path, seconds: float = 12.0, variant: int = 0) -> Path:
-    """A recording that never changes: a voice-like buzz with moving formants, in syllables. No speech, no rights.
+    """Writes a fixed, made-up recording: a voice-like buzz with moving formants, in syllables, free of rights.
     Variants differ a little, so that nothing kept from one answers for another."""
     import numpy as np
 
@@ -239,7 +237,7 @@ def _value(text: str) -> Any:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Enough to repeat a figure, and nothing that names a machine or its owner."""
+    """Returns enough to repeat a figure, and nothing that names a machine or its owner."""
     import torch
 
     import chatterbox_opt
@@ -290,7 +288,7 @@ def _memory_bytes() -> int:
 
 
 def commit() -> str:
-    """Short hash, "-dirty" when what is measured differs from it; BENCHMARK_COMMIT where the tree has no git."""
+    """Returns the short hash, with "-dirty" if the tree differs from it; BENCHMARK_COMMIT in a tree without git."""
 
     def git(*args: str) -> subprocess.CompletedProcess:
         return subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True)
@@ -309,11 +307,11 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-# ---- small things --------------------------------------------------------------------------------
+# ---- others --------------------------------------------------------------------------------------
 
 
 def quiet() -> None:
-    """Every fixed-length run is cut on purpose; a line about each would hide the table."""
+    """Silences warnings about cut speech: every fixed-length run is cut on purpose."""
     logging.basicConfig(level=logging.ERROR)
     logging.getLogger("chatterbox_opt").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

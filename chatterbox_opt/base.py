@@ -24,7 +24,7 @@ from .checks import (
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
 from .engine.resolve import indexed, is_mlx
 from .executor import t3_on_device, voice_encoder
-from .loading import LoadedModel, load_parts, pretrained_folder
+from .loading import LoadedModel, load_parts
 from .marks import marked
 from .options import EngineOptions, SamplingOptions
 from .pipeline import Job, NoSpeech, Pipeline, Speech
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from .keywords import BatchKeywords, CallKeywords, LoadKeywords, TextKeywords, TextsKeywords
 
-__all__ = ["MAX_CHARS", "Speaker", "pretrained_folder"]
+__all__ = ["MAX_CHARS", "Speaker"]
 
 PLURALS = {"seed": "seeds", "voice": "voices", "audio_prompt_path": "voices", "language_id": "language_ids"}
 

@@ -11,16 +11,21 @@ from .options import EngineOptions
 from .scores import Take
 
 
-class SwitchKeywords(TypedDict, total=False):
-    """Of every constructor and loader, and of optimize()."""
+class EngineKeywords(TypedDict, total=False):
+    """Of pack(), and of everything below that makes a model: the switches that EngineOptions follow from."""
 
     enable_compilation: bool  # True by default; False runs eagerly
     use_mixed_precision: bool  # True by default; False = float32
-    enable_watermark: bool  # True by default
     attention: str | None  # "sdpa" | "flash"; None = the fastest that is installed
     quantize: str | None  # "int8" | "int4"; None leaves the weights as they are
     engine: EngineOptions | None  # everything else
     preset: str | None  # a named set of options, see presets.py
+
+
+class SwitchKeywords(EngineKeywords, total=False):
+    """Of every constructor and loader, and of optimize()."""
+
+    enable_watermark: bool  # True by default
 
 
 class ModelKeywords(SwitchKeywords, total=False):
@@ -55,8 +60,8 @@ class CallKeywords(TypedDict, total=False):
     retries: int
 
 
-class TextKeywords(TypedDict, total=False):
-    """How one text is read and spoken. The first seven are the fields of options.SamplingOptions."""
+class SamplingKeywords(TypedDict, total=False):
+    """The fields of options.SamplingOptions, which says what they mean; None = the model's default."""
 
     repetition_penalty: float | None
     min_p: float | None
@@ -65,6 +70,11 @@ class TextKeywords(TypedDict, total=False):
     temperature: float | None
     cfg_weight: float | None
     max_new_tokens: int | None
+
+
+class TextKeywords(SamplingKeywords, total=False):
+    """How one text is read and spoken."""
+
     markup: Any  # True: the text has marks; see text/markup.py
     breath: bool  # pauses between pieces by punctuation
     loudness: float | None  # LUFS of each piece, such as -20; None leaves it as it is
@@ -116,3 +126,17 @@ class BatchKeywords(CallKeywords, TextsKeywords, total=False):
     """Of generate_batch(): those of the call, and those of its texts."""
 
     exaggeration: Any
+
+
+class ReadingKeywords(SamplingKeywords, total=False):
+    """Of read_aloud(), for roles without their own."""
+
+    exaggeration: float | None  # None: the voice's own
+    language_ids: str | None
+    spoken: bool | str  # numbers, dates and units in words
+    pronounce: Any  # respellings: a mapping, or a file of them
+    n_cfm_timesteps: int | None
+    max_chars: int | None
+    takes: int  # drawn of each piece
+    retries: int  # how often a piece that went wrong is drawn again
+    cancel: Any

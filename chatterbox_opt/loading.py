@@ -14,7 +14,6 @@ from .packing.load import load_any
 from .pipeline import Pipeline
 from .presets import choose_decoder
 from .switches import SWITCHES
-from .weights import hub
 from .weights.files import has_meanflow
 from .weights.load import Loaded
 
@@ -54,7 +53,3 @@ def load_parts(
     others = {name: value for name, value in options.items() if name not in SWITCHES}
     parts, switches = load_any(folder, family, device, switches, t3_file, decoder, cache_packed)
     return parts, others | {"config": parts.config} | switches
-
-
-def pretrained_folder(family: str, **where: Any) -> Path:
-    return hub.download(family, **where)

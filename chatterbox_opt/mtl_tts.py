@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .base import MAX_CHARS, Speaker, pretrained_folder
+from .base import MAX_CHARS, Speaker
 from .calls import GenerateOptions
 from .checks import NEUTRAL
 from .pipeline import Job
@@ -19,6 +19,7 @@ from .switches import fetch_decoder
 from .text.languages import SUPPORTED_LANGUAGES
 from .text.normalize import punc_norm as any_punc_norm
 from .voice import Conditionals, T3Cond
+from .weights import hub
 from .weights.files import REPOS, multilingual_t3
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
     ) -> Self:
         """`t3_model` is "v2" (the default), "v3" or a file name; `repo_id` also takes a single-language pack."""
         keywords = fetch_decoder("mtl", options)
-        folder = pretrained_folder("mtl", t3_model=t3_model, repo_id=repo_id, revision=revision)
+        folder = hub.download("mtl", t3_model=t3_model, repo_id=repo_id, revision=revision)
         return cls.from_local(folder, device, t3_model, **keywords)
 
     @classmethod

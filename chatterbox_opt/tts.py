@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .base import MAX_CHARS, Speaker, pretrained_folder
+from .base import MAX_CHARS, Speaker
 from .calls import GenerateOptions
 from .checks import NEUTRAL
 from .scores import Take
 from .switches import fetch_decoder
 from .text.normalize import punc_norm
 from .voice import Conditionals, T3Cond
+from .weights import hub
 from .weights.files import MINI, REPOS
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class OptimizedChatterboxTTS(Speaker):
     ) -> Self:
         """`decoder="meanflow"` fetches Turbo's decoder of two steps beside the model."""
         keywords = fetch_decoder("tts", options)
-        return cls._load(pretrained_folder("tts", repo_id=repo_id, revision=revision), device, "tts", **keywords)
+        return cls._load(hub.download("tts", repo_id=repo_id, revision=revision), device, "tts", **keywords)
 
     @classmethod
     def from_local(

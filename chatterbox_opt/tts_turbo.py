@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .audio.loudness import normalize_loudness
-from .base import MAX_CHARS, Speaker, pretrained_folder
+from .base import MAX_CHARS, Speaker
 from .calls import GenerateOptions
 from .config import S3_RATE
 from .options import SamplingOptions
@@ -23,6 +23,7 @@ from .streaming import SpeechStream
 from .switches import fetch_decoder
 from .text.normalize import punc_norm as any_punc_norm
 from .voice import Conditionals, T3Cond
+from .weights import hub
 from .weights.files import REPOS
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class OptimizedChatterboxTurboTTS(Speaker):
     ) -> Self:
         family = "nano" if nano else "turbo"
         keywords = fetch_decoder(family, options)
-        folder = pretrained_folder(family, repo_id=repo_id, revision=revision)
+        folder = hub.download(family, repo_id=repo_id, revision=revision)
         return cls.from_local(folder, device, nano, **keywords)
 
     @classmethod

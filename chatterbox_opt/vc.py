@@ -13,15 +13,17 @@ from .audio.io import read, resample
 from .audio.watermark import Watermarker
 from .checks import check_seed, check_steps, is_recording, usable_device
 from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
+from .device_lock import device_lock
 from .engine.chunks import whole_tokens
 from .engine.resolve import indexed, is_mlx
-from .loading import LoadedModel, load_parts, pretrained_folder
+from .loading import LoadedModel, load_parts
 from .options import EngineOptions
 from .pipeline import Pipeline
 from .speech import Piece, Speech
 from .switches import fetch_decoder, random_decoder, resolve_switches, switch_options
 from .voice import Conditionals, VoicePreparer
 from .voiced import MissingVoice
+from .weights import hub
 from .weights.files import REPOS
 from .weights.random_init import random_folder
 
@@ -72,7 +74,7 @@ class OptimizedChatterboxVC(LoadedModel):
         **options: Unpack[ConverterKeywords],
     ) -> Self:
         keywords = fetch_decoder("vc", options)
-        return cls.from_local(pretrained_folder("vc", repo_id=repo_id, revision=revision), device, **keywords)
+        return cls.from_local(hub.download("vc", repo_id=repo_id, revision=revision), device, **keywords)
 
     @classmethod
     def from_local(
@@ -131,21 +133,22 @@ class OptimizedChatterboxVC(LoadedModel):
         if voice is None:
             raise MissingVoice("Please `set_target_voice` first or specify `target_voice_path`")
         check_steps(n_cfm_timesteps)
-        tokens = self.tokens(audio, sample_rate)
+        with device_lock(self.voices.device):
+            tokens = self.tokens(audio, sample_rate).cpu()
         parts = overlapping(tokens)
         wav = self.pipeline.render(
             parts, voice if len(parts) == 1 else whole_tokens(voice), check_seed(seed), steps=n_cfm_timesteps,
             joined=cross_faded, watermark=self._mark(), cancel=cancel,
         )
-        tokens = tokens.cpu()
         piece = Piece("", (0, 0), (0, wav.shape[-1]), tokens, "given")
         return Speech(wav, [tokens], ["given"], pieces=[piece])
 
     def tokens(self, audio: Any, sample_rate: int | None = None) -> Tensor:
         """Returns (n,) speech tokens of a recording of any length."""
         wav, rate = read(audio, sample_rate)
-        wav = resample(wav.to(self.voices.device), rate, S3_RATE, exact=self.options.resampler == "exact")
-        return self.voices.speech_tokens(wav)
+        with device_lock(self.voices.device):
+            wav = resample(wav.to(self.voices.device), rate, S3_RATE, exact=self.options.resampler == "exact")
+            return self.voices.speech_tokens(wav)
 
 
 def overlapping(tokens: Tensor) -> list[Tensor]:

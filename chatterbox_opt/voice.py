@@ -18,6 +18,7 @@ from torch import Tensor
 from .audio.io import fingerprint, label, read, resample
 from .audio.loudness import normalize_loudness
 from .config import FRAMES_PER_TOKEN, MEL_BINS, S3_RATE, S3GEN_RATE, SPEAKER_DIM, TOKEN_RATE, XVECTOR_DIM, ModelConfig
+from .device_lock import device_lock
 from .models.mel import SHORTEST, kaldi_fbank, prompt_mel, s3_mel
 from .models.s3_tokenizer import memory, memory_by_taps
 from .models.voice_encoder import speaker_embedding
@@ -202,21 +203,23 @@ class VoicePreparer:
         """Returns the voice of a path, an open file, or samples with their rate; of a saved voice if the path ends in
         .pt. `exaggeration` None is 0.5 for a recording, and the saved value for a saved voice. Only Turbo and Nano
         normalize the loudness."""
-        if is_saved_voice(audio):
-            return with_exaggeration(self._saved(audio).check(self.config, audio), exaggeration)
-        loud = self.config.t3.is_gpt and norm_loudness is not False
-        key = ("voice", loud, fingerprint(audio, sample_rate))
-        voice = self._cached(key, lambda: self._measure(audio, sample_rate, loud))
-        return with_exaggeration(voice, exaggeration)
+        with device_lock(self.device):
+            if is_saved_voice(audio):
+                return with_exaggeration(self._saved(audio).check(self.config, audio), exaggeration)
+            loud = self.config.t3.is_gpt and norm_loudness is not False
+            key = ("voice", loud, fingerprint(audio, sample_rate))
+            voice = self._cached(key, lambda: self._measure(audio, sample_rate, loud))
+            return with_exaggeration(voice, exaggeration)
 
     def prompt(self, audio: Any, *, sample_rate: int | None = None) -> dict[str, Any]:
         """Returns S3Gen's half of a voice, the target of voice conversion, from a recording or a voice."""
-        if isinstance(audio, Conditionals):
-            return dict(audio.check_sound().to(self.device).gen)
-        if is_saved_voice(audio):
-            return dict(self._saved(audio).check_sound(audio).gen)
-        key = ("prompt", fingerprint(audio, sample_rate))
-        return dict(self._cached(key, lambda: self._measure_prompt(audio, sample_rate)))
+        with device_lock(self.device):
+            if isinstance(audio, Conditionals):
+                return dict(audio.check_sound().to(self.device).gen)
+            if is_saved_voice(audio):
+                return dict(self._saved(audio).check_sound(audio).gen)
+            key = ("prompt", fingerprint(audio, sample_rate))
+            return dict(self._cached(key, lambda: self._measure_prompt(audio, sample_rate)))
 
     def _saved(self, path: str | os.PathLike) -> Conditionals:
         """Returns the same object while the file is unchanged: T3 caches a voice's prefix by the identity of its

@@ -7,6 +7,7 @@ from typing import Any
 
 from .checks import NEUTRAL, check_exaggeration, is_recording
 from .config import ModelConfig
+from .device_lock import device_lock
 from .voice import Conditionals, VoicePreparer, with_exaggeration
 
 
@@ -56,7 +57,10 @@ class Voiced:
             raise ValueError(f"voice is {type(voice).__name__}: a path, or what prepare_voice() makes, is needed")
         if isinstance(voice, Conditionals):
             voice.check(self.config)
-        return voice if self.config.t3.is_gpt else with_exaggeration(voice, exaggeration)
+        if self.config.t3.is_gpt:
+            return voice
+        with device_lock(self.voices.device):
+            return with_exaggeration(voice, exaggeration)
 
 
 class MissingVoice(AssertionError, ValueError):

@@ -1,4 +1,4 @@
-"""torch.cuda without a GPU: streams, events and recordings that only note what is asked of them."""
+"""torch.cuda without a GPU: streams, events and recordings that only note calls."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Event:
 
 
 class FakeCuda:
-    """`notes` of what happened; `broken`: recordings that cannot be ended, as after an operation that may not be."""
+    """`notes` of calls; `broken`: recordings cannot be ended, as after an operation that is not allowed."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.notes: list[tuple] = []
@@ -74,7 +74,7 @@ class FakeCuda:
 
     @contextmanager
     def _graph(self, graph, pool, stream, capture_error_mode):
-        """As torch has it: where the end of a recording raises, its stream stays the current one."""
+        """As in torch: if the end of a recording raises, its stream stays the current one."""
         before, self.stream = self.stream, stream
         self.notes.append(("record", self.index, stream, pool))
         try:

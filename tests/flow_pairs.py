@@ -1,4 +1,4 @@
-"""A tiny upstream flow and ours with the same weights."""
+"""Upstream's flow and this package's with the same weights, tiny."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sharpen(module: torch.nn.Module, seed: int = 0, gain: float = 1.4) -> None:
 
 
 def upstream_flow(config: FlowConfig):
-    """The real parts at the size asked for; two of them have 512 channels written into their constructor."""
+    """Returns the real parts at a given size; the constructors of two of them have 512 channels fixed."""
     pytest.importorskip("chatterbox.models.s3gen.flow", reason="chatterbox-tts is not installed")
     from chatterbox.models.s3gen.decoder import ConditionalDecoder
     from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec

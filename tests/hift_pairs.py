@@ -1,4 +1,4 @@
-"""A HiFT of upstream's and ours with the same weights, scaled until every part of it is heard."""
+"""Upstream's HiFT and this package's with the same weights, scaled so that every part has an effect."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def upstream_hift(cfg: HiftConfig = TINY, seed: int = 1) -> torch.nn.Module:
 
 
 def loud(net: torch.nn.Module, seed: int) -> None:
-    """Gains near one in every layer; fundamentals on both sides of the voicing threshold."""
+    """Sets gains near one in every layer, and fundamentals on both sides of the voicing threshold."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in net.named_parameters():
@@ -55,19 +55,19 @@ def our_hift(net: torch.nn.Module, cfg: HiftConfig = TINY) -> Hift:
 
 
 def some_mel(frames: int, seed: int = 0) -> torch.Tensor:
-    """(80, T) as loud as a log-mel of speech, changing slowly."""
+    """Returns (80, T) as loud as a log-mel of speech, changing slowly."""
     g = torch.Generator().manual_seed(seed)
     steps = torch.randn(80, frames, generator=g).cumsum(1)
     return 2 * torch.sin(0.3 * steps) - 5
 
 
 def noise_of(frames: int, harmonics: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
-    """What upstream draws, from the global generator and in its order."""
+    """Returns what upstream draws, in its order, from the global generator."""
     phases = torch.rand(1, harmonics, 1) * (2 * math.pi) - math.pi
     return phases, torch.randn(1, harmonics, 480 * frames)
 
 
 def error(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Of the peak."""
+    """Returns the largest difference by the peak."""
     assert got.shape == wanted.shape
     return float((got - wanted).abs().max() / wanted.abs().max())

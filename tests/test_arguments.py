@@ -1,4 +1,4 @@
-"""What callers give: numbers of any kind, voices in any form, and what is refused with a reason."""
+"""Arguments of callers: numbers of any kind, voices in any form, and what is refused with a reason."""
 
 import dataclasses
 import logging
@@ -101,7 +101,7 @@ def test_a_saved_voice_is_read_once(model, recording, tmp_path):
     model.prepare_voice(recording).save(path)
     first, second = model.prepare_voice(path), model.prepare_voice(str(path), exaggeration=0.9)
     assert first.t3.speaker_emb is second.t3.speaker_emb
-    model.prepare_voice(recording, exaggeration=0.5).save(path)  # written anew, the same content
+    model.prepare_voice(recording, exaggeration=0.5).save(path)  # rewritten with the same content
     assert torch.equal(model.tokens_to_wav([1, 2], path, 0), model.tokens_to_wav([1, 2], first, 0))
 
 
@@ -200,7 +200,7 @@ def test_random_multilingual_spells_chinese(caplog):
 
 
 def test_every_piece_has_its_tokens(model, monkeypatch):
-    """A piece without a sound has none, and keeps its place."""
+    """A piece without sound has no tokens, and keeps its place."""
     release = model.pipeline.tokens.release
 
     def second_is_silent(gone):

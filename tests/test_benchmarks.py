@@ -1,4 +1,4 @@
-"""The benchmarks run, their last line is JSON, and known inputs give right conclusions. No test looks at a time."""
+"""The benchmarks run, their last line is JSON, and known inputs give known results. No test depends on timing."""
 
 import argparse
 import dataclasses
@@ -37,7 +37,7 @@ def work(tmp_path_factory):
 
 
 def run(script, work, out, capsys, *options):
-    """(exit status, the document of the last line, the file's path)"""
+    """Returns (exit status, the document of the last line, the file's path)."""
     status = script.main(["--device", "cpu", "--size", "tiny", "--work-dir", str(work), "--out", str(out), *options])
     last = capsys.readouterr().out.rstrip().splitlines()[-1]
     (path,) = out.glob("*.json")
@@ -236,7 +236,7 @@ def result(folder, commit="abc", **how):
 
 
 def test_another_checkout_is_measured_with_these_scripts(tmp_path):
-    """Whatever is installed, and wherever these scripts lie."""
+    """Whatever is installed, and wherever these scripts are."""
     package = tmp_path / "chatterbox_opt"
     package.mkdir()
     (package / "__init__.py").write_text("")

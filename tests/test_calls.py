@@ -1,4 +1,4 @@
-"""How a call is made: one dataclass, and keywords that an editor completes."""
+"""The options of a call: one dataclass, and keywords that an editor completes."""
 
 import dataclasses
 from threading import Event
@@ -8,6 +8,7 @@ import pytest
 from chatterbox_opt import keywords
 from chatterbox_opt.calls import GenerateOptions
 from chatterbox_opt.options import SamplingOptions
+from chatterbox_opt.switches import SWITCHES
 
 
 def named(typed: type) -> set[str]:
@@ -46,6 +47,7 @@ def test_an_editor_completes_what_a_call_takes():
     call = {f.name for f in dataclasses.fields(GenerateOptions)}
     sampling = {f.name for f in dataclasses.fields(SamplingOptions)}
     assert named(keywords.CallKeywords) == call
-    assert sampling < named(keywords.TextKeywords)
+    assert sampling == named(keywords.SamplingKeywords) < named(keywords.TextKeywords)
     assert named(keywords.TextKeywords) == named(keywords.TextsKeywords)
     assert named(keywords.BatchKeywords) == call | named(keywords.TextsKeywords) | {"exaggeration"}
+    assert named(keywords.EngineKeywords) == set(SWITCHES)

@@ -1,4 +1,4 @@
-"""Caption files: as players read them."""
+"""Caption files, as players read them."""
 
 import itertools
 import json
@@ -70,7 +70,7 @@ def test_other_kinds_are_refused(tmp_path):
 
 @given(st.lists(st.tuples(st.text(max_size=60), st.floats(0, 9), st.booleans()), max_size=6))
 def test_a_cue_is_never_broken_by_its_text(rows):
-    """No blank line inside, as that would end it, and every word in its place."""
+    """No blank line inside, which would end it, and every word in its place."""
     at, records = 0.0, []
     for text, seconds, words in rows:
         records.append(record(text, at, at + seconds, timed(text, at) if words else ()))

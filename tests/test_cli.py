@@ -1,4 +1,4 @@
-"""The command line: what it writes, what it says, and how it exits."""
+"""The command line: its files, messages and exit status."""
 
 import io
 import subprocess
@@ -33,7 +33,7 @@ def test_say(folder, tmp_path, capsys, monkeypatch):
 
 
 def test_a_stream_goes_to_standard_output(folder, capfdbinary, monkeypatch):
-    """Samples and nothing else."""
+    """Samples, and nothing else."""
     import numpy as np
 
     from chatterbox_opt.tts import OptimizedChatterboxTTS

@@ -12,7 +12,7 @@ LONG = 700  # tokens, 28 s: two pieces
 
 @pytest.mark.parametrize("odd", [0, 1], ids=["even", "odd"])
 def test_long_conversion_behind_an_odd_prompt_keeps_in_step(odd, monkeypatch):
-    """Both pieces stand right behind the prompt: as many samples as tokens, and the same tokens overlap."""
+    """Both pieces follow the prompt directly: samples match tokens, and the same tokens overlap."""
     model = OptimizedChatterboxVC.from_random(size="tiny", enable_watermark=False)
     voice = dict(model.ref_dict)
     pairs = 2 * voice["prompt_token"].shape[1]
@@ -36,7 +36,7 @@ def test_long_conversion_behind_an_odd_prompt_keeps_in_step(odd, monkeypatch):
 
 
 def test_a_short_conversion_behind_an_odd_prompt_is_upstreams():
-    """In one piece, which lacks the frame that the prompt has too much."""
+    """In one piece, shorter by the frame that the prompt has too many."""
     model = OptimizedChatterboxVC.from_random(size="tiny", enable_watermark=False)
     mel = model.ref_dict["prompt_feat"]
     model.ref_dict = model.ref_dict | {"prompt_feat": torch.cat([mel, mel[:, :1]], 1)}

@@ -1,7 +1,9 @@
-"""The pages: their links lead somewhere, their Python runs or at least compiles, their lines are short."""
+"""The pages: links lead somewhere, Python runs or at least compiles, lines are short."""
 
 import importlib
+import io
 import re
+import tarfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,7 +37,7 @@ def test_its_python_compiles_and_its_imports_exist(page):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "mini"], ids=of)
 def test_its_lines_are_short(page):
-    """Tables aside, which cannot be wrapped."""
+    """Except tables, which cannot be wrapped."""
     long = [line for line in prose(read(page)).splitlines() if len(line) > 100 and not line.startswith(("|", "!["))]
     assert long == []
 
@@ -93,3 +95,28 @@ def test_links_of_the_site_lead_where_those_of_the_repository_lead(page, link, m
     known += [files.File(name, str(ROOT), "site", True) for name in others]
     of_site = files.Files(known)
     assert site.on_page_markdown(link, SimpleNamespace(file=of_site.get_file_from_path(page)), None, of_site) == moved
+
+
+@pytest.mark.parametrize(("npm", "loaded"), [(True, True), (False, False)], ids=["with npm", "without"])
+def test_pages_with_diagrams_load_mermaid_from_the_site(npm, loaded, monkeypatch):
+    """Without npm the theme loads it from a CDN, and the site is built all the same."""
+    files = pytest.importorskip("mkdocs.structure.files", reason="mkdocs is not installed: pip install -e '.[docs]'")
+    building = SimpleNamespace(_current_plugin="site_diagrams")
+    config = SimpleNamespace(site_dir="site", use_directory_urls=True, plugins=building)
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    site = importlib.import_module("site_diagrams")
+
+    def pack(command, **_):
+        if not npm:
+            raise FileNotFoundError(command[0])
+        with tarfile.open(Path(command[command.index("--pack-destination") + 1], "mermaid.tgz"), "w:gz") as tar:
+            script = tarfile.TarInfo(site.MEMBER)
+            script.size = 2
+            tar.addfile(script, io.BytesIO(b"//"))
+
+    monkeypatch.setattr(site.subprocess, "run", pack)
+    of_site = site.on_files(files.Files([]), config)
+    page, diagram = SimpleNamespace(url="streaming/"), '<pre class="mermaid">'
+    script = '<script src="../assets/mermaid.min.js">'
+    assert (script in site.on_page_content(diagram, page, config, of_site)) == loaded
+    assert site.on_page_content("<p>", page, config, of_site) == "<p>"

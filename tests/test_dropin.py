@@ -1,4 +1,4 @@
-"""Signatures and defaults of upstream's public face, frozen here and compared live where upstream is installed."""
+"""Signatures and defaults of upstream's public API, recorded here and compared live if upstream is installed."""
 
 import importlib
 import inspect
@@ -19,7 +19,7 @@ METHODS = (
     "__init__", "from_local", "from_pretrained", "generate", "prepare_conditionals", "get_supported_languages",
     "norm_loudness", "set_target_voice",
 )
-# What the repository's head has and the wheel has not.
+# In upstream's repository, but not in its wheel.
 HEAD = {
     ("ChatterboxMultilingualTTS", "generate", "repetition_penalty"): 1.2,
     ("ChatterboxMultilingualTTS", "from_local", "t3_model"): None,

@@ -1,4 +1,4 @@
-"""What several calls, several threads and several devices at once make of a model, a voice and a seed."""
+"""Public calls in several threads, with several models and on several devices."""
 
 import dataclasses
 import threading
@@ -29,7 +29,7 @@ def models():
 
 @pytest.fixture
 def model(models, request):
-    """One family's, whose own voice is put back."""
+    """A model per family; its own voice is restored."""
     chosen = models[getattr(request, "param", "tts")]
     conds = chosen.conds
     yield chosen
@@ -48,7 +48,7 @@ def recordings(tmp_path_factory):
 
 @pytest.fixture
 def jobs(model, monkeypatch):
-    """What the pipeline is handed, instead of being spoken."""
+    """Collects the jobs given to the pipeline, without speaking them."""
     found = []
 
     def speak(jobs, **_):
@@ -65,7 +65,7 @@ def jobs(model, monkeypatch):
 
 
 class Crowded:
-    """A model whose own voice, once set, is read by nobody until every thread has set it."""
+    """A model whose own voice, once set, is not read until every thread has set it."""
 
     everybody = threading.Barrier(1)
 
@@ -151,7 +151,7 @@ def test_a_voice_keeps_the_exaggeration_it_was_prepared_with(model, name, jobs, 
 @pytest.mark.parametrize("model", ["tts", "mtl"], indirect=True)
 @pytest.mark.parametrize("name", CALLS)
 def test_the_models_own_voice_has_the_calls_exaggeration_as_upstream(model, name, jobs, recordings):
-    """Upstream writes generate()'s, 0.5 where none was given, into the voice. Every call says the same then."""
+    """Upstream writes that of generate(), by default 0.5, into the voice; so every call sounds the same."""
     how = LANGUAGE.get(model.family, {}) if name != "generate_batch" else {}
     model.prepare_conditionals(recordings[0], exaggeration=0.9)
     CALLS[name](model, None, **how)
@@ -187,7 +187,7 @@ def test_a_device_without_an_index_is_the_current_one_for_good(monkeypatch):
 
 @pytest.mark.parametrize("door", ["OptimizedChatterboxTTS", "OptimizedChatterboxTurboTTS", "OptimizedChatterboxVC"])
 def test_a_model_stays_on_the_device_it_was_made_on(door, monkeypatch):
-    """Whatever is current in the threads that call it: everything inside is told the device with its index."""
+    """Whatever device is current in the calling threads: everything inside gets the device with its index."""
     places = []
 
     def part(*args):

@@ -1,4 +1,4 @@
-"""The suite for a GPU, run with stand-ins: on the day there is a GPU no part may fail for a mistyped option."""
+"""The suite for GPUs, run with imitations, so that on a GPU no part fails because of a mistyped option."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ case "$*" in *ladder.py*) exit 3;; esac
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory):
-    """(the finished script, the arguments of each python3 that it started, its folder of results)"""
+    """Returns (the finished script, the arguments of each python3 that it started, its folder of results)."""
     folder = tmp_path_factory.mktemp("suite")
     for name in ("python3", "nvidia-smi"):
         (folder / name).write_text(STAND_IN)

@@ -1,4 +1,4 @@
-"""The tree is the diagram: who may import whom, and which names live in one place only."""
+"""Which module may import which, and which names belong to certain files only."""
 
 import ast
 from pathlib import Path
@@ -12,13 +12,14 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = {
     "config": set(),
     "options": set(),
+    "device_lock": set(),
     "presets": {"config", "options"},
     "text": {"config"},
     "models": {"config"},
     "weights": {"config", "models"},
-    "engine": {"config", "options", "models", "__version__"},
+    "engine": {"config", "options", "models", "device_lock", "__version__"},
     "audio": {"config", "models"},
-    "voice": {"config", "models", "audio"},
+    "voice": {"config", "models", "audio", "device_lock"},
     "checks": {"config"},
     "files": set(),
     "progress": set(),
@@ -26,7 +27,7 @@ LAYERS = {
     "captions": set(),
     "whisper": set(),
     "listening": {"config", "audio", "whisper"},
-    "scores": {"config", "audio", "models", "text", "listening"},
+    "scores": {"config", "audio", "models", "text", "listening", "device_lock"},
     "takes": {"config", "engine", "voice", "scores"},
     "speech": {"captions", "config", "engine", "takes"},
     "marks": {"config", "text", "voice"},
@@ -35,7 +36,7 @@ LAYERS = {
     "mlx": {"config", "options", "models", "engine"},
     "executor": {"config", "options", "models", "engine", "weights", "mlx"},
 }
-LAYERS["voiced"] = {"checks", "config", "voice"}
+LAYERS["voiced"] = {"checks", "config", "voice", "device_lock"}
 LAYERS["whole_speech"] = {"audio", "config", "engine", "voice"}
 LAYERS["calls"] = {"checks", "scores", "takes", "text"}
 LAYERS["keywords"] = {"config", "options", "scores"}
@@ -43,21 +44,23 @@ LAYERS["pipeline"] = LAYERS["streaming"] | {
     "options", "text", "models", "streaming", "executor", "takes", "calls", "whole_speech",
 }
 LAYERS["packing"] = {
-    "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "__version__",
+    "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "keywords", "__version__",
 }
 LAYERS["loading"] = {"audio", "packing", "pipeline", "presets", "switches", "weights"}
 LAYERS["base"] = LAYERS["pipeline"] | {
     "keywords", "loading",
     "marks", "weights", "checks", "pipeline", "progress", "presets", "switches", "packing", "executor", "scores",
-    "voiced",
+    "voiced", "device_lock",
 }
 DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}
 LAYERS["upstream"] = set(LAYERS["base"]) | DOORS | {"base"}
-LAYERS["reading"] = {"options", "config", "checks", "audio", "text", "captions", "speech", "takes", "__version__"}
+LAYERS["reading"] = {
+    "options", "config", "checks", "audio", "text", "captions", "speech", "takes", "keywords", "__version__",
+}
 LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "files", "__version__"} | DOORS
-LAYERS["scale"] = {"files", "serve", "text", "cli"}  # its serve.py is a way in, as the command is
+LAYERS["scale"] = {"files", "serve", "text", "cli"}  # its serve.py is an entry point, as the command is
 LAYERS["doctor"] = {"options", "config", "engine", "pipeline", "weights", "__version__"} | DOORS
 LAYERS["cli"] = {
     "options", "checks", "presets", "config", "audio", "weights", "serve", "packing", "doctor", "captions", "pipeline",
@@ -66,7 +69,7 @@ LAYERS["cli"] = {
 LAYERS["__main__"] = {"cli"}
 LAYERS["__init__"] = set(LAYERS["base"]) | DOORS | {"base"}
 
-# a name -> the only files that may say it
+# a name -> the only files that may use it
 CONFINED = {
     "torch.compile": {"engine/graphs.py"},
     "CUDAGraph": {"engine/graphs.py"},
@@ -87,7 +90,7 @@ def layer_of(file: Path) -> str:
 
 
 def imports_of(file: Path) -> set[str]:
-    """Absolute dotted names of everything the file imports, wherever the import stands."""
+    """Returns the absolute dotted names of all imports of the file, wherever they are."""
     package = ["chatterbox_opt", *file.relative_to(ROOT).parent.parts]
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
@@ -128,7 +131,7 @@ def test_confined_names_and_size(file: Path):
 
 @pytest.mark.parametrize("file", [f for f in FILES if layer_of(f) == "models"], ids=lambda f: f.name)
 def test_models_do_not_ask_for_the_device(file: Path):
-    """What suits a device is handed to them."""
+    """Operations that depend on the device are passed to them."""
     code = "\n".join(line.split("#")[0] for line in file.read_text().splitlines())
     assert not any(name in code for name in ("is_cuda", "is_cpu", "is_mps", "device.type", "torch.backends"))
 
@@ -140,5 +143,5 @@ def test_config_and_options_need_the_standard_library_only():
 
 
 def test_the_package_says_that_it_is_typed():
-    """PEP 561: without the file, type checkers of programs that use the package look past its annotations."""
+    """PEP 561: without the file, type checkers ignore the annotations of an installed package."""
     assert (ROOT / "py.typed").is_file()

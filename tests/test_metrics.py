@@ -1,4 +1,4 @@
-"""What the benchmarks measure of quality: words heard, logits, spectra, likeness."""
+"""The quality metrics of the benchmarks: words, logits, spectra, likeness of voices."""
 
 import sys
 
@@ -71,7 +71,7 @@ def test_the_listener_hears_what_is_said(heard):
 
 
 def test_similarity_of_real_speech(heard, tmp_path):
-    """An untrained encoder knows no voices: what it can show is that rates are minded and recordings told apart."""
+    """With an untrained encoder this shows only that sample rates count and recordings differ."""
     _, teacher = heard
     model = workload.load(workload.weights("random", "tts", "tiny", tmp_path), "cpu", enable_watermark=False)
     wav, other = (teacher.say(t) for t in metrics.sentences()[:2])

@@ -1,5 +1,5 @@
-"""What torch would meet on MPS, found without one: every operation of a tiny model's pipeline by torch's own table. The
-networks are handed MPS's operations, on a CPU's tensors: torch for Linux refuses those that only claim to be on MPS."""
+"""MPS without a Mac: every operation of a tiny model's pipeline is looked up in torch's own table of kernels. Networks
+get the operations for MPS, with tensors on the CPU, because torch for Linux refuses tensors on MPS."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ from chatterbox_opt.models.s3_tokenizer import memory
 
 pytestmark = pytest.mark.skipif(not TABLE.is_file(), reason=f"this torch has no {TABLE.name}")
 
-# What a CPU has in the place of what MPS takes.
+# Operations of the CPU, and those that MPS uses instead.
 OF_A_CPU = {
     "_scaled_dot_product_flash_attention_for_cpu": "_scaled_dot_product_attention_math_for_mps",
     "mkldnn_rnn_layer": "_lstm_mps",
@@ -33,7 +33,7 @@ def test_the_table_is_read(name, there):
 
 @pytest.mark.parametrize("inference", [False, True])
 def test_an_operation_without_a_kernel_is_found(inference):
-    """Inside another one too, which inference mode does not take apart by itself."""
+    """Also inside a composed one, which inference mode does not split up."""
     with torch.inference_mode(inference), Recorder() as recorder:
         torch.matrix_exp(torch.eye(2, dtype=torch.float64))
     assert recorder.not_on_mps == {"linalg_matrix_exp"}
@@ -45,7 +45,7 @@ ON_MPS = resolve(EngineOptions(dtype="bfloat16"), torch.device("mps"))
 
 @pytest.fixture
 def mps_operations(monkeypatch):
-    """What engine/operations.py and voice.py hand the networks on MPS."""
+    """The operations that networks get on MPS from engine/operations.py and voice.py."""
     vocoder = dataclasses.replace(VOCODER_REFERENCE, phase_dtype=torch.float32)
     monkeypatch.setattr(step, "t3_operations", lambda *_: T3_REFERENCE)
     monkeypatch.setattr(mel, "flow_operations", lambda *_: FLOW_REFERENCE)
@@ -56,7 +56,7 @@ def mps_operations(monkeypatch):
 @pytest.mark.parametrize("options", [EngineOptions.exact(), ON_MPS], ids=["exact", "defaults"])
 @pytest.mark.parametrize("door", [OptimizedChatterboxTTS, OptimizedChatterboxTurboTTS])
 def test_every_operation_of_the_pipeline_has_a_kernel_on_mps(door, options, mps_operations):
-    """And none gives float64, once the constants that are made on the CPU are there."""
+    """And none returns float64, once the constants are computed on the CPU."""
     model = door.from_random(engine=options)
 
     def speak(seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Which characters of a text are where in its sound: of calls, batches, streams and conversions."""
+"""Where characters of a text are in its sound: in calls, batches, streams and conversions."""
 
 import json
 import math
@@ -196,7 +196,7 @@ def test_breath_makes_room_by_punctuation(model):
 
 
 def test_no_click_at_a_seam(model):
-    """Each piece comes from silence and goes back to it: the step at its edge is no larger than those inside of it."""
+    """Each piece begins and ends in silence: the step at its edge is no larger than those inside."""
     for how in ({}, {"breath": True}, {"loudness": -20.0}):
         speech = speak(model, **how)
         wav = speech.wav[0]

@@ -1,4 +1,4 @@
-"""Presets and decoders: what each changes on every front door, and what goes before what."""
+"""Presets and decoders: what each changes for every class, and which option takes precedence."""
 
 import logging
 import re
@@ -33,7 +33,7 @@ TOKENS = torch.arange(12)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Each with the two-step decoder."""
+    """Checkpoints of each family, with the two-step decoder."""
     families = ("tts", "mtl", "turbo", "nano")
     made = {f: write_checkpoint(tmp_path_factory.mktemp(f) / f, f, decoder="meanflow") for f in families}
     return made | {"vc": made["tts"]}
@@ -41,7 +41,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture
 def plain(folders, tmp_path):
-    """English without it."""
+    """An English checkpoint without it."""
     folder = shutil.copytree(folders["tts"], tmp_path / "plain")
     (folder / MEANFLOW).unlink()
     return folder
@@ -52,7 +52,7 @@ def english(folder, **how):
 
 
 def solved(model) -> list[int]:
-    """The numbers of flow steps that a call and a stream take."""
+    """Returns the numbers of flow steps of a call and of a stream."""
     seen, begin = [], model.pipeline.mel.begin
 
     def listen(rows, steps):
@@ -175,7 +175,7 @@ def test_each_preset_is_its_bundle(folders, door):
 
 
 def test_t3_is_in_int8_where_that_is_quicker(folders, monkeypatch):
-    """Published sizes, on a CPU. What a small one reads lies in the cache."""
+    """At published sizes, on a CPU. The weights of small ones stay in the processor's cache."""
     for config in MODELS.values():
         assert PRESETS["fast"].changes("cpu", config)["quantize"] == "int8"
         assert "quantize" not in PRESETS["fast"].changes("cuda", config)

@@ -1,4 +1,4 @@
-"""What the README says can be done is done here."""
+"""The commands and code of the README run."""
 
 import importlib
 import json
@@ -36,7 +36,7 @@ def test_its_examples_run_one_after_another(tmp_path, monkeypatch):
 
 
 def test_the_picture_draws_the_ratios_of_the_results():
-    """Read from the files by themselves, not by what draws."""
+    """Computed from the files here, not by the code that draws."""
     picture = read(ROOT / "benchmarks" / "results" / "overview.svg")
     drawn = [float(text) for text in re.findall(r">([\d.]+)x</text>", picture)]
     measured = set()

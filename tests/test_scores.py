@@ -1,4 +1,4 @@
-"""What the ready scores find good."""
+"""The scores in scores.py."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_length_likes_what_is_neither_hurried_nor_drawn_out():
 
 
 def test_length_is_of_what_is_read():
-    """In 27 letters, or 78."""
+    """27 letters, or 78."""
     score = PlausibleLength()
     long = "one thousand nine hundred and eighty four dollars and ninety nine cents, he said"
     assert score(take("$1,984.99, he said.", 5.7, read=long)) > score(take("$1,984.99, he said.", 5.7))

@@ -1,4 +1,4 @@
-"""When chunks are rendered, and what the work behind an iterator owes to who holds it."""
+"""When chunks are rendered, and how a stream behaves towards its holder."""
 
 import gc
 import random
@@ -20,11 +20,11 @@ from chatterbox_opt.streaming import HELD
 
 CONTROL = SPEECH_CODES + 3
 HUNDRED = list(range(1, 101))
-ENDLESS = list(range(1, 6001)) * 2  # far more than anybody listens to
+ENDLESS = list(range(1, 6001)) * 2  # far more than is listened to
 
 
 def steps(engine) -> None:
-    """Until there is nothing more to do."""
+    """Steps the engine until there is no work."""
     while engine.step():
         pass
 
@@ -34,7 +34,7 @@ def steps(engine) -> None:
 
 @pytest.mark.parametrize("seed", range(10))
 def test_every_token_is_told_once_and_in_order(seed):
-    """Whatever the pace at which the utterances' tokens come."""
+    """Whatever the pace of the utterances' tokens."""
     chance = random.Random(seed)
     whole = [[chance.choice([*range(100), CONTROL]) for _ in range(chance.choice([0, 1, 40, 130, 400]))]
              for _ in range(3)]
@@ -69,7 +69,7 @@ def test_the_first_chunk_does_not_wait_for_the_end():
 
 @torch.inference_mode()
 def test_where_chunks_meet_does_not_depend_on_when_it_is_looked():
-    """Or a stream would sound otherwise on a machine that is busy."""
+    """Otherwise a stream would sound different on a busy machine."""
     for length in (5, 28, 30, 51, 120, 400):
         sizes = []
         for pace in (1, 3, 500):
@@ -83,7 +83,7 @@ def test_where_chunks_meet_does_not_depend_on_when_it_is_looked():
 
 @torch.inference_mode()
 def test_a_call_that_is_no_stream_is_rendered_whole_and_at_its_end():
-    """Its utterances in the order of the text, and nobody has to take anything meanwhile."""
+    """In the order of the text, without a listener that takes chunks."""
     engine, told = scripted_engine(), []
 
     class Sink:
@@ -133,7 +133,7 @@ def test_nothing_begins_before_it_is_asked_for():
 
 
 def fail_after(n: int, error=ValueError):
-    """Work that raises at its n-th turn."""
+    """Returns work that raises at its n-th call."""
     turns = count(1)
 
     def work() -> None:
@@ -247,7 +247,7 @@ def test_an_error_keeps_nothing_alive():
 
 
 def test_a_process_may_end_in_the_middle():
-    """With a stream that was begun and is neither at its end nor closed."""
+    """With a stream that has begun and is neither finished nor closed."""
     code = (
         "from chatterbox_opt.tts import ChatterboxTTS\n"
         "stream = ChatterboxTTS.from_mini('cpu').generate_stream('Hello there. ' * 20, seed=1)\n"
@@ -275,7 +275,7 @@ def test_a_slow_listener_is_waited_for_and_holds_up_nobody_else():
     for _ in range(3):
         assert torch.cat(list(stream_of(engine, HUNDRED)), 1)[0].tolist() == HUNDRED
     quiet = saying(HUNDRED)
-    quiet.voice = None  # its tokens are all that is wanted
+    quiet.voice = None  # only its tokens are wanted
     engine.run(Call([quiet]))
     assert quiet.tokens == HUNDRED
     assert len(slow._queue.chunks) == HELD, "nobody has taken one"

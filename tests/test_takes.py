@@ -1,4 +1,4 @@
-"""Several takes of a text, the best of which is kept, and pieces that went wrong drawn again."""
+"""Several takes of a text, of which the best is kept, and failed pieces that are drawn again."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def with_takes(model, text, seed, how=None, **takes):
 
 
 def by_seed(*wanted):
-    """The wanted seeds are the best, the first of them first."""
+    """Returns a score that prefers the wanted seeds, in their order."""
     return lambda take: -wanted.index(take.seed) if take.seed in wanted else -99.0
 
 
@@ -87,7 +87,7 @@ def test_a_score_knows_what_was_read(tiny):
 
 
 def test_only_the_best_is_rendered_where_tokens_are_enough(tiny, monkeypatch):
-    """The score by length, which is the one unless another is given."""
+    """The score by length, which is the default."""
     rendered, decode = [], tiny.pipeline.wav.decode
     def counted(mels, spectra):
         rendered.extend(mels)
@@ -125,7 +125,7 @@ def test_without_a_seed_the_choice_tells_the_one_that_repeats_it(tiny):
 
 
 def test_the_mark_is_put_on_once():
-    """On the whole that is given out; scores hear takes without."""
+    """On the returned whole; scores get takes without it."""
     model = OptimizedChatterboxTTS.from_random(engine=EngineOptions.exact())
     waves = []
     got = with_takes(model, "Hello.", 5, takes=2, score=lambda take: waves.append(take.wav) or float(take.seed == 6))

@@ -1,4 +1,4 @@
-"""A recording to a voice: equal to upstream's, kept by content, saved both ways, and what bad recordings get."""
+"""Voices of recordings: equal to upstream's, cached by content, saved and loaded both ways; bad recordings."""
 
 import copy
 import dataclasses
@@ -32,7 +32,7 @@ def sized(family: str) -> ModelConfig:
 
 
 def speech(seconds: float, rate: int = 24_000, seed: int = 0) -> np.ndarray:
-    """Something voiced, with pauses: real clips come with the tokenizer's wheel, see `clip`."""
+    """Returns something voiced, with pauses; `clip` is real speech, from the tokenizer's wheel."""
     rng = np.random.default_rng(seed)
     t = np.arange(int(seconds * rate)) / rate
     pitch = np.cumsum(120 + 30 * np.sin(2 * np.pi * 0.7 * t)) / rate
@@ -43,7 +43,7 @@ def speech(seconds: float, rate: int = 24_000, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """12 s of real speech at 16 kHz."""
+    """Returns 12 s of real speech at 16 kHz."""
     assets = Path(pytest.importorskip("s3tokenizer").__file__).parent / "assets"
     parts = [soundfile.read(f, dtype="float32")[0] for f in sorted(assets.glob("*.wav"))]
     path = tmp_path_factory.mktemp("clip") / "speech.wav"
@@ -66,7 +66,7 @@ def preparer(family: str = "tts", **how: Any) -> VoicePreparer:
 
 
 class Pair:
-    """Upstream's front door and our preparer on the same weights."""
+    """Upstream's model and this package's VoicePreparer with the same weights."""
 
     def __init__(self, family: str) -> None:
         import upstream_tiny as up
@@ -95,7 +95,7 @@ class Pair:
         door = cls.__new__(cls)
         door.s3gen, door.ve, door.device = s3gen, self.ve, "cpu"
         door.t3 = SimpleNamespace(hp=SimpleNamespace(speech_cond_prompt_len=self.config.t3.prompt_tokens))
-        if self.family == "turbo":  # its gain makes float64 of the samples, which its tokenizer then refuses
+        if self.family == "turbo":  # its gain turns the samples into float64, which its tokenizer refuses
             level = door.norm_loudness
             door.norm_loudness = lambda wav, sr: level(wav, sr).astype(np.float32)
         return door
@@ -167,7 +167,7 @@ def test_exact_is_upstreams(pair: Pair, clip: Path, tmp_path: Path, seconds: flo
             assert (got - want).abs().max() <= 1e-4 * want.abs().max(), name
         else:
             assert torch.equal(got, want), name
-    assert len(torch.unique(mine["prompt_token"])) > 20  # random, but not one id for everything
+    assert len(torch.unique(mine["prompt_token"])) > 20  # random, but not all ids are equal
 
 
 def test_device_resampling_is_close(pair: Pair, clip: Path):
@@ -237,7 +237,7 @@ def test_cache_follows_content_and_parameters(clip: Path, tmp_path: Path):
     assert len(calls) == 1
     assert again.t3.speaker_emb is first.t3.speaker_emb
     assert (float(first.t3.emotion_adv), float(again.t3.emotion_adv)) == pytest.approx((0.3, 0.9))
-    first.gen["prompt_token"] = None  # what a caller does to a voice is not the cache's
+    first.gen["prompt_token"] = None  # a caller's change of a voice does not reach the cache
     assert voices.prepare(clip).gen["prompt_token"] is not None
     voices.prepare(clip, norm_loudness=False)
     soundfile.write(other_name, speech(6.0), 24_000)

@@ -1,4 +1,4 @@
-"""conds.pt: what upstream wrote, in every state it may be found, and what is refused."""
+"""conds.pt as upstream writes it, in every state, and what is refused."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Requests to the token engine, and what they draw."""
+"""Requests to the token engine, and the tokens that they draw."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def request(config, n=20, seed=0, voice_seed=0, emotion=0.5, text_seed=0, **samp
 
 
 def engine_of(t3, options=EXACT):
-    """An engine that speaks tokens and makes no sound."""
+    """Returns an engine that draws tokens and renders nothing."""
     runner = token_runner(t3, options)
     return Engine(runner, None, None, options, runner.device)
 
 
 def draw(engine, requests, **how):
-    """The requests as one call; what became of them."""
+    """Runs the requests as one call, and returns their utterances."""
     engine.run(Call(requests, **how))
     return requests
 

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs.yml: pages that stand outside docs/ join the site from where they are, and links follow them."""
+"""Hooks of mkdocs.yml: they add pages from outside docs/ to the site, and adapt links to them."""
 
 from __future__ import annotations
 

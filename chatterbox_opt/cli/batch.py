@@ -17,12 +17,12 @@ from . import speech as speeches
 def add_command(commands: Any) -> None:
     batch = commands.add_parser("batch", help="speak a table of texts into a folder, or continue such a run")
     batch.add_argument("input", type=Path, help="rows of text, id, voice, seed, ...: .jsonl, .csv or .parquet")
-    batch.add_argument("-o", "--output", type=Path, required=True, help="the folder of the sound and its manifest")
+    batch.add_argument("-o", "--output", type=Path, required=True, help="the folder for sound files and manifest")
     batch.add_argument("--format", choices=("flac", "mp3", "wav"), default="flac")
-    batch.add_argument("--shard", type=int, metavar="ROWS", help="write WebDataset tar files of this many rows instead")
-    batch.add_argument("--parquet", action="store_true", help="the shards as parquet files")
-    batch.add_argument("--voice", type=Path, help="a recording, or a saved voice, for rows that name none")
-    batch.add_argument("--lang", help="language of --model multilingual, such as fr, for rows that name none")
+    batch.add_argument("--shard", type=int, metavar="ROWS", help="write WebDataset tar files with this many rows each")
+    batch.add_argument("--parquet", action="store_true", help="write the shards as parquet files")
+    batch.add_argument("--voice", type=Path, help="a recording or saved voice, for rows without one")
+    batch.add_argument("--lang", help="language of --model multilingual, such as fr, for rows without one")
     speeches.add_arguments(batch)
     models.add_arguments(batch)
     cluster.add_arguments(batch)
@@ -59,6 +59,6 @@ def run(args: argparse.Namespace) -> None:
 
     how = {"shard": args.shard, "packing": "parquet" if args.parquet else "tar"}
     done = speak_table(rows, args.output, outcomes, args.format, settings=settings, **how)
-    print(f"{args.output}: {done.made} made, {done.before} there before; {done.seconds:.1f} s of speech")
+    print(f"{args.output}: {done.made} made, {done.before} made before; {done.seconds:.1f} s of speech")
     if done.failed:
         raise ValueError(f"{done.failed} of {done.rows} rows failed: {args.output / 'failures.jsonl'} says why")

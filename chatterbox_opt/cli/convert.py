@@ -14,7 +14,7 @@ def add_command(commands: Any) -> None:
     convert = commands.add_parser("convert", help="speak a recording again in another voice")
     convert.add_argument("input", type=Path)
     convert.add_argument("-o", "--output", default="out.wav", type=Path)
-    convert.add_argument("--target", type=Path, help="a recording of the voice; the built-in one otherwise")
+    convert.add_argument("--target", type=Path, help="a recording of the voice; by default the built-in voice")
     convert.add_argument("--seed", type=int, help="the same recording, voice and seed give the same audio")
     models.add_arguments(convert, choice=False)
     convert.set_defaults(run=run)

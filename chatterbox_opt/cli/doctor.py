@@ -10,12 +10,12 @@ from .model import MODELS, best_device
 
 
 def add_command(commands: Any) -> None:
-    doctor = commands.add_parser("doctor", help="examine it on this device, and write what to put into a bug report")
-    doctor.add_argument("--device", default="auto", help="cuda, mps or cpu; the best there is otherwise")
-    doctor.add_argument("--model", nargs="+", default=(), choices=MODELS, help="mini, or random weights of full size")
-    doctor.add_argument("--quick", action="store_true", help="mini alone, in two minutes instead of ten")
-    doctor.add_argument("--json", type=Path, metavar="FILE", help="the findings and figures")
-    doctor.add_argument("--markdown", type=Path, metavar="FILE", help="the report")
+    doctor = commands.add_parser("doctor", help="check the package on this device, and write a report for bug reports")
+    doctor.add_argument("--device", default="auto", help="cuda, mps or cpu; by default the best available")
+    doctor.add_argument("--model", nargs="+", default=(), choices=MODELS, help="mini, or full size with random weights")
+    doctor.add_argument("--quick", action="store_true", help="mini only: two minutes instead of ten")
+    doctor.add_argument("--json", type=Path, metavar="FILE", help="write findings and figures")
+    doctor.add_argument("--markdown", type=Path, metavar="FILE", help="write the report")
     doctor.set_defaults(run=run)
 
 

@@ -1,4 +1,4 @@
-"""Output files of the commands: checked before the work begins, written after it."""
+"""Output files of the commands, checked before the work begins."""
 
 from __future__ import annotations
 

@@ -21,14 +21,14 @@ def add_arguments(command: argparse.ArgumentParser, *, choice: bool = True, cach
             "--model", choices=MODELS, default="english", help="mini: the small voice that needs no download",
         )
         group.add_argument("--quantize", choices=("int8", "int4"))
-    group.add_argument("--device", default="auto", help="cuda, mlx, mps or cpu; the best there is otherwise")
+    group.add_argument("--device", default="auto", help="cuda, mlx, mps or cpu; by default the best available")
     group.add_argument("--dir", type=Path, help="a checkpoint folder instead of the published weights")
     group.add_argument("--no-watermark", action="store_true")
     group.add_argument("--preset", choices=PRESETS, help="a bundle of options, see docs/options.md")
-    group.add_argument("--decoder", help="meanflow: Turbo's of two steps; or a file; standard: the model's own")
+    group.add_argument("--decoder", help="meanflow: Turbo's two-step decoder; standard: the model's own; or a file")
     if cache:
         group.add_argument(
-            "--cache-packed", action="store_true", help="keep the weights as they are used: the next start is quicker",
+            "--cache-packed", action="store_true", help="store the weights in the engine's form, for faster starts",
         )
 
 
@@ -37,7 +37,7 @@ def check(args: argparse.Namespace) -> None:
     if getattr(args, "lang", None) and args.model != "multilingual":
         raise ValueError(f"--lang {args.lang} needs --model multilingual; {args.model} speaks English")
     if args.dir and args.model == "mini":
-        raise ValueError(f"--dir {args.dir}: mini comes with the package; leave out one of the two")
+        raise ValueError(f"--dir {args.dir}: mini comes with the package; leave out --dir or --model")
 
 
 def language(args: argparse.Namespace) -> str | None:

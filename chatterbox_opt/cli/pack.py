@@ -10,15 +10,15 @@ from .model import FAMILIES
 
 
 def add_command(commands: Any) -> None:
-    pack = commands.add_parser("pack", help="write a checkpoint with its weights as they are used: quicker to load")
+    pack = commands.add_parser("pack", help="convert a checkpoint to the engine's form, which loads faster")
     pack.add_argument("folder", type=Path, help="a checkpoint folder")
-    pack.add_argument("out", type=Path, help="a new folder, for --dir or from_local()")
+    pack.add_argument("out", type=Path, help="the new folder, for --dir or from_local()")
     pack.add_argument("--model", choices=tuple(FAMILIES), default="english")
-    pack.add_argument("--device", default="cpu", help="the one to load it on later: cpu, cuda or mps")
+    pack.add_argument("--device", default="cpu", help="the device to load it on later: cpu, cuda or mps")
     pack.add_argument("--quantize", choices=("int8", "int4"))
-    pack.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of T3; the device's own otherwise")
-    pack.add_argument("--t3-file", help="a fine-tuned T3: a file of the folder, or any other")
-    pack.add_argument("--decoder", help="meanflow: Turbo's of two steps; or a file; standard: the model's own")
+    pack.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of T3; by default chosen by device")
+    pack.add_argument("--t3-file", help="a fine-tuned T3: a file in the folder, or another path")
+    pack.add_argument("--decoder", help="meanflow: Turbo's two-step decoder; standard: the model's own; or a file")
     pack.set_defaults(run=run)
 
 

@@ -14,7 +14,7 @@ def add_command(commands: Any) -> None:
     random.add_argument("folder", type=Path)
     random.add_argument("--family", choices=("tts", "mtl", "turbo", "nano"), default="tts")
     random.add_argument("--size", choices=("tiny", "full"), default="tiny")
-    random.add_argument("--decoder", choices=DECODERS, help="meanflow: the two-step one beside the family's own")
+    random.add_argument("--decoder", choices=DECODERS, help="meanflow: add the two-step decoder")
     random.add_argument("--seed", type=int, default=0)
     random.set_defaults(run=run)
 

@@ -19,18 +19,18 @@ def add_command(commands: Any) -> None:
     read = commands.add_parser("read", help="read a script aloud: a book, a dialogue")
     read.add_argument("script", type=Path, metavar="FILE", help="text, Markdown (.md), or a dialogue of `Name: line`")
     read.add_argument("-o", "--output", type=Path, required=True, help="book.wav, .flac, .ogg or .mp3")
-    read.add_argument("--as", dest="kind", choices=KINDS, help="what FILE is; by its ending otherwise")
-    read.add_argument("--voices", type=Path, metavar="MAP.toml", help="for each name a voice, options and a seed")
-    read.add_argument("--voice", type=Path, help="a recording of the voice for what has no name")
+    read.add_argument("--as", dest="kind", choices=KINDS, help="the format of FILE; by default from its ending")
+    read.add_argument("--voices", type=Path, metavar="MAP.toml", help="voice, options and seed of each name")
+    read.add_argument("--voice", type=Path, help="a recording of the narrator's voice")
     read.add_argument("--lang", help="language of --model multilingual, such as fr")
-    read.add_argument("--seed", type=int, default=0, help="another one gives other takes of every paragraph")
-    read.add_argument("--chapters", action="store_true", help="a file for each chapter: book-01.wav and so on")
-    read.add_argument("--captions", choices=("srt", "vtt", "json"), help="written beside each file of sound")
-    read.add_argument("--words", action="store_true", help="the captions' times by word; needs the extra hearing")
-    read.add_argument("--markup", action="store_true", help="obey [pause 0.8s], [voice NAME] and [lang fr]")
-    read.add_argument("--loudness", type=float, metavar="LUFS", help="of every piece (EBU R 128), such as -20")
+    read.add_argument("--seed", type=int, default=0, help="another seed speaks every paragraph differently")
+    read.add_argument("--chapters", action="store_true", help="one file per chapter: book-01.wav and so on")
+    read.add_argument("--captions", choices=("srt", "vtt", "json"), help="write captions beside each sound file")
+    read.add_argument("--words", action="store_true", help="word times in the captions; needs the extra 'hearing'")
+    read.add_argument("--markup", action="store_true", help="the text has marks: [pause 0.8s], [voice NAME], [lang fr]")
+    read.add_argument("--loudness", type=float, metavar="LUFS", help="loudness of each piece (EBU R 128), such as -20")
     read.add_argument("--no-breath", action="store_true", help="the same short pause between all pieces")
-    read.add_argument("--work", type=Path, help="the folder that keeps what was spoken; OUT.work otherwise")
+    read.add_argument("--work", type=Path, help="folder of spoken paragraphs, to continue from; by default OUTPUT.work")
     speeches.add_arguments(read)
     models.add_arguments(read)
     read.set_defaults(run=run)
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.script.is_file():
         raise ValueError(f"{args.script}: there is no such file")
     if args.words and not args.captions:
-        raise ValueError("--words times the captions: say which, by --captions")
+        raise ValueError("--words needs --captions")
     cast = cast_of(args.voices)
     if args.voice is not None:
         cast[NARRATOR] = replace(cast.get(NARRATOR, Role()), voice=args.voice)
@@ -81,5 +81,5 @@ def bar() -> Iterator[Callable[[int, int, int], None]]:
             yield progress
         except KeyboardInterrupt:
             drawn.close()
-            print("what was spoken is kept: the same command goes on from here", file=sys.stderr)
+            print("spoken paragraphs are kept: the same command continues from here", file=sys.stderr)
             raise

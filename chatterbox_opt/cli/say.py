@@ -15,22 +15,22 @@ from .files import check_captions, check_output, save
 def add_command(commands: Any) -> None:
     say = commands.add_parser("say", help="speak a text into a wav file")
     say.add_argument("text", help="the text; - reads standard input")
-    say.add_argument("-o", "--output", type=Path, help="out.wav otherwise")
+    say.add_argument("-o", "--output", type=Path, help="by default out.wav")
     say.add_argument("--lang", help="language of --model multilingual, such as fr")
-    say.add_argument("--voice", type=Path, help="a recording of the voice to speak in")
+    say.add_argument("--voice", type=Path, help="a recording of the voice")
     say.add_argument("--seed", type=int, help="the same text, voice and seed give the same audio")
     say.add_argument("--exaggeration", type=float)
     say.add_argument("--cfg-weight", type=float)
     say.add_argument("--temperature", type=float)
     say.add_argument(
         "--stream", action="store_true",
-        help="no file, but samples to standard output while they are being made: | aplay -q -f S16_LE -r 24000",
+        help="write samples to standard output as they are computed: | aplay -q -f S16_LE -r 24000",
     )
-    say.add_argument("--captions", type=Path, metavar="OUT.srt", help="what is said when: .srt, .vtt or .json")
-    say.add_argument("--words", action="store_true", help="the captions' times by word; needs the extra hearing")
-    say.add_argument("--markup", action="store_true", help="obey [pause 0.8s] and other marks, see docs/long_form.md")
+    say.add_argument("--captions", type=Path, metavar="OUT.srt", help="write captions: .srt, .vtt or .json")
+    say.add_argument("--words", action="store_true", help="word times in the captions; needs the extra 'hearing'")
+    say.add_argument("--markup", action="store_true", help="the text has marks ([pause 0.8s]), see docs/long_form.md")
     say.add_argument("--breath", action="store_true", help="pauses between pieces by punctuation")
-    say.add_argument("--loudness", type=float, metavar="LUFS", help="of every piece (EBU R 128), such as -20")
+    say.add_argument("--loudness", type=float, metavar="LUFS", help="loudness of each piece (EBU R 128), such as -20")
     speeches.add_arguments(say)
     models.add_arguments(say, cache=True)
     say.set_defaults(run=run)
@@ -63,13 +63,13 @@ def check(args: argparse.Namespace, text: str, output: Path) -> None:
         raise ValueError("there is no text to say")
     models.check(args)
     if args.stream and (args.output or sys.stdout.isatty()):
-        raise ValueError("--stream writes no file, but samples into a pipe: ... --stream | aplay -q -f S16_LE -r 24000")
+        raise ValueError("--stream writes samples into a pipe, not a file: ... --stream | aplay -q -f S16_LE -r 24000")
     if args.stream and (args.takes != 1 or args.retries):
-        raise ValueError("--stream speaks while it draws, with nothing to choose from: leave out --takes and --retries")
+        raise ValueError("--stream speaks while tokens are drawn, so it has one take: leave out --takes and --retries")
     if args.stream and (args.captions or args.loudness is not None):
-        raise ValueError("--stream has neither captions nor an even loudness: both need the whole")
+        raise ValueError("--stream takes neither --captions nor --loudness: both need the whole speech")
     if args.words and not args.captions:
-        raise ValueError("--words times the captions: say where they go, by --captions")
+        raise ValueError("--words needs --captions")
     if not args.stream:
         check_output(output)
     if args.captions:

@@ -13,18 +13,18 @@ from .speech import pronunciations
 
 def add_command(commands: Any) -> None:
     serve = commands.add_parser("serve", help="speak over HTTP, for OpenAI's clients and others")
-    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in: set a key then")
+    serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 accepts other machines: set a key then")
     serve.add_argument("--port", type=int, default=8004)
-    serve.add_argument("--api-key", help="asked for as a bearer token; any user of this machine can see it here")
+    serve.add_argument("--api-key", help="required as bearer token; any user of this machine can see it here")
     serve.add_argument("--api-key-file", type=Path, help="a file that holds the key")
     serve.add_argument("--voices", default="voices", metavar="DIR_OR_URL", help="where uploaded voices are kept")
-    serve.add_argument("--max-waiting", type=int, default=64, help="speeches that may wait; others are sent away (429)")
-    serve.add_argument("--max-text", type=int, default=100_000, help="characters of a request")
+    serve.add_argument("--max-waiting", type=int, default=64, help="requests that may wait; further ones get a 429")
+    serve.add_argument("--max-text", type=int, default=100_000, help="characters per request")
     serve.add_argument("--max-upload-mb", type=int, default=25)
-    serve.add_argument("--allow-origin", action="append", default=[], help="of a page elsewhere; may be repeated")
+    serve.add_argument("--allow-origin", action="append", default=[], help="origin of a foreign page; may be repeated")
     serve.add_argument("--pronounce", type=Path, metavar="FILE", help="respellings for every request, see docs/text.md")
-    serve.add_argument("--wyoming", type=int, metavar="PORT", help="speak Home Assistant's protocol too")
-    serve.add_argument("--drain-seconds", type=float, default=120, help="to finish what was accepted, after SIGTERM")
+    serve.add_argument("--wyoming", type=int, metavar="PORT", help="also speak Home Assistant's protocol, on this port")
+    serve.add_argument("--drain-seconds", type=float, default=120, help="for accepted requests to finish after SIGTERM")
     models.add_arguments(serve, cache=True)
     cluster.add_arguments(serve)
     serve.set_defaults(run=run)
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         from ..serve.run import serve
     except ImportError as error:
-        raise ValueError(f"{error}; the server needs more: pip install 'chatterbox-opt[serve]'") from error
+        raise ValueError(f"{error}; the server needs further packages: pip install 'chatterbox-opt[serve]'") from error
     serve(settings_of(args), lambda: models.load(args))
 
 
@@ -49,7 +49,7 @@ def settings_of(args: argparse.Namespace) -> Any:
 
     models.check(args)
     if args.api_key and args.api_key_file:
-        raise ValueError("--api-key and --api-key-file: one of the two is enough")
+        raise ValueError("give --api-key or --api-key-file, not both")
     key = args.api_key_file.read_text(encoding="utf-8").strip() if args.api_key_file else args.api_key
     return ServeSettings(
         model_id=args.model, host=args.host, port=args.port, api_key=key, voices_dir=args.voices,

@@ -15,11 +15,11 @@ SCORES = ("length", "words", "voice")
 def add_arguments(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("how the text is read (docs/text.md), and takes of it (docs/takes.md)")
     group.add_argument("--spoken", action="store_true", help="say numbers, dates, money and units in words")
-    group.add_argument("--spoken-by", choices=LIBRARIES, dest="spoken", help="the same, by this library")
+    group.add_argument("--spoken-by", choices=LIBRARIES, dest="spoken", help="the same, with this library")
     group.add_argument("--pronounce", type=Path, metavar="FILE", help="respellings, .toml or .json")
     group.add_argument("--takes", type=int, default=1, help="speak each piece this many times and keep the best")
-    group.add_argument("--score", choices=SCORES, default="length", help="what is best: words needs the extra hearing")
-    group.add_argument("--retries", type=int, default=0, help="draw a piece that ran away again, up to this many times")
+    group.add_argument("--score", choices=SCORES, default="length", help="judges takes; words needs the extra hearing")
+    group.add_argument("--retries", type=int, default=0, help="draw a failed piece again, up to this many times")
 
 
 def pronunciations(path: Path | None) -> Any:

@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 
 import torch
 
+from ..device_lock import device_lock
 from .openmp import dismiss_workers
 from .recording import own_stream
 from .request import Call
@@ -79,7 +80,7 @@ class Driver:
     @contextmanager
     def idle(self) -> Iterator[None]:
         """Inside, no utterance is being spoken and no thread drives."""
-        with self._turn, self._place():
+        with self._turn, self._place(), device_lock(self.device):
             while self.busy():
                 self.step()
             yield
@@ -171,7 +172,10 @@ class Driver:
         while not done():
             if self._closed:
                 self.end_all(RuntimeError("the model was closed"))
-            elif not self.step() and not self.inbox:
+                continue
+            with device_lock(self.device):
+                worked = self.step()
+            if not worked and not self.inbox:
                 with self._changed:
                     self._changed.wait_for(lambda: done() or self.inbox or self._closed, timeout=LOOK)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..config import S3GEN_RATE
+from ..device_lock import device_lock
 from ..options import EngineOptions
 from .captures import captured_parts, counts
 from .driver import Driver
@@ -204,7 +205,8 @@ class Engine(Driver):
         for call in list(self.calls):
             self.end(call, error)
         if self.tokens is not None:
-            self.tokens.clear()
+            with device_lock(self.device):
+                self.tokens.clear()
 
     def close(self) -> None:
         super().close()

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,11 @@ from ..weights.load import load_folder, read_config, weight_files
 from ..weights.packed import MARKER, NAMES, Form, Packed, described, is_packed, write_marker, write_rest, write_t3
 from .forms import form_of
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..keywords import EngineKeywords
+
 SAMPLES, SAMPLE = 64, 4096  # places of a file that are hashed, bytes each
 UNFINISHED = ".part"
 
@@ -39,7 +44,7 @@ def pack(
     *,
     t3_file: str | Path | None = None,
     decoder: str | Path | None = None,
-    **switches: Any,
+    **switches: Unpack[EngineKeywords],
 ) -> Form:
     """Packs a folder for loading with these `switches` of a constructor (`quantize`, `engine`, ...) on `device`;
     another processor may need another precision."""
@@ -52,7 +57,7 @@ def pack(
         raise FileExistsError(f"{out} is there, and not empty; a new folder is needed, so that nothing is written over")
     if family not in MODELS:
         raise ValueError(f"family={family!r}: choose one of {', '.join(MODELS)}")
-    form = form_of(torch.device(usable_device(device)), read_config(folder, family), switches)
+    form = form_of(torch.device(usable_device(device)), read_config(folder, family), dict(switches))
     stored = torch.float32 if form.half else getattr(torch, form.dtype)  # before its linears become digits
     files = weight_files(folder, family, t3_file, decoder)
     source = {path.name: stamp(path) for path in [*files.values(), *goes_along(folder)]}  # ahead of the reading

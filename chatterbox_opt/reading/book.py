@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,11 @@ from . import script as scripts
 from .cast import NARRATOR, cast_of
 from .plan import Line, Planner, chooses
 from .store import HALF, Store
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..keywords import ReadingKeywords
 
 TRIES = 3  # seeds tried for a line that has no sound
 
@@ -40,14 +45,13 @@ def read_aloud(
     score: Callable[[Any], float] | None = None,
     work: str | Path | None = None,
     progress: Callable[[int, int, int], None] | None = None,
-    **options: Any,
+    **options: Unpack[ReadingKeywords],
 ) -> list[Path]:
     """Returns the paths of the files written. `cast` is a TOML file, or a mapping from names to roles or voices; `kind`
     is "text", "markdown" or "dialogue", by default from the file's ending; `chapters` writes one file per chapter,
     OUTPUT-01 and so on; `captions` is "srt", "vtt" or "json"; `work` is the folder of spoken paragraphs, by default
     OUTPUT.work. `progress` is called with (characters spoken in this run, in earlier runs, in all). `score` chooses
-    among `takes`, see docs/takes.md. `options` are those of model.jobs() and speak() (`spoken`, `pronounce`, `takes`,
-    `retries`, ...), for roles without their own."""
+    among `takes`, see docs/takes.md. The other keywords hold for roles without their own."""
     output, script = Path(output), Path(script)
     check(output, captions)
     roles = cast_of(cast)
@@ -59,7 +63,7 @@ def read_aloud(
     if score is not None and not chooses(options, roles):
         asked_for(score=score)  # raises
     cancel = options.pop("cancel", None)
-    how = options | {"breath": breath, "loudness": check_loudness(loudness)}
+    how: dict[str, Any] = {**options, "breath": breath, "loudness": check_loudness(loudness)}
     planner = Planner(model, roles, markup, how, score, check_seed(seed) or 0)
     plan = planner.chapters(found)
     reader = Reader(model, Store(Path(work) if work else output.with_name(output.name + ".work")), align, cancel)

@@ -1,4 +1,4 @@
-"""Marks in a text: [pause 0.8s], [voice NAME], [lang fr], headings and paragraphs. docs/long_form.md has the dialect.
+"""Marks in a text: [pause 0.8s], [voice NAME], [lang fr], headings and paragraphs. docs/long_form.md describes them.
 
 A text becomes segments. Their `chars` cover it without gaps; the spoken part of each is one span, its `body`.
 """

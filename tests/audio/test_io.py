@@ -1,4 +1,4 @@
-"""Decoding as librosa's, resampling as torchaudio's and soxr's, and what bad files get."""
+"""Decoding equals librosa's, resampling torchaudio's and soxr's; bad files give errors that name them."""
 
 import io as std_io
 from pathlib import Path
@@ -173,7 +173,7 @@ def test_missing_soxr_says_how_to_mend_it(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_minutes_of_vorbis(tmp_path: Path):
-    """In blocks: libsndfile ends the process where it gets them in one."""
+    """Written in blocks: libsndfile crashes the process on one large block."""
     write_wav(tmp_path / "long.ogg", torch.zeros(24_000 * 100), 24_000)
     assert read(tmp_path / "long.ogg")[0].shape == (24_000 * 100,)
 

@@ -1,4 +1,4 @@
-"""Seams: between the pieces of a text, and between a watermark and the next."""
+"""Seams between the pieces of a text, and between watermarked chunks."""
 
 import random
 
@@ -57,7 +57,7 @@ def test_fades_keep_their_input_and_the_power():
 
 @pytest.mark.parametrize("cuts", [[], [700], [480, 481, 50_000], list(range(900, 60_000, 900))], ids=len)
 def test_marked_chunks_are_the_marked_whole_where_the_mark_is_local(cuts):
-    """A mark that depends on the sample alone leaves no trace of the cuts."""
+    """A mark that depends on single samples only shows no cuts."""
     wave = noise(70_000)
     marker = ChunkMarker(lambda waves: [w + 0.1 * w.abs() for w in waves])
     parts = [marker.add(w) for w in wave.tensor_split(cuts)] + [marker.rest(NOTHING)]
@@ -65,7 +65,7 @@ def test_marked_chunks_are_the_marked_whole_where_the_mark_is_local(cuts):
 
 
 def test_one_marking_passes_into_the_next():
-    """Marks that differ from call to call meet in a straight line, and each sees the second before its chunk."""
+    """Marks that differ by call are cross-faded, and each call gets the second before its chunk."""
     seen = []
 
     def mark(waves):
@@ -90,7 +90,7 @@ def test_without_a_mark_nothing_waits():
 
 
 def test_a_stream_without_a_watermark_ends_on_the_device_of_its_sound():
-    """Its last chunk is joined to what the marker held back, which is nothing."""
+    """Its last chunk is joined to what the watermark held back, which is empty here."""
     joiner = ChunkJoiner(2)
     wave = torch.zeros(5000, device="meta")
     parts = [joiner.add(wave), joiner.add(wave, last=True), joiner.add(wave), joiner.add(wave[:0], last=True)]
@@ -116,7 +116,7 @@ def test_chunks_of_pieces_sound_as_the_pieces_joined(seed):
     assert [at for p, at in zip(parts, joiner.places) if len(p)] == places([len(p) for p in sounding], rooms)
     if len(parts[-1]):
         assert torch.equal(got, wanted)
-    else:  # what ended in silence could not know that nothing would follow: its end is faded
+    else:  # the end is faded although the piece ends in silence: that nothing follows was not known
         assert len(got) == len(wanted)
         assert torch.equal(got[:-240], wanted[:-240])
 

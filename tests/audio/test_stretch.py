@@ -1,4 +1,4 @@
-"""Speed without a change of pitch: length, pitch, loudness, and the same however the sound is cut."""
+"""Speed changes keep pitch and loudness, give the right length, and do not depend on chunk sizes."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_the_pitch_stays(speed, hertz):
 
 @pytest.mark.parametrize("speed", SPEEDS)
 def test_syllables_keep_their_places(speed):
-    """Loudness over time is the input's, faster or slower."""
+    """Loudness over time equals the input's, faster or slower."""
     wave = voice()
     out = stretched(wave, speed)
 
@@ -60,7 +60,7 @@ def test_syllables_keep_their_places(speed):
 
 
 def test_what_follows_late_is_not_waited_for():
-    """A chunk of 0.5 s is heard at once, less than 0.1 s of it held back."""
+    """Of a chunk of 0.5 s less than 0.1 s is held back."""
     assert len(Stretch(1.5, RATE).add(voice(0.5))) > 0.4 * RATE / 1.5
 
 

@@ -1,4 +1,4 @@
-"""The watermark against Perth's own code, on real speech and on what a vocoder makes of noise."""
+"""The watermark against Perth's own code, on real speech and on vocoded noise."""
 
 import importlib.util
 from importlib.metadata import PackageNotFoundError, distribution
@@ -140,7 +140,7 @@ def test_forms_of_input(ours, clips):
 
 @torch.inference_mode()
 def test_a_row_of_a_batch_is_itself_alone(ours, clips):
-    """As it runs on a GPU: rows of different length through the network side by side."""
+    """As on a GPU: rows of different lengths in one batch."""
     facts = ours.facts
     found = [analyse(torch.from_numpy(c[:n]), facts) for c, n in zip([*clips, clips[0]], (32_000, 9_600, 50_000))]
     together = added_by(ours._encoder, found, facts)

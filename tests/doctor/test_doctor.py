@@ -1,4 +1,4 @@
-"""What the doctor finds, says and writes, and that no check takes the others with it."""
+"""What the doctor finds and reports; a check that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_what_another_process_did_not_survive_is_wrong(monkeypatch):
 
 @pytest.mark.parametrize(("left", "verdict"), [(300, OK), (301, OK), (400, WRONG)])
 def test_workspaces_may_stay_and_models_may_not(left, verdict, monkeypatch):
-    """The first model leaves 300 MB of whatever, which the second has to find enough."""
+    """The first model leaves 300 MB allocated; the second must not add to them."""
     readings = iter(mega << 20 for mega in (0, 1300, 300, 300, 1300, left))
     monkeypatch.setattr(manners, "held_bytes", lambda device: next(readings))
     monkeypatch.setattr(manners, "drop_workspaces", lambda device: done.append("workspaces dropped"))

@@ -1,5 +1,5 @@
-"""The small trained model of this package speaks, and an approximation is judged by what is heard of it: sentences that
-no stage of its training has seen, transcribed by Whisper tiny.en."""
+"""The small trained model speaks, and approximations are judged by their word error rate: sentences outside of its
+training set, transcribed by Whisper tiny.en."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_words_are_heard_of_the_fast_preset(listener):
 
 @pytest.mark.slow
 def test_two_steps_say_as_many_words_as_ten(listener):
-    """Of the same tokens, drawn once."""
+    """With the same tokens, drawn once."""
     texts = metrics.sentences()
     assert len(texts) == 50
     ten, two = (OptimizedChatterboxTTS.from_mini(decoder=d, enable_watermark=False) for d in ("standard", "meanflow"))
@@ -89,7 +89,7 @@ def test_two_steps_say_as_many_words_as_ten(listener):
 
 
 def test_words_are_heard_in_chunks(listener):
-    """A short first chunk, so that a sentence has two seams or more."""
+    """With a short first chunk, so that a sentence has at least two seams."""
     model = OptimizedChatterboxTTS.from_mini()
     streams = [list(model.generate_stream(t, seed=i, first_chunk=0.6)) for i, t in enumerate(TEXTS)]
     assert sum(len(chunks) > 2 for chunks in streams) > len(TEXTS) / 2
@@ -98,7 +98,7 @@ def test_words_are_heard_in_chunks(listener):
 
 
 def test_the_gate_can_close(listener):
-    """What has lost a part of its training is not understood."""
+    """A model with a part of its training removed is not understood."""
     model = OptimizedChatterboxTTS.from_mini(enable_watermark=False)
     with torch.no_grad():
         for parameter in model.s3gen.flow.encoder_proj.parameters():

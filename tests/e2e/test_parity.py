@@ -1,4 +1,4 @@
-"""Whole calls against the real chatterbox-tts on one tiny checkpoint: tokens equal, sound within 1e-3 of its peak."""
+"""Whole calls against the real chatterbox-tts on a tiny checkpoint: equal tokens, sound within 1e-3 of its peak."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMIT = 72  # tokens; upstream's own limit of 1000 is written into its generate(
 
 
 def stop_after(model, limit: int = LIMIT) -> None:
-    """Bound upstream's loop from outside: `generate` always asks for 1000 tokens."""
+    """Limits upstream's loop from outside: `generate` always asks for 1000 tokens."""
     inference = model.t3.inference
 
     def bounded(**how):
@@ -65,7 +65,7 @@ def turbo(request, tmp_path_factory):
 def same_sound(got: torch.Tensor, wanted: torch.Tensor) -> None:
     assert got.shape == wanted.shape
     assert wanted.abs().max() > 1e-3, "silence would prove nothing"
-    # A last bit of the pitch turns the source's phase the further, the longer it lasts: the error grows with time.
+    # Rounding of the pitch accumulates in the source's phase, so the error grows with time.
     seconds = max(1.0, wanted.shape[-1] / 24_000)
     assert (got - wanted).abs().max() < 1e-3 * seconds * wanted.abs().max()
 
@@ -96,7 +96,7 @@ def test_english_positional_call(english):
 
 @pytest.mark.parametrize("text", ["The quick brown fox jumps over the lazy dog.", "Yes, of course."])
 def test_trained_weights_to_the_end(text):
-    """Speech that ends by itself: nothing bounds either side."""
+    """Speech that ends by itself, without a limit on either side."""
     upstream, mine = upstream_tiny.load(MINI, "tts"), chatterbox_opt.OptimizedChatterboxTTS.from_mini(**EXACT)
     torch.manual_seed(0)
     wanted = upstream.generate(text)
@@ -113,7 +113,7 @@ def test_trained_weights_to_the_end(text):
 )
 def test_multilingual(multilingual, language, text):
     got, wanted = both(multilingual, text, language, repetition_penalty=1.2)
-    # The repository's head cuts the sound of the last token; the wheel does not.
+    # Upstream's repository cuts the sound of the last token; its wheel does not.
     assert got.shape[1] == wanted.shape[1] - 960
     same_sound(got, wanted[:, : got.shape[1]])
 
@@ -177,7 +177,7 @@ def test_a_voice_saved_by_either_side_loads_on_the_other(english, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 def test_full_size(family, tmp_path):
-    """The published sizes, a short utterance: some 4 GB of memory and a minute each."""
+    """A short utterance at the published sizes: about 4 GB of memory and a minute each."""
     limit = 25
     write_checkpoint(tmp_path, family, "full", seed=0)
     upstream = upstream_tiny.load(tmp_path, family)

@@ -1,4 +1,4 @@
-"""Every precision that T3 can be held in."""
+"""Every precision of T3's weights."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ MAKE = {"random": OptimizedChatterboxTTS.from_random, "mini": OptimizedChatterbo
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("weights", MAKE)
 def test_a_request_draws_the_same_tokens_twice(weights, dtype, quantize):
-    """Whatever was said in between: a longer text without guidance, several side by side."""
+    """Whatever was spoken in between: a longer text without guidance, or several in a batch."""
     model = MAKE[weights](engine=EngineOptions(dtype=dtype, s3gen_dtype="float32"), quantize=quantize)
 
     def tokens(seed):

@@ -1,4 +1,4 @@
-"""The English front door at tiny size with random weights: what a caller sees."""
+"""The English model's public calls, at tiny size with random weights."""
 
 import dataclasses
 import gc
@@ -140,7 +140,7 @@ def test_a_batch_says_what_its_arguments_are_called(model, given, said):
 
 
 def test_what_comes_out_is_the_callers(model):
-    """Not tensors of an inference mode that has ended: they could be neither written into nor trained on."""
+    """Not inference tensors, which could be neither written into nor trained on."""
     wav = model.generate("Hello.", seed=1, max_new_tokens=4)
     wav *= 0.5
     tokens = model.generate_tokens("Hello.", seed=1, max_new_tokens=4)
@@ -195,7 +195,7 @@ def test_cancel(model):
 
 
 def test_cancel_ends_the_rendering(model, monkeypatch):
-    """Between the steps of a solve: on a CPU one takes half a minute."""
+    """Between the steps of the flow, which take half a minute on a CPU."""
     stop, heard = threading.Event(), []
 
     def step(done: int, ceiling: int) -> None:
@@ -217,9 +217,9 @@ def test_cancel_ends_the_rendering(model, monkeypatch):
     assert heard[-1][0] <= heard[-1][1] == 6
 
 
-@pytest.mark.parametrize("sentences", [20, 200])  # beside whom there is room, or none
+@pytest.mark.parametrize("sentences", [20, 200])  # with or without a free slot beside it
 def test_cancel_while_another_thread_speaks(model, sentences):
-    """Whose call does all the work: who waits in it is let go at once, not at its end."""
+    """A waiting caller returns at once when cancelled, although another thread drives the engine."""
     stop, end, outcome = threading.Event(), threading.Event(), []
     text = " ".join(["And on it goes, without an end."] * sentences)
 

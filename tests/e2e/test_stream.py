@@ -1,4 +1,4 @@
-"""generate_stream() of every family: the words of generate(), sooner, in chunks that meet."""
+"""generate_stream() of every family: the speech of generate(), sooner, in chunks without clicks."""
 
 import threading
 import weakref
@@ -80,7 +80,7 @@ def test_pieces_of_a_long_text():
 
 
 def test_what_was_told_is_forgotten(model, monkeypatch):
-    """Noise and mels of a text's pieces would be gigabytes after an hour of it."""
+    """Noise and mels of finished pieces would take gigabytes after an hour."""
     made, alive, usual = [], [], rendering.Sound
 
     def remember(*args):
@@ -95,7 +95,7 @@ def test_what_was_told_is_forgotten(model, monkeypatch):
 
 
 def test_the_first_chunk_comes_before_the_last_token(model, monkeypatch):
-    """Counted, not timed: how many steps T3 had made when the first sound was there."""
+    """Counted, not timed: the steps of T3 before the first sound."""
     steps, at = [], []
     run = model.pipeline.tokens.step.run
     monkeypatch.setattr(model.pipeline.tokens.step, "run", lambda: (steps.append(1), run())[1])
@@ -109,7 +109,7 @@ def test_the_first_chunk_comes_before_the_last_token(model, monkeypatch):
 
 
 def test_other_speech_while_a_stream_waits(model):
-    """No lock is held while nobody listens."""
+    """No lock is held while a listener pauses."""
     wanted = model.generate("No.", seed=1, max_new_tokens=6)
     for _ in model.generate_stream("Hello there.", seed=1, max_new_tokens=60, first_chunk=0.5):
         assert torch.equal(model.generate("No.", seed=1, max_new_tokens=6), wanted)
@@ -126,7 +126,7 @@ def test_streams_side_by_side(model):
 
 
 def test_what_is_submitted_is_generates(model):
-    """Without a size for its first chunk it comes as a whole; with one, in the chunks of a stream."""
+    """Without first_chunk the speech comes as one chunk; with it, in the chunks of a stream."""
     how = dict(seed=3, max_new_tokens=40)
     (whole,) = model.submit("Hello there.", **how)
     assert torch.equal(whole, model.generate("Hello there.", **how))
@@ -185,7 +185,7 @@ def test_no_sound_at_all(model, monkeypatch):
 
 
 def test_chunks_carry_the_watermark():
-    """Heard by the listener of the mark in what a program puts together, and cut anywhere."""
+    """The mark is detected in the joined chunks, and in parts of them."""
     model = OptimizedChatterboxTTS.from_mini()
     chunks = list(model.generate_stream(LONG, seed=2))
     speech = torch.cat(chunks, 1)[0].numpy()

@@ -1,4 +1,4 @@
-"""T3 of both backbones with random weights, for what needs no upstream."""
+"""T3 of both backbones with random weights, for tests without upstream."""
 
 import pytest
 from t3_pairs import random_t3
@@ -9,7 +9,7 @@ from chatterbox_opt.executor import t3_on_device
 
 @pytest.fixture(scope="module")
 def device(request):
-    """What computes the tokens; `token_runs.everywhere` gives others."""
+    """The device that computes the tokens; `token_runs.everywhere` gives others."""
     return getattr(request, "param", "cpu")
 
 

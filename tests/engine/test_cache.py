@@ -1,4 +1,4 @@
-"""The k/v cache: what is written where, and the two ways a step reads it."""
+"""The k/v cache: where a step writes, and the two ways in which it reads."""
 
 import copy
 
@@ -18,7 +18,7 @@ def filled(config, rows: int, length: int, dtype: torch.dtype = torch.float32) -
 
 
 def apart(config, dtype: torch.dtype) -> list[tuple[torch.Tensor, int]]:
-    """Each utterance's own rows, of lengths of their own."""
+    """Returns a separate cache per utterance, each with its own length."""
     return [(filled(config, rows, position + 3, dtype), position) for rows, position in SPOKEN]
 
 
@@ -30,7 +30,7 @@ def row_positions() -> torch.Tensor:
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @torch.inference_mode()
 def test_utterances_apart_are_the_shared_rows(family, dtype):
-    """Rows at different positions: the same output, the same cache, every other position untouched."""
+    """Rows at different positions give the same output and cache, and leave other positions unchanged."""
     t3 = random_t3(family).to(dtype)
     each = apart(t3.config, dtype)
     at, most = row_positions(), max(position for _, position in SPOKEN) + 1
@@ -60,7 +60,7 @@ def test_utterances_apart_are_the_shared_rows(family, dtype):
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @torch.inference_mode()
 def test_attention_of_an_utterance_does_not_know_the_others(family, dtype):
-    """To the bit: what it reads, how, and what it writes are its own."""
+    """To the bit."""
     config = random_t3(family).config
     together = apart(config, dtype)
     alone = copy.deepcopy(together)
@@ -81,7 +81,7 @@ def test_attention_of_an_utterance_does_not_know_the_others(family, dtype):
 
 @torch.inference_mode()
 def test_a_prompt_attends_to_what_stands_before_it():
-    """Rows of a shared tensor, behind a pasted prefix: as if all of it were computed in one."""
+    """Rows of a shared tensor after a pasted prefix equal a computation in one go."""
     t3 = random_t3("tts")
     x = torch.randn(2, 30, t3.config.dim)
     span = torch.arange(30)[None]

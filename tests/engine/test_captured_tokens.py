@@ -1,4 +1,4 @@
-"""The decode step as it is captured: what it may not do, and that padding, replays and compilation change nothing."""
+"""The captured decode step: what it must not do, and that padding, replays and compilation change nothing."""
 
 from collections import Counter
 
@@ -55,7 +55,7 @@ def test_the_captured_step_never_asks_the_host(family, sorting, llama, gpt):
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_captured_step_takes_nothing_from_the_host(family, dtype):
-    """Which would end the capture."""
+    """Copies from the host would end the capture."""
     config = tiny(family).t3
     with no_gpu():
         runner = TokenRunner(cast(T3(config), dtype), EXACT)
@@ -102,7 +102,7 @@ def crowd(config) -> list:
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 def test_padded_batches_of_changing_size(family, llama, gpt):
-    """Captured batches have 1, 2, 4... slots: what fills them up must stay inside every table and disturb nobody."""
+    """Captured batches have 1, 2, 4... slots: padding must stay inside every table and change no other row."""
     t3 = gpt if family == "turbo" else llama
     wanted = [tokens_of(t3, [r])[0] for r in crowd(t3.config)]
     for slots, poll in ((5, 1), (3, 8), (16, 4)):
@@ -116,7 +116,7 @@ def test_padded_batches_of_changing_size(family, llama, gpt):
 @pytest.mark.parametrize("poll", [1, 8])
 @torch.inference_mode()
 def test_a_step_may_be_captured_in_the_middle_of_an_utterance(family, poll, llama, gpt, monkeypatch):
-    """By those who join, leave or have grown too long for what is captured: no token changes, of nobody."""
+    """Because utterances join, leave or outgrow what is captured. No token of any utterance changes."""
     t3 = gpt if family == "turbo" else llama
     monkeypatch.setattr(step, "LIVE", tuple(t3.config.prefix_len + 20 * k for k in range(2, 8)))
     filters = dict(top_p=1.0, top_k=0) if t3.config.is_gpt else {}  # of those that do not sort
@@ -157,7 +157,7 @@ def test_only_what_a_run_can_meet_is_captured(llama):
 
 
 def test_requests_of_other_options_share_what_is_captured(llama):
-    """Whatever a request asks for, it is served by one of two sets of filters."""
+    """Every request is served by one of two sets of filters."""
     engine = replaying(llama)
     draw(engine, [request(llama.config, max_new_tokens=4)])
     draw(engine, [request(llama.config, max_new_tokens=4, top_p=0.7)])
@@ -191,7 +191,7 @@ def test_nothing_is_captured_after_a_warm_up(family, llama, gpt):
 
 
 def test_what_was_captured_in_other_memory_is_dropped(llama):
-    """A longer utterance than there is room for: new memory, new captures, the same tokens."""
+    """A longer utterance than fits: new memory, new captures, the same tokens."""
     engine = replaying(llama)
     draw(engine, [request(llama.config, max_new_tokens=4)])
     cache = engine.tokens.cache
@@ -213,7 +213,7 @@ def test_a_warm_up_makes_room_for_the_slots_there_are(llama, slots):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 def test_compiled_is_eager(family, llama, gpt):
-    """torch.compile on the CPU: the same step as on a GPU, all but its recording."""
+    """torch.compile on the CPU: the same step as on a GPU, without its recording."""
     t3 = gpt if family == "turbo" else llama
 
     def requests():

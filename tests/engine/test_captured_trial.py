@@ -1,4 +1,4 @@
-"""Captures that fail: the model goes on uncaptured, says so once, and says what it would have said."""
+"""Captures that fail: the model goes on without them, warns once, and speaks the same."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Raising(Replay):
 
 
 class Wrong(Replay):
-    """Numbers that are a little off, as of a graph that reads what an earlier one left."""
+    """Returns slightly wrong numbers, like a graph that reads stale memory."""
 
     def _replay(self, key):
         result = super()._replay(key)
@@ -43,7 +43,7 @@ class Wrong(Replay):
 
 
 class Idle(Replay):
-    """Writes nothing: what it returns is what the last run left."""
+    """Writes nothing, so that the results of the last run remain."""
 
     def _replay(self, key):
         return self._results[key]
@@ -57,7 +57,7 @@ class Slow(Replay):
 
 
 class Full(Replay):
-    """Memory for small batches."""
+    """Has memory for small batches only."""
 
     def _record(self, key, run, again):
         if key[0] > 2:
@@ -124,7 +124,7 @@ def test_what_no_memory_is_left_for_runs_uncaptured(caplog):
 
 
 class Looking(Replay):
-    """Keeps what a replay finds in the cache at the position that it is to write."""
+    """Keeps what the cache holds, before a replay, at the position that it writes."""
 
     cache = slots = None
     found = ()
@@ -137,7 +137,7 @@ class Looking(Replay):
 @torch.inference_mode()
 @pytest.mark.parametrize("position", [40, 255])
 def test_a_trial_spoils_what_its_twin_wrote_and_leaves_all_else(position, llama, caplog):
-    """At the last position too, behind which there is no memory."""
+    """Also at the last position, after which there is no memory."""
     runner = engine_of(llama, ON_TRIAL).tokens
     cache = StaticKVCache(empty_kv(llama.config, 2, 256, CPU, torch.float32))
     looking = runner.step.captured = Looking.of(runner.step.captured)

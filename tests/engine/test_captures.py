@@ -1,4 +1,4 @@
-"""What a warm-up captures, counted without a GPU: all that requests can come to use, and nothing else."""
+"""What a warm-up captures, counted without a GPU: all that requests can use, and nothing else."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_warm_up_is_as_large_as_it_is_said_to_be(flow):
 @pytest.mark.parametrize("steps", [2, 10])
 @torch.inference_mode()
 def test_a_captured_step_of_the_flow_is_one_run_of_its_network(steps):
-    """Whatever the number of steps: a capture of whole solves would be ten times as large, and one for each number."""
+    """Whatever the number of steps: captures of whole solves would be ten times as large, and one per number."""
     made, runs = MelRunner(random_flow(), EXACT.replace(mel_bucket=50, flow_steps=steps)), []
     made.graphs.captured = Replay()
     made.flow.decoder.estimator.register_forward_pre_hook(lambda *_: runs.append(1))
@@ -91,7 +91,7 @@ def test_a_captured_step_of_the_flow_is_one_run_of_its_network(steps):
 
 
 def test_a_model_tells_what_it_has_captured(monkeypatch, caplog):
-    """A dry run of mini's warm-up, with replays in the place of graphs."""
+    """A dry run of mini's warm-up, with replays instead of graphs."""
     caplog.set_level(logging.DEBUG, "chatterbox_opt")
     monkeypatch.setattr(flow_graphs, "sizes", lambda step: (100, 200))
     monkeypatch.setattr(wav, "SIZES", (64,))

@@ -1,4 +1,4 @@
-"""A chunked mel stays as it was made, its wave is the vocoder's of that mel as a whole, and one chunk is the whole."""
+"""A finished mel frame never changes, the wave is that of the whole mel, and a single chunk equals the whole."""
 
 from itertools import islice
 
@@ -32,7 +32,7 @@ def vocoder() -> WavRunner:
 
 
 def more_mel(runner: MelRunner, state: MelState, ids: torch.Tensor, last: bool = False) -> torch.Tensor:
-    """All tokens so far -> the mel that continues what was given out before."""
+    """Takes all tokens so far; returns the mel that continues the earlier ones."""
     job = state.job(ids, last)
     return state.mel[:, :0] if job is None else state.accept(*runner.render([job], state.steps))
 
@@ -54,7 +54,7 @@ def sound_of(vocoder: WavRunner, given: RequestNoise, **how) -> Sound:
 
 
 def whole(runner: WavRunner, state: WaveState, mel: torch.Tensor) -> torch.Tensor:
-    """The wave of all of it at once, from the stream's own randomness."""
+    """Returns the wave of the whole mel, from the stream's own noise."""
     (wave,) = runner.decode([mel], [runner.spectrum(mel, state.phases, state.normal)])
     return fade_in(wave)
 
@@ -90,7 +90,7 @@ def test_the_wave_is_that_of_the_whole_mel(vocoder, cuts):
 
 @torch.inference_mode()
 def test_samples_wait_for_all_that_reaches_them(vocoder):
-    """Held back less, the seams would show."""
+    """If less were held back, seams would be heard."""
     mel, state = some_mel(200), WaveState(vocoder, noise())
     state.hold = 4
     got = torch.cat([more_wave(state, mel[:, :90]), more_wave(state, mel[:, 90:], last=True)])
@@ -99,7 +99,7 @@ def test_samples_wait_for_all_that_reaches_them(vocoder):
 
 @torch.inference_mode()
 def test_captured_windows_serve_a_stream(vocoder, monkeypatch):
-    """What a GPU replays: windows of few sizes. However little is new, some of them hold it."""
+    """A GPU replays windows of a few sizes, of which one fits however little is new."""
     captured = WavRunner(vocoder.hift, EXACT)
     captured.captured = Replay()
     captured.warmup()
@@ -161,7 +161,7 @@ def in_two(runner: MelRunner, ids: torch.Tensor, given: dict) -> torch.Tensor:
 
 @torch.inference_mode()
 def test_an_odd_frame_of_the_prompt_is_told_by_nobody():
-    """A recording that ends in the middle of a token has a frame more than its tokens."""
+    """A recording that ends in the middle of a token has one frame more than its tokens."""
     runner, ids, even = MelRunner(random_flow("tts"), EXACT), tokens(60), voice()
     odd = even | {"prompt_feat": torch.cat([even["prompt_feat"], torch.ones(1, 1, 80)], 1)}
     mels = [in_two(runner, ids, given) for given in (even, odd)]
@@ -189,7 +189,7 @@ def test_what_is_remembered_is_bounded(monkeypatch):
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @torch.inference_mode()
 def test_one_chunk_is_the_utterance_rendered_whole(vocoder, family):
-    """To the bit, and with as many draws: an odd frame of the prompt is heard there, as upstream has it."""
+    """To the bit, and with as many draws. An odd frame of the prompt is kept, as upstream does."""
     runner, ids, given = MelRunner(random_flow(family), EXACT), tokens(30), noise(4)
     odd = voice() | {"prompt_feat": torch.cat([voice()["prompt_feat"], torch.ones(1, 1, 80)], 1)}
     sound = Sound(MelState(odd, given), WaveState(vocoder, given))

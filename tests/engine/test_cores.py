@@ -1,4 +1,4 @@
-"""Two cores of a CPU: one renders while the other draws tokens, and nobody hears a difference."""
+"""Two cores of a CPU: one renders while the other draws tokens, without a change of the results."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ def tiny():
 
 @pytest.fixture
 def model(tiny, monkeypatch):
-    """With two cores, whatever this machine has."""
+    """A model with two cores, whatever this machine has."""
     engine = tiny.pipeline.engine
     workers = Workers(CPU, 2)
     monkeypatch.setattr(engine.renderer, "workers", workers)
@@ -59,7 +59,7 @@ def test_tokens_are_drawn_while_sound_is_made(model, tiny, monkeypatch):
     whole, streams = {}, {}
 
     def speak(i):
-        for k in range(i, i + 2):  # each comes back with another text while the others speak
+        for k in range(i, i + 2):  # each asks for another text while the others speak
             whole[k % 4] = model.generate(TEXTS[k % 4], seed=k % 4, **HOW)
 
     def stream(i):

@@ -1,4 +1,4 @@
-"""What the networks are handed on a CPU against their own operations."""
+"""The operations for CPUs against the networks' default operations."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_attention_by_products_is_attention(scores, monkeypatch):
 
 
 def test_attention_by_products_keeps_bf16():
-    """Scores pass through bf16 on their way to the softmax, in the fused kernel they do not: 40 dB are left."""
+    """Scores are rounded to bf16 before the softmax, unlike in the fused kernel: 40 dB remain."""
     q, k, v = (torch.randn(2, 8, 200, 64) for _ in range(3))
     wanted = attention(q, k, v)
     got = cpu.attention_by_products(*(t.bfloat16() for t in (q, k, v)))
@@ -107,5 +107,5 @@ def test_networks_with_their_operations_are_the_networks_without():
 
 
 def test_torch_compile_is_left_the_reference():
-    """It makes operations of its own."""
+    """It generates its own operations."""
     assert t3_operations(random_t3("tts"), EXACT.replace(compile="reduce-overhead")) == layers.T3_REFERENCE

@@ -1,4 +1,4 @@
-"""Requests that share the running batch: each is what it is alone, and what befalls one is no other's concern."""
+"""Requests that share the running batch: each gives what it gives alone, and errors of one do not affect others."""
 
 import gc
 import multiprocessing
@@ -30,7 +30,7 @@ def soon(done, seconds: float = 10) -> bool:
 
 
 class Steps:
-    """An engine that is stepped by hand."""
+    """Steps an engine by hand."""
 
     def __init__(self, engine) -> None:
         self.engine = engine
@@ -56,7 +56,7 @@ class Steps:
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @everywhere
 def test_who_joins_and_leaves_at_any_step_changes_nobodys_tokens(family, poll, llama, gpt):
-    """Lengths, guidance or none, other filters, greedy: whatever stands beside it."""
+    """Whatever shares the batch: other lengths, guidance or none, other filters, greedy."""
     t3 = gpt if family == "turbo" else llama
     alone = [tokens_of(t3, [r])[0] for r in mixed(t3.config)]
     for gap in (1, 2, 5, 17):
@@ -87,7 +87,7 @@ def test_more_than_there_are_slots_for_wait_their_turn(llama):
 
 
 def test_half_precision_and_int8_are_what_they_are_alone_too(llama):
-    """Where a last bit is rounded up into a token: every utterance attends in a call of its own."""
+    """There a last bit can change a token: every utterance attends in its own call."""
     import copy
 
     for options in (EXACT.replace(dtype="bfloat16"), EXACT.replace(quantize="int8")):
@@ -267,7 +267,7 @@ def test_a_call_from_its_own_progress_is_refused(model):
 
 @everywhere
 def test_calls_without_a_seed_do_not_speak_the_same(model):
-    """Alone it continues torch's global generators; beside others it takes a seed from them."""
+    """A single call continues torch's global generators; concurrent ones take a seed from them."""
     torch.manual_seed(3)
     wanted = model.generate_tokens("Hello there.", max_new_tokens=30)
     torch.manual_seed(3)
@@ -310,7 +310,7 @@ def resident() -> float:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 @everywhere
 def test_requests_that_arrive_at_random_and_leave_at_random(count, llama):
-    """None is lost, none mixed up, and nothing is kept of them."""
+    """None is lost or mixed up, and no memory is kept."""
     torch.set_num_threads(1)  # a tiny network on more of them waits for them
     chance, kinds = random.Random(5), 12
     alone = [tokens_of(llama, [r])[0] for r in mixed(llama.config, kinds)]

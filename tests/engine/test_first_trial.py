@@ -1,4 +1,4 @@
-"""What a device does not survive: found by a child, kept, and never tried by the process that speaks."""
+"""What crashes on a device is found by a child process, recorded, and never run in the process that speaks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HERE = EngineOptions.exact(compile="cudagraph", trial="here")  # on a CPU the st
 FIRST = HERE.replace(trial="first")
 ALL = [f"capture {name}" for name in CAPTURES]
 
-# in the child's place: speaks as it does, and does in the part named what is asked for
+# in place of the child: writes the same messages, and in the named part does what is asked for
 FAULTY = """
 import os, signal, sys, time, pickle, json
 for part in pickle.load(sys.stdin.buffer)["parts"]:
@@ -44,7 +44,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def starts(monkeypatch):
-    """Every child that is started."""
+    """Returns the children that are started."""
     plain, seen = trial_process.in_child, []
 
     def counted(job):
@@ -231,7 +231,7 @@ def test_another_model_precision_or_torch_has_a_verdict_of_its_own(monkeypatch):
 
 
 def test_a_trial_allocates_as_the_program_does(folder, monkeypatch):
-    """The child has the same settings, and a verdict under others is another one."""
+    """The child has the same settings, and a verdict holds for these only."""
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     said = "json.dumps(dict(part=part, verdict='survived', text=os.environ['PYTORCH_CUDA_ALLOC_CONF'], seconds=0))"
     faulty(monkeypatch, "capture flow", f"print({said}, flush=True); continue")

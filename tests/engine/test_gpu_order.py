@@ -1,4 +1,4 @@
-"""What a GPU is told, and in which order: devices, streams, pools and generators, noted by one that is not there."""
+"""The order of calls to a GPU: devices, streams, pools and generators, noted by an imitation of torch.cuda."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_recordings_of_a_model_share_a_stream_and_a_pool_and_two_devices_share_n
 
 
 def test_nothing_but_recordings_runs_on_their_stream(fake_cuda):  # noqa: F811
-    """Or cuBLAS would allocate its workspace for that stream ahead of the first, outside of what the graphs own."""
+    """Otherwise cuBLAS would allocate its workspace for that stream outside of the graphs' memory."""
     streams = []
     Captured("cudagraph", GPUS[0]).prepare("key", lambda: streams.append(fake_cuda.stream))
     assert streams[:-1] == [fake_cuda.caller] * WARM_UPS
@@ -188,7 +188,7 @@ def test_noise_is_drawn_on_the_models_device(monkeypatch):
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 def test_a_model_on_the_second_gpu_makes_nothing_on_the_first(family, monkeypatch):
-    """Tensors and tables, whatever device is current."""
+    """Neither tensors nor tables, whatever device is current."""
     config, places = tiny(family), set()
 
     class Watch(TorchDispatchMode):
@@ -217,7 +217,7 @@ def test_a_model_on_the_second_gpu_makes_nothing_on_the_first(family, monkeypatc
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 def test_who_joins_or_leaves_costs_one_upload_for_each_thing_that_is_new(family):
-    """The texts, then the rows of all; where one leaves, which slots stay, and their rows."""
+    """When one joins: the texts, then all rows. When one leaves: the slots that stay, and their rows."""
     config = tiny(family).t3
     asked = [request(config, n=7 + i, text_seed=i) for i in range(4)]
     for utterance in asked:
@@ -263,7 +263,7 @@ def test_uploads_go_through_pinned_memory_and_wait_for_nothing(monkeypatch):
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 def test_a_block_of_steps_brings_nothing_from_the_host(family):
-    """What a step needs is on the device already: all of its uploads are made where utterances join and leave."""
+    """Uploads happen only when utterances join or leave."""
     config = tiny(family).t3
     asked = request(config, temperature=0.0)
     with no_gpu():

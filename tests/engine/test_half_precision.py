@@ -25,7 +25,7 @@ def mini():
 
 
 def in_16_bits(t3, dtype: torch.dtype, *history) -> tuple[torch.Tensor, float]:
-    """Logits, and the largest value that a module gives."""
+    """Returns logits, and the largest value that a module returns."""
     half, largest = copy.deepcopy(t3).to(dtype), [0.0]
     for part in half.modules():
         part.register_forward_hook(lambda part, given, out: largest.append(float(out.detach().abs().max())))
@@ -46,7 +46,7 @@ def test_16_bits_at_full_depth(family, dtype, most):
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 1e-3), (torch.float16, 1e-5)])
 def test_16_bits_in_a_trained_model(mini, dtype, most):
-    """Along what it says in float32."""
+    """On the history that it speaks in float32."""
     sentence = metrics.SENTENCES[-8]
     history = mini.conds.t3, mini.pipeline.text_ids(sentence), mini.generate_tokens(sentence, seed=1)[:60]
     got, largest = in_16_bits(mini.t3, dtype, *history)

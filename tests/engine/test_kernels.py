@@ -1,4 +1,4 @@
-"""Each kernel against its plain twin: in Triton's interpreter, in its compiler, and where there is one, on a GPU."""
+"""Each kernel against its plain twin: in Triton's interpreter, in its compiler, and on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_linear_add(dim, wide, bias, rows, dtype):
 
 
 def sides(positions: list[int], live: int, heads: int, dim: int, turn: bool, dtype: torch.dtype, device=CPU):
-    """What kernel and twin leave of the same new position, each with its own cache: (out, k, v) twice."""
+    """Returns (out, k, v) of kernel and of twin for the same new position, each with its own cache."""
     rows, config = len(positions), dataclasses.replace(tiny("tts").t3, dim=heads * dim, heads=heads, layers=2)
     kv = torch.randn(2, 2, rows + 1, heads, live + 7, dim, device=device).to(dtype)
     qkv = torch.randn(rows, 1, 3 * heads * dim, device=device).to(dtype)
@@ -336,7 +336,7 @@ def full_size(dtype: torch.dtype, rows: int, device=CPU):
 )  # fmt: skip
 @torch.inference_mode()
 def test_kernels_compile(target, dtype, monkeypatch):
-    """What the interpreter does not see: types, layouts, shared memory. Nothing is run."""
+    """Checks what the interpreter does not: types, layouts, shared memory. Nothing is run."""
     problem = compile_launches(monkeypatch, target, [linear, attention, flash, add_norm, sampling, snake])
     if problem:
         pytest.skip(problem)

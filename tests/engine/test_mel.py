@@ -1,4 +1,4 @@
-"""MelRunner: padding, batches and precision change nothing, or as much as they say."""
+"""MelRunner: padding and batches change nothing, precision as much as documented."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def render(runner, rows, steps=None, **how):
 
 
 def rendered(options=EXACT, n=20, steps=None, v=None, flow=None):
-    """One utterance's mel by a runner of these options."""
+    """Returns one utterance's mel, by a runner with these options."""
     return render(MelRunner(flow or random_flow(), options), [(tokens(n), v or voice(), noise())], steps)[0]
 
 
@@ -89,7 +89,7 @@ def test_a_row_in_a_padded_batch_is_the_row_alone(family):
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_captured_step_takes_nothing_from_the_host(family, dtype, monkeypatch):
-    """Which would end the capture."""
+    """Copies from the host would end the capture."""
     monkeypatch.setattr(HalfLinear, "to", cast)
     monkeypatch.setattr(WindowConv, "to", cast)
     with no_gpu():
@@ -139,7 +139,7 @@ def test_captured_batches_are_each_row_alone(monkeypatch, changes):
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @torch.inference_mode()
 def test_solves_that_take_turns_in_one_graph_do_not_mix(family):
-    """Of one shape, begun and advanced in any order, of several numbers of steps; one of them is given up."""
+    """Solves of one shape, begun and advanced in any order, with several numbers of steps; one is dropped."""
     flow = random_flow(family)
     runner, plain = replaying(flow, mel_bucket=50), MelRunner(flow, EXACT)
     rows = [[row(runner, n) for n in lengths] for lengths in ((20, 11), (15, 22), (17, 18), (21, 12))]
@@ -160,7 +160,7 @@ def test_solves_that_take_turns_in_one_graph_do_not_mix(family):
 
 @torch.inference_mode()
 def test_solves_of_other_shapes_come_between_an_encoding_and_its_steps():
-    """Graphs share their memory: what one shape's steps are told must outlive the replays of all other graphs."""
+    """Graphs share memory: the inputs of one shape's steps must survive replays of all other graphs."""
     flow = random_flow()
     runner, plain = replaying(flow, mel_bucket=50), MelRunner(flow, EXACT)
     rows = [row(runner, n) for n in (20, 60)]
@@ -174,7 +174,7 @@ def test_solves_of_other_shapes_come_between_an_encoding_and_its_steps():
 
 @pytest.mark.parametrize("step", [2, 48, 64])
 def test_rows_that_stand_side_by_side_are_served_by_graphs_of_a_warm_up(step, monkeypatch):
-    """Memory bounds what is captured, so it is what is captured that bounds a group, not its rows' own lengths."""
+    """Groups are bounded by what is captured, which memory bounds, and not by the lengths of their rows."""
     runner, ready = replaying(random_flow(), mel_bucket=step), set()
     monkeypatch.setattr(runner.graphs, "capture", ready.add)
     runner.warmup(16)
@@ -228,7 +228,7 @@ def test_buckets_change_nothing(bucket):
 
 
 def test_odd_prompts():
-    """A prompt whose mel has one frame more than its tokens: the output starts behind the mel."""
+    """With one frame more than its tokens in the prompt's mel, the output starts after the mel."""
     v = voice()
     v["prompt_feat"] = torch.cat([v["prompt_feat"], torch.zeros(1, 1, 80)], 1)
     assert rendered(n=10, steps=2, v=v).shape == (80, 19)
@@ -317,7 +317,7 @@ def test_the_captured_flow_never_asks_the_host():
 
 
 def recorded():
-    """What is captured for one shape, tables made, and all that it may read."""
+    """Returns what is captured for a shape, the tables made for it, and all memory that it may read."""
     runner = replaying(random_flow(), cfg_off_last=1)
     runner.graphs.capture(key := (2, 90))
     held = runner.graphs._held[key]
@@ -327,7 +327,7 @@ def recorded():
 
 @torch.inference_mode()
 def test_the_captured_flow_reads_only_what_the_runner_holds():
-    """A graph replays addresses: a table that somebody else may drop would be read after it was freed."""
+    """A graph replays addresses: a table that other code may drop could be read after it was freed."""
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
 

@@ -1,4 +1,4 @@
-"""One request's randomness against torch's own draws, in upstream's order."""
+"""The noise of a request against torch's own draws, in upstream's order."""
 
 import gc
 
@@ -54,7 +54,7 @@ def test_a_seed_is_manual_seed():
     borrowed = RequestNoise(CPU, None)
     through_global = draws(borrowed)
     borrowed.give_back()
-    torch.manual_seed(99)  # what the global generator does is no concern of a seeded request
+    torch.manual_seed(99)  # a seeded request does not depend on the global generator
     for mine, wanted in zip(draws(RequestNoise(CPU, 11)), through_global):
         assert torch.equal(mine, wanted)
     torch.manual_seed(11)
@@ -87,7 +87,7 @@ def test_draws_can_be_undone(seed):
 
 
 def seven_then(n: int) -> torch.Tensor:
-    """What torch draws behind `n` normal numbers from seed 7."""
+    """Returns what torch draws after `n` normal numbers from seed 7."""
     torch.manual_seed(7)
     torch.randn(n)
     return torch.rand(3)
@@ -110,7 +110,7 @@ def test_what_is_borrowed_is_given_back_where_the_request_has_come():
 
 
 def test_of_two_borrowers_the_second_has_a_seed_of_its_own():
-    """Neither draws the other's numbers, and each gives back what is its own to give."""
+    """Neither draws the other's numbers, and each gives back only what it borrowed."""
     torch.manual_seed(7)
     first = RequestNoise(CPU, None)
     a = first.normal((16,))

@@ -1,4 +1,4 @@
-"""Packed linears against the float32 ones they stand for."""
+"""Packed linear layers against the float32 ones."""
 
 import copy
 from functools import partial
@@ -52,7 +52,7 @@ def test_close_to_float32(kind, tolerance, bias, shape, width):
 
 @torch.inference_mode()
 def test_int8_as_torch_is_built_for_macos(monkeypatch):
-    """With qnnpack, and with nothing chosen."""
+    """With qnnpack, and without any backend chosen."""
     real = torch.backends.quantized
     if "qnnpack" not in real.supported_engines:
         pytest.skip("this build of torch has no qnnpack")
@@ -102,7 +102,7 @@ FORMS = [pytest.param(name, marks=X86 if name == "float16 weights" else ()) for 
 @pytest.mark.parametrize("form", FORMS)
 @torch.inference_mode()
 def test_a_row_is_what_it_is_alone(form, shape, threads):
-    """Beside any number of others, at any place among them, whatever they hold."""
+    """With any number of other rows of any content, at any place among them."""
     torch.set_num_threads(threads)
     kind, tolerance = COMPANY[form]
     linear, x = kind(nn.Linear(*shape)), torch.randn(40, shape[0])
@@ -119,18 +119,18 @@ def test_a_row_is_what_it_is_alone(form, shape, threads):
 
 
 def by_number_of_rows(x, weight, bias=None, product=F.linear):
-    """A product whose sums plainly depend on how many rows there are, as a bf16 unit's may in their last bits."""
+    """A product whose sums depend on the number of rows, as those of bf16 units may in the last bits."""
     return product(x, weight, bias) * (1 + x.shape[:-1].numel() / 64)
 
 
 def few_apart(x, weight, bias=None, product=F.linear):
-    """A product with a kernel of its own for less than three rows."""
+    """A product with a separate kernel for less than three rows."""
     return product(x, weight, bias) * (2 if x.shape[:-1].numel() < 3 else 1)
 
 
 @pytest.fixture
 def linear_replaced(monkeypatch):
-    """Puts another product in the place of torch's, and forgets what is known of that one's rows."""
+    """Replaces torch's product, and clears what is known of its rows."""
 
     def replace(product):
         least_rows.cache_clear()

@@ -1,4 +1,4 @@
-"""What "auto" becomes, by what the device computes in."""
+"""What "auto" becomes on each device."""
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_what_a_device_cannot_do_is_said(monkeypatch, asked, device, capability,
 
 
 def test_convolutions_on_mps_stay_below_what_older_systems_give():
-    """120 samples, and one, a mel frame; the windows of the vocoder are exact at any size."""
+    """A convolution gives 120 positions per mel frame, and one; the vocoder's windows are exact at any size."""
     for asked in (EngineOptions(), EngineOptions.exact(), EngineOptions(wav_chunk=300)):
         options = resolve(asked, torch.device("mps"))
         assert 120 * options.wav_chunk + 1 <= 65_536
@@ -82,7 +82,7 @@ def test_convolutions_on_mps_stay_below_what_older_systems_give():
 
 @pytest.fixture
 def mac(monkeypatch):
-    """A Mac by its system's version, whose GPU is this CPU."""
+    """Imitates a Mac with that version of macOS, whose GPU is this CPU."""
 
     def of(version: tuple[int, int], device: str = "cpu") -> None:
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
@@ -106,7 +106,7 @@ def test_t3_has_16_bits_on_mps_where_the_system_has_bfloat16(mac, version, wante
 
 
 def test_t3_stays_in_float32_on_mps_where_bfloat16_fails(mac, caplog):
-    """Here because this torch has no MPS."""
+    """It fails here because this torch has no MPS."""
     mac((15, 0), device="mps")
     assert resolve(EngineOptions(), torch.device("mps")).dtype == "float32"
     assert "bfloat16 fails on mps" in caplog.text

@@ -1,4 +1,4 @@
-"""Each filter against transformers' and on probabilities written by hand; whole draws in upstream's order."""
+"""Each filter against transformers' and on hand-written probabilities; whole draws in upstream's order."""
 
 import pytest
 import torch
@@ -138,7 +138,7 @@ def test_top_k_is_transformers(warpers, value):
 def test_penalty_is_transformers(warpers, value):
     x = logits()
     ids = torch.randint(0, 8194, (3, 40), generator=torch.Generator().manual_seed(2))
-    ids[:, 0], ids[:, 1] = START, ids[:, 2]  # the start token counts; saying it twice counts once
+    ids[:, 0], ids[:, 1] = START, ids[:, 2]  # the start token counts; a token drawn twice counts once
     seen = torch.zeros(3, 8194, dtype=torch.bool).scatter_(1, ids, True)
     wanted = warpers.RepetitionPenaltyLogitsProcessor(value)(ids, x)
     assert torch.equal(penalize(x, seen, column(*[value] * 3)), wanted)
@@ -155,7 +155,7 @@ def test_temperature_is_transformers(warpers):
 
 @pytest.mark.parametrize("pick", [next_token, next_token_turbo])
 def test_rows_keep_their_own_parameters(pick):
-    """Settings that need a filter beside ones that do not: each row as if alone, with every filter switched on."""
+    """Rows with and without a filter in one batch: each as if alone, with every filter on."""
     x, noise = logits(4), torch.empty(4, 8194).exponential_(generator=torch.Generator().manual_seed(0))
     seen = torch.rand(4, 8194, generator=torch.Generator().manual_seed(3)) < 0.3
     rows = [
@@ -171,7 +171,7 @@ def test_rows_keep_their_own_parameters(pick):
 
 
 def test_orders_differ_and_are_upstreams(warpers):
-    """Turbo penalises what the filters left, so a seen favourite stays drawable; the others penalise first."""
+    """Turbo applies the repetition penalty after the filters, the others before them."""
     x = torch.tensor([[4.0, 3.0, 2.9, -10.0]])
     seen, noise = torch.tensor([[True, False, False, False]]), torch.ones(1, 4)
     ids = torch.tensor([[0]])
@@ -187,7 +187,7 @@ def test_orders_differ_and_are_upstreams(warpers):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_whole_draws_are_upstreams(warpers, seed):
-    """Penalty, temperature, min-p, top-p, multinomial as upstream chains them, against one call of ours."""
+    """Penalty, temperature, min-p, top-p and multinomial in upstream's order, against one call here."""
     x = logits(1, seed=seed)
     ids = torch.cat([torch.tensor([[START]]), x.topk(30).indices[:, ::2]], 1)
     y = warpers.RepetitionPenaltyLogitsProcessor(1.2)(ids, x) / 0.8

@@ -1,4 +1,4 @@
-"""Who is served next: a table of cases, and random arrivals in which nothing may be lost, doubled or starved."""
+"""Which utterance is served next: a table of cases, and random arrivals without loss, repetition or starvation."""
 
 from itertools import repeat
 
@@ -80,7 +80,7 @@ def test_tokens_of_a_stream_run_dry_go_before_sound_that_has_time():
 
 
 def test_with_more_listeners_than_can_be_served_the_later_ones_wait():
-    """Instead of all of them hearing gaps."""
+    """Otherwise all of them would hear gaps."""
     begun, new = call(at=5.0, stream=True, heard=(9.0, 1.0)), call(at=6.0, stream=True)
     heads = [spoken(c.utterances[0], 200, ended=False) for c in (new, begun)]
     late = Scheduler(4).plan([], heads, heads, 0, now=9.8)
@@ -90,7 +90,7 @@ def test_with_more_listeners_than_can_be_served_the_later_ones_wait():
 
 @pytest.mark.parametrize("first", ["tokens", "sound"])
 def test_a_second_core_does_what_comes_second(first):
-    """Tokens beside sound, whichever is more urgent; with one core the more urgent alone."""
+    """Two cores draw tokens and render at once; one core does only what is more urgent."""
     speaking, sounding = (call(at=at).utterances[0] for at in ((0.0, 1.0) if first == "tokens" else (1.0, 0.0)))
     spoken(sounding, 50)
     how = dict(speaking=[speaking], rendering=[sounding])
@@ -103,7 +103,7 @@ def test_a_second_core_does_what_comes_second(first):
 
 
 def test_all_cores_are_for_the_sound_that_a_listener_waits_for():
-    """Of a stream that nothing was heard of, or that is about to run dry; not of one that is well ahead."""
+    """A stream before its first sound or about to run dry, not one that is well ahead."""
     speaking = call(at=50.0).utterances
     for heard, beside in ((None, False), ((9.0, 1.0), False), ((9.0, 30.0), True)):
         head = spoken(call(at=5.0, stream=True, heard=heard).utterances[0], 200, ended=False)
@@ -150,7 +150,7 @@ def test_a_streamed_text_is_spoken_a_little_ahead():
 
 
 class World:
-    """Slots, tokens and renderings without a network: what the engine does with a plan."""
+    """Does what the engine does with a plan, without networks: slots, tokens and renderings."""
 
     def __init__(self, slots: int, cores: int) -> None:
         self.scheduler, self.slots = Scheduler(slots, cores), slots

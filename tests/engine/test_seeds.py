@@ -24,6 +24,6 @@ def test_two_long_texts_with_seeds_side_by_side_share_no_noise():
 
 
 def test_a_pieces_seed_is_the_same_in_every_process():
-    """Of any size that torch's generators take; the numbers are kept here, as recordings were made with them."""
+    """For seeds of any size that torch takes. The numbers are fixed here, because users rely on them."""
     assert [piece_seed(seed, index) for seed, index in ((1, 1), (2, 1), (1, 2))] == WRITTEN
     assert all(0 <= piece_seed(2**64 - 1, index) < 2**64 for index in range(100))

@@ -1,4 +1,4 @@
-"""Memory that torch keeps for shapes it has met, as texts of ever new lengths are spoken."""
+"""Memory that torch keeps per shape, while texts of ever new lengths are spoken."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The token engine: upstream's tokens at the same seed, and a row that does not know its batch."""
+"""The token engine: upstream's tokens at the same seed, and rows that do not depend on their batch."""
 
 import copy
 import dataclasses
@@ -114,7 +114,7 @@ def test_voices_of_several_lengths_share_a_batch(gpt):
 
 
 def test_a_small_position_table_is_never_left(llama):
-    """What is drawn past a limit has no position; what is asked for beyond it is refused."""
+    """Steps past an utterance's end use no position outside the table; a request for more positions is refused."""
     positions = llama.config.prompt_tokens + 6
     config = dataclasses.replace(llama.config, speech_positions=positions)
     small, most = copy.deepcopy(llama), positions - 2
@@ -206,7 +206,7 @@ def test_eos_ends_a_row(llama):
     head = llama.speech_head.weight
     kept = head[6562].clone()
     try:
-        head[6562] = head[ahead[10]] * 1.01  # now the stop token wins where that token did
+        head[6562] = head[ahead[10]] * 1.01  # now the stop token is the most likely one there
         for poll in (1, 8):
             engine = engine_of(llama, EXACT.replace(poll_every=poll))
             (result,) = draw(engine, [request(llama.config, **greedy)])
@@ -225,7 +225,7 @@ def test_guard_stops_what_repeats():
     assert not ran_away([7] * 60, 20), "a pause of two seconds is none of its business"
     assert ran_away(list(range(600)), 20)
     stuck = random_t3("tts")
-    stuck.speech_head.weight.zero_()  # greedy now says the same token for ever
+    stuck.speech_head.weight.zero_()  # greedy decoding now repeats one token
     how = dict(temperature=0.0, max_new_tokens=200)
     (free,) = draw(engine_of(stuck), [request(stuck.config, **how)])
     (guarded,) = draw(engine_of(stuck, EXACT.replace(runaway_guard=True)), [request(stuck.config, **how)])
@@ -253,7 +253,7 @@ def test_cancel_within_eight_tokens(llama):
 
 @everywhere
 def test_tokens_are_seen_while_they_are_drawn(llama):
-    """Each look shows what the one before did and more, nothing past the end, and the last one everything."""
+    """Each look shows more than the one before, nothing past the end, and the last one everything."""
     seen = []
     requests = [request(llama.config, max_new_tokens=n) for n in (6, 1, 11)]
     engine = engine_of(llama, EXACT.replace(poll_every=4, slots=2))
@@ -293,7 +293,7 @@ def test_impossible_requests_are_refused_before_anything_runs(llama):
 
 @everywhere
 def test_a_gpt_has_no_position_behind_its_table(gpt):
-    """Its table is learned: a longer cache does not make it longer."""
+    """Its position table is learned: a longer cache does not extend it."""
     engine = engine_of(gpt, EXACT.replace(cache_len=20_000))
     most = gpt.config.max_positions
     with pytest.raises(ValueError, match=f"position table is {most}"):

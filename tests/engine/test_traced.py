@@ -1,4 +1,4 @@
-"""Steps of T3 and of the flow as TorchScript: what eager steps compute, and nothing lost where a trace fails."""
+"""Steps of T3 and of the flow as TorchScript: equal to eager steps, which replace traces that fail."""
 
 import copy
 import logging
@@ -30,7 +30,7 @@ def shapes_of(engine):
     "options", [{}, dict(few_rows=True), dict(quantize="int8"), dict(dtype="float16"), dict(slots=2)], ids=str
 )
 def test_a_trace_draws_what_eager_steps_draw(family, options, llama, gpt):
-    """Requests of other settings and lengths join and leave: each shape of the batch is a trace of its own."""
+    """Requests with other settings and lengths join and leave: each shape of the batch has its own trace."""
     t3 = gpt if family == "turbo" else llama
     wanted = tokens_of(copy.deepcopy(t3), mixed(t3.config), EXACT.replace(**options))
     engine = engine_of(copy.deepcopy(t3), TRACED.replace(**options))
@@ -143,7 +143,7 @@ def mels(runner, lengths, **job):
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @pytest.mark.parametrize("options", [{}, dict(s3gen_dtype="bfloat16"), dict(flow_int8=True)], ids=str)
 def test_a_trace_renders_what_eager_steps_render(family, options, threads):
-    """At any length, one trace for all of them."""
+    """At any length, with one trace."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

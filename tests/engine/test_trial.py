@@ -1,4 +1,4 @@
-"""Kernels in their places: who is let in and who is not, and a whole decode step with all of them."""
+"""Trials of kernels: which are used and which are not, and a whole decode step with all of them."""
 
 import copy
 import logging
@@ -134,7 +134,7 @@ def counted(monkeypatch, shared):
     from kernel_runs import interpret
 
     interpret(monkeypatch)
-    monkeypatch.setattr(linear, "adding_tile", lambda k: (64, 4))  # a program costs the same whatever it holds
+    monkeypatch.setattr(linear, "adding_tile", lambda k: (64, 4))  # the interpreter's cost is per program
     counts = dict.fromkeys(KERNELS[:4], 0)
     places = (linear, "norm_linear"), (attention, "decode"), (linear, "linear_add"), (sampling, "sample")
     def counting(name, plain):
@@ -158,7 +158,7 @@ def test_tokens_are_the_plain_steps_tokens(family, counted):
         assert got.tokens == plain.tokens
         assert len(plain.tokens) == 8
     steps = 2 * 8 * t3.config.layers
-    # a decode step has two products of each kind a layer; the first token comes from the prompt
+    # a decode step has two products of each kind per layer; the first token comes from the prompt
     assert counted["attention"] >= steps - 2 * t3.config.layers
     assert counted["norm_linear"] == counted["linear_add"] == 2 * counted["attention"]
     assert counted["sampling"] > 0
@@ -167,7 +167,7 @@ def test_tokens_are_the_plain_steps_tokens(family, counted):
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @torch.inference_mode()
 def test_step_of_rows_at_different_positions(family, counted):
-    """Logits to a tight tolerance, each row where it stands."""
+    """Logits within a tight tolerance, each row at its own position."""
     t3 = random_t3(family)
     made = with_kernels(t3).tokens
     made.prefill([request(t3.config, 5, 1), request(t3.config, 20, 2)])
@@ -204,7 +204,7 @@ def test_only_what_passed_and_what_is_wanted_runs(counted):
 
 
 def test_every_kernel_passes_its_own_trial(counted):
-    """The trials as they are, only without a device to time them on."""
+    """The real trials, without a device to time them on."""
     for family in ("tts", "turbo"):
         t3 = random_t3(family)
         judge = lambda *args, **named: trial.accepts(*args, **named, timer=lambda run, device: 0.0)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Windows, batches and noise of the vocoder: whatever is shared, each wave is what its mel gives alone and whole."""
+"""Windows, batches and noise of the vocoder: each wave equals that of its whole mel alone."""
 
 import subprocess
 import sys
@@ -65,7 +65,7 @@ def test_chunked_is_whole(net):
 
 
 def test_a_captured_window_takes_nothing_from_the_host(net):
-    """Which would end the capture."""
+    """Copies from the host would end the capture."""
     cfg = our_hift(net).cfg
     with no_gpu():
         fake, mel, spectrum = Hift(cfg), torch.zeros(1, 80, 9), torch.zeros(1, 9 * 120 + 1, 18)
@@ -86,7 +86,7 @@ def test_a_batch_of_windows_is_no_larger_than_what_memory_allows(net):
 
 
 def test_windows_are_captured_at_their_first_use_or_ahead_of_it(net):
-    """Either way the same few, and each once."""
+    """Either way the same few windows, each once."""
     mels = [some_mel(t, seed=t) for t in (64, 203, 600)]
     lazy, ready = runner(net, wav_chunk=2000), runner(net, wav_chunk=2000)
     for made in (lazy, ready):
@@ -105,7 +105,7 @@ def test_windows_are_captured_at_their_first_use_or_ahead_of_it(net):
 
 
 def test_threads_may_decode_at_once(net, monkeypatch):
-    """As an engine's workers do on a CPU: what a thread writes in the meantime is its own."""
+    """As an engine's workers do on a CPU: threads share no buffers."""
     monkeypatch.setattr(toom, "FEWEST", (8, 7))
     made, mels = runner(net, short_convs=True), [some_mel(t, seed=t) for t in (128, 128, 256, 256)]
     wanted = [made.render([mel], seeds(i))[0] for i, mel in enumerate(mels)]

@@ -34,7 +34,7 @@ def apart(got: torch.Tensor, wanted: torch.Tensor) -> float:
     [("tts", None, {}), ("tts", 3, dict(cfg_off_last=1)), ("tts", 2, dict(cfm_schedule="sway")), ("turbo", None, {})],
 )
 def test_torchs_mels_in_a_padded_batch(family, steps, changes):
-    """Each as torch makes it alone; the generators stand where torch's do."""
+    """Each equals torch's alone, and the generators end in the same state."""
     flow, options = random_flow(family), EXACT.replace(**changes)
     by_torch, by_mlx = jobs(), jobs()
     wanted = MelRunner(flow, options).render(by_torch, steps)
@@ -48,7 +48,7 @@ def test_torchs_mels_in_a_padded_batch(family, steps, changes):
 
 @pytest.mark.parametrize("prompt", [20, 290])
 def test_torchs_mel_of_a_row_alone(prompt):
-    """Unpadded; a long one is attended to in several blocks."""
+    """Unpadded; a long one is attended in several blocks."""
     flow = random_flow()
     (wanted,), (got,) = (r.render(jobs((8,), prompt), 2) for r in (MelRunner(flow, EXACT), MlxMelRunner(flow, EXACT)))
     assert apart(got, wanted) < 1e-4
@@ -62,7 +62,7 @@ def test_a_row_of_a_batch_is_itself_alone():
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 def test_every_tensor_is_heard(family):
-    """One that was left out, or left random, would change nothing when it changes."""
+    """A tensor that was left out would change nothing when it changes."""
     flow = random_flow(family)
 
     def mel(of) -> torch.Tensor:
@@ -89,7 +89,7 @@ def test_tensors_are_neither_left_out_nor_passed_over(change):
 
 @torch.inference_mode()
 def test_weights_are_in_memory_once():
-    """Torch's flow stays what it was, and reads MLX's memory."""
+    """Torch's flow is unchanged, and reads MLX's memory."""
     flow = random_flow()
     before = {name: tensor.clone() for name, tensor in flow.state_dict().items()}
     runner = MlxMelRunner(flow, EXACT)
@@ -111,7 +111,7 @@ def test_products_in_half_precision_are_close(dtype):
 
 
 def test_each_step_may_be_anothers_thread():
-    """MLX refuses what one thread has begun and another computes."""
+    """MLX fails if one thread begins a lazy array and another computes it."""
     runner, states = MlxMelRunner(random_flow(), EXACT), []
 
     def on_a_thread(work) -> None:

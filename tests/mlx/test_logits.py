@@ -15,7 +15,7 @@ from mlx_pairs import mlx_logits, of_torch
 
 
 def apart(t3: T3) -> float:
-    """The largest difference of a logit, by the largest logit."""
+    """Returns the largest difference of a logit, by the largest logit."""
     history = some_history(t3.config)
     wanted, got = torch_logits(t3, *history), mlx_logits(of_torch(t3), *history)
     assert wanted.std() > 1, "flat logits would prove nothing"
@@ -34,7 +34,7 @@ def test_same_logits_at_full_depth(family):
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 def test_every_tensor_is_heard(family):
-    """One that was left out, or left random, would change nothing when it changes."""
+    """A tensor that was left out would change nothing when it changes."""
     t3 = random_t3(family)
     history = some_history(t3.config, n=9, steps=3)
     before = mlx_logits(of_torch(t3), *history)

@@ -1,4 +1,4 @@
-"""What it takes to load a T3 of published size in 8 bits."""
+"""The memory needed to load a T3 of published size in 8 bits."""
 
 import subprocess
 import sys

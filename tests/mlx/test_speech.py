@@ -1,4 +1,4 @@
-"""The small trained model speaks through MLX: what torch says in float32, and what is lost in fewer bits."""
+"""The small trained model speaks through MLX: equal to torch in float32, and what fewer bits cost."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_mini_says_through_mlx_what_it_says_through_torch(by_torch):
      ("bfloat16", "int4", 0.5)],
 )
 def test_what_fewer_bits_cost(by_torch, dtype, quantize, most):
-    """Along what the exact model says; the conditional row."""
+    """On the history of the exact model; the conditional row."""
     t3, cond = by_torch.t3, by_torch.conds.t3
     ids = by_torch.pipeline.text_ids(TEXTS[0])
     speech = by_torch.generate_tokens(TEXTS[0], seed=1)[:60]
@@ -80,6 +80,6 @@ def test_words_are_heard_through_mlx(quantize, by_torch):
 
 
 def test_a_book_knows_its_weights():
-    """Paragraphs are kept under a key that the weights are part of, packed ones too."""
+    """Paragraphs are stored under a key that includes the weights, packed ones too."""
     keys = [weights(OptimizedChatterboxTTS.from_random("mlx", seed=seed, quantize="int8")) for seed in (0, 0, 1)]
     assert keys[0] == keys[1] != keys[2]

@@ -1,4 +1,4 @@
-"""MLX draws torch's tokens at the same seed; what it is beside others is tested with the engine (tests/engine)."""
+"""MLX draws torch's tokens at the same seed; batches are tested with the engine (tests/engine)."""
 
 import copy
 import dataclasses
@@ -58,7 +58,7 @@ def test_a_compiled_step_draws_the_same(family):
 
 
 def test_a_small_position_table_is_never_left():
-    """What is drawn past a limit has no position."""
+    """Steps past an utterance's end use no position outside the table."""
     t3 = random_t3("tts")
     positions = t3.config.prompt_tokens + 6
     small = copy.deepcopy(t3)
@@ -71,7 +71,7 @@ def test_a_small_position_table_is_never_left():
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 def test_each_step_may_be_anothers_thread(family):
-    """MLX refuses what one thread has begun and another computes."""
+    """MLX fails if one thread begins a lazy array and another computes it."""
     t3 = random_t3(family)
     engine, requests, errors = engine_of(of_torch(t3), EXACT.replace(poll_every=3)), mixed(t3.config), []
 
@@ -101,7 +101,7 @@ def on_a_thread(work) -> None:
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.skipif(
     shutil.which("g++") is None, reason="MLX compiles by g++ where there is no Metal"))])
 def test_a_step_writes_the_cache_where_it_is(compiled):
-    """A copy of it each step would cost more than the step."""
+    """A copy per step would cost more than the step."""
     t3 = random_t3("tts")
     options = EXACT.replace(poll_every=4)
     runner = MlxTokenRunner(of_torch(t3), options, compiled)

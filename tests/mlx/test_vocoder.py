@@ -55,7 +55,7 @@ def test_a_streams_wave_is_that_of_the_whole_mel(hift):
 
 
 def test_every_tensor_is_heard(hift):
-    """One that was left out would change nothing when it changes: the source's by torch, the rest by MLX."""
+    """A tensor that was left out would change nothing when it changes: the source's in torch, the others in MLX."""
     mel = some_mel(3)
 
     def wave(of) -> torch.Tensor:

@@ -24,7 +24,7 @@ SMALL = VoiceEncoderConfig(hidden=32, layers=2)
 
 
 def by_torch(config: VoiceEncoderConfig) -> TorchVoiceEncoder:
-    """Its weights are three times what is usual, so that gates open and close."""
+    """Weights are three times the usual ones, so that gates open and close."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         encoder = TorchVoiceEncoder(config).eval().requires_grad_(False)
@@ -97,7 +97,7 @@ def test_tensors_are_neither_left_out_nor_passed_over(change):
 
 
 def test_a_voice_is_prepared_through_mlx_on_any_thread():
-    """It is torch's, and a take's likeness to it is measured on this device too."""
+    """It equals torch's, and the likeness of a take is computed on this device too."""
     wav = 0.1 * torch.randn(24_000 * 6, generator=torch.Generator().manual_seed(0)).numpy()
     model, voices = OptimizedChatterboxTTS.from_random("mlx"), []
     assert isinstance(model.voices.ve, VoiceEncoder)

@@ -1,4 +1,4 @@
-"""Weights on their way into MLX: all of them, packed as they come."""
+"""Loading weights into MLX: all of them, packed one by one."""
 
 import dataclasses
 
@@ -59,7 +59,7 @@ def test_a_folders_weights_are_those_of_torch(tmp_path):
 
 
 def test_no_more_than_one_tensor_exists_twice():
-    """Each is packed and gone when the next one comes."""
+    """Each is packed and freed before the next one is read."""
     config = dataclasses.replace(tiny("tts").t3, layers=12, dim=256, ff=1024)
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in TorchT3(config).state_dict().items()}

@@ -69,7 +69,7 @@ def test_whole_flow(family, steps):
 
 @torch.inference_mode()
 def test_a_step_without_guidance_asks_once():
-    """It is the guided one at rate 0, and half of its work."""
+    """It equals the guided step at rate 0, with half of the work."""
     flow, v = random_flow("tts"), voice()
     mu, prompt = flow.encode(v["prompt_token"]), v["prompt_feat"]
     conditions, x = flow.conditions(mu, flow.speaker(v["embedding"]), prompt), torch.randn(1, 50, 80)

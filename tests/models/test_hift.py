@@ -49,7 +49,7 @@ def test_shortest(pair, frames):
 
 
 def test_phases_of_a_minute(pair):
-    """The fundamental to the last bit, its sum as upstream rounds it: otherwise the phases drift apart."""
+    """The fundamental is equal to the last bit, and summed with upstream's rounding; otherwise phases drift apart."""
     wanted, source, ours, mel, noise = both(pair, 3000)
     with torch.inference_mode():
         assert torch.equal(ours.f0_predictor(mel), pair[0].f0_predictor(mel))

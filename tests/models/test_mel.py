@@ -1,4 +1,4 @@
-"""The four spectrograms against the libraries the checkpoints were trained with."""
+"""The four spectrograms against the libraries that the checkpoints were trained with."""
 
 import numpy as np
 import pytest

@@ -19,7 +19,7 @@ def pair(upstream):
     theirs = s3_tokenizer(CFG).eval()
     with torch.no_grad():
         for p in theirs.parameters():
-            if p.ndim > 1:  # so that attention attends and the eight digits spread over all three values
+            if p.ndim > 1:  # so that attention is not flat and the eight digits take all three values
                 p.mul_(2.0)
     with torch.device("meta"):
         ours = S3Tokenizer(CFG)
@@ -76,7 +76,7 @@ def test_long_recordings_slide_a_window_as_the_library_does(pair, frames: int):
 
 def test_no_speech_is_lost_where_the_library_loses_some(pair):
     ours, theirs = pair
-    m = mel(5300)  # the library's third window holds but 1 s, which its second has heard
+    m = mel(5300)  # the library's third window has only 1 s, which is part of its second
     with torch.inference_mode():
         (mine,) = ours([m])
     library = ids_of(theirs, m)

@@ -1,4 +1,4 @@
-"""Books on disk: what is spoken again and what is not, and that a run which was ended ends in the same bytes."""
+"""Books on disk: what is spoken again and what is not; an interrupted run ends in the same bytes."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ def model():
 
 @pytest.fixture
 def spoken(model, monkeypatch):
-    """The texts that were spoken, and not taken from an earlier run."""
+    """Returns the texts that were spoken, and not taken from an earlier run."""
     texts, speak = [], model.speak
 
     def listed(jobs, **how):
@@ -194,7 +194,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_bytes(model, script, tmp_path, monkeypatch, seed):
-    """At a file that is about to appear, or in the middle of a line: what is then in the folder is all that is left."""
+    """Killed before a file appears, or in the middle of a line: only what is then in the folder is left."""
     wanted = bytes_of(read_aloud(model, script, tmp_path / "whole.wav", captions="vtt", **SHORT))
     chance, left = random.Random(seed), [0]
 
@@ -295,7 +295,7 @@ def test_what_is_wrong_is_told_ahead_of_the_first_sound(model, script, tmp_path,
 
 
 def test_memory_stays_flat_over_an_hour_of_speech(model, tmp_path, monkeypatch):
-    """Half a minute a line, whose samples cost nothing to make."""
+    """Half a minute per line, with cheap samples."""
     minute = 30 * 24_000
     piece = dict(text="x", chars=[0, 1], samples=[0, minute], start=0.0, end=30.0, tokens=1, stop="eos")
 

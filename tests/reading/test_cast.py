@@ -1,4 +1,4 @@
-"""Who speaks how, as a file says it."""
+"""The cast of a script, from a file."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A chapter in the small voice from end to end, judged by what is heard of it."""
+"""A chapter by the small model from end to end, judged by its word error rate."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ import itertools
 
 import metrics
 
-WHOLE = 0.03  # by how much the word error rate of the whole may be above that of its pieces by themselves
+WHOLE = 0.03  # by how much the word error rate of the whole may exceed that of its pieces
 FEW = 0.06  # the same where a sentence heard otherwise is as much already
-WORDS = 0.35  # of the pieces: what the small voice is allowed anywhere
+WORDS = 0.35  # of the pieces: what the small model is allowed anywhere
 RATE = 24_000
 
 
@@ -36,7 +36,7 @@ def listener():
 
 
 def chapter(words: int) -> str:
-    """Sentences that nobody trained on, in paragraphs of three, under headings."""
+    """Writes sentences outside of the training set, in paragraphs of three, under headings."""
     text, count, lines = ["Chapter 1"], 2, iter(metrics.SENTENCES * (1 + words // 500))
     while count < words:
         sentences = [next(lines) for _ in range(3)]
@@ -61,7 +61,7 @@ def heard_as_written(words: int, folder: Path, listener, more: float) -> None:
 
 
 def heard_together(wav, pieces: list[dict], listener) -> str:
-    """The file as a listener has it, in stretches that Whisper can hold, cut in the silence between paragraphs."""
+    """Transcribes the file in stretches that fit Whisper, cut in the silence between paragraphs."""
     cuts, last = [0], 0
     for before, after in itertools.pairwise(pieces):
         silence = after["samples"][0] - before["samples"][1]
@@ -81,7 +81,7 @@ def test_a_long_chapter_is_heard_as_it_is_written(tmp_path, listener):
 
 
 def test_a_process_that_is_killed_goes_on_to_the_same_bytes(tmp_path):
-    """By the shell command, and with SIGKILL, at moments that nobody chose."""
+    """With the shell command and SIGKILL, at random moments."""
     script = tmp_path / "a.txt"
     script.write_text("\n\n".join(metrics.SENTENCES[:3]))
 

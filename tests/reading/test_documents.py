@@ -1,4 +1,4 @@
-"""The example of docs/long_form.md is one that can be copied."""
+"""The example of docs/long_form.md works as printed."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""What a script's text becomes: paragraphs, speakers, chapters and the silence between them."""
+"""Parsing of scripts: paragraphs, speakers, chapters and the silence between them."""
 
 import re
 
@@ -47,7 +47,7 @@ def test_plain_text_with_a_dialogue():
 
 
 def test_only_the_cast_speaks_in_a_text():
-    """A colon in a sentence is no speaker."""
+    """A colon in a sentence does not name a speaker."""
     text = "One thing is sure: nobody came.\nAnna: I did."
     assert lines(text, "text", ["Anna"]) == [[("One thing is sure: nobody came.", None), ("I did.", "Anna")]]
     assert lines(text) == [[(text.replace("\n", " "), None)]]

@@ -1,8 +1,8 @@
-"""T3's codes: what is being said, and how far in the text.
+"""T3's codes: the phones spoken, and the position reached in the text.
 
-A reader keeps a finger on the page. A small transformer that has to find its place anew at every step, from what it
-said last, loses it; so each code also carries the place it has reached, counted in text tokens, in base 7: two digits
-where both halves are one phone, one digit in the change between two. To the flow all codes of one pair are the same.
+A small transformer that must find its position in the text anew at every step, from what it said last, loses it. So
+each code also carries the position, counted in text tokens, in base 7: two digits where both halves are one phone, one
+digit at a change between two. To the flow all codes of one pair are the same.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from chatterbox_opt.config import SPEECH_CODES
 from .codes import PHONES, pack, unpack
 
 BASE = 7
-# Tables that a code's embedding is the sum of: the first phone; the second with the ones, since what is said and where
-# go on together; the ones; both digits (none where it moves).
+# Tables whose sum is a code's embedding: the first phone; the second with the ones digit, since phone and position
+# advance together; the ones digit; both digits (none at a change).
 PARTS = (PHONES, PHONES * BASE, BASE, BASE**2 + 1)
 
 
@@ -46,7 +46,7 @@ class Book:
 
     @classmethod
     def of(cls, pairs: Tensor) -> Book:
-        """For what occurs in (n,) pairs: all phones, and the most frequent changes that there is room for."""
+        """Returns the book for (n,) pairs: all phones, and as many of the most frequent changes as fit."""
         counts = pairs.bincount(minlength=SPEECH_CODES)
         both = unpack(torch.arange(SPEECH_CODES))
         same = both[:, 0] == both[:, 1]
@@ -58,7 +58,7 @@ class Book:
 
     @classmethod
     def at(cls, work: Path, items: Iterable[dict[str, Tensor]] = ()) -> Book:
-        """The one a work folder has, or the first one for `items`."""
+        """Returns the book of a work folder, or makes one for `items`."""
         file = work / "book.pt"
         if not file.exists():
             book = cls.of(torch.cat([i["codes"].long() for i in items]))
@@ -66,7 +66,7 @@ class Book:
         return cls(*torch.load(file, weights_only=True))
 
     def write(self, pairs: Tensor, places: Tensor) -> Tensor:
-        """(n,) pairs that have reached (n,) places in the text -> (n,) codes."""
+        """Returns (n,) codes for (n,) pairs at (n,) positions in the text."""
         pairs = torch.where(self.first[pairs] < 0, unpack(pairs)[:, 1] * (1 + PHONES), pairs)
         moving = unpack(pairs)[:, 0] != unpack(pairs)[:, 1]
         return self.first[pairs] + torch.where(moving, places % BASE, places % BASE**2)

@@ -1,4 +1,4 @@
-"""The model card beside the exported files, its figures taken from the logs of the stages."""
+"""The model card of the exported files, with figures from the logs of the stages."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def lines(file: Path) -> list[dict]:
 
 
 def write(folder: Path, work: Path, seed: int) -> None:
-    """README.md of an exported folder, once `eval` has run."""
+    """Writes README.md of an exported folder, after `eval`."""
     latest = {line["mode"]: line for line in lines(work / "eval.log")}  # the last of each
     training = ["| stage | steps | hours on one or two cores |", "|---|---:|---:|"]
     for stage in TRAINED:

@@ -1,9 +1,9 @@
-"""What a speech token of this model means, by construction: the phones of its two 20 ms halves.
+"""What a speech token of this model means by definition: the phones of its two 20 ms halves.
 
-The published model's codes come out of training. A small network learns far sooner from codes that are as predictable
-as speech allows, so here the eight ternary digits are written, not found: four name the phone at the middle of the
-first half, four that of the second. The teacher knows where each of its phones lies, so the targets cost nothing; the
-tokenizer learns to hear them. Pitch and loudness are left to the flow, which sees whole sentences.
+The published model's codes are a result of training. A small network learns much faster from codes that are as
+predictable as speech allows, so the eight ternary digits are defined here: four name the phone at the middle of the
+first half, four that of the second. The teacher gives the position of each phone, so targets are free; the tokenizer
+learns to recognize them. Pitch and loudness are left to the flow, which sees whole sentences.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 PHONES = 81  # 3^4
 SILENCE = 0
-# Everything the teacher's English phonemiser writes. Marks join the phone they stand at.
+# Everything that the teacher's English phonemiser writes. Marks are merged with their phone.
 PLAIN = ("a", "aɪ", "aʊ", "b", "d", "dʒ", "e", "eɪ", "f", "h", "i", "j", "k", "l", "m", "n", "o", "oʊ", "p", "s", "t",
          "tʃ", "u", "v", "w", "z", "æ", "ð", "ŋ", "ɐ", "ɑ", "ɔ", "ɔɪ", "ə", "ɚ", "ɛ", "ɜ", "ɡ", "ɪ", "ɹ", "ɾ", "ʃ",
          "ʊ", "ʌ", "ʒ", "ʔ", "θ", "ᵻ", "x")
@@ -26,14 +26,14 @@ INDEX = {phone: i + 1 for i, phone in enumerate((*SINGLE, *STRESSED))}
 
 
 def phone_frames(phonemes: list[str], samples: list[int], rate: int, frames: int) -> Tensor:
-    """The phone at the middle of each 20 ms frame, (frames,) of 0..80. Length and stress marks and blanks have a
-    duration of their own in the teacher; it goes to the phone they belong to."""
+    """Returns the phone at the middle of each 20 ms frame, (frames,) of 0..80. Length and stress marks and blanks have
+    their own duration in the teacher; it is added to their phone."""
     ids, stress = [], False
     last = SILENCE
     for phoneme in phonemes:
         if phoneme in ("ˈ", "ˌ"):
             stress = phoneme == "ˈ"
-            ids.append(None)  # said with what follows
+            ids.append(None)  # spoken with what follows
             continue
         if phoneme in ("ː", "̩", "_"):
             ids.append(last)
@@ -42,7 +42,7 @@ def phone_frames(phonemes: list[str], samples: list[int], rate: int, frames: int
         if key in INDEX and phoneme in VOWELS:
             stress = False
         last = INDEX.get(key, SILENCE)
-        # The blank between two words is no pause: the teacher runs on.
+        # A blank between two words is no pause in the teacher's speech.
         ids.append(last if phoneme != " " else None)
     for i in reversed(range(len(ids))):
         if ids[i] is None:
@@ -56,7 +56,7 @@ def phone_frames(phonemes: list[str], samples: list[int], rate: int, frames: int
 
 
 def pack(phones: Tensor) -> Tensor:
-    """(2n,) phones at 50 Hz -> (n,) codes at 25 Hz."""
+    """Returns (n,) codes at 25 Hz of (2n,) phones at 50 Hz."""
     first, second = phones[0::2], phones[1::2]
     return first + PHONES * second
 
@@ -66,11 +66,11 @@ def unpack(codes: Tensor) -> Tensor:
 
 
 def sounds(codes: Tensor) -> list[int]:
-    """(n,) codes -> the phones said, without their lengths and pauses."""
+    """Returns the phones of (n,) codes, without lengths and pauses."""
     found = unpack(codes.long()).flatten().unique_consecutive().tolist()
     return [phone for phone in found if phone != SILENCE]
 
 
 def digits(codes: Tensor) -> Tensor:
-    """(...,) -> (..., 8) of -1, 0, 1: what the quantizer's eight numbers are to be."""
+    """Returns (..., 8) of -1, 0, 1: the targets of the quantizer's eight numbers."""
     return codes[..., None] // 3 ** torch.arange(8, device=codes.device) % 3 - 1

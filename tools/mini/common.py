@@ -1,4 +1,4 @@
-"""What every stage shares: its arguments, pausing, checkpoints and the corpus on disk."""
+"""What all stages share: arguments, pausing, checkpoints and the corpus on disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def arguments(doc: str) -> argparse.ArgumentParser:
 
 
 class Clock:
-    """Time spent working: pauses do not count."""
+    """The time spent working, without pauses."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.file, self.limit = args.pause_file, args.seconds
@@ -40,7 +40,7 @@ class Clock:
         return time.monotonic() - self.start - self.paused
 
     def tick(self) -> bool:
-        """Waits while others need the machine; False once the time is up."""
+        """Waits while the machine is needed otherwise. Returns False once the time is up."""
         began = time.monotonic()
         while self.file is not None and self.file.exists():
             time.sleep(1)
@@ -56,7 +56,7 @@ def setup(args: argparse.Namespace) -> Clock:
 
 
 def log(stage: str, args: argparse.Namespace, **values: Any) -> None:
-    """One JSON line on the screen and in the stage's log: the note's figures come from there."""
+    """Writes one JSON line to the screen and to the stage's log, from which the model card takes its figures."""
     line = json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()})
     print(stage, line, flush=True)
     with (args.work / f"{stage}.log").open("a") as file:
@@ -73,8 +73,8 @@ def shards(work: Path, part: str = "train") -> list[Path]:
 def read(
     work: Path, part: str = "train", keys: tuple[str, ...] = (), limit: float = math.inf
 ) -> list[dict[str, Any]]:
-    """Utterances with the named fields (all without). Files are mapped and the fields copied out of them: the sound of
-    ten hours need not be in memory, nor read, for a stage that wants the codes."""
+    """Returns utterances with the named fields, by default all. Files are mapped and fields copied, so that a stage
+    that needs only codes does not read ten hours of sound."""
     out = []
     for file in shards(work, part):
         if len(out) >= limit:
@@ -87,7 +87,7 @@ def read(
 def write(value: Any, file: Path) -> None:
     part = file.with_suffix(".part")
     torch.save(value, part)
-    part.replace(file)  # a run killed while writing leaves the last whole one
+    part.replace(file)  # a run killed while writing leaves the last complete one
 
 
 def own(value: Any) -> Any:
@@ -95,7 +95,7 @@ def own(value: Any) -> Any:
 
 
 def batches(items: list[Any], size: int, rng: random.Random) -> Iterator[list[Any]]:
-    """Without end, shuffled anew each time round; a batch holds neighbours of an order that is by length."""
+    """Yields batches without end, reshuffled each epoch; a batch holds utterances of similar length."""
     while True:
         groups = [items[i : i + size] for i in range(0, len(items), size)]
         rng.shuffle(groups)
@@ -106,7 +106,7 @@ def batches(items: list[Any], size: int, rng: random.Random) -> Iterator[list[An
 
 
 class Trainer:
-    """AdamW with warm-up and a decay that follows the share of the steps that is done. Resumes where it stopped."""
+    """AdamW with warm-up, and a decay by the fraction of steps done. Resumes where it stopped."""
 
     def __init__(self, name: str, args: argparse.Namespace, net: nn.Module, rate: float, total: int) -> None:
         self.name, self.net, self.rate, self.total = name, net, rate, total
@@ -121,7 +121,7 @@ class Trainer:
             net.load_state_dict(state["net"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.spent = state["step"], state["spent"]
-            torch.manual_seed(args.seed + self.step)  # not the same noise again
+            torch.manual_seed(args.seed + self.step)  # not the same noise as before
 
     @property
     def done(self) -> bool:

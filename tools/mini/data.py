@@ -15,7 +15,7 @@ from chatterbox_opt.models.mel import prompt_mel, s3_mel
 from . import codes, common
 from .sentences import corpus
 
-SHARD = 50  # utterances a file: what an interrupted run loses at most
+SHARD = 50  # utterances per file, of which an interrupted run loses one at most
 TOKEN = 960  # samples at 24 kHz
 
 
@@ -40,7 +40,7 @@ def teacher() -> Any:
 
 
 def speak(voice: Any, text: str) -> dict[str, Any] | None:
-    """One utterance, or None where the teacher does not say where its phones are."""
+    """Returns one utterance, or None if the teacher gives no phone positions."""
     from piper import SynthesisConfig
 
     regular = SynthesisConfig(noise_scale=0.2, noise_w_scale=0.2, length_scale=0.95)

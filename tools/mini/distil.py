@@ -1,9 +1,8 @@
-"""Stage `distil`: the exported flow's ten guided steps in two of a decoder that is told nothing of guidance.
+"""Stage `distil`: the exported flow's ten guided steps in two steps of a decoder without guidance.
 
-From noise to mel the flow is a function, so its states at the middle and at the end are all that has to be learnt: the
-student is the flow's own estimator, taught the mean velocities over [0, 0.5] and [0.5, 1], and then to reach the end
-from where its own first step arrives. It needs the exported folder and nothing else, and
-computes on the CPU.
+The flow is a function from noise to mel, so only its states at the middle and at the end have to be learnt: the student
+is the flow's own estimator, taught the mean velocities over [0, 0.5] and [0.5, 1], and then to reach the end from where
+its own first step arrives. It needs only the exported folder, and computes on the CPU.
 """
 
 from __future__ import annotations
@@ -34,19 +33,19 @@ from .sizes import CONFIG, LIMIT, Published
 CFG = dataclasses.replace(CONFIG.flow, meanflow=True)
 ESTIMATOR, MIXER = (name.removeprefix("flow.") for name in (layout.ESTIMATOR, layout.MEANFLOW_KEY))
 SHAPES = {k: v for k, v in layout.flow(CFG).items() if k.startswith(ESTIMATOR)}
-SHARED = tuple(k for k in SHAPES if k.startswith(f"{ESTIMATOR}time_mlp."))  # as the flow's own file has them
+SHARED = tuple(k for k in SHAPES if k.startswith(f"{ESTIMATOR}time_mlp."))  # as in the flow's own file
 SPAN = time_span(CFG.default_steps, meanflow=True)  # 0, a half, 1
 SHARD = 50  # sentences a file
-CONTINUED = 0.5  # share of the sentences that are also spoken on from a place inside, as a stream is
-SHORTEST = 4  # tokens before and behind such a place
-TOGETHER = 8  # sentences that T3 draws side by side
+CONTINUED = 0.5  # fraction of the sentences that are also continued from a position inside, as a stream is
+SHORTEST = 4  # tokens before and after such a position
+TOGETHER = 8  # sentences that T3 draws in one batch
 YARDSTICKS = (2, 4, 6)  # steps of the flow itself
 OWN = 2  # the second step begins where the first has ended: in no row at the start, in all from half of the steps on
 HELD = 24  # examples that are compared
-EVERY = 100  # steps between two looks at them
+EVERY = 100  # steps between two comparisons
 
 
-# ---- what the flow does ----------------------------------------------------------------------------
+# ---- the teacher -----------------------------------------------------------------------------------
 
 
 class Teacher:
@@ -58,14 +57,14 @@ class Teacher:
         self.speaker = self.flow.speaker(self.gen["embedding"])  # (1, 80)
 
     def spoken(self, texts: Sequence[str], first_seed: int) -> list[Tensor]:
-        """(n,) codes of each, drawn side by side."""
+        """Returns (n,) codes of each, drawn in one batch."""
         jobs = self.model.jobs(texts, seeds=[first_seed + i for i in range(len(texts))])
         with ThreadPoolExecutor(TOGETHER) as pool:
             return list(pool.map(self.model.pipeline.generate_tokens, jobs))
 
     @torch.inference_mode()
     def solve(self, item: dict[str, Tensor], steps: int) -> tuple[Tensor, Tensor]:
-        """States (T, 80) at one half and at the end; a step is a straight line, and the half lies on one."""
+        """Returns the states (T, 80) at one half and at the end; one half lies on the straight line of a step."""
         batch, span = collate([item]), time_span(steps, meanflow=False)
         conditions = self.flow.conditions(batch["mu"], self.speaker, batch["prompt"])
         x = middle = batch["noise"]
@@ -76,7 +75,7 @@ class Teacher:
         return middle[0], x[0]
 
     def example(self, tokens: Tensor, seed: int, said: tuple[Tensor, Tensor] | None = None) -> dict[str, Tensor]:
-        """What is told and what becomes of it, (T, 80) each, the prompt (P, 80). `said` as MelJob has it."""
+        """Returns conditions and results, (T, 80) each, and the prompt (P, 80). `said` is as in MelJob."""
         ids, prompt = self.gen["prompt_token"][0], self.gen["prompt_feat"][0]
         if said is not None:
             ids, prompt = torch.cat([ids, said[0]]), torch.cat([prompt, said[1].mT])
@@ -88,8 +87,8 @@ class Teacher:
         return {k: v.clone() for k, v in (item | {"middle": middle.half(), "end": end.half()}).items()}
 
     def examples(self, tokens: Tensor, seed: int, rng: random.Random) -> list[dict[str, Tensor]]:
-        """A sentence as a whole, and of some also what lies between two places, behind what was said before: so much
-        does a stream give to go on from."""
+        """Returns each sentence as a whole, and for some also a part between two positions, as a stream continues
+        what was spoken before."""
         made = [self.example(tokens, seed)]
         if len(tokens) >= 3 * SHORTEST and rng.random() < CONTINUED:
             a = rng.randrange(SHORTEST, len(tokens) - SHORTEST)
@@ -101,7 +100,7 @@ class Teacher:
 
 
 def prepare(args: argparse.Namespace, clock: common.Clock, teacher: Teacher) -> bool:
-    """The shards that are missing; whether all are there."""
+    """Makes missing shards; returns whether all are there."""
     train, held_out = corpus(args.seed)
     train = random.Random(args.seed).sample(train, min(args.sentences, len(train)))
     folder = args.work / "distil"
@@ -168,7 +167,7 @@ class Model(nn.Module):
         return self.body.run(batch, speaker, own)
 
     def export(self) -> dict[str, Tensor]:
-        """What the flow's own file has not. The mixer's ones and zeros need no more than a byte each."""
+        """Writes what the flow's own file lacks. The mixer's ones and zeros take a byte each."""
         kept = {k: v.detach() for k, v in self.body.published().items() if k not in SHARED}
         half = {k: v.to(torch.float8_e4m3fn if k == MIXER else torch.float16) for k, v in kept.items()}
         return {f"flow.{k}": v.contiguous() for k, v in half.items()}
@@ -198,7 +197,7 @@ def losses(model: Model, batch: dict[str, Tensor], speaker: Tensor, own: Tensor)
 
 @torch.no_grad()
 def held_error(model: Model, items: Sequence[dict[str, Tensor]], speaker: Tensor) -> float:
-    """Mean difference from the flow's mels, behind the prompt."""
+    """Returns the mean difference from the flow's mels, after the prompt."""
     found = []
     for item in items:
         _, middle, second = model(collate([item]), speaker, torch.ones(1, dtype=torch.bool))
@@ -231,7 +230,7 @@ def main(argv: list[str]) -> None:
     size = sum(file.stat().st_size for file in args.folder.iterdir())
     if size > LIMIT:
         raise ValueError(f"{args.folder} is {size} bytes; {LIMIT} are allowed")
-    load_folder(args.folder, "tts", torch.device("cpu"), torch.float32, decoder="meanflow")  # as anyone will
+    load_folder(args.folder, "tts", torch.device("cpu"), torch.float32, decoder="meanflow")  # as a user does
 
 
 def train(

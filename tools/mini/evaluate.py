@@ -1,8 +1,8 @@
-"""Stage `eval`: word error rate of each stage on held-out sentences, heard by Whisper tiny.en.
+"""Stage `eval`: word error rate of each stage on held-out sentences, by Whisper tiny.en.
 
 teacher: its recording. griffin: its mel through Griffin-Lim. vocoder: its mel through the vocoder. flow: its codes
 through the flow and Griffin-Lim. t3: codes from text through the flow and Griffin-Lim. whole: what a user hears.
-two: that, with the decoder of two steps. All of them together write the model card as well.
+two: that, with the two-step decoder. If all of them are run, the model card is written as well.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROUNDS = 40  # of Griffin-Lim
 
 
 def griffin_lim(mel: Tensor) -> Tensor:
-    """(80, T) -> (480 T,): magnitudes by least squares, phases by repetition."""
+    """Returns (480 T,) of (80, T): magnitudes by least squares, phases by iteration."""
     bank = torch.from_numpy(slaney_filters(24_000, 1920, 80, 8000.0))
     target = (torch.linalg.pinv(bank) @ mel.float().exp()).clamp(min=1e-5)
     window = torch.hann_window(1920)
@@ -57,7 +57,7 @@ class Speaker:
     def __init__(self, folder: Path, work: Path, steps: int) -> None:
         self.folder, self.model = folder, plain(folder)
         self.gen, self.steps, self.book = conditionals(work)["gen"], steps, Book.at(work)
-        self.ended: list[bool] = []  # by itself, within twice the teacher's time: one for each call of a mode
+        self.ended: list[bool] = []  # limited to twice the teacher's time: one entry per call of a mode
 
     @cached_property
     def two(self) -> OptimizedChatterboxTTS:
@@ -95,7 +95,7 @@ class Speaker:
 
 
 def phone_error_rate(items: list[dict[str, Any]], speaker: Speaker, seed: int) -> float:
-    """Of T3 alone, against what the teacher said: no listener's guesses, and no time."""
+    """Returns the phone error rate of T3 alone against the teacher's phones, without a listener."""
     said = [codes.sounds(item["codes"]) for item in items]
     tokens = [speaker.tokens(item["text"], seed + i).long() for i, item in enumerate(items)]
     got = [codes.sounds(speaker.book.pair[t]) for t in tokens]

