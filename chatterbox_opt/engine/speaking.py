@@ -136,7 +136,8 @@ class Speaking:
 
     def _begin(self) -> Block:
         slots, steps = self.slots, self.options.poll_every
-        before = [slot.utterance.noise.state() if steps > 1 and not slot.greedy else None for slot in slots.live]
+        past = steps > 1 or self.draws_ahead  # whether tokens may be drawn past an utterance's end
+        before = [slot.utterance.noise.state() if past and not slot.greedy else None for slot in slots.live]
         slots.draw_noise(slots.live, steps)
         return Block(list(slots.live), before, fetch(self._block(steps)))
 

@@ -176,10 +176,14 @@ def test_exact_fields_change_nothing(llama, change):
 
 
 @everywhere
-def test_drawing_ahead_leaves_the_generator_in_place(llama):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_drawing_ahead_leaves_the_generator_in_place(ahead, llama):
     for poll in (1, 3, 8):
-        req = request(llama.config, seed=4, max_new_tokens=10)
-        draw(engine_of(llama, EXACT.replace(poll_every=poll)), [req])
+        req, longer = (request(llama.config, seed=4, max_new_tokens=n) for n in (10, 40))
+        engine = engine_of(llama, EXACT.replace(poll_every=poll))
+        engine.tokens.draws_ahead = ahead
+        draw(engine, [req, longer])
+        assert longer.tokens[:10] == req.tokens
         after = req.noise.normal((3,))
         fresh = RequestNoise(CPU, 4)
         for _ in range(10):
@@ -207,8 +211,9 @@ def test_eos_ends_a_row(llama):
     kept = head[6562].clone()
     try:
         head[6562] = head[ahead[10]] * 1.01  # now the stop token is the most likely one there
-        for poll in (1, 8):
+        for poll, drawn_ahead in ((1, False), (8, False), (1, True), (8, True)):
             engine = engine_of(llama, EXACT.replace(poll_every=poll))
+            engine.tokens.draws_ahead = drawn_ahead
             (result,) = draw(engine, [request(llama.config, **greedy)])
             assert result.stopped == "eos"
             assert result.tokens == ahead[: ahead.index(ahead[10])]
