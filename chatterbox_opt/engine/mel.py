@@ -29,6 +29,7 @@ from .transfers import upload
 FRAMES_AT_ONCE = 12_000  # of a padded batch of several rows, prompts included: this bounds memory
 ROWS_AT_ONCE = 16  # of a batch
 SMALL = 20_000_000  # weights: in a larger flow Python's share of a step is nothing, and a trace costs three steps
+GRAIN = 32  # frames: in half precision on a CPU products are prepared for each length anew, half of a small flow's time
 
 
 def check_codes(rows: Sequence[Tensor]) -> None:
@@ -100,6 +101,9 @@ class MelRunner:
         self.half = flow.encoder_proj.weight.dtype  # of products and convolutions
         self.operations = flow_operations(flow, options)
         small = sum(weight.numel() for weight in flow.parameters()) < SMALL
+        self.bucket = options.mel_bucket
+        if small and self.device.type == "cpu" and self.half != torch.float32:
+            self.bucket = max(GRAIN, self.bucket)
         traces = options.compile == "trace" and options.records("flow") and small
         self.traced = Traced("a step of the flow", flow, traces)
         if options.flow_int8:
@@ -158,16 +162,19 @@ class MelRunner:
         time, dt = times[i], span[i + 1] - span[i]
         if solve.key is not None:
             self.graphs.advance(solve, time, dt, unguided)
-        elif self.traced and solve.mask is None and not unguided and solve.size**2 <= SCORES:
+        elif self.traced and not unguided and solve.size**2 <= SCORES:
             # longer ones attend in a loop over parts
-            key = (len(solve.x), torch.get_num_threads())  # attention is computed for as many heads at a time
-            solve.x = self.traced(key, self.guided, solve.x, time, dt, *solve.conditions)
+            masks = [] if solve.mask is None else [solve.mask]
+            key = (len(solve.x), torch.get_num_threads(), len(masks))  # attention is of as many heads at a time
+            solve.x = self.traced(key, self.guided, solve.x, time, dt, *solve.conditions, *masks)
         else:
             solve.x = self.euler(solve.x, time, dt, solve.conditions, solve.mask, unguided)
         solve.at += 1
 
-    def guided(self, x: Tensor, time: Tensor, dt: Tensor, through: Tensor, short: Tensor) -> Tensor:
-        return self.euler(x, time, dt, (through, short))
+    def guided(
+        self, x: Tensor, time: Tensor, dt: Tensor, through: Tensor, short: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        return self.euler(x, time, dt, (through, short), mask)
 
     @torch.inference_mode()
     def render(
@@ -212,7 +219,7 @@ class MelRunner:
         return rows <= ROWS_AT_ONCE and rows * frames <= FRAMES_AT_ONCE
 
     def _padded(self, frames: int) -> int:
-        size = -(-frames // self.options.mel_bucket) * self.options.mel_bucket
+        size = -(-frames // self.bucket) * self.bucket
         return size + size % FRAMES_PER_TOKEN
 
     # ---- the networks ------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..config import FRAMES_PER_TOKEN, MEL_BINS, S3GEN_RATE, SAMPLES_PER_FRAME
 from ..models.hift import FLOAT32, Hift, reach
@@ -27,6 +28,7 @@ from .operations import vocoder_operations
 
 SIZES = (512, 256, 128, 64)  # mel frames of a captured window
 ROWS = (1, 2, 4, 8)  # windows per captured batch
+GRAIN = 32  # mel frames: on a CPU oneDNN prepares operations for each length anew, which takes as long as they do
 F0_REACH = 5  # mel frames on either side that a frame's fundamental frequency depends on
 FADE = S3GEN_RATE // 50  # samples: 20 ms of silence, then 20 ms of fade, as the voice prompt leaks into the start
 
@@ -56,6 +58,8 @@ class WavRunner:
         self.captured = Captured("cudagraph" if recorded else None, self.device, trial=trial)
         self._inputs: dict[tuple[int, int], tuple[Tensor, Tensor] | None] = {}  # None: it could not be captured
         dtype = getattr(torch, "float32" if options.s3gen_dtype == "auto" else options.s3gen_dtype)
+        # in float32 a convolution of another length may sum in another order
+        self.grain = GRAIN if self.device.type == "cpu" and dtype != torch.float32 else 1
         for name, part in hift.named_children():
             part.to(torch.float32 if name in FLOAT32 else dtype)
         self.operations = vocoder_operations(hift, options)
@@ -131,13 +135,19 @@ class WavRunner:
     def _run(self, size: int, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
         key = (bucket(len(parts)), size)
         if not (self.captured.on and size in SIZES and self._capture(key)):
-            mels, spectra = (torch.stack(group) for group in zip(*parts))
-            return self.hift.decode(mels, spectra, self.operations)
+            return self._decode_padded(*(torch.stack(group) for group in zip(*parts)))
         mel, spectrum = self._inputs[key]
         for i, (m, s) in enumerate(parts):
             mel[i].copy_(m)
             spectrum[i].copy_(s)
         return self.captured.run(key, lambda: self.hift.decode(mel, spectrum, self.operations))
+
+    def _decode_padded(self, mel: Tensor, spectrum: Tensor) -> Tensor:
+        """Mel (B, 80, T) and spectrum (B, 120 T + 1, 18) -> wave (B, 480 T)."""
+        frames, rate = mel.shape[-1], (spectrum.shape[1] - 1) // mel.shape[-1]
+        more = -frames % self.grain
+        mel, spectrum = F.pad(mel, (0, more)), F.pad(spectrum, (0, 0, 0, rate * more))
+        return self.hift.decode(mel, spectrum, self.operations, frames)
 
     def _capture(self, key: tuple[int, int]) -> bool:
         """Captures (rows, frames) unless it is captured; returns whether it is."""

@@ -6,10 +6,11 @@ tensor cores need it, and short-time frames come out of their matrix product in 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,9 @@ LAST_SLOPE = 0.01  # of the leaky ReLU before the last convolution; the others h
 MAX_MAGNITUDE = 1e2
 
 
+Convolve = Callable[[Tensor, nn.Module], Tensor]
+
+
 class Conv(nn.Conv2d):
     """A convolution over time whose output is as long as its input."""
 
@@ -31,8 +35,14 @@ class Conv(nn.Conv2d):
         super().__init__(n_in, n_out, (1, kernel), padding=(0, (kernel - 1) * dilation // 2), dilation=(1, dilation))
 
 
-def convolve(x: Tensor, conv: Conv) -> Tensor:
+def convolve(x: Tensor, conv: nn.Module) -> Tensor:
     return conv(x)
+
+
+def convolve_within(convolve: Convolve, frames: int, size: int, x: Tensor, conv: nn.Module) -> Tensor:
+    """Returns convolve(x, conv) as if x, which spans `size` mel frames, ended after `frames`: what follows is zeroed."""
+    x[..., x.shape[-1] - (size - frames) * (x.shape[-1] // size) :] = 0
+    return convolve(x, conv)
 
 
 def snake(x: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -51,7 +61,7 @@ class VocoderOperations:
     """The operations that the vocoder is handed in each call. The defaults are the reference; the engine hands in
     functions that return the same faster (engine/operations.py)."""
 
-    convolve: Callable[[Tensor, Conv], Tensor] = convolve
+    convolve: Convolve = convolve
     snake: Callable[..., Tensor] = snake  # (x, scale=None)
     phase_dtype: torch.dtype = torch.float64  # in which the source's phases are summed
 
@@ -121,14 +131,20 @@ class Hift(nn.Module):
         padded = F.pad(source.unsqueeze(1), (n_fft // 2, n_fft // 2), mode="reflect").squeeze(1)
         return padded.unfold(-1, n_fft, self.cfg.hop) @ analysis(n_fft, source.device)
 
-    def decode(self, mel: Tensor, spectrum: Tensor, ops: VocoderOperations = VOCODER_REFERENCE) -> Tensor:
-        """Mel (B, 80, T) and the spectrum of its source (B, 120 T + 1, 18) -> wave (B, 480 T)."""
-        dtype = self.conv_pre.weight.dtype
+    def decode(
+        self, mel: Tensor, spectrum: Tensor, ops: VocoderOperations = VOCODER_REFERENCE, frames: int | None = None
+    ) -> Tensor:
+        """Mel (B, 80, T) and the spectrum of its source (B, 120 T + 1, 18) -> wave (B, 480 T). `frames`: the T that
+        count, of mels which are padded; the wave is as long as these, and as if nothing followed them."""
+        dtype, padding = self.conv_pre.weight.dtype, 0 if frames is None else mel.shape[-1] - frames
+        if padding:
+            within = partial(convolve_within, ops.convolve, frames, mel.shape[-1])
+            ops = dataclasses.replace(ops, convolve=within)
         source = spectrum.to(dtype).transpose(1, 2).unsqueeze(2)
         x = ops.convolve(mel.to(dtype).unsqueeze(2).contiguous(memory_format=torch.channels_last), self.conv_pre)
         for i, up in enumerate(self.ups):
-            x = up(F.leaky_relu_(x, self.cfg.lrelu_slope))
-            y = self.source_resblocks[i](self.source_downs[i](source), ops)
+            x = ops.convolve(F.leaky_relu_(x, self.cfg.lrelu_slope), up)
+            y = self.source_resblocks[i](ops.convolve(source, self.source_downs[i]), ops)
             if i == len(self.ups) - 1:  # one frame more than the up-sampled mel, whose first is mirrored
                 y[..., 1:] += x
                 y[..., :1] += x[..., 1:2]
@@ -136,6 +152,7 @@ class Hift(nn.Module):
                 y += x
             x = self._branches(y, i, ops)
         x = ops.convolve(F.leaky_relu_(x, LAST_SLOPE).float(), self.conv_post)
+        x = x[..., : x.shape[-1] - padding * math.prod(self.cfg.up_rates)]
         return self._wave(x.squeeze(2).transpose(1, 2))
 
     def _branches(self, x: Tensor, level: int, ops: VocoderOperations) -> Tensor:

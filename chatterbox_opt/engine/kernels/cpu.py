@@ -58,23 +58,23 @@ def attend_biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -
 
 
 def attend_all(qkv: Tensor, mask: Tensor | None, heads: int) -> Tensor:
-    """estimator.attend_all in bf16."""
-    if mask is not None:
-        return estimator.attend_all(qkv, mask, heads)
+    """estimator.attend_all in bf16. A mask is added to scores."""
     q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-    return attention_by_products(q, k, v).transpose(1, 2).flatten(2)
+    return attention_by_products(q, k, v, mask).transpose(1, 2).flatten(2)
 
 
-def attention_by_products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k / sqrt(d)) v as plain products, a processor's bf16 units at full width: torch's fused kernel runs
-    them at a third of that. q, k, v (B, H, T, d). As many heads at a time as there are threads, and no more
-    scores of a head than fit the cache between the two products."""
+def attention_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k / sqrt(d) + mask) v as plain products, a processor's bf16 units at full width: torch's fused kernel
+    runs them at a third of that. q, k, v (B, H, T, d), mask (B, 1, 1, T). As many heads at a time as there are
+    threads, and no more scores of a head than fit the cache between the two products."""
     (b, h, n, size), heads = q.shape, max(1, torch.get_num_threads())
     q, k, v = (t.reshape(b * h, n, size) for t in (q * size**-0.5, k, v))  # 1/8 at heads of 64: exact in bf16
+    mask = None if mask is None else mask.expand(b, h, 1, n).reshape(b * h, 1, n)
     out, rows = torch.empty_like(q), max(1, SCORES // n)
     for i in range(0, b * h, heads):
         keys, values = k[i : i + heads].mT, v[i : i + heads]
         for a in range(0, n, rows):
-            weights = torch.bmm(q[i : i + heads, a : a + rows], keys).softmax(-1)
-            out[i : i + heads, a : a + rows] = torch.bmm(weights, values)
+            scores = torch.bmm(q[i : i + heads, a : a + rows], keys)
+            scores = scores if mask is None else scores.add_(mask[i : i + heads])
+            out[i : i + heads, a : a + rows] = torch.bmm(scores.softmax(-1), values)
     return out.view(b, h, n, size)
