@@ -7,8 +7,8 @@ import os
 import torch
 
 # oneDNN keeps up to 1,024 prepared operations, and torch's bridge to it as many again in every thread. A mel and its
-# sound use about a hundred, over and over; in half precision all lengths together about four hundred, as they are padded
-# (GRAIN of mel.py and wav.py); in float32 those of another length are not met again soon.
+# sound use about a hundred, over and over; in half precision all lengths together about four hundred, as they are
+# padded (GRAIN of mel.py and wav.py); in float32 those of another length are not met again soon.
 CAPACITIES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "512", "LRU_CACHE_CAPACITY": "64"}
 
 

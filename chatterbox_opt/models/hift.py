@@ -40,7 +40,7 @@ def convolve(x: Tensor, conv: nn.Module) -> Tensor:
 
 
 def convolve_within(convolve: Convolve, frames: int, size: int, x: Tensor, conv: nn.Module) -> Tensor:
-    """Returns convolve(x, conv) as if x, which spans `size` mel frames, ended after `frames`: what follows is zeroed."""
+    """Returns convolve(x, conv) as if x, which spans `size` mel frames, ended after `frames`: the rest is zeroed."""
     x[..., x.shape[-1] - (size - frames) * (x.shape[-1] // size) :] = 0
     return convolve(x, conv)
 

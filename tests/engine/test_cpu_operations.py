@@ -71,6 +71,9 @@ def test_attention_by_products_is_attention(scores, monkeypatch):
     monkeypatch.setattr(cpu, "SCORES", scores)
     q, k, v = (2 * torch.randn(2, 3, 90, 16) for _ in range(3))
     close(cpu.attention_by_products(q, k, v), attention(q, k, v))
+    mask = torch.zeros(2, 1, 1, 90)
+    mask[1, ..., 50:] = -torch.inf
+    close(cpu.attention_by_products(q, k, v, mask), attention(q, k, v, attn_mask=mask))
 
 
 def test_attention_by_products_keeps_bf16():

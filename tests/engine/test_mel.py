@@ -1,12 +1,14 @@
 """MelRunner: padding and batches change nothing, precision as much as documented."""
 
+import copy
+
 import pytest
 import torch
 from flow_pairs import pair, random_flow, tokens, voice
 from replay import Replay, cast, crossings, no_gpu
 
 from chatterbox_opt.config import MODELS, tiny
-from chatterbox_opt.engine import flow_graphs
+from chatterbox_opt.engine import flow_graphs, mel
 from chatterbox_opt.engine.flow_graphs import LONGEST, captured_size, sizes
 from chatterbox_opt.engine.graphs import bucket
 from chatterbox_opt.engine.mel import MelJob, MelRunner
@@ -239,6 +241,20 @@ def test_odd_prompts():
 
 def snr(got, wanted):
     return float(10 * torch.log10(wanted.square().mean() / (got - wanted).square().mean()))
+
+
+def test_in_bf16_a_processor_renders_a_small_flow_in_few_sizes(monkeypatch):
+    """As products in bf16 are prepared for each size. Of that the mel keeps what it keeps of the rounding to bf16."""
+    options, flow = EXACT.replace(s3gen_dtype="bfloat16"), random_flow()
+    runner = MelRunner(copy.deepcopy(flow), options)
+    padded = {n: rendered(options, n, flow=copy.deepcopy(flow)) for n in (11, 30)}
+    assert {runner.begin([row(runner, n)]).size for n in range(20, 55)} == {96, 128, 160}
+    monkeypatch.setattr(mel, "SMALL", 1000)
+    runner = MelRunner(copy.deepcopy(flow), options)
+    assert len({runner.begin([row(runner, n)]).size for n in range(20, 55)}) == 35, "a large flow costs more than that"
+    for n, got in padded.items():
+        assert snr(got, rendered(options, n, flow=copy.deepcopy(flow))) > 30
+        assert snr(got, rendered(n=n, flow=flow)) > 30
 
 
 def test_bf16_is_close():

@@ -143,7 +143,7 @@ def mels(runner, lengths, **job):
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @pytest.mark.parametrize("options", [{}, dict(s3gen_dtype="bfloat16"), dict(flow_int8=True)], ids=str)
 def test_a_trace_renders_what_eager_steps_render(family, options, threads):
-    """At any length, with one trace."""
+    """At any length, with one trace, and one more for those that are padded."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -152,7 +152,8 @@ def test_a_trace_renders_what_eager_steps_render(family, options, threads):
         lengths = (20, 3, 71, 1, 140)
         for got, wanted in zip(mels(runner, lengths), mels(eager, lengths)):
             assert torch.equal(got, wanted)
-        assert runner.traced.keys == [(1, threads)]
+        both = [0, 1] if runner.half != torch.float32 else [0]  # 71 tokens and the prompt need no padding
+        assert sorted(runner.traced.keys) == [(1, threads, padded) for padded in both]
     finally:
         torch.set_num_threads(before)
 
@@ -165,13 +166,12 @@ def test_a_large_flow_is_not_traced(monkeypatch):
 
 
 def test_what_a_trace_does_not_hold_for_runs_eagerly(monkeypatch):
-    """Long utterances, whose attention goes by parts; steps without guidance; padded batches."""
+    """Long utterances, whose attention goes by parts; steps without guidance."""
     for module in (mel, cpu):
-        monkeypatch.setattr(module, "SCORES", 100**2)
+        monkeypatch.setattr(module, "SCORES", 150**2)
     runner, eager = (MelRunner(random_flow(), o.replace(s3gen_dtype="bfloat16")) for o in (TRACED, EXACT))
     assert all(map(torch.equal, mels(runner, (24, 80, 24)), mels(eager, (24, 80, 24))))
     assert len(runner.traced.keys) == 1
-    for options in (dict(cfg_off_last=10), dict(mel_bucket=48)):
-        runner, eager = (MelRunner(random_flow(), o.replace(**options)) for o in (TRACED, EXACT))
-        assert all(map(torch.equal, mels(runner, (20, 9)), mels(eager, (20, 9))))
-        assert not runner.traced.keys
+    runner, eager = (MelRunner(random_flow(), o.replace(cfg_off_last=10)) for o in (TRACED, EXACT))
+    assert all(map(torch.equal, mels(runner, (20, 9)), mels(eager, (20, 9))))
+    assert not runner.traced.keys

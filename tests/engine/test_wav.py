@@ -9,6 +9,7 @@ import torch
 from hift_pairs import error, our_hift, some_mel, upstream_hift
 from replay import Replay, crossings, no_gpu
 
+from chatterbox_opt.engine import wav
 from chatterbox_opt.engine.graphs import Captured, bucket
 from chatterbox_opt.engine.kernels import toom
 from chatterbox_opt.engine.noise import RequestNoise
@@ -203,6 +204,25 @@ def test_half_precision_keeps_fundamentals_and_transforms_whole(net):
     assert got.dtype == torch.float32
     noise = (got - exact).pow(2).mean() / exact.pow(2).mean()
     assert noise < 10**-2.5, f"{-10 * noise.log10():.1f} dB"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_padding_of_the_vocoder_is_not_heard(net, dtype):
+    """A wave ends as if nothing followed its mel, in as few sizes as oneDNN prepares operations for."""
+    vocoder = runner(net, s3gen_dtype=str(dtype).removeprefix("torch."))
+    assert vocoder.grain == (1 if dtype == torch.float32 else wav.GRAIN)
+    vocoder.grain, sizes = 32, set()
+    hook = vocoder.hift.conv_pre.register_forward_hook(lambda conv, given, out: sizes.add(out.shape[-1]))
+    for frames in (1, 30, 33, 64):
+        mel, spectrum = some_mel(frames)[None], torch.randn(1, 120 * frames + 1, 18)
+        got = vocoder._decode_padded(mel, spectrum)
+        assert sizes == {32 if frames <= 32 else 64}
+        wanted = vocoder.hift.decode(mel, spectrum)
+        assert got.shape == wanted.shape
+        assert error(got, wanted) < (1e-5 if dtype == torch.float32 else 0.03)
+        sizes.clear()
+    hook.remove()
 
 
 @pytest.mark.parametrize("taps", [1, 3, 5, 7, 9, 11])

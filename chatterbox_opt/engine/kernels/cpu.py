@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...models import estimator, layers
+from ...models import layers
 from ...models.llama import RMSNorm
 
 SCORES = 2**20  # of one head at a time: 2 MB in bf16
