@@ -46,11 +46,11 @@ class Engine(Driver):
         self.accept()
         room = self.room()  # first, because it ends a call for which there is not enough memory
         sounding = self.renderer.candidates(self.calls)
-        running = len(self.renderer.running)
+        running = [rendering.utterances[0] for rendering in self.renderer.running]
         plan = self.scheduler.plan(self.waiting, self.speaking, sounding, *room, time.perf_counter(), running)
         with self.share_cores():
             self.prefill(plan.join)
-        self.renderer.start(plan.render, self.calls, beside=plan.decode)
+        self.renderer.start(plan.render, self.calls, plan.decode, plan.halt)
         with self.share_cores():
             if plan.decode:
                 self.decode()

@@ -29,7 +29,7 @@ from .transfers import upload
 FRAMES_AT_ONCE = 12_000  # of a padded batch of several rows, prompts included: this bounds memory
 ROWS_AT_ONCE = 16  # of a batch
 SMALL = 20_000_000  # weights: in a larger flow Python's share of a step is nothing, and a trace costs three steps
-GRAIN = 32  # frames: in half precision on a CPU products are prepared for each length anew, half of a small flow's time
+GRAIN = 32  # frames: in half precision on a CPU products are prepared for each length, half of a small flow's time
 
 
 def check_codes(rows: Sequence[Tensor]) -> None:
@@ -101,10 +101,9 @@ class MelRunner:
         self.half = flow.encoder_proj.weight.dtype  # of products and convolutions
         self.operations = flow_operations(flow, options)
         small = sum(weight.numel() for weight in flow.parameters()) < SMALL
-        self.bucket = options.mel_bucket
-        if small and self.device.type == "cpu" and self.half != torch.float32:
-            self.bucket = max(GRAIN, self.bucket)
-        traces = options.compile == "trace" and options.records("flow") and small
+        pads = small and self.device.type == "cpu" and self.half != torch.float32
+        self.bucket = max(GRAIN if pads else 1, options.mel_bucket)
+        traces = small and options.compile == "trace" and options.records("flow")
         self.traced = Traced("a step of the flow", flow, traces)
         if options.flow_int8:
             quantize_blocks(flow.decoder.estimator)
@@ -124,8 +123,7 @@ class MelRunner:
             keep = int(self.options.prompt_seconds * TOKEN_RATE)
             ids, prompt = ids[:keep], prompt[: keep * FRAMES_PER_TOKEN]
         if job.said is not None:  # continued in the same way as a prompt
-            said, mel = job.said
-            ids, prompt = torch.cat([ids, said]), torch.cat([prompt, mel.mT])
+            ids, prompt = torch.cat([ids, job.said[0]]), torch.cat([prompt, job.said[1].mT])
         ids = torch.cat([ids, job.tokens.to(self.device).long()])
         # upstream's order: with meanflow the new frames' noise is drawn separately, before that of all frames
         frames, new = FRAMES_PER_TOKEN * len(ids), FRAMES_PER_TOKEN * len(job.tokens)
@@ -162,19 +160,16 @@ class MelRunner:
         time, dt = times[i], span[i + 1] - span[i]
         if solve.key is not None:
             self.graphs.advance(solve, time, dt, unguided)
-        elif self.traced and not unguided and solve.size**2 <= SCORES:
-            # longer ones attend in a loop over parts
-            masks = [] if solve.mask is None else [solve.mask]
-            key = (len(solve.x), torch.get_num_threads(), len(masks))  # attention is of as many heads at a time
-            solve.x = self.traced(key, self.guided, solve.x, time, dt, *solve.conditions, *masks)
+        elif self.traced and not unguided and solve.size**2 <= SCORES:  # longer ones attend in a loop over parts
+            inputs = [*solve.conditions] if solve.mask is None else [*solve.conditions, solve.mask]
+            key = (len(solve.x), torch.get_num_threads(), solve.mask is None)  # attention is of as many heads at a time
+            solve.x = self.traced(key, self.guided, solve.x, time, dt, *inputs)
         else:
             solve.x = self.euler(solve.x, time, dt, solve.conditions, solve.mask, unguided)
         solve.at += 1
 
-    def guided(
-        self, x: Tensor, time: Tensor, dt: Tensor, through: Tensor, short: Tensor, mask: Tensor | None = None
-    ) -> Tensor:
-        return self.euler(x, time, dt, (through, short), mask)
+    def guided(self, x: Tensor, time: Tensor, dt: Tensor, through: Tensor, short: Tensor, *mask: Tensor) -> Tensor:
+        return self.euler(x, time, dt, (through, short), *mask)
 
     @torch.inference_mode()
     def render(

@@ -17,6 +17,8 @@ from .scheduler import chunk_due
 from .wav import WavRunner
 from .workers import Workers, outcome
 
+LOOK = 0.02  # s until new and cancelled calls are looked for while other threads render
+
 
 @dataclass(eq=False)
 class Rendering:
@@ -27,6 +29,7 @@ class Rendering:
     solve: Solve | None = None  # None: not encoded yet
     waves: list[Tensor] | None = None  # (N,) per row, once vocoded
     cores: int = 0  # on which another thread works on it
+    halt: bool = False  # that thread is to stop after a step
 
 
 class Renderer:
@@ -49,9 +52,12 @@ class Renderer:
         begun = [r.utterances[0] for r in self.begun if r not in self.running]
         return begun + self.whole + [u for u in heads if not u.rendering]
 
-    def start(self, utterances: Sequence[Utterance], calls: Sequence[Call], beside: bool) -> None:
-        """Starts one step of the flow, and after the last one the vocoder, for the batches that hold these utterances.
-        A single batch is worked on here, by all cores, unless other work goes on `beside` it."""
+    def start(
+        self, utterances: Sequence[Utterance], calls: Sequence[Call], beside: bool, halt: Sequence[Utterance] = ()
+    ) -> None:
+        """Starts on the batches that hold these utterances: one step of the flow, and after the last one the vocoder.
+        A single batch is worked on here, by all cores, unless other work goes on `beside` it. Other threads go on by
+        themselves, unless they are to `halt` or other cores have become free for them."""
         chosen: list[Rendering] = []
         for u in utterances:
             rendering = next((r for r in self.begun if u in r.utterances), None) or self.begin(u, calls)
@@ -59,11 +65,13 @@ class Renderer:
                 chosen.append(rendering)
         if len(chosen) == 1 and not self.running and not beside:
             self.settle(chosen[0], outcome(self.work, chosen[0]))
-        else:
-            parts = len(self.running) + len(chosen) + beside
-            for rendering in chosen:
-                rendering.cores = max(1, self.workers.count // parts)
-                self.running[rendering] = self.workers.start(self.work, rendering, rendering.cores)
+            return
+        share = max(1, self.workers.count // max(1, len(self.running) + len(chosen) + beside))
+        for rendering in self.running:
+            rendering.halt |= rendering.cores != share or rendering.utterances[0] in halt
+        for rendering in chosen:
+            rendering.cores, rendering.halt = share, False
+            self.running[rendering] = self.workers.start(self.work_on, rendering, share)
 
     @property
     def free_cores(self) -> int | None:
@@ -72,13 +80,14 @@ class Renderer:
         return max(1, self.workers.count - taken) if self.running else None
 
     def collect(self, wait_for_one: bool) -> bool:
-        """Settles what other threads have done; returns whether there was any."""
+        """Settles what other threads have done; returns whether they had, or have, anything to do."""
         if wait_for_one and self.running:
-            wait(self.running.values(), return_when=FIRST_COMPLETED)
+            wait(self.running.values(), LOOK, FIRST_COMPLETED)
+        busy = bool(self.running)
         done = [rendering for rendering, future in self.running.items() if future.done()]
         for rendering in done:
             self.settle(rendering, self.running.pop(rendering).result())
-        return bool(done)
+        return busy
 
     def settle(self, rendering: Rendering, error: Exception | None) -> None:
         """Delivers the sound, if this was the last step of a batch."""
@@ -106,6 +115,15 @@ class Renderer:
             mels = rendering.solve.mels() if rows else [None] * len(utterances)
             with self.timed("wav", utterances):
                 rendering.waves = self.vocode([u.sound for u in utterances], mels)
+
+    def work_on(self, rendering: Rendering) -> None:
+        """As many steps of a batch as nothing speaks against: the engine may be busy when one ends. Of a stream it is
+        one, as the chunk of another listener may have become due."""
+        self.work(rendering)
+        while rendering.waves is None and not rendering.halt:
+            if any(u.call.stream for u in rendering.utterances) or all(u.call.done for u in rendering.utterances):
+                return
+            self.work(rendering)
 
     def vocode(self, sounds: Sequence[Sound], mels: Sequence[Tensor | None]) -> list[Tensor]:
         windows = [sound.window(mel) for sound, mel in zip(sounds, mels)]

@@ -28,7 +28,8 @@ IDLE = 2, 0.0  # sorts after every urgency()
 class Plan:
     join: list[Utterance] = field(default_factory=list)
     decode: bool = False  # a block of tokens for every live slot
-    render: list[Utterance] = field(default_factory=list)  # one step of the flow for the chunks of these, beside it
+    render: list[Utterance] = field(default_factory=list)  # the chunks of these, beside it
+    halt: list[Utterance] = field(default_factory=list)  # running, and something sooner has no core
 
 
 @dataclass
@@ -38,11 +39,11 @@ class Scheduler:
 
     def plan(
         self, waiting: Sequence[Utterance], speaking: Sequence[Utterance], rendering: Iterable[Utterance], free: int,
-        fits: Callable[[Utterance], bool] = lambda _: True, now: float = 0.0, running: int = 0,
+        fits: Callable[[Utterance], bool] = lambda _: True, now: float = 0.0, running: Sequence[Utterance] = (),
     ) -> Plan:
-        """`waiting` are without a slot, `speaking` have one; the sound of `rendering` could be made next. So many
-        others are `running` already, on a core each."""
-        join, cores = self.join(waiting, speaking, free, fits), self.cores - running
+        """`waiting` are without a slot, `speaking` have one; the sound of `rendering` could be made next, that of
+        `running` is already, on a core each."""
+        join, cores = self.join(waiting, speaking, free, fits), self.cores - len(running)
         tokens = min((urgency(u, now, together=True) for u in speaking if not needs_rendering(u)), default=IDLE)
         sounding = [u for u in rendering if needs_rendering(u)]
         due = sorted(((urgency(u, now), i, u) for i, u in enumerate(sounding)), key=lambda d: d[:2])
@@ -53,7 +54,9 @@ class Scheduler:
             decode = bool(speaking) and cores > 0
         else:  # alone, a rendering has all cores: not to be slowed down while its listener waits
             decode = tokens != IDLE and len(render) < cores and not any(hurried(u, now) for u in render)
-        return Plan(join, decode, render + later[: max(0, cores - len(render) - decode)])
+        render += later[: max(0, cores - len(render) - decode)]
+        left = min([when for when, _, u in due if u not in render] + ([] if decode else [tokens]), default=IDLE)
+        return Plan(join, decode, render, [u for u in running if urgency(u, now) > left])
 
     def join(
         self, waiting: Sequence[Utterance], speaking: Sequence[Utterance], free: int, fits: Callable[[Utterance], bool]

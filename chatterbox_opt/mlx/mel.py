@@ -19,7 +19,7 @@ class MlxMelRunner(MelRunner):
     def __init__(self, flow: torch_flow.Flow, options: EngineOptions) -> None:
         self.flow = Flow(flow.config, flow.state_dict().items(), options.s3gen_dtype, lend_to=flow)
         self.euler = self.flow.euler
-        self.options, self.device = options, CPU
+        self.options, self.device, self.bucket = options, CPU, options.mel_bucket
         self._schedules: dict[int, tuple[Tensor, mx.array]] = {}
         self.graphs = FlowGraphs(self)  # never capture
 

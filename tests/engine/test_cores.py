@@ -73,6 +73,17 @@ def test_tokens_are_drawn_while_sound_is_made(model, tiny, monkeypatch):
     assert 0 in beside
 
 
+def test_a_rendering_on_another_core_does_not_wait_for_the_engine_between_its_steps(model, monkeypatch):
+    renderer, here, starts, steps = model.pipeline.engine.renderer, threading.get_ident(), [], []
+    start, advance = renderer.workers.start, renderer.mel.advance
+    monkeypatch.setattr(renderer.workers, "start", lambda *how: (starts.append(how), start(*how))[1])
+    monkeypatch.setattr(renderer.mel, "advance", lambda s: (steps.append(threading.current_thread()), advance(s)))
+    model.generate_batch(TEXTS, seeds=range(4), **HOW)
+    beside = [thread for thread in steps if thread.ident != here]
+    assert len(beside) >= 10
+    assert 0 < len(starts) <= len(beside) / 2
+
+
 def test_who_is_cancelled_while_its_sound_is_made_leaves_the_others_alone(model):
     engine = model.pipeline.engine
     wanted = model.generate(TEXTS[1], seed=1, max_new_tokens=300)

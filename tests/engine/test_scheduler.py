@@ -97,9 +97,21 @@ def test_a_second_core_does_what_comes_second(first):
     one, two = plan(**how), plan(**how, cores=2)
     assert (one.decode, one.render) == ((True, []) if first == "tokens" else (False, [sounding]))
     assert (two.decode, two.render) == (True, [sounding])
-    assert not plan(**how, cores=2, running=2).decode
-    busy = plan(**how, cores=2, running=1)
+    running = [spoken(call(at=at).utterances[0], 50) for at in (0.0, 3.0)]
+    assert not plan(**how, cores=2, running=running).decode
+    busy = plan(**how, cores=2, running=running[:1])
     assert (busy.decode, busy.render) == (one.decode, one.render)
+
+
+def test_what_comes_sooner_gets_a_core_after_a_step_of_what_comes_later():
+    running = [spoken(call(at=at).utterances[0], 50) for at in (0.0, 3.0)]
+    sooner, later = (spoken(call(at=at).utterances[0], 50) for at in (2.0, 4.0))
+    assert plan(rendering=[sooner], cores=2, running=running).halt == running[1:]
+    assert plan(speaking=call(at=2.0).utterances, cores=2, running=running).halt == running[1:]
+    assert plan(rendering=[later], cores=2, running=running).halt == []
+    assert plan(rendering=[sooner], cores=3, running=running).halt == [], "it has a core"
+    stream = spoken(call(at=5.0, stream=True, heard=(1.0, 1.0)).utterances[0], 200, ended=False)
+    assert plan(rendering=[stream], cores=2, running=running, now=9.0).halt == running, "it is about to run dry"
 
 
 def test_all_cores_are_for_the_sound_that_a_listener_waits_for():
@@ -167,16 +179,18 @@ class World:
         heads = [c.utterances[c.head] for c in self.calls if c.stream and c.head < len(c.utterances)]
         whole = [u for c in self.calls if not c.stream for u in c.utterances if u.stopped and not u.done]
         ready = [u for u in heads + whole if u not in self.running]
-        running = len(self.running)
+        running = list(self.running)
         plan = self.scheduler.plan(
             self.waiting, self.speaking, ready, self.slots - len(self.speaking), now=self.now, running=running
         )
-        assert running + len(plan.render) + plan.decode <= self.scheduler.cores
+        assert len(running) + len(plan.render) + plan.decode <= self.scheduler.cores
         assert len(set(plan.join)) == len(plan.join)
         assert len(self.speaking) + len(plan.join) <= self.slots
         for u in plan.join:
             self.waiting.remove(u)
             self.speaking.append(u)
+        for u in plan.halt:
+            self.running[u] = 1
         for u in plan.render:
             u.rendering = True
             self.running[u] = self.lasts(u)

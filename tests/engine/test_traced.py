@@ -152,8 +152,8 @@ def test_a_trace_renders_what_eager_steps_render(family, options, threads):
         lengths = (20, 3, 71, 1, 140)
         for got, wanted in zip(mels(runner, lengths), mels(eager, lengths)):
             assert torch.equal(got, wanted)
-        both = [0, 1] if runner.half != torch.float32 else [0]  # 71 tokens and the prompt need no padding
-        assert sorted(runner.traced.keys) == [(1, threads, padded) for padded in both]
+        both = [False, True] if runner.half != torch.float32 else [True]  # 71 tokens and the prompt need no padding
+        assert sorted(runner.traced.keys) == [(1, threads, full) for full in both]
     finally:
         torch.set_num_threads(before)
 
