@@ -12,6 +12,7 @@ from itertools import count
 import pytest
 import torch
 from scripted import saying, scripted_engine, slowly, stream_of
+from threads import soon
 
 from chatterbox_opt.config import SPEECH_CODES
 from chatterbox_opt.engine.chunks import LOOKAHEAD
@@ -104,13 +105,6 @@ def test_a_call_that_is_no_stream_is_rendered_whole_and_at_its_end():
 
 def threads() -> int:
     return sum(t.name == "chatterbox-engine" for t in threading.enumerate())
-
-
-def soon(done) -> bool:
-    until = time.monotonic() + 5
-    while not done() and time.monotonic() < until:
-        time.sleep(0.001)
-    return done()
 
 
 def test_items_come_in_order_and_end():

@@ -17,12 +17,6 @@ from chatterbox_opt.weights.random_init import write_checkpoint
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return {family: write_checkpoint(tmp_path_factory.mktemp(family), family) for family in ("tts", "mtl", "turbo",
-        "nano")}
-
-
 @pytest.fixture
 def folder(folders, tmp_path):
     """A copy to spoil."""

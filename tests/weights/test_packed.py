@@ -19,11 +19,6 @@ DOORS = {"tts": OptimizedChatterboxTTS, "turbo": OptimizedChatterboxTurboTTS}
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return {family: write_checkpoint(tmp_path_factory.mktemp(family), family) for family in DOORS}
-
-
-@pytest.fixture(scope="module")
 def packed(folders, tmp_path_factory):
     """English in int8 and bfloat16."""
     out = tmp_path_factory.mktemp("packed") / "tts"

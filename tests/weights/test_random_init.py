@@ -18,12 +18,6 @@ TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps."
 N = 48  # speech tokens
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return {family: write_checkpoint(tmp_path_factory.mktemp(family), family) for family in ("tts", "mtl", "turbo",
-        "nano")}
-
-
 def model(folder, family):
     name = {"tts": "OptimizedChatterboxTTS", "mtl": "OptimizedChatterboxMultilingualTTS"}.get(family,
         "OptimizedChatterboxTurboTTS")
