@@ -330,15 +330,3 @@ def test_a_closed_engine_ends_its_streams_and_takes_no_more():
         list(stream)
     with pytest.raises(RuntimeError, match="closed"):
         next(stream_of(engine, HUNDRED))
-
-
-def test_a_call_from_inside_its_own_progress_is_refused():
-    engine = scripted_engine()
-
-    def again(*_) -> None:
-        engine.run(Call([saying(HUNDRED)]))
-
-    quiet = saying(HUNDRED)
-    quiet.voice = None
-    with pytest.raises(RuntimeError, match="progress callback"):
-        engine.run(Call([quiet], progress=again))

@@ -1,4 +1,4 @@
-"""Random checkpoints: the same ones for the same seed, and ones whose every part is heard."""
+"""Random checkpoints: equal for equal seeds, and with an effect of every tensor."""
 
 import dataclasses
 import filecmp
