@@ -29,7 +29,7 @@ def best_device() -> str:
 
 
 def load(device: str, weights: str, **options) -> tuple[ChatterboxTTS, dict]:
-    """The published model, or the small one inside the package where it cannot be had."""
+    """Returns the published model, or the small one inside the package if the hub cannot be reached."""
     if weights == "published":
         try:
             return ChatterboxTTS.from_pretrained(device=device, **options), {}
@@ -69,7 +69,7 @@ def main() -> None:
         quantize=None,  # "int8" and "int4" halve and quarter T3's weights
         engine=EngineOptions(),  # everything else
     )
-    model.warmup()  # optional: the first request then waits for nothing
+    model.warmup()  # optional: the first request is then as fast as later ones
 
     def speak(name: str, texts: list[str], **how) -> None:
         start = time.perf_counter()
@@ -92,13 +92,13 @@ def main() -> None:
         voice = model.prepare_voice(args.voice)
         speak("cloned", [TEXT], voices=voice, seeds=0)
 
-    # 3. A batch: one value for all, or one for each. Every row is what it would be alone.
+    # 3. A batch: one value for all texts, or one per text. Each is spoken as it would be alone.
     speak("batch", ["Hello there.", "How are you today?"], seeds=[1, 2], exaggeration=[0.3, 0.8])
 
     # 4. A long text is one call as well.
     speak("long", [LONG_TEXT], seeds=3)
 
-    # 5. The same in chunks: what is ready can be played while the rest is being made.
+    # 5. The same in chunks, which can be played while the rest is computed.
     start, heard = time.perf_counter(), []
     with soundfile.SoundFile(args.output / "stream.wav", "w", model.sr, 1) as file:
         for chunk in model.generate_stream(LONG_TEXT, seed=3, **limit):

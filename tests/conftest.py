@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +66,17 @@ def upstream():
     if importlib.util.find_spec("chatterbox") is None:
         pytest.skip(NEEDS_UPSTREAM)
     return pytest.importorskip("chatterbox", reason=NEEDS_UPSTREAM)
+
+
+@pytest.fixture(scope="session")
+def listener():
+    """Whisper tiny.en, of benchmarks/metrics.py."""
+    sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+    import metrics
+
+    if missing := metrics.Listener.missing():
+        pytest.skip(missing)
+    return metrics.Listener()
 
 
 @pytest.fixture(scope="session")

@@ -16,17 +16,17 @@ from chatterbox_opt.engine.graphs import WARM_UPS, Captured
 
 
 class Replay(Captured):
-    """As on a GPU, but for the recording: runs what would be recorded, in the memory it would be recorded with. Results
-    that lie in the memory that all graphs share are destroyed by the next replay of another graph."""
+    """As on a GPU, without recording: runs what would be recorded, in the same memory. Results in the memory that all
+    graphs share are destroyed by the next replay of another graph."""
 
     def __init__(self, **how) -> None:
         super().__init__("cudagraph", torch.device("cpu"), **how)
         self._raw: dict = {}
-        self._shared: dict = {}  # key -> the results that lie in the graphs' memory
+        self._shared: dict = {}  # key -> the results in the graphs' memory
 
     @classmethod
     def of(cls, captured: Captured, **how) -> Replay:
-        """In the place of one that a CPU does without."""
+        """Replaces one that a CPU does not use."""
         return cls(trial=captured.trial, kept=captured.kept, **how)
 
     def _record(self, key, run, again) -> None:
@@ -38,7 +38,7 @@ class Replay(Captured):
         self._graphs[key] = run
 
     def _replay(self, key):
-        """In the memory of the recorded result, which the next replay overwrites."""
+        """Returns results in the recorded memory, which the next replay overwrites."""
         for other, shared in self._shared.items():
             for t in shared if other != key else ():
                 t.fill_(float("nan") if t.is_floating_point() else 1)
@@ -51,7 +51,7 @@ class Replay(Captured):
 
 @contextmanager
 def made_inside() -> Iterator[set[int]]:
-    """The addresses of the memory that operations within allocate."""
+    """Collects the addresses of memory that operations inside allocate."""
     made: set[int] = set()
 
     class Watch(TorchDispatchMode):
@@ -67,8 +67,8 @@ def made_inside() -> Iterator[set[int]]:
 
 @contextmanager
 def no_gpu() -> Iterator[None]:
-    """Within, what is made claims to be on a GPU: shapes and devices without numbers. Tables that were kept meanwhile
-    are dropped behind it, as a real GPU would be given them."""
+    """Inside, new tensors claim to be on a GPU: they have shapes and devices, but no numbers. Tables that are cached
+    meanwhile are dropped at the end, so that nothing real gets them."""
     with FakeTensorMode(), torch.inference_mode(), torch.device("cuda"):
         yield
     for name, module in list(sys.modules.items()):
@@ -79,7 +79,7 @@ def no_gpu() -> Iterator[None]:
 
 
 def cast(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """As `module.to(dtype)`, which tensors without numbers cannot do."""
+    """Does what `module.to(dtype)` would, which tensors without numbers cannot."""
     for part in module.modules():
         for name, parameter in list(part._parameters.items()):
             if parameter is not None:

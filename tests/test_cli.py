@@ -126,7 +126,7 @@ def test_reading_that_is_interrupted_says_how_to_go_on(folder, tmp_path, capsys,
     (tmp_path / "a.txt").write_text("Hello.")
     command = ["read", str(tmp_path / "a.txt"), "-o", str(tmp_path / "a.wav"), "--dir", str(folder), "--device", "cpu"]
     assert main(command) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
 
 
 def test_convert(folder, tmp_path):

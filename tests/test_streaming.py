@@ -12,6 +12,7 @@ from itertools import count
 import pytest
 import torch
 from scripted import saying, scripted_engine, slowly, stream_of
+from threads import soon
 
 from chatterbox_opt.config import SPEECH_CODES
 from chatterbox_opt.engine.chunks import LOOKAHEAD
@@ -104,13 +105,6 @@ def test_a_call_that_is_no_stream_is_rendered_whole_and_at_its_end():
 
 def threads() -> int:
     return sum(t.name == "chatterbox-engine" for t in threading.enumerate())
-
-
-def soon(done) -> bool:
-    until = time.monotonic() + 5
-    while not done() and time.monotonic() < until:
-        time.sleep(0.001)
-    return done()
 
 
 def test_items_come_in_order_and_end():
@@ -336,15 +330,3 @@ def test_a_closed_engine_ends_its_streams_and_takes_no_more():
         list(stream)
     with pytest.raises(RuntimeError, match="closed"):
         next(stream_of(engine, HUNDRED))
-
-
-def test_a_call_from_inside_its_own_progress_is_refused():
-    engine = scripted_engine()
-
-    def again(*_) -> None:
-        engine.run(Call([saying(HUNDRED)]))
-
-    quiet = saying(HUNDRED)
-    quiet.voice = None
-    with pytest.raises(RuntimeError, match="progress callback"):
-        engine.run(Call([quiet], progress=again))

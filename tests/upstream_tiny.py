@@ -1,6 +1,6 @@
-"""Real upstream objects of any size, with the weights of a checkpoint folder: what whole-path parity is held against.
+"""Real upstream objects of any size, with the weights of a checkpoint folder, for parity tests of whole calls.
 
-Upstream writes its sizes into constructors; here its own parts are put together with those of a ModelConfig.
+Upstream's constructors have fixed sizes; here its own parts are assembled with those of a ModelConfig.
 `load(folder, family)` is the entry. Callers skip where chatterbox-tts is not installed (fixture `upstream`).
 """
 
@@ -80,7 +80,7 @@ def tokenizer(folder: Path, family: str) -> Any:
 
     if family == "tts":
         return EnTokenizer(str(folder / "tokenizer.json"))
-    if family == "mtl":  # upstream looks for the table in a cache of its own; give it the folder's
+    if family == "mtl":  # upstream looks for the table in its own cache; it gets the folder's
         with mock.patch(
             "chatterbox.models.tokenizers.tokenizer.hf_hub_download", lambda filename, **_: str(folder / filename)
         ):
@@ -128,7 +128,7 @@ def _hyper(cfg: T3Config) -> Any:
     from chatterbox.models.t3.modules.t3_config import T3Config as Hyper
 
     class Sized(Hyper):
-        is_multilingual = False  # the wheel's analyzer forces ends of its own; the repository has dropped it
+        is_multilingual = False  # the wheel's analyzer forces its own ends; the repository no longer has it
 
     hp = Sized(text_tokens_dict_size=cfg.text_vocab)
     hp.speech_tokens_dict_size, hp.speech_cond_prompt_len = cfg.speech_vocab, cfg.prompt_tokens

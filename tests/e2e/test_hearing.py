@@ -34,13 +34,6 @@ TWO_STEPS = 0.03  # word error rate allowed on top of that of ten
 LIMIT_BYTES = 20_000_000
 
 
-@pytest.fixture(scope="module")
-def listener():
-    if missing := metrics.Listener.missing():
-        pytest.skip(missing)
-    return metrics.Listener()
-
-
 def spoken(mode: str, **how) -> list:
     model = OptimizedChatterboxTTS.from_mini(engine=MODES[mode])
     seeds = list(range(4 if mode == "bf16" else len(TEXTS)))  # most processors emulate bf16, at a tenth of the speed

@@ -1,10 +1,10 @@
 """Two cores of a CPU: one renders while the other draws tokens, without a change of the results."""
 
 import threading
-import time
 
 import pytest
 import torch
+from threads import soon
 from token_runs import CPU, engine_of
 
 from chatterbox_opt import Cancelled, OptimizedChatterboxTTS
@@ -30,13 +30,6 @@ def model(tiny, monkeypatch):
     yield tiny
     assert soon(lambda: not engine.renderer.running), "what nobody waits for any more is forgotten"
     workers.close()
-
-
-def soon(done, seconds: float = 20) -> bool:
-    until = time.monotonic() + seconds
-    while not done() and time.monotonic() < until:
-        time.sleep(0.002)
-    return bool(done())
 
 
 def at_once(*work) -> None:

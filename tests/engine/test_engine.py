@@ -4,11 +4,11 @@ import gc
 import multiprocessing
 import random
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from threads import soon
 from token_runs import CPU, EXACT, draw, engine_of, everywhere, mixed, request, tokens_of
 
 from chatterbox_opt import Cancelled, OptimizedChatterboxTTS
@@ -20,13 +20,6 @@ from chatterbox_opt.engine.request import Call, NotFinite
 @pytest.fixture(scope="module")
 def model(device):
     return OptimizedChatterboxTTS.from_random(device, size="tiny", seed=0)
-
-
-def soon(done, seconds: float = 10) -> bool:
-    until = time.monotonic() + seconds
-    while not done() and time.monotonic() < until:
-        time.sleep(0.002)
-    return bool(done())
 
 
 class Steps:

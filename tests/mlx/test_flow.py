@@ -1,12 +1,13 @@
 """The flow in MLX against the flow in torch, on the same weights and from the same noise."""
 
 import copy
-import threading
 
 import numpy as np
 import pytest
 import torch
 from flow_pairs import random_flow, tokens, voice
+from hift_pairs import error
+from threads import on_a_thread
 from token_runs import CPU, EXACT, NO_MLX
 
 from chatterbox_opt.engine.mel import MelJob, MelRunner
@@ -24,11 +25,6 @@ def jobs(lengths=LENGTHS, prompt=12):
     return [MelJob(tokens(n, n), voice(prompt + n % 3, n), RequestNoise(CPU, n)) for n in lengths]
 
 
-def apart(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    assert got.shape == wanted.shape
-    return float((got - wanted).abs().max() / wanted.abs().max())
-
-
 @pytest.mark.parametrize(
     ("family", "steps", "changes"),
     [("tts", None, {}), ("tts", 3, dict(cfg_off_last=1)), ("tts", 2, dict(cfm_schedule="sway")), ("turbo", None, {})],
@@ -41,7 +37,7 @@ def test_torchs_mels_in_a_padded_batch(family, steps, changes):
     runner = MlxMelRunner(flow, options)
     assert runner.fits(len(LENGTHS), 60)
     for got, mel in zip(runner.render(by_mlx, steps), wanted):
-        assert apart(got, mel) < 1e-4
+        assert error(got, mel) < 1e-4
     for ours, theirs in zip(by_mlx, by_torch):
         assert torch.equal(ours.noise.normal((3,)), theirs.noise.normal((3,)))
 
@@ -51,13 +47,13 @@ def test_torchs_mel_of_a_row_alone(prompt):
     """Unpadded; a long one is attended in several blocks."""
     flow = random_flow()
     (wanted,), (got,) = (r.render(jobs((8,), prompt), 2) for r in (MelRunner(flow, EXACT), MlxMelRunner(flow, EXACT)))
-    assert apart(got, wanted) < 1e-4
+    assert error(got, wanted) < 1e-4
 
 
 def test_a_row_of_a_batch_is_itself_alone():
     runner = MlxMelRunner(random_flow(), EXACT)
     together, alone = runner.render(jobs(), 2), [runner.render([job], 2)[0] for job in jobs()]
-    assert max(map(apart, together, alone)) < 1e-5
+    assert max(map(error, together, alone)) < 1e-5
 
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
@@ -99,7 +95,7 @@ def test_weights_are_in_memory_once():
                           flow.decoder.estimator.mid[0].blocks[0].attn1.qkv.weight)):
         assert np.array(ours, copy=False).ctypes.data == theirs.data_ptr()
     again = MlxMelRunner(flow, EXACT)  # as another model on the same networks makes it
-    assert apart(again.render(jobs((4,)), 1)[0], MelRunner(flow, EXACT).render(jobs((4,)), 1)[0]) < 1e-4
+    assert error(again.render(jobs((4,)), 1)[0], MelRunner(flow, EXACT).render(jobs((4,)), 1)[0]) < 1e-4
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -107,20 +103,15 @@ def test_products_in_half_precision_are_close(dtype):
     flow = random_flow()
     (exact,) = MlxMelRunner(flow, EXACT).render(jobs((9,)), 2)
     (got,) = MlxMelRunner(flow, EXACT.replace(s3gen_dtype=dtype)).render(jobs((9,)), 2)
-    assert 1e-6 < apart(got, exact) < 0.05
+    assert 1e-6 < error(got, exact) < 0.05
 
 
 def test_each_step_may_be_anothers_thread():
     """MLX fails if one thread begins a lazy array and another computes it."""
     runner, states = MlxMelRunner(random_flow(), EXACT), []
 
-    def on_a_thread(work) -> None:
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-
     rows = [runner.row(job) for job in jobs()]
     on_a_thread(lambda: states.append(runner.begin(rows, 3)))
     for _ in range(3):
         on_a_thread(lambda: runner.advance(states[0]))
-    assert max(map(apart, states[0].mels(), runner.render(jobs(), 3))) < 1e-5
+    assert max(map(error, states[0].mels(), runner.render(jobs(), 3))) < 1e-5

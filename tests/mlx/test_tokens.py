@@ -3,11 +3,11 @@
 import copy
 import dataclasses
 import shutil
-import threading
 
 import pytest
 import torch
 from t3_pairs import random_t3
+from threads import on_a_thread
 from token_runs import CPU, EXACT, NO_MLX, draw, engine_of, mixed, request, tokens_of
 
 from chatterbox_opt.engine.engine import Engine
@@ -90,12 +90,6 @@ def test_each_step_may_be_anothers_thread(family):
     assert not errors
     assert [call.error for call in calls] == [None] * len(calls)
     assert [r.tokens for r in requests] == tokens_of(t3, mixed(t3.config))
-
-
-def on_a_thread(work) -> None:
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.skipif(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hift_pairs import error
 from token_runs import NO_MLX
 
 from chatterbox_opt import OptimizedChatterboxTTS
@@ -46,11 +47,6 @@ def recordings() -> list[Path]:
     return sorted((Path(found.origin).parent / "assets").glob("*.wav")) if found else []
 
 
-def apart(got: torch.Tensor, wanted: torch.Tensor) -> float:
-    assert got.shape == wanted.shape
-    return float((got - wanted).abs().max() / wanted.abs().max())
-
-
 @pytest.mark.skipif(not recordings(), reason="s3tokenizer, with its recordings, is not installed")
 @torch.inference_mode()
 def test_torchs_embedding_of_recorded_voices():
@@ -62,18 +58,18 @@ def test_torchs_embedding_of_recorded_voices():
         wav, rate = read(file)
         assert rate == 16_000
         wanted = speaker_embedding(theirs, wav)
-        assert apart(speaker_embedding(ours, wav), wanted) < 1e-4
+        assert error(speaker_embedding(ours, wav), wanted) < 1e-4
         embeddings.append(wanted)
-    assert apart(*embeddings) > 20 * 1e-4, "voices that are alike would prove nothing"
+    assert error(*embeddings) > 20 * 1e-4, "voices that are alike would prove nothing"
 
 
 @torch.inference_mode()
 def test_each_window_is_torchs_alone_and_in_a_batch():
     theirs, windows = by_torch(SMALL), some_windows(5)
     ours, wanted = by_mlx(theirs, SMALL), theirs(windows)
-    assert apart(ours(windows), wanted) < 1e-4
+    assert error(ours(windows), wanted) < 1e-4
     for window, row in zip(windows, wanted):
-        assert apart(ours(window[None]), row[None]) < 1e-4
+        assert error(ours(window[None]), row[None]) < 1e-4
 
 
 def test_every_tensor_is_heard():
@@ -105,6 +101,6 @@ def test_a_voice_is_prepared_through_mlx_on_any_thread():
     thread.start()
     thread.join()
     wanted = OptimizedChatterboxTTS.from_random("cpu").prepare_voice(wav, sample_rate=24_000)
-    assert apart(voices[0].t3.speaker_emb, wanted.t3.speaker_emb) < 1e-4
+    assert error(voices[0].t3.speaker_emb, wanted.t3.speaker_emb) < 1e-4
     take = Take("", "", torch.zeros(0), "eos", 0, voices[0], 24_000, torch.from_numpy(wav)[None])
     assert VoiceLikeness(model)(take) > 0.9

@@ -28,13 +28,6 @@ WORDS = 0.35  # of the pieces: what the small model is allowed anywhere
 RATE = 24_000
 
 
-@pytest.fixture(scope="module")
-def listener():
-    if missing := metrics.Listener.missing():
-        pytest.skip(missing)
-    return metrics.Listener()
-
-
 def chapter(words: int) -> str:
     """Writes sentences outside of the training set, in paragraphs of three, under headings."""
     text, count, lines = ["Chapter 1"], 2, iter(metrics.SENTENCES * (1 + words // 500))

@@ -1,4 +1,4 @@
-"""The optional helpers: missing, failing, standing in, from many threads."""
+"""The optional helpers: missing, failing, replaced, from many threads."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ TEXTS = {"ja": "今日は東京へ。", "zh": "今天天气很好", "he": "של�
 
 
 class Kakasi:
-    """Every kanji read as は, everything else as it is."""
+    """Reads every kanji as は, and leaves everything else."""
 
     def convert(self, text):
         return [{"orig": c, "hira": "は" if "一" <= c <= "\u9fff" else c} for c in text]
@@ -38,7 +38,7 @@ STAND_INS = {
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """Helpers that have not been asked yet."""
+    """Helpers before their first use."""
     renewed = {k: Helper(h._build, h._package, h._effect) for k, h in languages.HELPERS.items()}
     monkeypatch.setattr(languages, "HELPERS", renewed)
     return monkeypatch

@@ -1,4 +1,4 @@
-"""Marks in a text: what they do, what is told of those that are wrong, and that nothing is lost."""
+"""Marks in a text: what they do, errors for wrong ones, and that no text is lost."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Respellings: which words they find, how they are written, and what a file of them may hold."""
+"""Respellings: which words they match, what replaces these, and what a file of them may contain."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SQL = "ess queue ell"
         ({"Dr.": "doctor"}, "Dr. No", "doctor No"),
         ({"C++": "see plus plus"}, "C++ and C.", "see plus plus and C."),
         ({"york": "yawk", "new york": "noo york"}, "New York and York", "Noo york and Yawk"),
-        ({"a": "b", "b": "c"}, "a b", "b c"),  # not looked for in another's respelling
+        ({"a": "b", "b": "c"}, "a b", "b c"),  # not searched for in another respelling
         ({"行": "航"}, "银行里", "银航里"),
         ({"AI": "人工智能"}, "用AI写", "用人工智能写"),
         ({"(": "open"}, "a ( b", "a open b"),

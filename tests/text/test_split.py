@@ -42,7 +42,7 @@ SENTENCES = {
 
 @pytest.mark.parametrize("name", SENTENCES)
 def test_cuts_fall_between_sentences(name):
-    """Each text is a row of known sentences: every cut must be a seam of two of them."""
+    """Each text consists of known sentences: every cut must be between two of them."""
     sentences = SENTENCES[name] * 12
     space = "" if name in ("chinese", "japanese") else " "
     text, seams = space.join(sentences), set()
@@ -57,7 +57,7 @@ def test_cuts_fall_between_sentences(name):
             at = text.index(piece, at) + len(piece)
             inside = re.match(r"\s*(?:$|[^」”])", text[at:])  # never between a stop and its closing quote
             assert inside, piece
-            inner = name in ("quotes", "chinese", "ellipses", "japanese")  # these sentences hold others
+            inner = name in ("quotes", "chinese", "ellipses", "japanese")  # these sentences contain others
             assert at in seams or (inner and text[at - 1] in ".!?。！？”\"」…"), (name, limit, piece)
 
 

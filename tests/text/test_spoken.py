@@ -1,4 +1,4 @@
-"""Numbers, money, dates and units as people say them, and everything else as it was written."""
+"""Numbers, money, dates and units as people say them, and everything else unchanged."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ ENGLISH = {
     "Ask A & B.": "Ask A and B.",
     "C++ is a language.": "C plus plus is a language.",
     "2+2=4": "two plus two equals four",
-    # names that are read letter by letter or as words stay for the model, which knows better
+    # names that are read letter by letter or as words are left to the model
     "NASA launched it.": "NASA launched it.",
     "The FBI and the BBC.": "The FBI and the BBC.",
     "An MP3 file.": "An MP three file.",
@@ -99,7 +99,7 @@ def test_chinese_and_japanese(language, text, said):
 
 @needs_wetext
 def test_what_a_library_stumbles_over_costs_that_word_alone():
-    """wetext raises for "+1", and for every text that has it."""
+    """wetext raises for "+1", and for every text with it."""
     read = libraries.reader("en", "wetext")
     with pytest.raises(AssertionError):
         read("+1 202")

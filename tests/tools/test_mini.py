@@ -1,4 +1,4 @@
-"""The recipe of the small model, on networks of its own sizes: what is trained is what the package then runs."""
+"""The recipe of the small model at its real sizes: what is trained is what the package runs."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ def test_words_said_in_one_are_found() -> None:
     assert reading.matched([3, 2, 5], [3, 2, 5]) == [(1, 1)] * 3
     assert reading.matched([2, 3, 4], [5, 4]) == [(2, 1), (1, 1)]
     assert reading.matched([6, 4], [3, 3, 4]) == [(1, 2), (1, 1)]
-    assert reading.matched([1], [1, 2, 3, 4, 5]) == [(1, 5)]  # nothing fits: all is one
+    assert reading.matched([1], [1, 2, 3, 4, 5]) == [(1, 5)]  # nothing fits: all is one word
 
 
 def test_sentences_join_into_one(work) -> None:
-    """What is true of a code's place in the text stays true behind another sentence."""
+    """Positions of codes in the text stay correct after another sentence."""
     read = t3.prepare_vocabulary(work)
     space = read.encode(" ")[0]
     items = reading.examples(work, "train", read)
@@ -127,7 +127,7 @@ def test_the_penalty_is_the_one_of_sampling() -> None:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """A work folder after a few steps of everything."""
+    """A work folder after a few steps of every stage."""
     folder = tmp_path_factory.mktemp("mini")
     (folder / "data").mkdir()
     items = [utterance(52), utterance(30), utterance(34), utterance(40)]
@@ -243,7 +243,7 @@ def test_rows_of_unlike_lengths_are_taught_what_each_alone_is(distilled) -> None
 
 
 def test_training_sees_the_logits_that_sampling_sees(work) -> None:
-    """Teacher forcing through the published names against the package's network, loaded from the exported file."""
+    """Teacher forcing with the published names against the package's network, loaded from the exported file."""
     from tools.mini import export
 
     export.main(["--work", str(work), "--device", "cpu"])
@@ -295,7 +295,7 @@ def test_known_words_reach_t3_as_phones(tmp_path) -> None:
 
 
 def test_the_flow_begins_as_a_denoiser() -> None:
-    """Before any step it takes the noise away: its velocity is about GAIN (mu - x)."""
+    """Untrained, it removes noise: its velocity is about GAIN (mu - x)."""
     torch.manual_seed(0)
     model, n = flow.Model(0), 20
     tokens = torch.randint(0, SPEECH_CODES, (2, n))

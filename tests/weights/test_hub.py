@@ -1,4 +1,4 @@
-"""Downloads without a hub: what is asked for, what is not, and what is said when nobody answers."""
+"""Downloads from an imitated hub: what is requested, what is not, and errors if there is no answer."""
 
 import logging
 import socket
@@ -50,7 +50,7 @@ def no_network(monkeypatch):
 
 @pytest.fixture
 def fake_hub(monkeypatch):
-    """A hub that lists REPO_FILES and fills the cache; what was asked is in `calls`."""
+    """A hub that lists REPO_FILES and fills the cache; requests are in `calls`."""
     calls = []
 
     def model_info(self, repo, revision=None, timeout=None):

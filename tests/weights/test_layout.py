@@ -1,4 +1,4 @@
-"""The layouts against every key and shape of the published files, and those against our networks."""
+"""The layouts against every key and shape of the published files, and these against the package's networks."""
 
 import gzip
 import json
@@ -38,7 +38,7 @@ def test_layout_is_the_published_one(family):
 
 @pytest.mark.parametrize("family", MODELS)
 def test_published_keys_fill_our_networks_exactly(family):
-    """Built on meta and loaded strictly: nothing is left over, nothing is missing, every fused shape fits."""
+    """Built on meta and loaded strictly: no key is left over or missing, and every fused shape fits."""
     config, meta = MODELS[family], torch.device("meta")
     t3 = build_t3(on_meta(published(T3[family])), config, meta, torch.bfloat16)
     assert {p.dtype for p in t3.parameters()} == {torch.bfloat16}

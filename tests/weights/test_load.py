@@ -17,15 +17,9 @@ from chatterbox_opt.weights.random_init import write_checkpoint
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return {family: write_checkpoint(tmp_path_factory.mktemp(family), family) for family in ("tts", "mtl", "turbo",
-        "nano")}
-
-
 @pytest.fixture
 def folder(folders, tmp_path):
-    """A copy to spoil."""
+    """A copy that a test may change."""
     return shutil.copytree(folders["tts"], tmp_path / "tts")
 
 
@@ -34,7 +28,7 @@ def load(folder, family="tts", dtype=torch.float32, **how):
 
 
 def edit(path, change):
-    """Rewrite a file with its state dict changed in place."""
+    """Rewrites a file with its state dict changed in place."""
     state = safetensors.torch.load_file(path)
     change(state)
     safetensors.torch.save_file(state, path)
@@ -114,7 +108,7 @@ def test_turbos_decoder_under_english(folders):
 
 
 def test_a_decoder_of_an_estimator_alone(tmp_path):
-    """It says what differs; the rest is that of the S3Gen it lies beside, wherever it is asked for from."""
+    """It replaces the estimator of the S3Gen beside it, whichever folder asks for it."""
     folder, elsewhere = (write_checkpoint(tmp_path / n, "tts", seed=i, decoder="meanflow") for i, n in enumerate("ab"))
     file = folder / MEANFLOW
     whole, base = safetensors.torch.load_file(file), safetensors.torch.load_file(folder / "s3gen.safetensors")
@@ -144,7 +138,7 @@ def test_a_pack_names_its_t3_as_it_likes(folders, tmp_path):
 
 
 def test_a_familys_own_t3_goes_before_others(folder):
-    """Its pickle too."""
+    """Also as a pickle."""
     usual = folder / "t3_cfg.safetensors"
     state = safetensors.torch.load_file(usual)
     wanted = load(folder).t3.speech_head.weight

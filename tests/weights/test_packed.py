@@ -1,4 +1,4 @@
-"""Packed checkpoints: they say what the checkpoint says, or that they cannot."""
+"""Packed checkpoints speak as the checkpoint does, or are refused with a reason."""
 
 import json
 import os
@@ -19,11 +19,6 @@ DOORS = {"tts": OptimizedChatterboxTTS, "turbo": OptimizedChatterboxTurboTTS}
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return {family: write_checkpoint(tmp_path_factory.mktemp(family), family) for family in DOORS}
-
-
-@pytest.fixture(scope="module")
 def packed(folders, tmp_path_factory):
     """English in int8 and bfloat16."""
     out = tmp_path_factory.mktemp("packed") / "tts"
@@ -33,7 +28,7 @@ def packed(folders, tmp_path_factory):
 
 @pytest.fixture
 def spoilt(packed, tmp_path):
-    """A copy to spoil."""
+    """A copy that a test may change."""
     return shutil.copytree(packed, tmp_path / "spoilt")
 
 
@@ -231,7 +226,7 @@ print(all(torch.equal(wave, waves[0]) for wave in waves))
 
 @pytest.mark.skipif(not torch.backends.cpu.get_cpu_capability().startswith("AVX512"), reason="needs AVX512")
 def test_what_one_processor_packed_is_right_on_another(folders, packed, tmp_path):
-    """It holds digits, not the forms that products read, and warns where the other one is quicker otherwise."""
+    """It holds integers, not a processor's own layout, and warns if another precision would be faster there."""
     words = [sys.executable, "-c", ELSEWHERE, folders["tts"], packed, tmp_path / "avx2"]
     env = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
     done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
@@ -240,7 +235,7 @@ def test_what_one_processor_packed_is_right_on_another(folders, packed, tmp_path
 
 
 def test_a_load_does_not_import_torchs_compiler(packed):
-    """Which takes a second."""
+    """That import takes a second."""
     code = f"""
 import sys
 from chatterbox_opt import OptimizedChatterboxTTS

@@ -1,4 +1,4 @@
-"""`cache_packed`: the first start packs, every other one takes that, and never what is something else's."""
+"""`cache_packed`: the first start packs, later ones load that, and never an entry of other weights."""
 
 import logging
 import os
@@ -43,7 +43,7 @@ def said(model):
 
 
 def entries(root):
-    """What is there, by when it was made."""
+    """Returns the entries, by time."""
     return {entry.name: (entry / MARKER).stat().st_mtime_ns for entry in root.iterdir()}
 
 
@@ -87,7 +87,7 @@ def test_a_changed_checkpoint_is_packed_anew(folder, root, caplog):
 
 
 def test_a_change_that_keeps_size_and_time_is_seen(folder, root, caplog):
-    """As a file of an archive has the time it was packed at."""
+    """As with files from an archive, which keep their times."""
     start(folder, root)
     file = folder / "t3_cfg.safetensors"
     then, data = file.stat().st_mtime_ns, file.read_bytes()
@@ -136,7 +136,7 @@ OptimizedChatterboxTTS.from_local({str(folder)!r}, "cpu", quantize="int8", cache
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == -9
     (left,) = root.iterdir()
     start(folder, root)
-    assert left.exists()  # it might be another process's, at work
+    assert left.exists()  # it may belong to another process that is still writing
     long_ago = time.time() - 2 * cache.ABANDONED
     os.utime(left, (long_ago, long_ago))
     start(folder, root, quantize=None)
@@ -145,7 +145,7 @@ OptimizedChatterboxTTS.from_local({str(folder)!r}, "cpu", quantize="int8", cache
 
 
 def test_two_first_starts_at_once(folder, root, monkeypatch):
-    """The slower one takes what the quicker one has made."""
+    """The slower one loads what the faster one has made."""
     packs = cache.pack
 
     def while_another_is_quicker(*args, **how):

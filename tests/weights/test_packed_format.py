@@ -1,4 +1,4 @@
-"""What lies in a packed checkpoint is frozen: one that an older version packed must not be read as something else."""
+"""The format of packed checkpoints is frozen: one of an older version must not be read as something else."""
 
 import hashlib
 import json

@@ -1,0 +1,10 @@
+import pytest
+
+from chatterbox_opt.weights.random_init import write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """A tiny random checkpoint per family. Tests copy what they change."""
+    families = ("tts", "mtl", "turbo", "nano")
+    return {family: write_checkpoint(tmp_path_factory.mktemp(family), family) for family in families}
