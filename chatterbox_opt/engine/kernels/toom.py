@@ -32,9 +32,9 @@ class ToomConvs:
 
     def __init__(self, convs: Iterable[nn.Conv2d]) -> None:
         workspace = Workspace()
-        self.fast = {conv: ToomConv(conv, workspace) for conv in convs if worthwhile(conv)}
+        self.fast: dict[nn.Module, ToomConv] = {conv: ToomConv(conv, workspace) for conv in convs if worthwhile(conv)}
 
-    def __call__(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
+    def __call__(self, x: Tensor, conv: nn.Module) -> Tensor:
         return self.fast.get(conv, conv)(x)
 
 
