@@ -76,6 +76,7 @@ CONFINED = {
     "torch.jit": {"engine/traced.py"},
     "torch.cuda.graph": {"engine/graphs.py"},
     "huggingface_hub": {"weights/hub.py"},
+    "fsspec": {"serve/voice_files/url.py"},
     "soundfile": {"audio/io.py", "serve/encoders.py"},
     "soxr": {"audio/io.py"},
     "import perth": set(),

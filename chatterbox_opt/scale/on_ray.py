@@ -137,8 +137,8 @@ def _side_by_side(speaker: tuple[Any, ...], rows: Sequence[Row], share: Share) -
 def _one_by_one(ray: Any, speaker: tuple[Any, ...], rows: Sequence[Row], share: Share) -> Iterator[Made | Failed]:
     """Each with an engine to itself, as long as it is spoken."""
     alone = {"max_restarts": -1, "max_task_retries": RETRIES, "num_cpus": share.cpus, "num_gpus": share.gpus}
-    engines = [ray.remote(**alone)(Speaker).remote(*speaker) for _ in rows[: share.fewest]]
-    free, waiting = list(engines), list(reversed(rows))
+    new = ray.remote(**alone)(Speaker).remote
+    free, waiting = [new(*speaker) for _ in rows[: share.fewest]], list(reversed(rows))
     going: dict[Any, tuple[Any, Row]] = {}
     try:
         while waiting or going:
@@ -147,13 +147,15 @@ def _one_by_one(ray: Any, speaker: tuple[Any, ...], rows: Sequence[Row], share: 
                 going[engine.alone.remote(pickle.dumps(row))] = engine, row
             (done,), _ = ray.wait(list(going))
             engine, row = going.pop(done)
-            free.append(engine)
             try:
-                yield pickle.loads(ray.get(done))
+                outcome = pickle.loads(ray.get(done))
             except ray.exceptions.RayError as error:
                 why = f"Ray's logs say more: {said(error)[:LONGEST_REASON]}"
-                yield Failed(row, f"its engine's process ended, when it was spoken alone too; {why}")
+                outcome = Failed(row, f"its engine's process ended, when it was spoken alone too; {why}")
+                if isinstance(error, ray.exceptions.ActorDiedError):  # for good
+                    engine = new(*speaker)
+            free.append(engine)
+            yield outcome
     finally:
-        for engine in engines:
+        for engine in (*free, *(engine for engine, _ in going.values())):
             ray.kill(engine)
-

@@ -99,7 +99,8 @@ class Service:
 
     async def voice(self, name: str | None) -> Any:
         """What the engine calls a voice; from where it is kept, if it was not used lately."""
-        return await self.in_thread(self._looking_up, self.voices.get, name)
+        pool = self._looking_up if name else self._encoding  # the model's own is never far away
+        return await self.in_thread(pool, self.voices.get, name)
 
     async def voice_list(self) -> dict[str, Any]:
         return await self.in_thread(self._looking_up, self.voices.listing)

@@ -51,7 +51,9 @@ class VoiceStore:
 
     def refresh(self, patience: float = 0.0) -> None:
         """Cheap where nothing has changed. `patience`: s for which the last look is new enough."""
-        with self._looking:
+        if not self._looking.acquire(blocking=not patience):  # whoever is looking will tell
+            return
+        try:
             if time.monotonic() - self._looked < patience:
                 return
             now = self.place.listing()
@@ -64,6 +66,8 @@ class VoiceStore:
                     self._learn(identity, told.get(identity))
             self._seen = {k: which for k, which in now.items() if k not in changed or k in told}
             self._looked = time.monotonic()
+        finally:
+            self._looking.release()
 
     def _learn(self, identity: str, about: About | Damaged | None) -> None:
         """Voices of another kind of model stay where they are. What was found to be damaged, and still says the same of

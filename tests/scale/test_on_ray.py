@@ -152,7 +152,7 @@ def test_an_engine_that_hangs_is_replaced(cluster, tmp_path):
     rows = read_rows(table(tmp_path / "in.jsonl", rows))
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
-        done = by_workers(1, rows, tmp_path / "out", hangs_once(str(tmp_path / "marker")), patience=4.0)
+        done = by_workers(1, rows, tmp_path / "out", hangs_once(str(tmp_path / "marker")), patience=8.0)
     finally:
         cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     assert (tmp_path / "marker").exists()

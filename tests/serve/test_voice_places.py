@@ -5,6 +5,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 import uuid
 from pathlib import Path
 
@@ -281,6 +282,29 @@ def test_a_store_is_not_listed_for_every_speech(cloning, memory, monkeypatch):
     monkeypatch.setattr(one.place, "listing", lambda: pytest.fail("listed again"))
     assert one.get("Anna") is voice
     assert one.get("alloy") is None
+
+
+def test_a_slow_store_keeps_only_those_waiting_who_need_it(cloning, memory, monkeypatch):
+    one = VoiceStore(memory, cloning, 10)
+    brought(one, 1)
+    voice, listing, looks, done = one.get("Anna"), one.place.listing, threading.Event(), threading.Event()
+
+    def slow():
+        looks.set()
+        assert done.wait(60)
+        return listing()
+
+    monkeypatch.setattr(one.place, "listing", slow)
+    asks = threading.Thread(target=one.listing)
+    asks.start()
+    try:
+        assert looks.wait(60)
+        one._looked = 0.0  # longer ago than a store has patience
+        assert one.get("Anna") is voice
+        assert one.get("alloy") is None
+    finally:
+        done.set()
+        asks.join()
 
 
 def test_what_a_server_left_in_mid_write_goes_away(cloning, tmp_path):

@@ -277,6 +277,20 @@ def test_a_voice_of_two_files_whose_sound_is_not_there_yet_comes_with_it(cloning
     assert named(other) == ["Anna"]
 
 
+def test_a_folder_of_an_earlier_version_is_spoken_and_deleted_from(cloning, tmp_path):
+    as_two_files(cloning, tmp_path, "Anna", seed=3)
+    store = VoiceStore(tmp_path, cloning, 10)
+    wanted = cloning.prepare_voice(io.BytesIO(recording(seed=3)))
+    assert np.array_equal(store.get("anna").t3.speaker_emb, wanted.t3.speaker_emb)
+    assert store.get("anna") is store.get("Anna")
+    with pytest.raises(ApiError, match="already"):
+        store.add("Anna", io.BytesIO(recording(seed=4)))
+    store.delete("Anna")
+    assert not list(tmp_path.iterdir())
+    store.add("Anna", io.BytesIO(recording(seed=4)))
+    assert [path.suffix for path in tmp_path.iterdir()] == [".pt"]
+
+
 def test_a_change_within_the_tick_of_a_folders_clock_is_noticed(cloning, tmp_path, monkeypatch):
     monkeypatch.setattr("chatterbox_opt.serve.voice_files.folder.SETTLED", 1000)
     tick = time.time()

@@ -4,7 +4,7 @@ twin is the models' Attention over engine/cache.Decode.
 A row reads only its own positions, however long the live part is. The grid depends on `live` alone, so nothing waits
 for the host. If rows and heads are too few to fill the device, the positions are split over several programs, and a
 second launch combines their results.
-Compared with the twin in Triton's interpreter and compiled for sm_80 and sm_90; run and timed on an H200.
+Compared with the twin in Triton's interpreter and compiled for every target; run and timed on an H100.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ FIRST = (9, 0)  # compute capability
 
 @cache
 def able(device: torch.device) -> bool:
-    return gdc_wait is not None and torch.cuda.get_device_capability(device) >= FIRST
+    nvidia = torch.version.hip is None  # AMD counts its devices differently
+    return nvidia and gdc_wait is not None and torch.cuda.get_device_capability(device) >= FIRST
 
 
 def early(device: torch.device) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """act(norm(x) @ W.T + b) + residual for the few rows of a decode step, in one launch. Its plain-torch twins are
 models/layers.norm_linear and models/layers.linear_add.
 
-Such a product takes as long as reading its weights, so every weight is read once for all rows. Up to FMA_ROWS rows use
-multiply-add; for more rows, half precision uses tensor cores, and float32 is left to the twin, because the sums of more
-rows do not fit into registers.
-Compared with the twins in Triton's interpreter and compiled for sm_80 and sm_90; run and timed on an H200.
+Such a product takes as long as reading its weights, so every weight is read once for all rows, and all of them before
+the kernel waits for its predecessor (early.py). Up to FMA_ROWS rows use multiply-add. For more, half precision uses
+tensor cores, and float32 is left to the twin, because the sums of more rows do not fit into registers.
+Compared with the twins in Triton's interpreter and compiled for every target; run and timed on an H100.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ if triton is not None:
         y, gate = tl.sum(main, 2), tl.sum(gated, 2)
         if NORM != 0:
             mean = tl.sum(total, 2) / K  # 0 for RMSNorm
-            size = 1.0 / tl.sqrt(tl.sum(squares, 2) / K - mean * mean + eps)
+            size = 1.0 / tl.sqrt(tl.maximum(tl.sum(squares, 2) / K - mean * mean, 0.0) + eps)
             # a gated LayerNorm would need sums of its own; no model here has one
             y, gate = (y - mean * gained) * size + shifted, gate * size
         n = tl.reshape(n, (BLOCK_N, 1))
@@ -150,7 +150,7 @@ if triton is not None:
                 gated = tl.dot(gates[i], v, gated)
         if NORM != 0:
             mean = (total / K)[None, :]
-            size = 1.0 / tl.sqrt((squares / K)[None, :] - mean * mean + eps)
+            size = 1.0 / tl.sqrt(tl.maximum((squares / K)[None, :] - mean * mean, 0.0) + eps)
             main, gated = (main - mean * gained[:, None]) * size + shifted[:, None], gated * size
         n, r = n[:, None], r[None, :]
         at, inside = r * N + n, (r < rows) & (n < N)
@@ -173,7 +173,7 @@ def plan(rows: int, n: int, k: int, norm: int = 0, act: int = 0, **flags: bool) 
         tile_n, warps = adding_tile(k)
         tile_k = min(READ * warps, triton.next_power_of_2(k))
     else:
-        kernel, (tile_n, warps) = _by_tensor_cores, dot_tile(k, act)
+        kernel, (tile_n, warps) = _by_tensor_cores, dot_tile(k)
         size = 16  # the least that tl.dot accepts
         tile_k = min(TILE_K, max(16, triton.next_power_of_2(k)))
     shape = dict(N=n, K=k, ROWS=size, NORM=norm, ACT=act, BLOCK_N=tile_n, BLOCK_K=tile_k)
@@ -185,9 +185,10 @@ def adding_tile(k: int) -> tuple[int, int]:
     return (4, 2) if k <= 1024 else (2, 4)
 
 
-def dot_tile(k: int, act: int) -> tuple[int, int]:
-    """Returns the outputs and the warps of a tensor-core program, whose weights all lie in registers."""
-    return (16, 4) if k <= 1024 else (8, 2)  # wider ones have no room in the shared memory of smaller devices
+def dot_tile(k: int) -> tuple[int, int]:
+    """Returns the outputs and the warps of a tensor-core program, likewise. More outputs of 4,096 inputs have no room
+    in the shared memory of smaller devices."""
+    return (16, 4) if k <= 1024 else (8, 2)
 
 
 def supports(x: Tensor, linear: nn.Module, norm: nn.Module | None = None) -> bool:

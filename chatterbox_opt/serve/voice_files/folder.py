@@ -35,7 +35,7 @@ class VoiceFolder:
             changed = self.folder.stat().st_mtime_ns
             if changed == self._time:
                 return self._listed
-            files = {}
+            files: dict[str, dict[str, Hashable]] = {}
             for entry in os.scandir(self.folder):
                 if found := VOICE_FILE.fullmatch(entry.name):
                     with contextlib.suppress(FileNotFoundError):  # deleted meanwhile

@@ -39,7 +39,8 @@ class VoiceUrl:
 
     def listing(self) -> dict[str, Hashable]:
         out: dict[str, Hashable] = {}
-        first, now = {}, time.monotonic()
+        first: dict[tuple[str, Hashable], float] = {}
+        now = time.monotonic()
         for one in self._files():
             if found := VOICE_OBJECT.fullmatch(_name(one)):
                 which = tuple(sorted((key, str(value)) for key, value in one.items() if key not in READ_TIMES))
