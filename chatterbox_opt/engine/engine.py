@@ -30,8 +30,7 @@ class Engine(Driver):
     def __init__(self, tokens: Speaking | None, mel: MelRunner | None, wav: WavRunner | None,
                  options: EngineOptions, device: torch.device) -> None:
         super().__init__(device)
-        self.tokens, self.options = tokens, options
-        self.counted = Stats()
+        self.tokens, self.options, self.counted = tokens, options, Stats()
         self.inbox: deque[Call] = deque()  # from any thread
         self.calls: list[Call] = []
         self.waiting: list[Utterance] = []  # for a slot
@@ -80,10 +79,9 @@ class Engine(Driver):
 
     def stats(self) -> dict[str, Any]:
         live = self.tokens.live if self.tokens else []
-        rows = sum(len(slot.rows) for slot in live)
         captured = counts(captured_parts(self.tokens, self.renderer.mel, self.renderer.wav))
-        now = dict(live=len(live), waiting=len(self.waiting), rows=rows, calls=len(self.calls))
-        return self.counted.read(**now) | {"captured": captured}
+        rows, waiting = sum(len(slot.rows) for slot in live), len(self.waiting)
+        return self.counted.read(live=len(live), waiting=waiting, rows=rows, calls=len(self.calls), captured=captured)
 
     # ---- the parts of a step -----------------------------------------------------------------------
 

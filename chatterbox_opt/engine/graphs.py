@@ -180,9 +180,7 @@ class Captured:
         return self._results[key]
 
     def _give_up(self, key: Hashable) -> None:
-        graph = self._graphs.pop(key, None)
-        self._results.pop(key, None)
-        self.nodes.pop(key, None)
+        graph, *_ = [kept.pop(key, None) for kept in (self._graphs, self._results, self.nodes)]
         if self.device.type == "cuda" and graph is not None:
             with suppress(RuntimeError):  # kernels already launched may still write
                 torch.cuda.synchronize()

@@ -66,7 +66,7 @@ class Stats:
             if call.delivered:
                 self.real_time_factor.add((time.perf_counter() - call.submitted) / call.delivered)
 
-    def read(self, **now: int) -> dict[str, Any]:
+    def read(self, **now: Any) -> dict[str, Any]:
         return now | dict(
             steps=self.steps, tokens=self.tokens,
             tokens_per_second=self.tokens / self.decode_seconds if self.decode_seconds else 0.0,

@@ -72,7 +72,7 @@ if triton is not None:
         if NORM == 2:
             for i in tl.static_range(0, len(tiles)):
                 k = i * BLOCK_K + span
-                w = tiles[i].to(tl.float32)
+                w = tiles[i].to(tl.float32)  # type: ignore[var-annotated]
                 gains += w * tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)
                 constant += w * tl.load(shift + k, mask=k < K, other=0.0).to(tl.float32)
         gained, shifted = tl.sum(gains, 2), tl.sum(constant, 2)
@@ -128,7 +128,7 @@ if triton is not None:
                 gates = gates + (tl.load(at_w, mask=inside, other=0.0),)  # noqa: RUF005
         if NORM == 2:  # as in _by_adding
             for i in tl.static_range(0, len(tiles)):
-                k, w = i * BLOCK_K + span, tiles[i].to(tl.float32)
+                k, w = i * BLOCK_K + span, tiles[i].to(tl.float32)  # type: ignore[var-annotated]
                 gained += tl.sum(w * tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)[None, :], 1)
                 shifted += tl.sum(w * tl.load(shift + k, mask=k < K, other=0.0).to(tl.float32)[None, :], 1)
         if EARLY:
