@@ -112,6 +112,8 @@ class Speaking:
     def release(self, gone: Sequence[Slot]) -> None:
         if gone:
             self._remove(gone)
+        if self._ahead is not None and not any(slot in self.live for slot in self._ahead.slots):
+            self._ahead = None  # or it would hold the last utterances and their sound while nothing is spoken
 
     def clear(self) -> None:
         """Frees all slots."""
@@ -125,20 +127,19 @@ class Speaking:
         """Takes a block, `poll_every` tokens for every slot that was live when it was begun, and finds which have
         ended. If the next block is begun before, the device has work while the host looks; what it draws for an
         utterance that has ended is dropped."""
-        block, self._ahead = self._ahead, None
-        if block is None or not any(slot in self.live for slot in block.slots):
-            block = self._begin()
+        block, self._ahead = self._ahead or self._begin(), None
         if self.draws_ahead and self._goes_on(block):
             self._ahead = self._begin()
         for slot, drawn, before in zip(block.slots, block.drawn(), block.before):
-            if slot in self.live:
+            if slot in self.live and slot.utterance.stopped is None:
                 self._collect(slot, drawn, before)
 
     def _begin(self) -> Block:
         slots, steps = self.slots, self.options.poll_every
         past = steps > 1 or self.draws_ahead  # whether tokens may be drawn past an utterance's end
         before = [slot.utterance.noise.state() if past and not slot.greedy else None for slot in slots.live]
-        slots.draw_noise(slots.live, steps)
+        # one that ended with its first token has its slot until the end of the engine's step
+        slots.draw_noise([slot for slot in slots.live if slot.utterance.stopped is None], steps)
         return Block(list(slots.live), before, fetch(self._block(steps)))
 
     def _goes_on(self, block: Block) -> bool:

@@ -71,6 +71,18 @@ def test_norm_linear(kind, act, dim, wide, rows, dtype):
     assert difference(got, norm_linear(x, norm, product, act)) < TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("rows", [2, 8])
+@pytest.mark.usefixtures("interpreted")
+@torch.inference_mode()
+def test_a_norm_of_large_numbers_stays_within_float16(kind, rows):
+    norm, product = some_norm(kind, 300).half(), nn.Linear(300, 40, bias=False).half()
+    norm.weight.data = 8 * norm.weight.data.abs() + 8  # times x it exceeds 65,504, and the norm of x does not
+    x = (9000 * torch.randn(rows, 1, 300)).half()
+    got = linear.norm_linear(x, norm, product)
+    assert difference(got, norm_linear(x, norm, product)) < TOLERANCE[torch.float16]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize(("dim", "wide", "bias"), [(64, 64, True), (300, 37, False), (600, 5, True)])
@@ -216,6 +228,23 @@ def test_sampling_takes_the_first_of_equals():
     logits, cond, uncond, seen, noise, params = some_draw(100)
     logits[:], noise[:], seen[:] = 1.0, 1.0, False
     assert not sampling.sample(logits, cond, uncond, seen, noise, params, FILTERS[0]).any()
+
+
+@pytest.mark.parametrize("turbo", [False, True])
+@pytest.mark.usefixtures("interpreted")
+@torch.inference_mode()
+def test_sampling_of_what_is_no_number_stays_in_the_vocabulary(turbo, monkeypatch):
+    """Its token is dropped, but an index outside of all tables would end every other call on the device too."""
+    argmax = triton.language.argmax
+
+    def compiled(x, axis):  # keeps the second of two unless the first is greater, which the interpreter does not
+        lost = torch.from_numpy(x.handle.data).isnan().any()
+        return triton.language.full((), len(x.handle.data) - 1, triton.language.int32) if lost else argmax(x, axis)
+
+    monkeypatch.setattr(triton.language, "argmax", compiled)
+    logits, *given = some_draw(300)
+    logits[:] = torch.nan
+    assert sampling.sample(logits, *given, FILTERS[2], turbo).max() < 300
 
 
 @pytest.mark.usefixtures("interpreted")

@@ -2,6 +2,9 @@
 
 import copy
 import dataclasses
+import gc
+import threading
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -10,7 +13,7 @@ from t3_pairs import pair, random_t3
 from token_runs import CPU, EXACT, N, draw, engine_of, everywhere, mixed, request, tokens_of
 
 from chatterbox_opt.engine.noise import RequestNoise
-from chatterbox_opt.engine.request import Cancelled
+from chatterbox_opt.engine.request import Call, Cancelled
 
 # ---- against upstream ----------------------------------------------------------------------------
 
@@ -191,6 +194,42 @@ def test_drawing_ahead_leaves_the_generator_in_place(ahead, llama):
         assert torch.equal(after, fresh.normal((3,)))
 
 
+def beside(engine, longer, req):
+    """Lets `req` join while `longer` is being spoken, and both end."""
+    engine.inbox.append(Call([longer]))
+    while len(longer.tokens) < 2:
+        engine.step()
+    engine.inbox.append(Call([req]))
+    while engine.step():
+        pass
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("poll", [1, 8])
+def test_one_token_beside_others_leaves_the_generator_in_place(poll, ahead, llama):
+    req, longer = request(llama.config, seed=4, max_new_tokens=1), request(llama.config, max_new_tokens=40)
+    engine = engine_of(llama, EXACT.replace(poll_every=poll))
+    engine.tokens.draws_ahead = ahead
+    beside(engine, longer, req)
+    assert (len(req.tokens), len(longer.tokens)) == (1, 40)
+    after, fresh = req.noise.normal((3,)), RequestNoise(CPU, 4)
+    fresh.exponential(torch.empty(llama.config.speech_vocab))
+    assert torch.equal(after, fresh.normal((3,)))
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_nothing_is_kept_of_a_call_that_was_cancelled(ahead, llama):
+    engine, cancel = engine_of(llama, EXACT.replace(poll_every=4)), threading.Event()
+    engine.tokens.draws_ahead = ahead
+    req = request(llama.config)
+    known = weakref.ref(req)
+    with pytest.raises(Cancelled):
+        draw(engine, [req], cancel=cancel, progress=lambda done, most: cancel.set() if done > 8 else None)
+    del req
+    gc.collect()
+    assert known() is None
+
+
 # ---- ends ----------------------------------------------------------------------------------------
 
 
@@ -217,6 +256,24 @@ def test_eos_ends_a_row(llama):
             (result,) = draw(engine, [request(llama.config, **greedy)])
             assert result.stopped == "eos"
             assert result.tokens == ahead[: ahead.index(ahead[10])]
+    finally:
+        head[6562] = kept
+
+
+def test_a_row_that_ends_at_once_has_no_tokens_beside_others(llama):
+    greedy = dict(temperature=0.0, max_new_tokens=30)
+    (alone,) = tokens_of(llama, [request(llama.config, **greedy)])
+    head = llama.speech_head.weight
+    kept = head[6562].clone()
+    try:
+        head[6562] = head[alone[0]] * 1.01
+        for poll, drawn_ahead in ((1, False), (8, False), (8, True)):
+            engine = engine_of(llama, EXACT.replace(poll_every=poll))
+            engine.tokens.draws_ahead = drawn_ahead
+            req, longer = request(llama.config, **greedy), request(llama.config, n=9, text_seed=3, max_new_tokens=40)
+            beside(engine, longer, req)
+            assert len(longer.tokens) > 2, "or it was alone"
+            assert (req.stopped, req.tokens) == ("eos", [])
     finally:
         head[6562] = kept
 

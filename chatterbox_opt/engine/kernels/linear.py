@@ -133,6 +133,14 @@ if triton is not None:
                 shifted += tl.sum(w * tl.load(shift + k, mask=k < K, other=0.0).to(tl.float32)[None, :], 1)
         if EARLY:
             gdc_wait()
+        scale = tl.full((ROWS,), 1.0, tl.float32)
+        if NORM != 0 and x.dtype.element_ty == tl.float16:  # v * gain may be too large or too small for it
+            raw = tl.zeros((ROWS,), tl.float32)
+            for i in tl.static_range(0, len(tiles)):
+                k = i * BLOCK_K + span
+                v = tl.load(x + r[:, None] * K + k[None, :], mask=(r < rows)[:, None] & (k < K)[None, :], other=0.0)
+                raw += tl.sum(v.to(tl.float32) * v.to(tl.float32), 1)
+            scale = 1.0 / tl.sqrt(raw / K + eps)
         total, squares = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
         main, gated = tl.zeros((BLOCK_N, ROWS), tl.float32), tl.zeros((BLOCK_N, ROWS), tl.float32)
         for i in tl.static_range(0, len(tiles)):
@@ -143,7 +151,8 @@ if triton is not None:
                 squares += tl.sum(u * u, 1)
                 if NORM == 2:
                     total += tl.sum(u, 1)
-                v = (u * tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)[None, :]).to(x.dtype.element_ty)
+                g = tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)
+                v = (u * scale[:, None] * g[None, :]).to(x.dtype.element_ty)
             v = tl.trans(v)
             main = tl.dot(tiles[i], v, main)
             if ACT == 2:
@@ -151,6 +160,7 @@ if triton is not None:
         if NORM != 0:
             mean = (total / K)[None, :]
             size = 1.0 / tl.sqrt(tl.maximum((squares / K)[None, :] - mean * mean, 0.0) + eps)
+            main, gated = main / scale[None, :], gated / scale[None, :]
             main, gated = (main - mean * gained[:, None]) * size + shifted[:, None], gated * size
         n, r = n[:, None], r[None, :]
         at, inside = r * N + n, (r < rows) & (n < N)

@@ -108,9 +108,9 @@ if triton is not None:
             x = _penalized(x, marked, again)
         if heat > 0:
             p = tl.div_rn(_probabilities(x), tl.load(noise + slot.to(tl.int64) * VOCAB + i, mask=inside, other=1.0))
-            tl.store(out + slot, tl.argmax(tl.where(inside, p, -1.0), 0))
-        else:
-            tl.store(out + slot, tl.argmax(x, 0))
+            x = tl.where(inside, p, -1.0)
+        # No number is greater than a NaN or less: of a row with one, a number past the vocabulary may win.
+        tl.store(out + slot, tl.minimum(tl.argmax(x, 0), VOCAB - 1))
 
 
 def sample(
