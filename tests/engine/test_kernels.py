@@ -224,6 +224,18 @@ def test_top_filters_keep_what_sorting_keeps(top_p):
 
 @pytest.mark.usefixtures("interpreted")
 @torch.inference_mode()
+def test_top_filters_take_both_zeros_for_equal():
+    logits, cond, uncond, seen, noise, params = some_draw(20)
+    logits[:], seen[:], params.cfg[:], params.temperature[:] = -1.0, False, 0.0, 1.0
+    logits[:, 3], logits[:, 7], logits[:, 9] = -0.0, 0.0, 2.0
+    params.top_k[:], params.top_p[:], noise[:, 3] = 2, 1.0, 1e-6
+    given = logits, cond, cond, seen, noise, params, plain.Filters(False, True, True), True
+    assert torch.equal(sampling.sample(*given), torch.full((5,), 3))
+    assert torch.equal(drawn_plainly(*given), torch.full((5,), 3))
+
+
+@pytest.mark.usefixtures("interpreted")
+@torch.inference_mode()
 def test_sampling_takes_the_first_of_equals():
     logits, cond, uncond, seen, noise, params = some_draw(100)
     logits[:], noise[:], seen[:] = 1.0, 1.0, False

@@ -1,9 +1,9 @@
 """Programmatic dependent launch: a kernel starts while the one before it still runs, loads what no kernel writes, such
 as weights, and waits for the other's results before it reads them. Devices from compute capability 9.0 on can do it.
 
-A kernel that takes part is launched with `early(device)` as its constant EARLY and calls gdc_wait() before it reads or
-writes anything that another kernel writes or reads. As every program of it waits, what ran before its predecessor is
-complete by then too.
+A kernel that takes part is launched with `early(device)` as its constant EARLY. It calls gdc_wait() before it writes
+anything, and before it reads what kernels since the last ordinary launch, or that launch itself, may write: any of them
+may still be running, not its predecessor alone. As every program waits, all of them are complete behind the wait.
 """
 
 from __future__ import annotations

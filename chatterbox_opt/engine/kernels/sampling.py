@@ -32,7 +32,7 @@ if triton is not None:
     @triton.jit
     def _numbers(x):
         """Returns integers in the order of the floats."""
-        bits = x.to(tl.int32, bitcast=True)
+        bits = tl.where(x == 0, 0.0, x).to(tl.int32, bitcast=True)  # -0.0 equals 0.0
         return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
 
     @triton.jit
