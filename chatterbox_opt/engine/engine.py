@@ -114,7 +114,7 @@ class Engine(Driver):
                 self.tokens.prefill(new)
             self.counted.tokens += len(new)
         except Exception as error:
-            alone = [u for u in new if not u.call.done and not u.tokens]
+            alone = [u for u in new if not u.call.done and not u.tokens and u.stopped is None]
             if len(alone) == 1:
                 self.end(alone[0].call, error)
             elif alone:  # find out which of them failed

@@ -278,6 +278,35 @@ def test_a_row_that_ends_at_once_has_no_tokens_beside_others(llama):
         head[6562] = kept
 
 
+def test_a_row_that_ends_at_once_is_not_begun_again_where_another_fails(llama):
+    greedy = dict(temperature=0.0, max_new_tokens=30)
+    (alone,) = tokens_of(llama, [request(llama.config, **greedy)])
+    head = llama.speech_head.weight
+    kept = head[6562].clone()
+    try:
+        head[6562] = head[alone[0]] * 1.01
+        engine, joined = engine_of(llama), []
+        req, broken = request(llama.config, **greedy), request(llama.config, **greedy)
+        join = engine.tokens._join
+
+        def failing(new):
+            joined.append(new[0][0])
+            if new[0][0] is broken:
+                raise RuntimeError("no memory")
+            join(new)
+
+        engine.tokens._join = failing
+        calls = [Call([req]), Call([broken])]
+        engine.inbox.extend(calls)
+        while engine.step():
+            pass
+    finally:
+        head[6562] = kept
+    assert joined.count(req) == 1
+    assert (req.stopped, req.tokens, calls[0].error) == ("eos", [], None)
+    assert str(calls[1].error) == "no memory"
+
+
 def test_guard_stops_what_repeats():
     from chatterbox_opt.engine.endings import ran_away
 
