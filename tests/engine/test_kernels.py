@@ -225,7 +225,7 @@ def test_top_filters_keep_what_sorting_keeps(top_p):
 @pytest.mark.usefixtures("interpreted")
 @torch.inference_mode()
 def test_top_filters_take_both_zeros_for_equal():
-    logits, cond, uncond, seen, noise, params = some_draw(20)
+    logits, cond, _, seen, noise, params = some_draw(20)
     logits[:], seen[:], params.cfg[:], params.temperature[:] = -1.0, False, 0.0, 1.0
     logits[:, 3], logits[:, 7], logits[:, 9] = -0.0, 0.0, 2.0
     params.top_k[:], params.top_p[:], noise[:, 3] = 2, 1.0, 1e-6
@@ -393,3 +393,12 @@ def test_kernels_compile(target, dtype, monkeypatch):
 def test_kernels_on_a_device(rows, dtype):
     for both in full_size(dtype, rows, torch.device("cuda")):
         assert max(map(difference, *both())) < trial.TOLERANCE[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+@torch.inference_mode()
+def test_sampling_of_what_is_no_number_on_a_device(filters):
+    logits, *given = some_draw(8194, torch.device("cuda"))
+    logits[:] = torch.nan
+    assert sampling.sample(logits, *given, filters).max() < 8194
