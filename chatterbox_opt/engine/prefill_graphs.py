@@ -48,13 +48,14 @@ class PrefillGraphs:
 
     @property
     def on(self) -> bool:
-        return self.captured.on
+        """Whether graphs are made, and nothing spoke against them yet."""
+        return self.captured.on and self.captured.closed is None
 
     def key(self, rows: int, prompt: int, text: int) -> Key | None:
         """Returns the graph to use; None for what runs eagerly."""
         size = -(-text // STEP) * STEP
         known = prompt in self._kv or len(self._kv) < VOICES
-        return (rows, prompt, size) if self.on and known and size <= LONGEST else None
+        return (rows, prompt, size) if self.captured.on and known and size <= LONGEST else None
 
     def planned(self, batch: int) -> list[Key]:
         """Returns the graphs that a warm-up captures, the largest first: those of one utterance, whatever `batch`."""
@@ -87,7 +88,7 @@ class PrefillGraphs:
 
     def _capture(self, key: Key) -> bool:
         """Captures a graph unless that is done; returns whether it can be used."""
-        if key in self._held or self.captured.closed:
+        if key in self._held or not self.on:
             return self._held.get(key) is not None
         held = None
         with self.captured.within_memory(key):
