@@ -216,7 +216,7 @@ def test_steps_of_a_call_go_before_those_of_the_engine(plain):
 
 @pytest.mark.parametrize(("how", "field", "value", "told"), [
     (dict(preset="exact", quantize="int8"), "quantize", "int8", True),
-    (dict(preset="exact", engine=EngineOptions(poll_every=4, slots=2)), "slots", 2, True),
+    (dict(preset="exact", engine=EngineOptions(poll_every=8, slots=2)), "slots", 2, True),
     (dict(preset="fast", decoder="standard", engine=EngineOptions(flow_steps=8)), "flow_steps", 8, True),
     (dict(preset="fast", quantize="int4"), "quantize", "int4", True),
     (dict(preset="fast", use_mixed_precision=False), "dtype", "float32", False),

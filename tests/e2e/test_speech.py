@@ -29,7 +29,7 @@ def test_generate_returns_cpu_float32_and_repeats_with_a_seed(model):
     assert first.ndim == 2
     assert first.shape[0] == 1
     assert torch.isfinite(first).all()
-    assert first.abs().max() <= 1
+    assert first.abs().max() <= 1.05, "the watermark comes on top of what the vocoder limits to 0.99"
     assert torch.equal(first, model.generate("Hello there.", seed=1, max_new_tokens=12))
     assert not torch.equal(first, model.generate("Hello there.", seed=2, max_new_tokens=12))
 

@@ -79,12 +79,12 @@ def test_a_second_signal_waits_for_nobody(tmp_path):
     ("words", "said"),
     [
         (["--dir", "nowhere", "--device", "cpu"], "nowhere"),
-        (["--model", "mini", "--dir", "."], "leave out one"),
+        (["--model", "mini", "--dir", "."], "leave out --dir or --model"),
         (["--model", "mini", "--port", "70000"], "port"),
         (["--model", "mini", "--max-waiting", "0"], "max_waiting"),
         (["--model", "mini", "--api-key", " "], "key is empty"),
         (["--model", "mini", "--api-key-file", "nowhere"], "nowhere"),
-        (["--model", "mini", "--api-key", "a", "--api-key-file", "b"], "one of the two"),
+        (["--model", "mini", "--api-key", "a", "--api-key-file", "b"], "not both"),
     ],
 )
 def test_what_cannot_be_is_said_in_a_line(words, said, capsys, tmp_path, monkeypatch):
