@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from threads import soon
-from token_runs import CPU, EXACT, draw, engine_of, everywhere, mixed, request, tokens_of
+from token_runs import CPU, EXACT, MLX, draw, engine_of, everywhere, mixed, request, tokens_of
 
 from chatterbox_opt import Cancelled, OptimizedChatterboxTTS
 from chatterbox_opt.engine.linears import give_back_memory
@@ -299,9 +299,12 @@ def resident() -> float:
     return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
 
 
-@pytest.mark.parametrize("count", [120, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("device", "count"),
+    [("cpu", 120), pytest.param("cpu", 1000, marks=pytest.mark.slow), pytest.param(*MLX.values, 120, marks=MLX.marks)],
+    indirect=["device"], scope="module",
+)  # fmt: skip
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
-@everywhere
 def test_requests_that_arrive_at_random_and_leave_at_random(count, llama):
     """None is lost or mixed up, and no memory is kept."""
     torch.set_num_threads(1)  # a tiny network on more of them waits for them
