@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config import FRAMES_PER_TOKEN, MEL_BINS, SPEECH_CODES
 from .agreement import ripples
 from .graphs import Captured, bucket, on_trial
+from .held import held
 
 if TYPE_CHECKING:
     from .mel import MelRunner, Solve
@@ -77,22 +78,16 @@ class FlowGraphs:
 
     def capture(self, key: tuple[int, int]) -> bool:
         """Captures the graphs of a shape unless that is done; returns whether they can be used."""
-        if not self.on or self.captured.closed or key in self._held:
-            return self._held.get(key) is not None
-        held = None
-        with self.captured.within_memory(key):
-            held = self._prepare(key)
-        self._held[key] = held
-        return held is not None
+        return held(self._held, key, self.captured, partial(self._prepare, key)) is not None
 
     def _prepare(self, key: tuple[int, int]) -> Held | None:
-        held = self._hold(key)
-        if not self.captured.prepare(("encode", *key), self._encode_of(held), spoil=held.spoil):
+        made = self._hold(key)
+        if not self.captured.prepare(("encode", *key), self._encode_of(made), spoil=made.spoil):
             return None
         for graph in self._graphs_of(key)[1:]:
-            if not self.captured.prepare(graph, self._step_of(held, unguided=graph[-1])):
+            if not self.captured.prepare(graph, self._step_of(made, unguided=graph[-1])):
                 return None
-        return held
+        return made
 
     def _hold(self, key: tuple[int, int]) -> Held:
         (rows, size), device = key, self.device
@@ -110,39 +105,39 @@ class FlowGraphs:
             solve.key = None
             solve.conditions, solve.mask = self.runner.encode(*inputs, full=False)
             return
-        held = self._held[solve.key]
-        self._set_aside(held)
-        for mine, given in zip(held.inputs, inputs):
-            mine[: len(given)].copy_(given)  # unused rows keep finite numbers of an earlier call
-        self.captured.run(("encode", *solve.key), self._encode_of(held))
-        held.owner = solve
+        mine = self._held[solve.key]
+        self._set_aside(mine)
+        for tensor, given in zip(mine.inputs, inputs):
+            tensor[: len(given)].copy_(given)  # unused rows keep finite numbers of an earlier call
+        self.captured.run(("encode", *solve.key), self._encode_of(mine))
+        mine.owner = solve
 
     def advance(self, solve: Solve, time: Tensor, dt: Tensor, unguided: bool) -> None:
-        held = self._held[solve.key]
-        if held.owner is not solve:
-            self._set_aside(held)
-            held.keep(solve.conditions, solve.mask)
-            held.owner = solve
+        mine = self._held[solve.key]
+        if mine.owner is not solve:
+            self._set_aside(mine)
+            mine.keep(solve.conditions, solve.mask)
+            mine.owner = solve
         n = len(solve.rows)
-        held.x[:n].copy_(solve.x)
-        held.time.copy_(time)
-        held.dt.copy_(dt)
-        solve.x = self.captured.run(("step", *solve.key, unguided), self._step_of(held, unguided))[:n].clone()
+        mine.x[:n].copy_(solve.x)
+        mine.time.copy_(time)
+        mine.dt.copy_(dt)
+        solve.x = self.captured.run(("step", *solve.key, unguided), self._step_of(mine, unguided))[:n].clone()
 
-    def _encode_of(self, held: Held) -> Callable[[], tuple[tuple[Tensor, Tensor], Tensor]]:
+    def _encode_of(self, mine: Held) -> Callable[[], tuple[tuple[Tensor, Tensor], Tensor]]:
         """Steps of other shapes may be replayed between this and the steps of its own shape, so it leaves its results
         in tensors outside of the graphs' memory."""
-        return lambda: held.keep(*self.runner.encode(*held.inputs, full=False))
+        return lambda: mine.keep(*self.runner.encode(*mine.inputs, full=False))
 
-    def _step_of(self, held: Held, unguided: bool) -> Callable[[], Tensor]:
-        return lambda: self.runner.euler(held.x, held.time, held.dt, held.conditions, held.mask, unguided)
+    def _step_of(self, mine: Held, unguided: bool) -> Callable[[], Tensor]:
+        return lambda: self.runner.euler(mine.x, mine.time, mine.dt, mine.conditions, mine.mask, unguided)
 
     @staticmethod
-    def _set_aside(held: Held) -> None:
+    def _set_aside(mine: Held) -> None:
         """Copies what the owner of these tensors still needs to the owner, before another solve overwrites them."""
-        owner, held.owner = held.owner, None
+        owner, mine.owner = mine.owner, None
         if owner is not None and not owner.done:
-            owner.conditions, owner.mask = tuple(t.clone() for t in held.conditions), held.mask.clone()
+            owner.conditions, owner.mask = tuple(t.clone() for t in mine.conditions), mine.mask.clone()
 
 
 @cache

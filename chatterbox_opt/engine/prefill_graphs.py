@@ -15,6 +15,7 @@ from ..options import EngineOptions
 from .agreement import ripples
 from .cache import Prefill, empty_kv, paste
 from .graphs import Captured, on_trial
+from .held import held
 from .prefix import Prefix
 
 STEP = 64  # text lengths are padded to multiples of this
@@ -76,27 +77,24 @@ class PrefillGraphs:
         key = self.key(rows, prefix.length, n)
         if key is None or not self._capture(key):
             return None
-        held = self._held[key]
-        held.x[:, :n] = x  # what follows are finite numbers of an earlier text, which this one does not see
-        held.ends.copy_(ends)
+        mine = self._held[key]
+        mine.x[:, :n] = x  # what follows are finite numbers of an earlier text, which this one does not see
+        mine.ends.copy_(ends)
         for row in range(rows):
-            paste(held.kv, row, prefix.k, prefix.v)
-        logits = self.captured.run(key, partial(self._prefill, held, prefix.length))
+            paste(mine.kv, row, prefix.k, prefix.v)
+        logits = self.captured.run(key, partial(self._prefill, mine, prefix.length))
         filled = prefix.length + n
-        kv[..., :filled, :] = held.kv[..., :filled, :]
+        kv[..., :filled, :] = mine.kv[..., :filled, :]
         return logits
 
     def _capture(self, key: Key) -> bool:
         """Captures a graph unless that is done; returns whether it can be used."""
-        if key in self._held or not self.on:
-            return self._held.get(key) is not None
-        held = None
-        with self.captured.within_memory(key):
-            made, prompt = self._hold(key), key[1]
-            run, spoil = (partial(do, made, prompt) for do in (self._prefill, self._spoil))
-            held = made if self.captured.prepare(key, run, spoil=spoil) else None
-        self._held[key] = held
-        return held is not None
+        return held(self._held, key, self.captured, partial(self._prepare, key)) is not None
+
+    def _prepare(self, key: Key) -> Held | None:
+        made, prompt = self._hold(key), key[1]
+        run, spoil = (partial(do, made, prompt) for do in (self._prefill, self._spoil))
+        return made if self.captured.prepare(key, run, spoil=spoil) else None
 
     def _hold(self, key: Key) -> Held:
         (rows, prompt, size), device, dtype = key, self.weight.device, self.weight.dtype
@@ -107,12 +105,12 @@ class PrefillGraphs:
         x = ripples(rows, size, self.t3.config.dim, device=device).to(dtype)
         return Held(x, torch.full((rows,), size - 1, device=device), kv)
 
-    def _prefill(self, held: Held, prompt: int) -> Tensor:
-        rows, size, _ = held.x.shape
-        span = torch.arange(prompt, prompt + size, device=held.x.device)
-        hidden = self.t3(held.x, span[None], Prefill(held.kv, prompt), self.operations)
-        return self.t3.logits(hidden[torch.arange(rows, device=held.x.device), held.ends])
+    def _prefill(self, mine: Held, prompt: int) -> Tensor:
+        rows, size, _ = mine.x.shape
+        span = torch.arange(prompt, prompt + size, device=mine.x.device)
+        hidden = self.t3(mine.x, span[None], Prefill(mine.kv, prompt), self.operations)
+        return self.t3.logits(hidden[torch.arange(rows, device=mine.x.device), mine.ends])
 
     @staticmethod
-    def _spoil(held: Held, prompt: int) -> None:
-        held.kv[..., prompt:, :].zero_()
+    def _spoil(mine: Held, prompt: int) -> None:
+        mine.kv[..., prompt:, :].zero_()

@@ -11,6 +11,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from ..models.hift import FLOAT32, Hift, reach
 from ..options import EngineOptions
 from .agreement import ripples
 from .graphs import Captured, bucket, on_trial
+from .held import held
 from .noise import RequestNoise
 from .operations import vocoder_operations
 
@@ -151,15 +153,12 @@ class WavRunner:
 
     def _capture(self, key: tuple[int, int]) -> bool:
         """Captures (rows, frames) unless it is captured; returns whether it is."""
-        if key in self._inputs or self.captured.closed:
-            return self._inputs.get(key) is not None
-        inputs = None
-        with self.captured.within_memory(key):
-            mel, spectrum = self._example(key)
-            if self.captured.prepare(key, lambda: self.hift.decode(mel, spectrum, self.operations)):
-                inputs = mel, spectrum
-        self._inputs[key] = inputs
-        return inputs is not None
+        return held(self._inputs, key, self.captured, partial(self._prepare, key)) is not None
+
+    def _prepare(self, key: tuple[int, int]) -> tuple[Tensor, Tensor] | None:
+        mel, spectrum = self._example(key)
+        captured = self.captured.prepare(key, lambda: self.hift.decode(mel, spectrum, self.operations))
+        return (mel, spectrum) if captured else None
 
     def _example(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         rows, size = key

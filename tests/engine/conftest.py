@@ -7,6 +7,14 @@ from token_runs import EXACT
 from chatterbox_opt.executor import t3_on_device
 
 
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Triton's kernels run in its interpreter."""
+    from kernel_runs import interpret
+
+    interpret(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def device(request):
     """The device that computes the tokens; `token_runs.everywhere` gives others."""

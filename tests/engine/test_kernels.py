@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 import torch
+from draws import FILTERS, drawn_plainly, some_draw
 from torch import nn
 
 from chatterbox_opt.config import tiny
-from chatterbox_opt.engine import sampling as plain
 from chatterbox_opt.engine.cache import Decode, StaticKVCache
 from chatterbox_opt.engine.kernels import add_norm, attention, flash, linear, sampling, snake, trial
 from chatterbox_opt.engine.mel import in_half
@@ -24,18 +24,13 @@ from chatterbox_opt.models.llama import Attention, RMSNorm
 
 triton = pytest.importorskip("triton")
 from flow_pairs import random_flow  # noqa: E402
-from kernel_runs import SHARED, compile_launches, interpret  # noqa: E402
+from kernel_runs import SHARED, compile_launches  # noqa: E402
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 DTYPES = list(TOLERANCE)
 CPU = torch.device("cpu")
 NO_DOT = "the interpreter multiplies tiles of bfloat16 as if they were integers; float16 takes the same path"
 ROWS = [1, 2, 3, 8, 16]
-
-
-@pytest.fixture
-def interpreted(monkeypatch):
-    interpret(monkeypatch)
 
 
 difference = trial.difference
@@ -154,109 +149,6 @@ def test_every_position_has_one_program():
             assert chunk % attention.BLOCK == 0
             assert (splits - 1) * chunk < live <= splits * chunk
             assert splits == 1 or heads <= attention.PROGRAMS
-
-
-def some_draw(vocab: int, device=CPU):
-    slots = 5
-    logits = 4 * torch.randn(2 * slots, vocab, device=device)
-    column = dict(dtype=torch.float32, device=device)
-    params = plain.RowParams(
-        cfg=torch.tensor([[0.5], [0.0], [1.0], [0.3], [0.5]], **column),
-        temperature=torch.tensor([[0.8], [0.0], [0.3], [1.5], [0.0]], **column),
-        min_p=torch.tensor([[0.05], [0.05], [0.0], [0.3], [1.0]], **column),
-        top_p=torch.tensor([[0.95], [1.0], [0.5], [0.9], [0.0]], **column),
-        top_k=torch.tensor([[0], [50], [1], [100], [7]], device=device),
-        penalty=torch.tensor([[1.2], [1.0], [2.0], [0.8], [1.2]], **column),
-    )
-    cond = torch.tensor([1, 2, 4, 7, 8], device=device)
-    uncond = torch.tensor([0, 2, 5, 6, 9], device=device)
-    seen = torch.rand(slots, vocab, device=device) < 0.3
-    noise = torch.empty(slots, vocab, device=device).exponential_()
-    return logits, cond, uncond, seen, noise, params
-
-
-def drawn_plainly(logits, cond, uncond, seen, noise, params, filters, turbo=False):
-    if turbo:
-        return plain.next_token_turbo(logits[cond], seen, noise, params, filters)
-    return plain.next_token(plain.guide(logits[cond], logits[uncond], params.cfg), seen, noise, params, filters)
-
-
-FILTERS = [plain.Filters(min_p, top, top) for min_p in (True, False) for top in (False, True)]
-
-
-@pytest.mark.parametrize("filters", FILTERS, ids=str)
-@pytest.mark.parametrize("vocab", [3, 1000, 8194])
-@pytest.mark.usefixtures("interpreted")
-@torch.inference_mode()
-def test_sampling(vocab, filters):
-    for _ in range(1 if filters.top_p else 5):  # the interpreter is slow
-        given = some_draw(vocab)
-        got = sampling.sample(*given, filters)
-        assert got.dtype == torch.long
-        assert torch.equal(got, drawn_plainly(*given, filters))
-
-
-@pytest.mark.parametrize("filters", [f for f in FILTERS if not f.min_p], ids=str)
-@pytest.mark.usefixtures("interpreted")
-@torch.inference_mode()
-def test_sampling_in_turbos_order(filters):
-    for _ in range(2):
-        given = some_draw(300)
-        assert torch.equal(sampling.sample(*given, filters, True), drawn_plainly(*given, filters, True))
-
-
-@pytest.mark.parametrize("top_p", [[0.0, 0.3, 0.95, 1.0, 0.5], [0.95, 0.95, 0.0, 0.3, 0.3]])
-@pytest.mark.usefixtures("interpreted")
-@torch.inference_mode()
-def test_top_filters_keep_what_sorting_keeps(top_p):
-    """Of many equal logits too, as half precision makes them. Without noise to hide it, each draw is of what is left:
-    the noise of one token after the other is made so small that it would win."""
-    logits, cond, uncond, seen, noise, params = some_draw(20)
-    logits, filters = (logits * 2).round() / 2, plain.Filters(False, True, True)
-    params.top_k[:, 0] = torch.tensor([0, 1, 7, 15, 50])
-    params.top_p[:, 0], params.temperature[:] = torch.tensor(top_p), 0.8
-    for wanted in range(20):
-        noise[:] = 1.0
-        noise[:, wanted] = 1e-6
-        given = logits, cond, uncond, seen, noise, params, filters
-        assert torch.equal(sampling.sample(*given), drawn_plainly(*given))
-
-
-@pytest.mark.usefixtures("interpreted")
-@torch.inference_mode()
-def test_top_filters_take_both_zeros_for_equal():
-    logits, cond, _, seen, noise, params = some_draw(20)
-    logits[:], seen[:], params.cfg[:], params.temperature[:] = -1.0, False, 0.0, 1.0
-    logits[:, 3], logits[:, 7], logits[:, 9] = -0.0, 0.0, 2.0
-    params.top_k[:], params.top_p[:], noise[:, 3] = 2, 1.0, 1e-6
-    given = logits, cond, cond, seen, noise, params, plain.Filters(False, True, True), True
-    assert torch.equal(sampling.sample(*given), torch.full((5,), 3))
-    assert torch.equal(drawn_plainly(*given), torch.full((5,), 3))
-
-
-@pytest.mark.usefixtures("interpreted")
-@torch.inference_mode()
-def test_sampling_takes_the_first_of_equals():
-    logits, cond, uncond, seen, noise, params = some_draw(100)
-    logits[:], noise[:], seen[:] = 1.0, 1.0, False
-    assert not sampling.sample(logits, cond, uncond, seen, noise, params, FILTERS[0]).any()
-
-
-@pytest.mark.parametrize("turbo", [False, True])
-@pytest.mark.usefixtures("interpreted")
-@torch.inference_mode()
-def test_sampling_of_what_is_no_number_stays_in_the_vocabulary(turbo, monkeypatch):
-    """Its token is dropped, but an index outside of all tables would end every other call on the device too."""
-    argmax = triton.language.argmax
-
-    def compiled(x, axis):  # keeps the second of two unless the first is greater, which the interpreter does not
-        lost = torch.from_numpy(x.handle.data).isnan().any()
-        return triton.language.full((), len(x.handle.data) - 1, triton.language.int32) if lost else argmax(x, axis)
-
-    monkeypatch.setattr(triton.language, "argmax", compiled)
-    logits, *given = some_draw(300)
-    logits[:] = torch.nan
-    assert sampling.sample(logits, *given, FILTERS[2], turbo).max() < 300
 
 
 @pytest.mark.usefixtures("interpreted")
@@ -393,12 +285,3 @@ def test_kernels_compile(target, dtype, monkeypatch):
 def test_kernels_on_a_device(rows, dtype):
     for both in full_size(dtype, rows, torch.device("cuda")):
         assert max(map(difference, *both())) < trial.TOLERANCE[dtype]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("filters", FILTERS, ids=str)
-@torch.inference_mode()
-def test_sampling_of_what_is_no_number_on_a_device(filters):
-    logits, *given = some_draw(8194, torch.device("cuda"))
-    logits[:] = torch.nan
-    assert sampling.sample(logits, *given, filters).max() < 8194
