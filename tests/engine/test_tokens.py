@@ -5,6 +5,7 @@ import dataclasses
 import gc
 import threading
 import weakref
+from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
@@ -243,30 +244,34 @@ def test_limits_and_stops(llama):
     assert draw(engine, []) == []
 
 
+@contextmanager
+def ending_at(t3, token: int):
+    """Inside, the stop token is the most likely one where `token` was."""
+    head = t3.speech_head.weight
+    kept = head[6562].clone()
+    try:
+        head[6562] = head[token] * 1.01
+        yield
+    finally:
+        head[6562] = kept
+
+
 def test_eos_ends_a_row(llama):
     greedy = dict(temperature=0.0, max_new_tokens=30)
     (ahead,) = tokens_of(llama, [request(llama.config, **greedy)])
-    head = llama.speech_head.weight
-    kept = head[6562].clone()
-    try:
-        head[6562] = head[ahead[10]] * 1.01  # now the stop token is the most likely one there
+    with ending_at(llama, ahead[10]):
         for poll, drawn_ahead in ((1, False), (8, False), (1, True), (8, True)):
             engine = engine_of(llama, EXACT.replace(poll_every=poll))
             engine.tokens.draws_ahead = drawn_ahead
             (result,) = draw(engine, [request(llama.config, **greedy)])
             assert result.stopped == "eos"
             assert result.tokens == ahead[: ahead.index(ahead[10])]
-    finally:
-        head[6562] = kept
 
 
 def test_a_row_that_ends_at_once_has_no_tokens_beside_others(llama):
     greedy = dict(temperature=0.0, max_new_tokens=30)
     (alone,) = tokens_of(llama, [request(llama.config, **greedy)])
-    head = llama.speech_head.weight
-    kept = head[6562].clone()
-    try:
-        head[6562] = head[alone[0]] * 1.01
+    with ending_at(llama, alone[0]):
         for poll, drawn_ahead in ((1, False), (8, False), (8, True)):
             engine = engine_of(llama, EXACT.replace(poll_every=poll))
             engine.tokens.draws_ahead = drawn_ahead
@@ -274,17 +279,12 @@ def test_a_row_that_ends_at_once_has_no_tokens_beside_others(llama):
             beside(engine, longer, req)
             assert len(longer.tokens) > 2, "or it was alone"
             assert (req.stopped, req.tokens) == ("eos", [])
-    finally:
-        head[6562] = kept
 
 
 def test_a_row_that_ends_at_once_is_not_begun_again_where_another_fails(llama):
     greedy = dict(temperature=0.0, max_new_tokens=30)
     (alone,) = tokens_of(llama, [request(llama.config, **greedy)])
-    head = llama.speech_head.weight
-    kept = head[6562].clone()
-    try:
-        head[6562] = head[alone[0]] * 1.01
+    with ending_at(llama, alone[0]):
         engine, joined = engine_of(llama), []
         req, broken = request(llama.config, **greedy), request(llama.config, **greedy)
         join = engine.tokens._join
@@ -300,8 +300,6 @@ def test_a_row_that_ends_at_once_is_not_begun_again_where_another_fails(llama):
         engine.inbox.extend(calls)
         while engine.step():
             pass
-    finally:
-        head[6562] = kept
     assert joined.count(req) == 1
     assert (req.stopped, req.tokens, calls[0].error) == ("eos", [], None)
     assert str(calls[1].error) == "no memory"

@@ -54,6 +54,16 @@ def by_workers(number, rows, folder, judge=None, **how):
     return speak_table(rows, folder, outcomes, verbose=False)
 
 
+@pytest.fixture
+def by_value():
+    """Workers are sent this file's functions whole: they cannot import it."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
 def dies_once(marker):
     """A judge under which the process of an engine ends, once in all."""
 
@@ -88,16 +98,10 @@ def test_two_workers_make_what_one_engine_makes_and_tell_what_fails(cluster, tmp
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_loses_no_row(cluster, tmp_path):
-    from ray import cloudpickle
-
+def test_a_worker_that_dies_loses_no_row(cluster, by_value, tmp_path):
     rows = [{"text": text, "id": f"{i}"} for i, text in enumerate(TEXTS * 2)] + [{"text": "One. Two.", "id": "dies"}]
     rows = read_rows(table(tmp_path / "in.jsonl", rows))
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    try:
-        done = by_workers(2, rows, tmp_path / "out", dies_once(str(tmp_path / "marker")))
-    finally:
-        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    done = by_workers(2, rows, tmp_path / "out", dies_once(str(tmp_path / "marker")))
     assert (tmp_path / "marker").exists()
     assert (done.made, done.failed) == (13, 0)
     assert sorted(line["id"] for line in lines(tmp_path / "out" / "manifest.jsonl")) == sorted(row.id for row in rows)
@@ -111,16 +115,10 @@ def dies_always(row, wave, rate):
 
 
 @pytest.mark.slow
-def test_a_row_that_ends_every_process_fails_alone(cluster, tmp_path):
-    from ray import cloudpickle
-
+def test_a_row_that_ends_every_process_fails_alone(cluster, by_value, tmp_path):
     rows = [{"text": text, "id": f"{i}"} for i, text in enumerate(TEXTS * 2)] + [{"text": "One. Two.", "id": "kills"}]
     rows = read_rows(table(tmp_path / "in.jsonl", rows))
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    try:
-        done = by_workers(2, rows, tmp_path / "out", dies_always)
-    finally:
-        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    done = by_workers(2, rows, tmp_path / "out", dies_always)
     assert (done.made, done.failed) == (12, 1)
     (failure,) = lines(tmp_path / "out" / "failures.jsonl")
     assert (failure["id"], "process ended" in failure["reason"]) == ("kills", True)
@@ -145,16 +143,10 @@ def hangs_once(marker):
 
 
 @pytest.mark.slow
-def test_an_engine_that_hangs_is_replaced(cluster, tmp_path):
-    from ray import cloudpickle
-
+def test_an_engine_that_hangs_is_replaced(cluster, by_value, tmp_path):
     rows = [{"text": text, "id": f"{i}"} for i, text in enumerate(TEXTS)] + [{"text": "One. Two.", "id": "hangs"}]
     rows = read_rows(table(tmp_path / "in.jsonl", rows))
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    try:
-        done = by_workers(1, rows, tmp_path / "out", hangs_once(str(tmp_path / "marker")), patience=8.0)
-    finally:
-        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    done = by_workers(1, rows, tmp_path / "out", hangs_once(str(tmp_path / "marker")), patience=8.0)
     assert (tmp_path / "marker").exists()
     assert (done.made, done.failed) == (7, 0)
 
