@@ -168,7 +168,7 @@ def test_each_preset_is_its_bundle(folders, door):
 
     assert options(preset="exact") == resolve(EngineOptions.exact(), CPU)
     assert options(preset="balanced") == options() == resolve(EngineOptions(), CPU)
-    assert options(preset="fast") == resolve(EngineOptions(), CPU)
+    assert options(preset="fast") == resolve(EngineOptions(prompt_seconds=5.0), CPU)
     guided = EngineOptions(flow_steps=6, cfm_schedule="sway", prompt_seconds=5.0)
     if door != "turbo":
         assert options(preset="fast", decoder="standard") == resolve(guided, CPU)
