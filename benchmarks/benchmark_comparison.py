@@ -40,7 +40,6 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FIELD=VALUE",
         help="exact, default, preset=, decoder=, or fields of EngineOptions; given again: another optimized side",
     )
-    parser.add_argument("--preset", nargs="+", default=[], help="an optimized side for each, as --options preset=NAME")
     parser.add_argument(
         "--baseline",
         choices=("upstream", "exact", "none"),
@@ -64,23 +63,12 @@ def main(argv: list[str] | None = None) -> int:
         for side in sides:
             side.close()
 
-    document = {
-        "benchmark": "comparison",
-        "label": report.label(args.model, args.size, source),
-        "command": args.command,
-        "environment": workload.environment(args.device),
-        "settings": {
-            "model": args.model,
-            "weights": source.kind,
-            "size": args.size,
-            "fixed_lengths": source.fixed,
-            "seed": workload.SEED,
-            "voice_seconds": None if source.kind == "mini" else 12,
-            "minutes": (time.perf_counter() - started) / 60,
-        },
-        "notes": notes,
-        **summarise(sides, cold, runs),
-    }
+    settings = dict(
+        fixed_lengths=source.fixed, seed=workload.SEED, voice_seconds=None if source.kind == "mini" else 12,
+        minutes=(time.perf_counter() - started) / 60,
+    )
+    document = report.document("comparison", args, source, **settings) | {"notes": notes}
+    document |= summarise(sides, cold, runs)
     path = report.result_path(document, args.out)
     keep_wavs(args, path.parent)
     report.publish(document, args.out)
@@ -105,7 +93,7 @@ def make_sides(args: Any, source: workload.Weights) -> tuple[list[Remote], list[
         notes.append("Baseline without the wheel's alignment analyzer, which later upstream dropped.")
     if sides and assembled(source):
         notes.append("Baseline: upstream's own parts put together at these sizes; its classes load published ones.")
-    for i, options in enumerate([*(args.options or []), *([f"preset={name}"] for name in args.preset)] or [[]]):
+    for i, options in enumerate(args.options or [[]]):
         name = "optimized" if i == 0 else f"optimized, {' '.join(options)}"
         sides.append(Remote(name, "optimized", options))
     return sides, notes

@@ -47,7 +47,7 @@ def check_imports(code: str) -> None:
             assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
 
 
-def reader(folder: Path, monkeypatch: pytest.MonkeyPatch, weights: str) -> dict[str, Any]:
+def page_names(folder: Path, monkeypatch: pytest.MonkeyPatch, weights: str) -> dict[str, Any]:
     """What pages take for granted: a model of `weights` "tiny" or "mini", which from_pretrained() gives as well, that
     says a few tokens only, recordings in the current folder, and names for texts."""
     from chatterbox_opt import EngineOptions, OptimizedChatterboxTTS, options

@@ -18,7 +18,6 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import benchmark_comparison
 import benchmark_inference
 import benchmark_streaming
-import ceilings
 import check_results
 import ladder
 import quality
@@ -28,6 +27,7 @@ import tables
 import workload
 
 from chatterbox_opt.config import MODELS
+from chatterbox_opt.doctor import ceilings
 from chatterbox_opt.options import EngineOptions
 
 
@@ -70,7 +70,7 @@ def test_comparison(work, tmp_path, capsys):
 
 def test_comparison_without_the_baseline_says_how_to_install_it(work, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
-    args = argparse.Namespace(baseline="upstream", model="tts", options=None, preset=[])
+    args = argparse.Namespace(baseline="upstream", model="tts", options=None)
     made, notes = benchmark_comparison.make_sides(args, workload.weights("random", "tts", "tiny", work))
     assert [side.name for side in made] == ["optimized"]
     assert "pip install --no-deps chatterbox-tts==0.1.7" in notes[0]
@@ -149,7 +149,7 @@ def test_streaming(work, tmp_path, capsys):
         assert row["sooner"] > 0
 
 
-def test_what_a_listener_waits_for(monkeypatch):
+def test_times_of_a_listener(monkeypatch):
     clock = iter([0.0, 1.0, 1.5, 4.0])  # the call, then three chunks
     monkeypatch.setattr(benchmark_streaming.time, "perf_counter", lambda: next(clock))
     heard = benchmark_streaming.listen([torch.zeros(1, n) for n in (100, 100, 50)], 100)
@@ -322,7 +322,7 @@ def test_server(work, tmp_path, capsys):
     assert 0 <= row["continuous"] <= 1
 
 
-def test_what_a_listener_of_a_server_notices():
+def test_gaps_and_percentiles_of_a_server():
     import benchmark_server
 
     second = 2 * workload.SAMPLE_RATE

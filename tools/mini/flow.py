@@ -182,40 +182,26 @@ def losses(
 
 
 def main(argv: list[str]) -> None:
-    parser = common.arguments(__doc__)
-    parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--batch", type=int, default=12)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    args = parser.parse_args(argv)
+    args = common.training_arguments(__doc__, steps=10_000, batch=12, rate=1e-3).parse_args(argv)
     clock = common.setup(args)
     model = Model(args.seed).to(args.device)
-    trainer = common.Trainer("flow", args, model, args.rate, args.steps)
-    rng = random.Random(args.seed + trainer.step)
-    train(args, clock, trainer, model, rng)
-    trainer.save(clock.spent)
+    trainer = common.Trainer("flow", args, model, clock)
+    train(args, trainer, model, random.Random(args.seed + trainer.step))
+    trainer.save()
 
 
-def train(
-    args: argparse.Namespace, clock: common.Clock, trainer: common.Trainer, model: Model, rng: random.Random
-) -> None:
+def train(args: argparse.Namespace, trainer: common.Trainer, model: Model, rng: random.Random) -> None:
     items, held = examples(args.work, "train"), examples(args.work, "test")[:24]
     items.sort(key=lambda i: len(i["codes"]))
-    notes = []
-    for group in common.batches(items, args.batch, rng):
-        if trainer.done or not clock.tick():
-            return
+
+    def of_batch(group: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         longest = LONGEST
         if rng.random() < JOINS and len(items) >= JOINED:
             group = [join(rng.sample(items, JOINED)) for _ in range(max(1, args.batch // JOINED))]
             longest *= JOINED
-        found = losses(model, group, args.device, rng, longest)
-        trainer.update(found["loss"])
-        notes.append({k: v.item() for k, v in found.items()})
-        if trainer.step % 100 == 0:
-            with torch.no_grad():
-                got = losses(model, held, args.device, random.Random(0))
-            mean = {k: common.average([n[k] for n in notes]) for k in notes[0]}
-            notes.clear()
-            common.log("flow", args, step=trainer.step, seconds=clock.spent, sentences=len(items), **mean,
-                       **{f"held_{k}": v.item() for k, v in got.items()})
-            trainer.save(clock.spent)
+        return losses(model, group, args.device, rng, longest)
+
+    trainer.run(
+        common.batches(items, args.batch, rng), of_batch,
+        lambda: losses(model, held, args.device, random.Random(0)), sentences=len(items),
+    )

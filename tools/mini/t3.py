@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -199,17 +199,14 @@ def used_codes(work: Path, items: list[dict[str, Tensor]], book: Book) -> Tensor
 
 
 def main(argv: list[str]) -> None:
-    parser = common.arguments(__doc__)
-    parser.add_argument("--steps", type=int, default=15_000)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=1.4e-3)
+    parser = common.training_arguments(__doc__, steps=15_000, batch=16, rate=1.4e-3)
     parser.add_argument("--stop-on-growth", type=float, default=0, help="seconds after which newly made data is read")
     args = parser.parse_args(argv)
     clock = common.setup(args)
     tokenizer = prepare_vocabulary(args.work)
     book = Book.at(args.work, common.read(args.work, "train", ("codes",)))
     model = Model(args.seed, book).to(args.device)
-    trainer = common.Trainer("t3", args, model, args.rate, args.steps)
+    trainer = common.Trainer("t3", args, model, clock)
     voice = voice_of(args.work, args.device)
     held = grouped(examples(args.work, "test", tokenizer), args.batch)
     rng = random.Random(args.seed + trainer.step)
@@ -217,8 +214,8 @@ def main(argv: list[str]) -> None:
         items = examples(args.work, "train", tokenizer, SPELLINGS)
         used = used_codes(args.work, items + [i for group in held for i in group], book).to(args.device)
         common.log("t3", args, examples=len(items), codes=len(used), step=trainer.step)
-        train(args, clock, trainer, model, items, book, used, voice, rng, held, tokenizer.encode(" ")[0])
-    trainer.save(clock.spent)
+        train(args, trainer, model, items, book, used, voice, rng, held, tokenizer.encode(" ")[0])
+    trainer.save()
 
 
 def prepare_vocabulary(work: Path) -> EnTokenizer:
@@ -232,30 +229,23 @@ def prepare_vocabulary(work: Path) -> EnTokenizer:
 
 
 def train(
-    args: argparse.Namespace, clock: common.Clock, trainer: common.Trainer, model: Model, items: list, book: Book,
-    used: Tensor, voice: Any, rng: random.Random, held: list, space: int,
+    args: argparse.Namespace, trainer: common.Trainer, model: Model, items: list, book: Book, used: Tensor, voice: Any,
+    rng: random.Random, held: list, space: int,
 ) -> None:
     """Until the time is up, the steps are done, or the corpus is worth reading again."""
-    began, notes = clock.spent, []
     groups = [g for g in grouped(items, args.batch) if len(g) > 1]
-    for (group,) in common.batches(groups, 1, rng):
-        if trainer.done or not clock.tick() or (args.stop_on_growth and clock.spent - began > args.stop_on_growth):
-            return
+    ends = trainer.clock.spent + (args.stop_on_growth or math.inf)
+
+    def of_batch(chosen: list[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
+        (group,) = chosen
         penalty = 1.0 if rng.random() < CHEAP else PENALTY
         if rng.random() < JOINED:
             group = joined(groups, rng.randint(2, MOST), rng, space)
-        found = losses(model, collate(group, book, args.device), used, voice, penalty, BLIND)
-        trainer.update(found["loss"])
-        notes.append({k: v.item() for k, v in found.items()})
-        if trainer.step % 100 == 0:
-            mean = {k: common.average([n[k] for n in notes]) for k in notes[0]}
-            notes.clear()
-            mean |= check(args, model, book, used, voice, held)
-            common.log("t3", args, step=trainer.step, seconds=clock.spent, **mean)
-            trainer.save(clock.spent)
+        return losses(model, collate(group, book, args.device), used, voice, penalty, BLIND)
 
+    def held_out() -> dict[str, float]:
+        got = [losses(model, collate(g, book, args.device), used, voice, PENALTY, 0.0) for g in held]
+        return {k: common.average([g[k].item() for g in got]) for k in ("ce", "guide", "sums", "hit")}
 
-@torch.no_grad()
-def check(args: argparse.Namespace, model: Model, book: Book, used: Tensor, voice: Any, held: list) -> dict[str, float]:
-    got = [losses(model, collate(g, book, args.device), used, voice, PENALTY, 0.0) for g in held]
-    return {f"held_{k}": common.average([g[k].item() for g in got]) for k in ("ce", "guide", "sums", "hit")}
+    until_growth = takewhile(lambda _: trainer.clock.spent <= ends, common.batches(groups, 1, rng))
+    trainer.run(until_growth, of_batch, held_out)

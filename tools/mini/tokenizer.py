@@ -62,16 +62,12 @@ def losses(model: Model, items: list[dict[str, Tensor]], device: str) -> dict[st
 
 
 def main(argv: list[str]) -> None:
-    parser = common.arguments(__doc__)
-    parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--batch", type=int, default=12)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    args = parser.parse_args(argv)
+    args = common.training_arguments(__doc__, steps=10_000, batch=12, rate=1e-3).parse_args(argv)
     clock = common.setup(args)
     model = Model(args.seed).to(args.device)
-    trainer = common.Trainer("tokenizer", args, model, args.rate, args.steps)
-    train(args, clock, trainer, model, random.Random(args.seed + trainer.step))
-    trainer.save(clock.spent)
+    trainer = common.Trainer("tokenizer", args, model, clock)
+    train(args, trainer, model, random.Random(args.seed + trainer.step))
+    trainer.save()
 
 
 def examples(work: Path, part: str) -> list[dict[str, Tensor]]:
@@ -79,22 +75,9 @@ def examples(work: Path, part: str) -> list[dict[str, Tensor]]:
     return sorted(items, key=lambda i: len(i["codes"]))
 
 
-def train(
-    args: argparse.Namespace, clock: common.Clock, trainer: common.Trainer, model: Model, rng: random.Random
-) -> None:
+def train(args: argparse.Namespace, trainer: common.Trainer, model: Model, rng: random.Random) -> None:
     items, held = examples(args.work, "train"), examples(args.work, "test")[:16]
-    notes = []
-    for group in common.batches(items, args.batch, rng):
-        if trainer.done or not clock.tick():
-            return
-        found = losses(model, group, args.device)
-        trainer.update(found["loss"])
-        notes.append({k: v.item() for k, v in found.items()})
-        if trainer.step % 100 == 0:
-            with torch.no_grad():
-                got = losses(model, held, args.device)
-            mean = {k: common.average([n[k] for n in notes]) for k in notes[0]}
-            notes.clear()
-            common.log("tokenizer", args, step=trainer.step, seconds=clock.spent, sentences=len(items), **mean,
-                       **{f"held_{k}": v.item() for k, v in got.items()})
-            trainer.save(clock.spent)
+    trainer.run(
+        common.batches(items, args.batch, rng), lambda group: losses(model, group, args.device),
+        lambda: losses(model, held, args.device), sentences=len(items),
+    )
