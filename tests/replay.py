@@ -27,7 +27,7 @@ class Replay(Captured):
 
     @classmethod
     def of(cls, captured: Captured, **how) -> Replay:
-        """Replaces one that a CPU does not use."""
+        """Returns one in place of captures that a CPU does not use."""
         return cls(trial=captured.trial, kept=captured.kept, **how)
 
     def _record(self, key, run, again) -> None:

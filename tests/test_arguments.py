@@ -1,4 +1,4 @@
-"""Arguments of callers: numbers of any kind, voices in any form, and what is refused with a reason."""
+"""Arguments of calls: kinds of numbers, forms of voices, and errors."""
 
 import dataclasses
 import logging

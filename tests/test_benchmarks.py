@@ -9,22 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-from documents import PAGES, ROOT, read
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
 import benchmark_comparison
 import benchmark_inference
 import benchmark_streaming
 import check_results
 import ladder
+import pytest
 import quality
 import report
 import sides
 import tables
+import torch
 import workload
+from documents import PAGES, ROOT, read
 
 from chatterbox_opt.config import MODELS
 from chatterbox_opt.doctor import ceilings

@@ -1,4 +1,4 @@
-"""When chunks are rendered, and how a stream behaves towards its holder."""
+"""When chunks are rendered; errors, cancelling and threads of streams."""
 
 import gc
 import random

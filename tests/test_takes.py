@@ -181,7 +181,7 @@ def test_without_failures_nothing_is_drawn_again(tiny):
     assert torch.equal(got.wav, speak(tiny, "Hello.", 7).wav)
 
 
-# ---- manners -------------------------------------------------------------------------------------
+# ---- errors, cancelling -------------------------------------------------------------------------------------
 
 
 def test_without_the_options_nothing_changes(tiny):

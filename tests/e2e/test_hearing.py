@@ -15,8 +15,6 @@ from chatterbox_opt import EngineOptions, OptimizedChatterboxTTS
 from chatterbox_opt.weights.files import MINI
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
-
 import metrics  # noqa: E402
 
 FOX = "The quick brown fox jumps over the lazy dog."

@@ -60,7 +60,7 @@ def test_separate_caches_equal_rows_of_a_shared_one(family, dtype):
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @torch.inference_mode()
 def test_attention_of_an_utterance_ignores_the_others(family, dtype):
-    """To the bit."""
+    """Equal to the last bit."""
     config = random_t3(family).config
     together = separate_caches(config, dtype)
     alone = copy.deepcopy(together)

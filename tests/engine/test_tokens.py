@@ -168,17 +168,6 @@ def test_changed_parameters_take_effect(llama):
     assert len({tuple(d) for d in draws}) == 5
 
 
-@pytest.mark.parametrize(
-    "change",
-    [dict(poll_every=8), dict(prefix_cache=True), dict(slots=1), dict(cache_len=2048), dict(few_rows=True)],
-    ids=str,
-)
-def test_exact_fields_change_nothing(llama, change):
-    wanted = tokens_of(llama, mixed(llama.config))
-    got = tokens_of(copy.deepcopy(llama), mixed(llama.config), EXACT.replace(**change))
-    assert got == wanted
-
-
 @everywhere
 @pytest.mark.parametrize("ahead", [False, True])
 def test_drawing_ahead_leaves_the_generator_in_place(ahead, llama):

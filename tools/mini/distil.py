@@ -130,7 +130,7 @@ def read(work: Path, part: str) -> list[dict[str, Tensor]]:
 # ---- the student -----------------------------------------------------------------------------------
 
 
-class Steps(nn.Module):
+class TwoSteps(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.decoder = Decoder(CFG)
@@ -153,7 +153,7 @@ class Model(nn.Module):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         with torch.device("meta"):
-            net = Steps()
+            net = TwoSteps()
         self.body = Published(net, SHAPES, keymap.FLOW, seed=0)
         given = load_file(folder / FILES["tts"]["s3gen"])
         with torch.no_grad():
@@ -200,11 +200,11 @@ def held_error(model: Model, items: Sequence[dict[str, Tensor]], speaker: Tensor
     found = []
     for item in items:
         _, middle, second = model(collate([item]), speaker, torch.ones(1, dtype=torch.bool))
-        found.append(apart((middle + SPAN.diff()[1] * second)[0], item))
+        found.append(mel_error((middle + SPAN.diff()[1] * second)[0], item))
     return common.average(found)
 
 
-def apart(mel: Tensor, item: dict[str, Tensor]) -> float:
+def mel_error(mel: Tensor, item: dict[str, Tensor]) -> float:
     return (mel - item["end"].float())[len(item["prompt"]) :].abs().mean().item()
 
 
@@ -233,7 +233,7 @@ def train(args: argparse.Namespace, trainer: common.Trainer, model: Model, teach
     items, held = read(args.work, "train"), read(args.work, "test")[:HELD]
     items.sort(key=lambda item: len(item["mu"]))
     if trainer.step == 0:
-        far = {f"flow_{n}": common.average([apart(teacher.solve(i, n)[1], i) for i in held]) for n in YARDSTICKS}
+        far = {f"flow_{n}": common.average([mel_error(teacher.solve(i, n)[1], i) for i in held]) for n in YARDSTICKS}
         common.log("distil", args, step=0, **far, held_error=held_error(model, held, teacher.speaker))
 
     def of_batch(group: list[dict[str, Tensor]]) -> dict[str, Tensor]:

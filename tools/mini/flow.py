@@ -36,7 +36,7 @@ LEVEL = 150.0  # of the two constant channels
 LINEAR = 5.0  # where Mish is a straight line
 
 
-class Teach(nn.Module):
+class TrainingPass(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.flow = Flow(CFG)
@@ -65,10 +65,10 @@ class Teach(nn.Module):
 
 @torch.no_grad()
 def begin_as_denoiser(state: dict[str, Tensor]) -> None:
-    """Start the estimator as velocity = GAIN (mu - x), which any goal near mu asks for anyway. Left to find it, a
-    network this narrow never does: its norms and activations lie between the noise and what should take it away, and
-    it learns to say what the mel is like and leaves the noise in. The difference takes the first 80 channels of the
-    shortcut around everything; two constant channels keep the last norm from rescaling frames by their loudness."""
+    """Initializes the estimator as velocity = GAIN (mu - x), which is right for any goal near mu. A network this narrow
+    does not learn it by itself: its norms and activations lie between the noise and the output, so that it predicts the
+    mel and leaves the noise in. The difference uses the first 80 channels of the outer shortcut; two constant channels
+    keep the last norm from rescaling frames by their loudness."""
     net = {k.removeprefix("flow.decoder.estimator."): v for k, v in state.items() if ".estimator." in k}
     for name, value in net.items():  # what goes on beside the shortcut begins quietly
         if name.endswith(("block2.block.2.weight", "attn1.to_out.0.weight", "ff.net.2.weight")):
@@ -106,7 +106,7 @@ class Model(nn.Module):
         rules = keymap.under("flow", keymap.FLOW)
         shapes = {f"flow.{k}": v for k, v in layout.flow(CFG).items()}
         with torch.device("meta"):
-            net = Teach()
+            net = TrainingPass()
         self.body = Published(net, shapes, rules, seed)
         begin_as_denoiser(self.body.published())
         noise = torch.Generator().manual_seed(seed + 1)
@@ -138,7 +138,7 @@ def encoder_of(work: Path) -> Flow | None:
 
 
 def xvector_of(device: str) -> Tensor:
-    """Returns that of the only voice, (1, 192)."""
+    """Returns the x-vector of the only voice, (1, 192)."""
     return torch.randn(1, XVECTOR_DIM, generator=torch.Generator().manual_seed(11)).to(device)
 
 

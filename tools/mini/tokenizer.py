@@ -1,7 +1,6 @@
-"""Stage `tokenizer`: 16 kHz log-mels to codes, each of the eight numbers drawn to the digit it is to be rounded to.
+"""Stage `tokenizer`: 16 kHz log-mels to codes; each of the eight numbers is trained towards the digit it is rounded to.
 
-Nothing else waits for this stage: the others train on the teacher's own codes. It is what a reference recording and
-voice conversion go through.
+No other stage needs it: they train on the teacher's own codes. Reference recordings and voice conversion use it.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from .sizes import CONFIG, Published
 CFG = CONFIG.s3_tokenizer
 
 
-class Teach(nn.Module):
+class TrainingPass(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tokenizer = S3Tokenizer(CFG)
 
     def forward(self, mels: list[Tensor]) -> Tensor:
-        """(L, 8) before rounding, L the codes of all of them."""
+        """Returns (L, 8) before rounding, L the number of codes of all mels."""
         x, inner, outer, _ = self.tokenizer.encoder(mels)
         whole = x + (outer.weight @ inner).t()[: len(x)] + outer.bias
         return self.tokenizer.quantizer._codebook.project_down(whole).tanh() * TANH_SCALE
@@ -40,7 +39,7 @@ class Model(nn.Module):
         shapes = {f"tokenizer.{k}": v for k, v in layout.s3_tokenizer(CFG).items()}
         shapes = {k: v for k, v in shapes.items() if k not in layout.COMPUTED}
         with torch.device("meta"):
-            net = Teach()
+            net = TrainingPass()
         self.body = Published(net, shapes, keymap.under("tokenizer", keymap.S3_TOKENIZER), seed)
 
     def forward(self, mels: list[Tensor]) -> Tensor:

@@ -26,7 +26,7 @@ from chatterbox_opt.weights import keymap, layout
 
 from . import common
 from .flow import PULL, encoder_of
-from .sizes import CONFIG, Published, settle
+from .sizes import CONFIG, Published, set_magnitudes
 
 CFG = CONFIG.hift
 SEGMENT = 24  # frames of a training example, 0.48 s
@@ -72,7 +72,7 @@ class Trainable(Hift):
         return wave / overlap_add(square, hop)[:, half : half + length].to(wave)
 
 
-class Teach(nn.Module):
+class TrainingPass(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.mel2wav = Trainable(CFG)
@@ -96,9 +96,9 @@ class Model(nn.Module):
         super().__init__()
         shapes = {f"mel2wav.{k}": v for k, v in layout.hift(CFG).items()}
         with torch.device("meta"):
-            net = Teach()
+            net = TrainingPass()
         self.body = Published(net, shapes, keymap.under("mel2wav", keymap.HIFT), seed)
-        settle(self.body)
+        set_magnitudes(self.body)
         with torch.no_grad():
             state = self.body.published()
             state["mel2wav.conv_post.parametrizations.weight.original0"].mul_(0.1)
