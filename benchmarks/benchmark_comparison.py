@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="FIELD=VALUE",
         help="exact, default, preset=, decoder=, or fields of EngineOptions; given again: another optimized side",
     )
+    parser.add_argument("--preset", nargs="+", default=[], help="an optimized side for each, as --options preset=NAME")
     parser.add_argument(
         "--baseline",
         choices=("upstream", "exact", "none"),
@@ -93,7 +94,7 @@ def make_sides(args: Any, source: workload.Weights) -> tuple[list[Remote], list[
         notes.append("Baseline without the wheel's alignment analyzer, which later upstream dropped.")
     if sides and assembled(source):
         notes.append("Baseline: upstream's own parts put together at these sizes; its classes load published ones.")
-    for i, options in enumerate(args.options or [[]]):
+    for i, options in enumerate([*(args.options or []), *([f"preset={name}"] for name in args.preset)] or [[]]):
         name = "optimized" if i == 0 else f"optimized, {' '.join(options)}"
         sides.append(Remote(name, "optimized", options))
     return sides, notes

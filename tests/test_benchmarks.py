@@ -67,7 +67,7 @@ def test_comparison(work, tmp_path, capsys):
 
 def test_comparison_without_the_baseline_says_how_to_install_it(work, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
-    args = argparse.Namespace(baseline="upstream", model="tts", options=None)
+    args = argparse.Namespace(baseline="upstream", model="tts", options=None, preset=[])
     made, notes = benchmark_comparison.make_sides(args, workload.weights("random", "tts", "tiny", work))
     assert [side.name for side in made] == ["optimized"]
     assert "pip install --no-deps chatterbox-tts==0.1.7" in notes[0]
