@@ -64,23 +64,12 @@ def main(argv: list[str] | None = None) -> int:
         for side in sides:
             side.close()
 
-    document = {
-        "benchmark": "comparison",
-        "label": report.label(args.model, args.size, source),
-        "command": args.command,
-        "environment": workload.environment(args.device),
-        "settings": {
-            "model": args.model,
-            "weights": source.kind,
-            "size": args.size,
-            "fixed_lengths": source.fixed,
-            "seed": workload.SEED,
-            "voice_seconds": None if source.kind == "mini" else 12,
-            "minutes": (time.perf_counter() - started) / 60,
-        },
-        "notes": notes,
-        **summarise(sides, cold, runs),
-    }
+    settings = dict(
+        fixed_lengths=source.fixed, seed=workload.SEED, voice_seconds=None if source.kind == "mini" else 12,
+        minutes=(time.perf_counter() - started) / 60,
+    )
+    document = report.document("comparison", args, source, **settings) | {"notes": notes}
+    document |= summarise(sides, cold, runs)
     path = report.result_path(document, args.out)
     keep_wavs(args, path.parent)
     report.publish(document, args.out)

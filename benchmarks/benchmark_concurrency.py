@@ -1,11 +1,11 @@
-"""Callers at once: how many sentences they are spoken in all, how soon each hears something, and whether it plays on.
+"""Concurrent callers: sentences per minute of all together, the time to the first sound, and gaps in playback.
 
     python benchmarks/benchmark_concurrency.py --weights mini
     python benchmarks/benchmark_concurrency.py --weights mini --before ../an-older-checkout
     python benchmarks/benchmark_concurrency.py --model turbo --options quantize=int8 --modes tokens --callers 1 4
 
-Every caller is a thread that asks for one sentence after another. `--before` names a checkout of this package: the same
-is measured with it, in a process of its own and by turns with this one.
+Every caller is a thread that asks for one sentence after another. Every row is measured in a new process. With
+`--before`, a checkout of this package, each is measured with that one first.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import plots
@@ -54,32 +53,25 @@ def main(argv: list[str] | None = None) -> int:
     source = workload.weights(args.weights, args.model, args.size, args.work_dir)
     if args.row:
         mode, callers = args.row.split(":")
-        print(json.dumps(measure(load(source, args), source, mode, int(callers), args)))
+        print(json.dumps(measure(workload.speaker(source, args), source, mode, int(callers), args)))
         return 0
     rows = []
     for mode in args.modes:
         for callers in args.callers:
             for side in ["before", "now"] if args.before else ["now"]:
-                rows.append(elsewhere(mode, callers, side, args) | {"side": side, "mode": mode, "callers": callers})
-                say(rows[-1])
-    document = {
-        "benchmark": "concurrency",
-        "label": report.label(args.model, args.size, source, *args.options),
-        "command": args.command,
-        "environment": workload.environment(args.device),
-        "settings": {
-            "model": args.model, "weights": source.kind, "size": args.size, "each": args.each,
-            "options": " ".join(args.options) or "defaults", "texts": len(TEXTS),
-        },
-        "rows": rows,
-    }
+                found = in_new_process(mode, callers, side, args)
+                rows.append(found | {"side": side, "mode": mode, "callers": callers})
+                show(rows[-1])
+    options = " ".join(args.options) or "defaults"
+    settings = dict(each=args.each, options=options, texts=len(TEXTS))
+    document = report.document("concurrency", args, source, args.options, **settings) | {"rows": rows}
     path = report.publish(document, args.out)
     plots.safely(plots.concurrency, document, path.with_suffix(".png"))
     return 0
 
 
-def elsewhere(mode: str, callers: int, side: str, args: Any) -> dict[str, Any]:
-    """A row, measured in a process of its own: nothing of an earlier one is warm or in the way."""
+def in_new_process(mode: str, callers: int, side: str, args: Any) -> dict[str, Any]:
+    """Returns a row that does not depend on earlier ones: nothing is warm, and no memory is in use."""
     command = [sys.executable, __file__, "--model", args.model, "--weights", str(args.weights), "--size", args.size]
     command += ["--device", args.device, "--work-dir", str(args.work_dir), "--each", str(args.each)]
     command += ["--tokens", str(args.tokens), "--row", f"{mode}:{callers}"]
@@ -93,71 +85,49 @@ def elsewhere(mode: str, callers: int, side: str, args: Any) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def load(source: workload.Weights, args: Any) -> Any:
-    model = workload.load(source, args.device, **workload.switches(args.options))
-    if source.kind != "mini":  # which speaks in its own voice
-        model.conds = model.prepare_voice(workload.voice_file(args.work_dir))
-    model.warmup()
-    return model
-
-
 def measure(model: Any, source: workload.Weights, mode: str, callers: int, args: Any) -> dict[str, Any]:
     fixed = {"max_new_tokens": args.tokens} if source.fixed else {}
     fixed |= {"language_id": "en"} if args.model == "mtl" else {}
-    said: list[dict[str, Any]] = []
 
-    def whole(k: int) -> dict[str, Any]:
+    def ask(number: int) -> dict[str, float]:
+        """Returns the seconds to the first and the last sound, of speech, and of silence while it plays."""
+        text = TEXTS[number % len(TEXTS)]
+        if mode == "streams":
+            heard = listen(model.generate_stream(text, seed=number, **fixed), model.sr)
+            return {key: heard[f"{key}_seconds"] for key in ("first", "last", "speech", "gap")}
         begin = time.perf_counter()
-        wave = model.generate(TEXTS[k % len(TEXTS)], seed=k, **fixed)
+        if mode == "calls":
+            speech = model.generate(text, seed=number, **fixed).shape[1] / model.sr
+        else:
+            speech = len(model.generate_tokens(text, seed=number, **fixed)) / workload.TOKEN_RATE
         took = time.perf_counter() - begin
-        return {"first": took, "last": took, "speech": wave.shape[1] / model.sr, "gap": 0.0}
+        return {"first": took, "last": took, "speech": speech, "gap": 0.0}
 
-    def stream(k: int) -> dict[str, Any]:
-        heard = listen(model.generate_stream(TEXTS[k % len(TEXTS)], seed=k, **fixed), model.sr)
-        return {"first": heard["first_seconds"], "last": heard["last_seconds"], "speech": heard["speech_seconds"],
-                "gap": heard["gap_seconds"]}
+    def caller(first: int) -> list[dict[str, float]]:
+        return [ask(first + k) for k in range(args.each)]
 
-    def tokens(k: int) -> dict[str, Any]:
-        begin = time.perf_counter()
-        drawn = model.generate_tokens(TEXTS[k % len(TEXTS)], seed=k, **fixed)
-        took = time.perf_counter() - begin
-        return {"first": took, "last": took, "speech": len(drawn) / workload.TOKEN_RATE, "gap": 0.0}
-
-    ask = {"calls": whole, "streams": stream, "tokens": tokens}[mode]
-    ask(0)  # lazy initialisation is nobody's
-
-    def caller(i: int) -> None:
-        said.extend(ask(i + k) for k in range(args.each))
-
-    return summary(said, together(caller, callers))
-
-
-def together(work: Callable[[int], None], count: int) -> float:
-    """Seconds that so many threads take."""
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(count)]
+    ask(0)  # lazy initialisation counts for no caller
     begin = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return time.perf_counter() - begin
+    with ThreadPoolExecutor(callers) as pool:
+        answers = [answer for own in pool.map(caller, range(callers)) for answer in own]
+    return summary(answers, time.perf_counter() - begin)
 
 
-def summary(said: list[dict[str, Any]], wall: float) -> dict[str, Any]:
-    first = sorted(s["first"] for s in said)
+def summary(answers: list[dict[str, float]], seconds: float) -> dict[str, Any]:
+    first = sorted(a["first"] for a in answers)
     return {
-        "sentences": len(said),
-        "sentences_per_minute": 60 * len(said) / wall,
-        "speech_per_second": sum(s["speech"] for s in said) / wall,
+        "sentences": len(answers),
+        "sentences_per_minute": 60 * len(answers) / seconds,
+        "speech_per_second": sum(a["speech"] for a in answers) / seconds,
         "first_p50": statistics.median(first),
         "first_p95": first[min(len(first) - 1, int(0.95 * len(first)))],
-        "rtf_p50": statistics.median(s["last"] / s["speech"] for s in said),
-        "gap_p50": statistics.median(s["gap"] for s in said),
-        "seconds": wall,
+        "rtf_p50": statistics.median(a["last"] / a["speech"] for a in answers),
+        "gap_p50": statistics.median(a["gap"] for a in answers),
+        "seconds": seconds,
     }
 
 
-def say(row: dict[str, Any]) -> None:
+def show(row: dict[str, Any]) -> None:
     workload.say(
         f"{row['side']}, {row['mode']} of {row['callers']}: {row['sentences_per_minute']:.0f} sentences a minute, "
         f"first sound {row['first_p50']:.2f} s (p95 {row['first_p95']:.2f} s)"

@@ -10,35 +10,32 @@ bandwidth, whichever takes longer; both rates are measured in the same run. Firs
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-import ceilings
 import meters
 import report
 import tables
 import workload
 
+from chatterbox_opt.doctor import ceilings
+
 STAGES = ("tokens", "mel", "wav", "voice", "watermark")
 PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
 TEXT = workload.TEXTS["medium"][1]
+PROMPT_SECONDS = 10.0  # what S3Gen takes of a recording
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = report.arguments(__doc__)
     parser.add_argument("--stage", nargs="+", choices=(*STAGES, "all"), default=["all"])
-    parser.add_argument("--family", choices=workload.FAMILIES, default="tts")
+    parser.add_argument("--family", dest="model", choices=workload.FAMILIES, default="tts")
     parser.add_argument(
         "--precision", nargs="+", choices=PRECISIONS, help="CPU: float32, its half precision, int8, int4"
     )
-    parser.add_argument(
-        "--preset", help="its decoder and options of the flow; what T3 is held in comes from --precision"
-    )
-    parser.add_argument("--decoder", choices=("standard", "meanflow"), help="goes before the preset's")
     parser.add_argument("--batch", nargs="+", type=int, help="CPU: 1 2 8, sound 1; else 1 2 8 32 64")
     parser.add_argument(
         "--tokens", type=int, help="drawn in a steady run (CPU 32, else 201) and rendered (CPU 50, else 250)"
@@ -67,13 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     for precision in args.precision:
         bench.run(precision)
 
-    document = {
-        "benchmark": "inference",
-        "label": report.label(args.family, args.size, bench.source, *(args.stage if len(args.stage) < 5 else [])),
-        "command": args.command,
-        "environment": workload.environment(args.device),
-        "settings": {"family": args.family, "size": args.size, "weights": "random", "prompt_seconds": args.prompt,
-                     "preset": args.preset, "decoder": args.decoder},
+    named = args.stage if len(args.stage) < len(STAGES) else []
+    document = report.document("inference", args, bench.source, named, prompt_seconds=args.prompt) | {
         "machine": {"read_gb_per_s": machine.read_gb, "gflops": machine.gflops},
         "ceilings": bench.floors,
         "rows": bench.rows,
@@ -99,16 +91,11 @@ def default_precisions(device: str) -> list[str]:
 class Bench:
     def __init__(self, args: Any, machine: ceilings.Machine) -> None:
         from chatterbox_opt.config import MODELS, tiny
-        from chatterbox_opt.presets import bundle, choose_decoder
-        from chatterbox_opt.weights.files import has_meanflow
 
         self.args, self.machine, self.device = args, machine, args.device
-        self.source = workload.weights("random", args.family, args.size, args.work_dir)
-        self.decoder = choose_decoder(args.preset, args.decoder, has_meanflow(self.source.folder))
-        self.config = MODELS[args.family] if args.size == "full" else tiny(args.family)
-        flow = dataclasses.replace(self.config.flow, meanflow=self._is_meanflow())
-        self.config = dataclasses.replace(self.config, flow=flow)
-        self.base = bundle(args.preset or "balanced", self.device.split(":")[0], self.config, {})
+        self.source = workload.weights("random", args.model, args.size, args.work_dir)
+        self.config = MODELS[args.model] if args.size == "full" else tiny(args.model)
+        self.language = "en" if args.model == "mtl" else None
         self.voice_path = workload.voice_file(args.work_dir, args.prompt)
         self.drawn = args.tokens or (32 if args.device == "cpu" else 201)
         self.rendered = args.tokens or (50 if args.device == "cpu" else 250)
@@ -117,9 +104,6 @@ class Bench:
         self.logits: list[dict[str, Any]] = []
         self.skipped: list[str] = []
         self.reference: Any = None
-
-    def _is_meanflow(self) -> bool:
-        return self.config.flow.meanflow if self.decoder in (None, "standard") else self.decoder == "meanflow"
 
     # ---- ceilings --------------------------------------------------------------------------------
 
@@ -147,7 +131,7 @@ class Bench:
         if stage == "tokens":
             return list(asked)
         if stage in ("mel", "wav"):
-            return [p for p in asked if p == self._compute(p)] or ["float32"]
+            return [p for p in asked if p == self._compute_dtype(p)] or ["float32"]
         return ["float32"]
 
     def _batches_of(self, stage: str) -> list[int]:
@@ -155,14 +139,14 @@ class Bench:
 
     def floor(self, stage: str, precision: str, batch: int) -> tuple[float, str, float, float]:
         """Returns (seconds, what bounds it, FLOP, bytes): per step for tokens, per call for the other stages."""
-        cfg, half = self.config, self._compute(precision)
+        cfg, half = self.config, self._compute_dtype(precision)
         seconds = self.rendered / workload.TOKEN_RATE
         if stage == "tokens":
             context = cfg.t3.prefix_len + self._text_ids() + self.drawn // 2
             flops, size = ceilings.t3_step(cfg.t3, precision, context, batch, half)
         else:
-            prompt = round(min(self.args.prompt, self.base.prompt_seconds or 10.0) * workload.TOKEN_RATE)
-            steps = self.base.flow_steps or cfg.flow.default_steps
+            prompt = round(min(self.args.prompt, PROMPT_SECONDS) * workload.TOKEN_RATE)
+            steps = cfg.flow.default_steps
             flops = {
                 "mel": lambda: ceilings.flow(cfg.flow, self.rendered, prompt, steps, batch),
                 "wav": lambda: ceilings.hift(cfg.hift, 2 * self.rendered, batch),
@@ -173,7 +157,7 @@ class Bench:
         floor, by = self.machine.seconds(flops, size, precision if stage == "tokens" else half)
         return floor, by, flops, size
 
-    def _compute(self, precision: str) -> str:
+    def _compute_dtype(self, precision: str) -> str:
         """Returns the type of activations, cache and S3Gen: int8 and int4 change T3's linear layers only, and so does
         float16 on a CPU that packs it."""
         import torch
@@ -182,29 +166,19 @@ class Bench:
         from chatterbox_opt.options import EngineOptions
 
         device = torch.device(self.device)
-        options = resolve(EngineOptions(dtype=self._asked(precision)), device)
+        options = resolve(EngineOptions(dtype=self._option_dtype(precision)), device)
         return str(stored_dtype(options, device)).removeprefix("torch.")
 
-    def _asked(self, precision: str) -> str:
+    def _option_dtype(self, precision: str) -> str:
         return "auto" if precision.startswith("int") else precision
 
     def _text_ids(self) -> int:
-        return len(TEXT) // (4 if self.config.t3.is_gpt else 1) // (2 if self.args.family == "tts" else 1)
+        return len(TEXT) // (4 if self.config.t3.is_gpt else 1) // (2 if self.args.model == "tts" else 1)
 
     # ---- figures ---------------------------------------------------------------------------------
 
     def run(self, precision: str) -> None:
-        wanted = [
-            s
-            for s in self.args.stage
-            if precision in self._precisions_of(s)
-            or (s in ("voice", "watermark") and precision == self.args.precision[0])
-        ]
-        wanted = [
-            s
-            for s in wanted
-            if s in ("tokens",) or not any(r["stage"] == s and r["precision"] == precision for r in self.rows)
-        ]
+        wanted = [stage for stage in self.args.stage if self._runs_in(stage, precision)]
         if not wanted:
             return
         try:
@@ -233,21 +207,25 @@ class Bench:
         del model, voice
         meters.free(self.device)
 
+    def _runs_in(self, stage: str, precision: str) -> bool:
+        if precision in self._precisions_of(stage):
+            return stage == "tokens" or not any((r["stage"], r["precision"]) == (stage, precision) for r in self.rows)
+        return stage in ("voice", "watermark") and precision == self.args.precision[0]
+
     def _load(self, precision: str) -> Any:
-        options = self.base.replace(
-            dtype=self._asked(precision),
-            s3gen_dtype=self._compute(precision),
+        from chatterbox_opt.options import EngineOptions
+
+        options = EngineOptions(
+            dtype=self._option_dtype(precision),
+            s3gen_dtype=self._compute_dtype(precision),
             quantize=precision if precision.startswith("int") else None,
             runaway_guard=False,
             slots=max(self.args.batch),
         )
-        seconds, model = meters.timed(self._loader(options), self.device)
+        seconds, model = meters.timed(lambda: workload.load(self.source, self.device, options), self.device)
         workload.say(f"{precision}: loaded in {seconds:.1f} s")
         meters.reset_peak(self.device)
         return model
-
-    def _loader(self, options: Any) -> Callable[[], Any]:
-        return lambda: workload.load(self.source, self.device, options, decoder=self.decoder)
 
     def _add(
         self, stage: str, precision: str, batch: int, first: float, runs: list[float], audio: float, **more: Any
@@ -307,7 +285,7 @@ class Bench:
         from chatterbox_opt.engine.request import Call, Utterance
 
         (job, *_) = model.jobs(
-            [TEXT], voices=voice, language_ids="en" if self.args.family == "mtl" else None, max_new_tokens=tokens
+            [TEXT], voices=voice, language_ids=self.language, max_new_tokens=tokens
         )
         ids, device = model.pipeline.text_ids(TEXT, job.language), torch.device(self.device)
         utterances = [
@@ -325,7 +303,7 @@ class Bench:
         def render() -> Any:
             return model.pipeline.mel.render([MelJob(t, voice.gen, n) for t, n in zip(tokens, noises())])
 
-        self._simple("mel", precision, batch, render)
+        self._measure("mel", precision, batch, render)
 
     def _wav(self, model: Any, voice: Any, precision: str, batch: int) -> None:
         import torch
@@ -334,14 +312,14 @@ class Bench:
         mels = [(torch.randn(80, 2 * self.rendered, generator=g) - 4).to(self.device) for _ in range(batch)]
         noises = self._speech(batch)[1]
         model.pipeline.wav.warmup(batch)
-        self._simple("wav", precision, batch, lambda: model.pipeline.wav.render(mels, noises()))
+        self._measure("wav", precision, batch, lambda: model.pipeline.wav.render(mels, noises()))
 
     def _watermark(self, model: Any, voice: Any, precision: str, batch: int) -> None:
         import torch
 
         n = self.rendered * workload.SAMPLE_RATE // workload.TOKEN_RATE
         waves = [0.1 * torch.randn(n, device=self.device) for _ in range(batch)]
-        self._simple("watermark", precision, batch, lambda: model.watermarker.apply(waves))
+        self._measure("watermark", precision, batch, lambda: model.watermarker.apply(waves))
 
     def _voice(self, model: Any, voice: Any, precision: str, batch: int) -> None:
         """Each run takes another recording, as known voices are cached; a cached voice is timed separately."""
@@ -350,7 +328,7 @@ class Bench:
         cached = meters.timed(lambda: model.prepare_voice(files[-1]), self.device)[0]
         self._add("voice", precision, 1, runs[0], runs[1:], self.args.prompt, cached_seconds=cached)
 
-    def _simple(self, stage: str, precision: str, batch: int, call: Callable[[], Any]) -> None:
+    def _measure(self, stage: str, precision: str, batch: int, call: Callable[[], Any]) -> None:
         import torch
 
         with torch.inference_mode():
@@ -367,7 +345,7 @@ class Bench:
         tokens = [torch.randint(0, 6561, (self.rendered,), generator=g).to(self.device) for _ in range(batch)]
         return tokens, lambda: [RequestNoise(torch.device(self.device), i) for i in range(batch)]
 
-    # ---- logits by precision --------------- -----------------------------------------------------
+    # ---- logits by precision ---------------------------------------------------------------------
 
     def _compare_logits(self, model: Any, voice: Any, precision: str) -> None:
         """Compares with float32 on the same history. float32 must be the first of the precisions."""
@@ -378,13 +356,10 @@ class Bench:
             if precision != "float32":
                 return
             history = torch.tensor(self._drawn(model, voice, 1, self.drawn)[0])
-            self.reference = (
-                history,
-                metrics.forced_logits(model, TEXT, voice, history, "en" if self.args.family == "mtl" else None),
-            )
+            self.reference = history, metrics.forced_logits(model, TEXT, voice, history, self.language)
             return
         history, reference = self.reference
-        mine = metrics.forced_logits(model, TEXT, voice, history, "en" if self.args.family == "mtl" else None)
+        mine = metrics.forced_logits(model, TEXT, voice, history, self.language)
         self.logits.append({"precision": precision, **metrics.compare_logits(reference, mine)})
         r = self.logits[-1]
         workload.say(

@@ -50,14 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     for clients, waiting in loads:
         with serving(source, args, waiting) as port:
             rows.append(asyncio.run(measure(port, clients, waiting, source)))
-    document = {
-        "benchmark": "server",
-        "label": report.label(args.model, args.size, source),
-        "command": args.command,
-        "environment": workload.environment(args.device),
-        "settings": {"model": args.model, "weights": source.kind, "size": args.size, "texts": len(TEXTS), "gap": GAP},
-        "rows": rows,
-    }
+    document = report.document("server", args, source, texts=len(TEXTS), gap=GAP) | {"rows": rows}
     path = report.publish(document, args.out)
     plots.safely(plots.server, document, path.with_suffix(".png"))
     return 0 if all(row["lost"] == row["other"] == 0 for row in rows) else 1

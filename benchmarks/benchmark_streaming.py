@@ -27,23 +27,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     args = report.parse(parser, argv)
     source = workload.weights(args.weights, args.model, args.size, args.work_dir)
-    model = workload.load(source, args.device, **workload.switches(args.options))
-    if source.kind != "mini":  # which speaks in its own voice
-        model.conds = model.prepare_voice(workload.voice_file(args.work_dir))
-    model.warmup()
+    model = workload.speaker(source, args)
     rows = [row(model, source, length, first, args) for length in args.lengths for first in args.first]
-    document = {
-        "benchmark": "streaming",
-        "label": report.label(args.model, args.size, source, *args.options),
-        "command": args.command,
-        "environment": workload.environment(args.device),
-        "settings": {
-            "model": args.model, "weights": source.kind, "size": args.size, "seed": workload.SEED,
-            "options": " ".join(args.options) or "defaults", "repeats": args.repeats,
-        },
-        "rows": rows,
-    }
-    report.publish(document, args.out)
+    settings = dict(seed=workload.SEED, options=" ".join(args.options) or "defaults", repeats=args.repeats)
+    report.publish(report.document("streaming", args, source, args.options, **settings) | {"rows": rows}, args.out)
     return 0
 
 
@@ -75,7 +62,7 @@ def row(model: Any, source: workload.Weights, length: str, first: float, args: A
 
 
 def listen(stream: Any, rate: int) -> dict[str, Any]:
-    """Plays each chunk right after the one before it, starting with the first."""
+    """Returns the times of a listener who plays each chunk right after the one before it."""
     begin = time.perf_counter()
     came, lengths = [], []
     for chunk in stream:

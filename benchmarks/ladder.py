@@ -137,12 +137,7 @@ def main(argv: list[str] | None = None) -> int:
         rows.append(row)
         workload.say(line(row))
     finish(rows)
-    document = {
-        "benchmark": "ladder",
-        "label": report.label(args.model, args.size, source),
-        "command": args.command,
-        "environment": workload.environment(args.device),
-        "settings": {"model": args.model, "size": args.size, "weights": "random", "voice_seconds": 12},
+    document = report.document("ladder", args, source, voice_seconds=12) | {
         "speech_seconds": spoken.seconds,
         "rows": rows,
         "skipped": skipped,

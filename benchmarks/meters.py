@@ -28,12 +28,9 @@ def timed(call: Callable[[], Any], device: str) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def repeated(call: Callable[[], Any], device: str, repeats: int, at_least: float = 0.0) -> list[float]:
-    """Returns the seconds of each of `repeats` calls, or of more (at most 50) until `at_least` seconds."""
-    runs: list[float] = []
-    while len(runs) < repeats or (sum(runs) < at_least and len(runs) < 50):
-        runs.append(timed(call, device)[0])
-    return runs
+def repeated(call: Callable[[], Any], device: str, repeats: int) -> list[float]:
+    """Returns the seconds of each of `repeats` calls."""
+    return [timed(call, device)[0] for _ in range(repeats)]
 
 
 def watch(owner: Any, method: str, device: str, seconds: dict[str, float], stage: str) -> None:

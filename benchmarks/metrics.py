@@ -79,9 +79,10 @@ def similarity(a: Any, b: Any) -> float:
 # ---- tokens --------------------------------------------------------------------------------------
 
 
-def forced_logits(
-    model: Any, text: str, voice: Any, history: Any, language: str | None = None, cfg: float = 0.5
-) -> Any:
+GUIDANCE = 0.5  # the default of cfg_weight
+
+
+def forced_logits(model: Any, text: str, voice: Any, history: Any, language: str | None = None) -> Any:
     """Returns (n, V) guided logits per step for given tokens, by plain attention without a cache."""
     import torch
 
@@ -100,7 +101,7 @@ def forced_logits(
         x = torch.cat([prefix.expand(rows, -1, -1), start, speech], 1)
         hidden = t3(x, torch.arange(x.shape[1], device=device)[None])
         logits = t3.logits(hidden[:, -len(history) :]).float()
-    return (logits[0] + cfg * (logits[0] - logits[1]) if guided else logits[0]).cpu()
+    return (logits[0] + GUIDANCE * (logits[0] - logits[1]) if guided else logits[0]).cpu()
 
 
 def compare_logits(reference: Any, other: Any) -> dict[str, float]:

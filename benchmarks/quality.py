@@ -17,11 +17,12 @@ import sys
 import time
 from typing import Any
 
-import ceilings
 import meters
 import metrics
 import report
 import workload
+
+from chatterbox_opt.doctor import ceilings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +49,7 @@ MODES = {
     "fast": Mode("6 steps, 5 s prompt, int8", {"cfm_schedule": "sway", "prompt_seconds": 5.0, "quantize": "int8"}, 6),
 }
 FULL_PRECISION = {"dtype": "float32", "s3gen_dtype": "float32"}  # unless the mode itself says otherwise
-MEANFLOW = (
-    "bf16",
-    "int8",
-    "int4",
-    "defaults",
-    "batched",
-    "streamed",
-    "prompt5",
-)  # Turbo and Nano have neither guidance nor a schedule
+MEANFLOW = ("bf16", "int8", "int4", "defaults", "batched", "streamed", "prompt5")  # of Turbo and Nano, without guidance
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,34 +71,23 @@ def main(argv: list[str] | None = None) -> int:
     args.modes = args.modes or default_modes(args)
     until = time.perf_counter() + 60 * (args.budget or (13.0 if on_cpu else 60.0))
 
-    gate = Gate(args, source)
-    rows, skipped = [gate.reference()], []
+    comparison = Comparison(args, source)
+    rows, skipped = [comparison.reference()], []
     for name in args.modes:
         if time.perf_counter() > until:
             skipped.append(name)
             continue
         try:
-            rows.append(gate.judge(name))
+            rows.append(comparison.compare(name))
             workload.say(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in rows[-1].items() if isinstance(v, float)))
         except (ValueError, RuntimeError) as error:
             workload.say(f"{name}: {error}")
             rows.append({"mode": name, "what": MODES[name].what, "failed": str(error)[:300]})
-    document = {
-        "benchmark": "quality",
-        "label": report.label(args.model, args.size, source),
-        "command": args.command,
-        "environment": workload.environment(args.device),
-        "settings": {
-            "model": args.model,
-            "weights": source.kind,
-            "size": args.size,
-            "tokens": args.tokens,
-            "sentences": len(gate.texts),
-            "listener": gate.heard_by,
-        },
+    settings = dict(tokens=args.tokens, sentences=len(comparison.texts), listener=comparison.heard_by)
+    document = report.document("quality", args, source, **settings) | {
         "rows": rows,
         "skipped": skipped,
-        "notes": gate.notes,
+        "notes": comparison.notes,
     }
     report.publish(document, args.out)
     return 0 if not any("failed" in r for r in rows) else 1
@@ -117,7 +99,7 @@ def default_modes(args: Any) -> list[str]:
     return [n for n in names if not (n in ("batched", "streamed") and args.weights == "random")]  # speaks no words
 
 
-class Gate:
+class Comparison:
     """Keeps the exact mode's tokens, mels and words, and compares another mode with them."""
 
     def __init__(self, args: Any, source: workload.Weights) -> None:
@@ -161,7 +143,7 @@ class Gate:
         self.exact_speech = row
         return row
 
-    def judge(self, name: str) -> dict[str, Any]:
+    def compare(self, name: str) -> dict[str, Any]:
         from chatterbox_opt.options import EngineOptions
 
         mode = MODES[name]

@@ -66,6 +66,19 @@ def command(argv: Sequence[str] | None = None) -> str:
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
 
 
+def document(
+    benchmark: str, args: argparse.Namespace, source: workload.Weights, label_words: Sequence[str] = (), **settings: Any
+) -> dict[str, Any]:
+    """Returns the beginning of a result, to which a benchmark adds its rows."""
+    return {
+        "benchmark": benchmark,
+        "label": label(args.model, args.size, source, *label_words),
+        "command": args.command,
+        "environment": workload.environment(args.device),
+        "settings": {"model": args.model, "weights": source.kind, "size": args.size, **settings},
+    }
+
+
 def publish(document: dict[str, Any], out: Path) -> Path:
     """Writes the JSON; prints its table and, as the last line of stdout, the JSON itself."""
     path = result_path(document, out)

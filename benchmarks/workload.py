@@ -1,5 +1,4 @@
-"""What all benchmarks share: texts, a voice, weights, options, and the record of where they ran.
-"""
+"""What all benchmarks share: texts, a voice, weights, options, and the record of where they ran."""
 
 from __future__ import annotations
 
@@ -26,29 +25,18 @@ SEED = 7
 FAMILIES = ("tts", "mtl", "turbo", "nano")
 SIZES = ("full", "tiny")
 
+STORY = (
+    "The harbour was quiet that morning, and the first boats were already out at sea.",
+    "An old man sat on the wall with a cup of coffee, counting the gulls as he had done for years.",
+    "Nobody knew why he did it, but everyone in town had asked him once.",
+    "He would only smile, write down a number in a small green book, and put the book away.",
+    "When he died, they found forty of those books on a shelf above his bed.",
+    "The numbers had been going down a little every year, and on the last page he had written a single word.",
+)
 # name -> (seconds of speech, text that a person reads aloud in about that time)
 TEXTS: dict[str, tuple[float, str]] = {
-    "short": (5.0, "The harbour was quiet that morning, and the first boats were already out at sea."),
-    "medium": (
-        10.0,
-        "The harbour was quiet that morning, and the first boats were already out at sea. "
-        "An old man sat on the wall with a cup of coffee, counting the gulls as he had done for years.",
-    ),
-    "long": (
-        15.0,
-        "The harbour was quiet that morning, and the first boats were already out at sea. "
-        "An old man sat on the wall with a cup of coffee, counting the gulls as he had done for years. "
-        "Nobody knew why he did it, but everyone in town had asked him once.",
-    ),
-    "paragraph": (
-        30.0,
-        "The harbour was quiet that morning, and the first boats were already out at sea. "
-        "An old man sat on the wall with a cup of coffee, counting the gulls as he had done for years. "
-        "Nobody knew why he did it, but everyone in town had asked him once. "
-        "He would only smile, write down a number in a small green book, and put the book away. "
-        "When he died, they found forty of those books on a shelf above his bed. "
-        "The numbers had been going down a little every year, and on the last page he had written a single word.",
-    ),
+    name: (seconds, " ".join(STORY[:count]))
+    for name, seconds, count in (("short", 5.0, 1), ("medium", 10.0, 2), ("long", 15.0, 3), ("paragraph", 30.0, 6))
 }
 
 
@@ -108,15 +96,15 @@ def weights(choice: str, family: str, size: str, work: Path) -> Weights:
     return Weights("folder", family, Path(choice), False)
 
 
-def random_checkpoint(family: str, size: str, work: Path, seed: int = 0) -> Path:
-    """Seeded random weights that never draw the end of speech, written once into `work`."""
+def random_checkpoint(family: str, size: str, work: Path) -> Path:
+    """Returns a folder of seeded random weights that never draw the end of speech, written once into `work`."""
     from chatterbox_opt.weights import random_init
 
     recipe = Path(random_init.__file__).read_bytes() + Path(__file__).read_bytes()
-    folder = work / f"{family}-{size}-{seed}-{zlib.crc32(recipe):08x}"
+    folder = work / f"{family}-{size}-{zlib.crc32(recipe):08x}"
     if not (folder / "complete").exists():
         say(f"writing random weights: {family}, {size}")
-        random_init.write_checkpoint(folder, family, size, seed, decoder="meanflow")
+        random_init.write_checkpoint(folder, family, size, 0, decoder="meanflow")
         for path in folder.glob("t3_*.safetensors"):
             never_end(path)
         (folder / "complete").touch()
@@ -164,6 +152,15 @@ def load(source: Weights, device: str, engine: Any = None, **switches: Any) -> A
     return door.from_local(source.folder, device, **how)
 
 
+def speaker(source: Weights, args: Any) -> Any:
+    """Returns a model with the options of the command line and a voice, warmed up."""
+    model = load(source, args.device, **switches(args.options))
+    if source.kind != "mini":  # which speaks in its own voice
+        model.conds = model.prepare_voice(voice_file(args.work_dir))
+    model.warmup()
+    return model
+
+
 def voice_file(work: Path, seconds: float = 12.0, variant: int = 0) -> Path:
     """Writes a fixed, made-up recording: a voice-like buzz with moving formants, in syllables, free of rights.
     Variants differ a little, so that nothing kept from one answers for another."""
@@ -204,7 +201,7 @@ def write_wav(path: Path, samples: Any) -> None:
 
 
 def switches(words: Sequence[str]) -> dict[str, Any]:
-    """`exact`, `field=value`, `preset=fast` and `decoder=meanflow` -> what load() takes. No words: the defaults."""
+    """Returns the keywords of load() for words such as `exact`, `field=value`, `preset=fast` and `decoder=meanflow`."""
     from chatterbox_opt.options import EngineOptions
 
     options = EngineOptions()
@@ -307,7 +304,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-# ---- others --------------------------------------------------------------------------------------
+# ---- the process --------------------------------------------------------------------------------------
 
 
 def quiet() -> None:

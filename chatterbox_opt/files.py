@@ -8,10 +8,9 @@ from pathlib import Path
 PART = ".part"  # the ending of files still being written
 
 
-def write_whole(path: Path, data: bytes, writer: str = "") -> None:
-    """Writes the file under a temporary name and then renames it, so that it is complete once it exists. `writer`
-    distinguishes those that may write one file at the same time."""
-    part = path.with_name(path.name + writer + PART)
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes the file under a temporary name and then renames it, so that it is complete once it exists."""
+    part = path.with_name(path.name + PART)
     try:
         _write(part, data)
         os.replace(part, path)
@@ -21,7 +20,8 @@ def write_whole(path: Path, data: bytes, writer: str = "") -> None:
 
 
 def write_new(path: Path, data: bytes, writer: str) -> None:
-    """As write_whole(), but raises FileExistsError if the file exists: of several writers one succeeds."""
+    """As write_whole(), but raises FileExistsError if the file exists: of several writers one succeeds. `writer` names
+    this one in its temporary file."""
     part = path.with_name(path.name + writer + PART)
     try:
         _write(part, data)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -71,7 +69,6 @@ def upstream():
 @pytest.fixture(scope="session")
 def listener():
     """Whisper tiny.en, of benchmarks/metrics.py."""
-    sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
     import metrics
 
     if missing := metrics.Listener.missing():

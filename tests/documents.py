@@ -1,4 +1,4 @@
-"""The Markdown pages of the repository, and what stands in them."""
+"""The Markdown pages of the repository, and functions that read and run them."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def check_imports(code: str) -> None:
             assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
 
 
-def reader(folder: Path, monkeypatch: pytest.MonkeyPatch, weights: str) -> dict[str, Any]:
-    """What pages take for granted: a model of `weights` "tiny" or "mini", which from_pretrained() gives as well, that
-    says a few tokens only, recordings in the current folder, and names for texts."""
+def page_names(folder: Path, monkeypatch: pytest.MonkeyPatch, weights: str) -> dict[str, Any]:
+    """Returns the names that code of the pages uses. The model has `weights` "tiny" or "mini", as from_pretrained()
+    has, and speaks a few tokens only; recordings are in the current folder."""
     from chatterbox_opt import EngineOptions, OptimizedChatterboxTTS, options
 
     def load(*_: Any, device: str = "cpu", **how: Any) -> OptimizedChatterboxTTS:
@@ -73,7 +73,7 @@ def reader(folder: Path, monkeypatch: pytest.MonkeyPatch, weights: str) -> dict[
 
 
 def run(codes: list[str], names: dict[str, Any], changes: dict[str, str]) -> dict[str, Any]:
-    """Runs one after another what does not need chatterbox-tts, with words changed to what a test has."""
+    """Runs the blocks one after another, except those that need chatterbox-tts, with words replaced by `changes`."""
     for code in codes:
         for old, new in changes.items():
             code = code.replace(old, new)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import upstream_tiny
 
 from chatterbox_opt.config import FlowConfig, tiny
 from chatterbox_opt.models.flow import Flow
-from chatterbox_opt.weights.keymap import FLOW, remap
+from chatterbox_opt.weights.keymap import FLOW
 
 
 def sharpen(module: torch.nn.Module, seed: int = 0, gain: float = 1.4) -> None:
@@ -21,48 +22,16 @@ def sharpen(module: torch.nn.Module, seed: int = 0, gain: float = 1.4) -> None:
 
 
 def upstream_flow(config: FlowConfig):
-    """Returns the real parts at a given size; the constructors of two of them have 512 channels fixed."""
     pytest.importorskip("chatterbox.models.s3gen.flow", reason="chatterbox-tts is not installed")
-    from chatterbox.models.s3gen.decoder import ConditionalDecoder
-    from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
-    from chatterbox.models.s3gen.flow_matching import CausalConditionalCFM
-    from chatterbox.models.s3gen.transformer.upsample_encoder import (
-        PreLookaheadLayer,
-        Upsample1D,
-        UpsampleConformerEncoder,
-    )
-
-    encoder = UpsampleConformerEncoder(
-        input_size=config.dim, output_size=config.dim, attention_heads=config.heads, linear_units=config.ff,
-        num_blocks=config.layers, input_layer="linear", pos_enc_layer_type="rel_pos_espnet",
-        selfattention_layer_type="rel_selfattn", use_cnn_module=False, macaron_style=False,
-    )
-    encoder.pre_lookahead_layer = PreLookaheadLayer(config.dim, config.pre_lookahead)
-    encoder.up_layer = Upsample1D(config.dim, config.dim, 2)
-    encoder.up_encoders = encoder.up_encoders[: config.up_layers]
-    estimator = ConditionalDecoder(
-        in_channels=320, out_channels=80, causal=True, channels=[config.channels], dropout=0.0,
-        attention_head_dim=config.est_head_dim, n_blocks=config.block_layers, num_mid_blocks=config.mid_blocks,
-        num_heads=config.est_heads, act_fn="gelu", meanflow=config.meanflow,
-    )
-    flow = CausalMaskedDiffWithXvec(
-        input_size=config.dim, encoder=encoder, decoder=CausalConditionalCFM(spk_emb_dim=80, estimator=estimator)
-    )
+    flow = upstream_tiny.flow(config)
     sharpen(flow)
     return flow.eval()
-
-
-def ours_from(upstream, config: FlowConfig) -> Flow:
-    with torch.device("meta"):
-        flow = Flow(config)
-    flow.load_state_dict(remap(upstream.state_dict(), FLOW), strict=True, assign=True)
-    return flow.eval().requires_grad_(False)
 
 
 def pair(family: str = "tts"):
     config = tiny(family).flow
     upstream = upstream_flow(config)
-    return upstream, ours_from(upstream, config), config
+    return upstream, upstream_tiny.converted(upstream, Flow, config, FLOW), config
 
 
 def random_flow(family: str = "tts", config: FlowConfig | None = None) -> Flow:

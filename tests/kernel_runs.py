@@ -20,7 +20,7 @@ TYPES = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.uint8: "*u8",
     int: "i32", float: "fp32",
 }  # fmt: skip
-PARTS = {  # of kernels, which nobody launches
+PARTS = {  # functions that kernels call; they are not launched
     "_finish", "_turned", "_page", "_add", "_numbers", "_kth", "_edge", "_probabilities", "_keep_top", "_penalized",
 }  # fmt: skip
 OPTIONS = {"num_warps", "num_stages", "launch_pdl"}
@@ -28,8 +28,7 @@ OPTIONS = {"num_warps", "num_stages", "launch_pdl"}
 
 class Interpreted(InterpretedFunction):
     def __call__(self, *args, **named):
-        """As a function that a kernel calls. Triton's own leaves the language in the interpreter's hands for good, and
-        nothing would compile after it."""
+        """Called by another kernel. Triton's own version leaves the language patched, and nothing compiles after it."""
         scope = interpreter._patch_lang(self.fn)
         try:
             return self.rewrite()(*args, **named)
@@ -38,7 +37,7 @@ class Interpreted(InterpretedFunction):
 
 
 def interpret(monkeypatch) -> None:
-    """Every kernel of the package, and every function that one calls, the language's own included."""
+    """Runs every kernel of the package in the interpreter, with all functions that it calls."""
     with suppress(ImportError):  # of newer versions; at its first import it wants the language as it was
         importlib.import_module("triton.experimental.gluon")
     plain = interpreter._patch_lang_tensor
@@ -55,7 +54,7 @@ def interpret(monkeypatch) -> None:
 
 
 class Compiled:
-    """Stands where a kernel stands; a launch compiles what would have been launched."""
+    """Replaces a kernel: a launch compiles it and runs nothing."""
 
     done: set = set()  # noqa: RUF012  one for all
 
@@ -87,7 +86,7 @@ class Compiled:
 
 
 def compile_launches(monkeypatch, target: int, modules: list) -> str | None:
-    """From now on launches compile. Returns why they cannot, where they cannot."""
+    """Makes launches compile for a target. Returns the reason if that is not possible here."""
     try:
         from triton.backends.compiler import GPUTarget
         from triton.backends.nvidia.compiler import get_ptxas

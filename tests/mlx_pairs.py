@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from chatterbox_opt.engine.prefix import Prefix
 from chatterbox_opt.mlx.arrays import to_mlx, to_torch
@@ -17,6 +19,15 @@ from chatterbox_opt.models.t3 import T3
 
 def of_torch(t3: T3, dtype: str = "float32", quantize: str | None = None) -> MlxT3:
     return MlxT3(t3.config, t3.state_dict().items(), dtype, quantize)
+
+
+def every_tensor_matters(network: nn.Module, result: Callable[[nn.Module], Tensor]) -> None:
+    """Checks that `result` changes with each tensor: one that was left out would change nothing."""
+    before = result(network)
+    for name in network.state_dict():
+        other = copy.deepcopy(network)
+        other.state_dict()[name].mul_(1.5)
+        assert not torch.equal(result(other), before), name
 
 
 def mlx_logits(t3: MlxT3, cond, ids: Tensor, speech: Sequence[int]) -> Tensor:

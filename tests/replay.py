@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -26,7 +27,7 @@ class Replay(Captured):
 
     @classmethod
     def of(cls, captured: Captured, **how) -> Replay:
-        """Replaces one that a CPU does not use."""
+        """Returns one in place of captures that a CPU does not use."""
         return cls(trial=captured.trial, kept=captured.kept, **how)
 
     def _record(self, key, run, again) -> None:
@@ -49,20 +50,43 @@ class Replay(Captured):
         return self._results[key]
 
 
+class Watch(TorchDispatchMode):
+    """Calls `see(operation, its arguments, its result)` after each operation inside."""
+
+    def __init__(self, see: Callable[[Any, tuple, Any], object]) -> None:
+        super().__init__()
+        self.see = see
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.see(func, (args, kwargs), out)
+        return out
+
+
+def addresses(*trees: Any) -> set[int]:
+    """Returns the addresses of the memory of all tensors in them."""
+    return {t.untyped_storage().data_ptr() for t in tree_leaves(trees) if isinstance(t, torch.Tensor)}
+
+
 @contextmanager
 def made_inside() -> Iterator[set[int]]:
     """Collects the addresses of memory that operations inside allocate."""
     made: set[int] = set()
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            given = {t.untyped_storage().data_ptr() for t in tensors(args, kwargs)}
-            out = func(*args, **(kwargs or {}))
-            made.update({t.untyped_storage().data_ptr() for t in tensors(out)} - given)
-            return out
-
-    with Watch():
+    with Watch(lambda _, given, out: made.update(addresses(out) - addresses(given))):
         yield made
+
+
+def waits_for_the_device(run: Callable[[], object]) -> list[str]:
+    """Returns the operations that hand numbers to the host, which end a capture."""
+    found: list[str] = []
+
+    def see(func, given, out) -> None:
+        if any(name in str(func) for name in ("_local_scalar_dense", "nonzero", "item", "unique")):
+            found.append(str(func))
+
+    with Watch(see):
+        run()
+    return found
 
 
 @contextmanager
@@ -88,19 +112,15 @@ def cast(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
 
 
 def crossings(run: Callable[[], object]) -> list[str]:
-    """Operations between two devices in the second of two runs: the first makes tables, which is done ahead of a
-    capture as well. Single numbers may cross."""
+    """Returns the operations between two devices in the second of two runs: the first makes tables, which is done
+    ahead of a capture as well. Single numbers may cross."""
     found: list[str] = []
 
-    class Spy(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor) and t.dim()]
-            if len({t.device.type for t in tensors}) > 1:
-                found.append(str(func))
-            return out
+    def see(func, given, out) -> None:
+        if len({t.device.type for t in tensors(given, out) if t.dim()}) > 1:
+            found.append(str(func))
 
     run()
-    with Spy():
+    with Watch(see):
         run()
     return found

@@ -41,7 +41,7 @@ class Recorder:
         return self.new.float()
 
 
-class Scripted:
+class ScriptedTokens:
     """Replaces a TokenRunner: each step draws `pace()` tokens of every script, after a call of `work`."""
 
     same_on_any_cores = True  # as TokenRunner has it: its tokens come from a script
@@ -77,10 +77,10 @@ class Scripted:
 
 def scripted_engine(pace: Callable[[], int] = lambda: 1, work: Callable[[], None] = lambda: None) -> Engine:
     no_wav = SimpleNamespace(captured=None, decode=lambda mels, spectra: [])
-    return Engine(Scripted(pace, work), None, no_wav, EngineOptions.exact(), CPU)
+    return Engine(ScriptedTokens(pace, work), None, no_wav, EngineOptions.exact(), CPU)
 
 
-def saying(script: Sequence[int]) -> Utterance:
+def scripted_utterance(script: Sequence[int]) -> Utterance:
     cond = SimpleNamespace(cond_prompt_speech_tokens=torch.zeros(1, 4))
     u = Utterance(torch.zeros(5, dtype=torch.long), cond, voice={}, noise=RequestNoise(CPU, 0))
     u.script, u.sound = script, Recorder()
@@ -88,11 +88,11 @@ def saying(script: Sequence[int]) -> Utterance:
 
 
 def stream_of(engine: Engine, *scripts: Sequence[int], cancel=None, prepare=lambda: None) -> SpeechStream:
-    utterances = [saying(script) for script in scripts]
+    utterances = [scripted_utterance(script) for script in scripts]
     queue = ChunkQueue(ChunkJoiner(len(utterances)), cancel, lambda: ValueError("no sound"))
     how = dict(chunks=chunk_sizes(25, 0), cancel=queue, paused=queue.paused, ended=queue.tell)
     return SpeechStream(engine, queue, Call(utterances, queue, **how), prepare)
 
 
-def slowly() -> None:
+def one_millisecond() -> None:
     time.sleep(0.001)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import socket
 import threading
-import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import soundfile
+from threads import soon
 
 
 @dataclass
 class Running:
-    server: Any
+    uvicorn: Any  # a chatterbox_opt.serve.run.Server
     port: int
 
     @property
     def service(self) -> Any:
-        return self.server.service
+        return self.uvicorn.service
 
     @property
     def model(self) -> Any:
@@ -36,8 +37,15 @@ class Running:
         return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": "none", "max_retries": 0, "timeout": 60} | how)
 
 
-@contextmanager
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
 def running(folder, load, **settings):
+    """Yields a server with these settings; `load` returns its model, as long after its start as it takes."""
     import asyncio
 
     from chatterbox_opt.serve.run import Server
@@ -45,7 +53,7 @@ def running(folder, load, **settings):
     from chatterbox_opt.serve.settings import ServeSettings
 
     started = threading.Event()
-    box: list[Running] = []
+    servers: list[Running] = []
 
     async def main() -> None:
         chosen = ServeSettings(port=0, voices_dir=folder, **{"model_id": "mini"} | settings)
@@ -53,29 +61,27 @@ def running(folder, load, **settings):
         serving = asyncio.ensure_future(server.serve())
         while not server.started:
             await asyncio.sleep(0.01)
-        box.append(Running(server, server.servers[0].sockets[0].getsockname()[1]))
+        servers.append(Running(server, server.servers[0].sockets[0].getsockname()[1]))
         started.set()
         await serving
 
     thread = threading.Thread(target=asyncio.run, args=[main()], daemon=True)
     thread.start()
     assert started.wait(60)
-    one = box[0]
+    (server,) = servers
     try:
-        yield one
+        yield server
     finally:
-        one.server.should_exit = one.server.force_exit = True
+        server.uvicorn.should_exit = server.uvicorn.force_exit = True
         thread.join(60)
         assert not thread.is_alive()
 
 
-def ready(one: Running) -> Running:
-    until = time.monotonic() + 60
-    while one.model is None:
-        assert one.server.failure is None
-        assert time.monotonic() < until
-        time.sleep(0.02)
-    return one
+def ready(server: Running) -> Running:
+    """Returns the server once it has its model."""
+    assert soon(lambda: server.model is not None or server.uvicorn.failure is not None, 60)
+    assert server.uvicorn.failure is None
+    return server
 
 
 def load_mini() -> Any:
@@ -85,7 +91,7 @@ def load_mini() -> Any:
 
 
 def load_tiny(family: str = "tts") -> Any:
-    """Random weights that can clone; what they say is noise, and short."""
+    """Returns a model with random weights that can clone; its speech is noise of one second."""
     from chatterbox_opt import ChatterboxMultilingualTTS, ChatterboxTTS, ChatterboxTurboTTS, SamplingOptions
 
     cls = {"tts": ChatterboxTTS, "mtl": ChatterboxMultilingualTTS, "turbo": ChatterboxTurboTTS}[family]
@@ -101,11 +107,11 @@ def recording(seconds: float = 6.0, seed: int = 0, kind: str = "WAV") -> bytes:
     return file.getvalue()
 
 
-def quiet_within(service: Any, seconds: float = 60) -> bool:
-    """Whether the engine has nothing left to do by then."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if service.model.stats()["calls"] == 0 and service.idle():
-            return True
-        time.sleep(0.01)
-    return False
+def uploaded(store: Any) -> list[str]:
+    """Returns the names of the voices in a VoiceStore that clients brought."""
+    return [voice["name"] for voice in store.listing()["data"] if voice["deletable"]]
+
+
+def goes_idle(service: Any) -> bool:
+    """Returns whether the service and its engine have nothing left to do within a minute."""
+    return soon(lambda: service.model.stats()["calls"] == 0 and service.idle(), 60)

@@ -7,15 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import upstream_tiny
 
 from chatterbox_opt.config import T3Config, tiny
 from chatterbox_opt.models.t3 import T3
-from chatterbox_opt.weights.keymap import T3_GPT2, remap, t3_llama
+from chatterbox_opt.weights.keymap import T3_GPT2, t3_llama
 
 
-def sharpen(module: torch.nn.Module, seed: int = 0) -> None:
+def sharpen(module: torch.nn.Module) -> None:
     """Scales weights: default initialisation gives almost flat logits, with which equal tokens prove little."""
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in module.named_parameters():
             if p.ndim == 1:
@@ -32,61 +33,32 @@ def sharpen(module: torch.nn.Module, seed: int = 0) -> None:
 
 
 def upstream_t3(config: T3Config):
-    """Returns the real class, its backbone table and perceiver patched to a given size."""
     pytest.importorskip("chatterbox.models.t3.t3", reason="chatterbox-tts is not installed")
-    from chatterbox.models.t3 import t3 as module
-    from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
-    from chatterbox.models.t3.modules.perceiver import Perceiver
-    from chatterbox.models.t3.modules.t3_config import T3Config as UpstreamConfig
-
-    hp = UpstreamConfig(text_tokens_dict_size=config.text_vocab)
-    hp.llama_config_name = "tiny_for_tests"
-    hp.speech_tokens_dict_size = config.speech_vocab
-    if config.is_gpt:
-        hp.input_pos_emb, hp.speech_cond_prompt_len = None, 375
-        hp.use_perceiver_resampler = hp.emotion_adv = False
-        LLAMA_CONFIGS["tiny_for_tests"] = LLAMA_CONFIGS["GPT2_medium"] | {
-            "n_embd": config.dim, "hidden_size": config.dim, "n_head": config.heads, "n_layer": config.layers,
-            "n_inner": config.ff,
-        }
-    else:
-        LLAMA_CONFIGS["tiny_for_tests"] = LLAMA_CONFIGS["Llama_520M"] | {
-            "hidden_size": config.dim, "intermediate_size": config.ff, "num_hidden_layers": config.layers,
-            "num_attention_heads": config.heads, "num_key_value_heads": config.heads, "head_dim": config.head_dim,
-        }
-    model = module.T3(hp)
-    if not config.is_gpt:
-        model.cond_enc.perceiver = Perceiver(pre_attention_query_size=config.dim, embedding_dim=config.dim)
+    model = upstream_tiny.t3(config)
     sharpen(model)
     return model.eval()
 
 
 def pair(family: str):
     """Returns (upstream's, this package's, T3Config)."""
-    config = tiny(family).t3
-    if config.is_gpt:
-        config = dataclasses.replace(config, text_vocab=500)  # the size of a table nobody computes with
+    config = tiny_t3(family)
     upstream = upstream_t3(config)
-    return upstream, ours_from(upstream, config), config
-
-
-def ours_from(upstream, config: T3Config) -> T3:
-    with torch.device("meta"):
-        ours = T3(config)
     rules = T3_GPT2 if config.is_gpt else t3_llama(config.head_dim)
-    ours.load_state_dict(remap(upstream.state_dict(), rules), strict=True, assign=True)
-    return ours.eval().requires_grad_(False)
+    return upstream, upstream_tiny.converted(upstream, T3, config, rules), config
 
 
-def random_t3(family: str, seed: int = 0) -> T3:
-    """This package's alone, for tests without upstream."""
+def tiny_t3(family: str) -> T3Config:
     config = tiny(family).t3
-    if config.is_gpt:
-        config = dataclasses.replace(config, text_vocab=500)
+    return dataclasses.replace(config, text_vocab=500) if config.is_gpt else config  # a smaller table
+
+
+def random_t3(family: str) -> T3:
+    """Returns this package's alone, for tests without upstream."""
+    config = tiny_t3(family)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         t3 = T3(config)
-    sharpen(t3, seed)
+    sharpen(t3)
     return t3.eval().requires_grad_(False)
 
 

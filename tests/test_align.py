@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
-from pathlib import Path
 
+import metrics
 import numpy as np
 import pytest
 
 from chatterbox_opt import OptimizedChatterboxTTS, WhisperAligner
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import metrics
 
 RATE = 24_000
 MEDIAN = 0.080  # s

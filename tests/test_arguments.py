@@ -1,8 +1,7 @@
-"""Arguments of callers: numbers of any kind, voices in any form, and what is refused with a reason."""
+"""Arguments of calls: kinds of numbers, forms of voices, and errors."""
 
 import dataclasses
 import logging
-import threading
 
 import numpy as np
 import pytest
@@ -73,7 +72,7 @@ def test_values_for_a_batch_in_any_sequence(model, seeds):
     dict(n_cfm_timesteps=True), dict(n_cfm_timesteps=0), dict(max_chars=0), dict(max_chars="a"), dict(max_chars=True),
     dict(exaggeration="x"), dict(exaggeration=-3.0), dict(language_id="fr"),
 ])  # fmt: skip
-def test_what_is_refused_names_itself(model, recording, bad):
+def test_errors_name_the_argument(model, recording, bad):
     (name,) = bad
     before = model.conds
     speak = model.generate_tokens if name == "language_id" else model.generate
@@ -83,7 +82,7 @@ def test_what_is_refused_names_itself(model, recording, bad):
     assert model.conds is before
 
 
-def test_whole_numbers_may_be_numpys(model):
+def test_numpy_integers(model):
     numpys = model.generate("Hello.", n_cfm_timesteps=np.int64(2), max_chars=np.int64(200), seed=1, **SHORT)
     assert torch.equal(numpys, model.generate("Hello.", n_cfm_timesteps=2, seed=1, **SHORT))
 
@@ -115,7 +114,7 @@ def test_conversion_takes_a_voice_in_any_form(model, turbo, vc, recording, tmp_p
     assert all(torch.equal(h, heard[0]) for h in heard)
 
 
-def test_a_voice_must_be_one_and_of_this_family(model, turbo):
+def test_a_voice_must_be_of_this_family(model, turbo):
     for bad in (3, {}, np.zeros(9)):
         with pytest.raises(ValueError, match="voice is"):
             model.generate("Hello.", voice=bad, **SHORT)
@@ -126,7 +125,7 @@ def test_a_voice_must_be_one_and_of_this_family(model, turbo):
             model.generate("Hello.", voice=turbo.conds, **SHORT)
 
 
-def test_samples_where_a_path_is_expected_say_what_they_lack(model, vc, recording):
+def test_samples_need_their_rate(model, vc, recording):
     wav, rate = soundfile.read(recording, dtype="float32")
     with pytest.raises(ValueError, match="sample_rate=None"):
         model.generate("Hello.", audio_prompt_path=wav)
@@ -138,7 +137,7 @@ def test_samples_where_a_path_is_expected_say_what_they_lack(model, vc, recordin
         model.prepare_voice(wav * 32_768, sample_rate=rate)
 
 
-def test_a_file_is_read_as_often_as_it_is_given(model, recording):
+def test_an_open_file_is_read_from_its_start(model, recording):
     with open(recording, "rb") as file:
         first = model.prepare_voice(file)
         model.voices._kept.clear()
@@ -152,24 +151,7 @@ def test_a_file_is_read_as_often_as_it_is_given(model, recording):
 # ---- everything else -----------------------------------------------------------------------------
 
 
-def test_a_call_from_inside_a_callback_is_refused(model):
-    said = []
-
-    def again(*_):
-        try:
-            model.generate("Again.", **SHORT)
-        except RuntimeError as error:
-            said.append(str(error))
-
-    thread = threading.Thread(target=lambda: model.generate("Hello.", seed=0, progress=again, **SHORT), daemon=True)
-    thread.start()
-    thread.join(60)
-    assert not thread.is_alive()
-    assert "callback" in said[0]
-    model.generate("After.", **SHORT)
-
-
-def test_a_watermarker_may_be_put_there_later(model):
+def test_a_watermarker_can_be_set_later(model):
     class Counting:
         heard = 0
 

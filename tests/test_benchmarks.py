@@ -9,25 +9,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-from documents import PAGES, ROOT, read
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
 import benchmark_comparison
 import benchmark_inference
 import benchmark_streaming
-import ceilings
 import check_results
 import ladder
+import pytest
 import quality
 import report
 import sides
 import tables
+import torch
 import workload
+from documents import PAGES, ROOT, read
 
 from chatterbox_opt.config import MODELS
+from chatterbox_opt.doctor import ceilings
 from chatterbox_opt.options import EngineOptions
 
 
@@ -149,7 +146,7 @@ def test_streaming(work, tmp_path, capsys):
         assert row["sooner"] > 0
 
 
-def test_what_a_listener_waits_for(monkeypatch):
+def test_times_of_a_listener(monkeypatch):
     clock = iter([0.0, 1.0, 1.5, 4.0])  # the call, then three chunks
     monkeypatch.setattr(benchmark_streaming.time, "perf_counter", lambda: next(clock))
     heard = benchmark_streaming.listen([torch.zeros(1, n) for n in (100, 100, 50)], 100)
@@ -322,7 +319,7 @@ def test_server(work, tmp_path, capsys):
     assert 0 <= row["continuous"] <= 1
 
 
-def test_what_a_listener_of_a_server_notices():
+def test_gaps_and_percentiles_of_a_server():
     import benchmark_server
 
     second = 2 * workload.SAMPLE_RATE

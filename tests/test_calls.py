@@ -11,12 +11,12 @@ from chatterbox_opt.options import SamplingOptions
 from chatterbox_opt.switches import SWITCHES
 
 
-def named(typed: type) -> set[str]:
+def keys_of(typed: type) -> set[str]:
     return set(typed.__optional_keys__)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         (dict(n_cfm_timesteps=0), "n_cfm_timesteps=0"),
         (dict(max_chars=3), "max_chars=3"),
@@ -25,8 +25,8 @@ def named(typed: type) -> set[str]:
         (dict(score=len), "score chooses among takes"),
     ],
 )
-def test_a_call_is_refused_with_the_name_of_what_is_wrong(wrong, said):
-    with pytest.raises(ValueError, match=said):
+def test_errors_name_the_argument(wrong, message):
+    with pytest.raises(ValueError, match=message):
         GenerateOptions(**wrong)
 
 
@@ -42,12 +42,12 @@ def test_a_batchs_keywords_are_the_calls_and_the_texts():
     assert others == dict(temperature=[0.5, 0.7], markup=True)
 
 
-def test_an_editor_completes_what_a_call_takes():
+def test_keywords_for_editors_are_those_of_the_dataclasses():
     """The keywords an editor shows are those that the dataclasses have, no more and no fewer."""
     call = {f.name for f in dataclasses.fields(GenerateOptions)}
     sampling = {f.name for f in dataclasses.fields(SamplingOptions)}
-    assert named(keywords.CallKeywords) == call
-    assert sampling == named(keywords.SamplingKeywords) < named(keywords.TextKeywords)
-    assert named(keywords.TextKeywords) == named(keywords.TextsKeywords)
-    assert named(keywords.BatchKeywords) == call | named(keywords.TextsKeywords) | {"exaggeration"}
-    assert named(keywords.EngineKeywords) == set(SWITCHES)
+    assert keys_of(keywords.CallKeywords) == call
+    assert sampling == keys_of(keywords.SamplingKeywords) < keys_of(keywords.TextKeywords)
+    assert keys_of(keywords.TextKeywords) == keys_of(keywords.TextsKeywords)
+    assert keys_of(keywords.BatchKeywords) == call | keys_of(keywords.TextsKeywords) | {"exaggeration"}
+    assert keys_of(keywords.EngineKeywords) == set(SWITCHES)

@@ -4,11 +4,15 @@ import io
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import soundfile
 import torch
 
+from chatterbox_opt import SamplingOptions
 from chatterbox_opt.cli import main
+from chatterbox_opt.scores import VoiceLikeness
+from chatterbox_opt.tts import OptimizedChatterboxTTS
 
 
 @pytest.fixture(scope="module")
@@ -18,29 +22,47 @@ def folder(tmp_path_factory):
     return where
 
 
-def test_say(folder, tmp_path, capsys, monkeypatch):
-    from chatterbox_opt.tts import OptimizedChatterboxTTS
+@pytest.fixture
+def source(folder):
+    """The options that name the model."""
+    return ["--dir", str(folder), "--device", "cpu"]
 
-    monkeypatch.setattr(OptimizedChatterboxTTS, "defaults", type(OptimizedChatterboxTTS.defaults)(max_new_tokens=8))
+
+@pytest.fixture
+def eight_tokens(monkeypatch):
+    """Speech ends after 0.32 s."""
+    monkeypatch.setattr(OptimizedChatterboxTTS, "defaults", SamplingOptions(max_new_tokens=8))
+
+
+@pytest.fixture
+def spoken(monkeypatch):
+    """Collects (model, text, keywords) of each call of generate(), which returns silence."""
+    calls = []
+
+    def generate(self, text, **keywords):
+        calls.append((self, text, keywords))
+        return torch.zeros(1, 9)
+
+    monkeypatch.setattr(OptimizedChatterboxTTS, "generate", generate)
+    return calls
+
+
+@pytest.mark.usefixtures("eight_tokens")
+def test_say(source, tmp_path, capsys):
     out = tmp_path / "hello.wav"
-    assert main(["say", "Hello.", "-o", str(out), "--dir", str(folder), "--device", "cpu", "--seed", "1"]) == 0
+    assert main(["say", "Hello.", "-o", str(out), *source, "--seed", "1"]) == 0
     wav, rate = soundfile.read(out)
     assert rate == 24_000
     assert len(wav)
-    said = capsys.readouterr()
-    assert "hello.wav" in said.out
-    assert "at most" in said.err
+    printed = capsys.readouterr()
+    assert "hello.wav" in printed.out
+    assert "at most" in printed.err
 
 
-def test_a_stream_goes_to_standard_output(folder, capfdbinary, monkeypatch):
+def test_a_stream_goes_to_standard_output(folder, source, capfdbinary, monkeypatch):
     """Samples, and nothing else."""
-    import numpy as np
-
-    from chatterbox_opt.tts import OptimizedChatterboxTTS
-
-    monkeypatch.setattr(OptimizedChatterboxTTS, "defaults", type(OptimizedChatterboxTTS.defaults)(max_new_tokens=50))
-    words = ["--stream", "--dir", str(folder), "--device", "cpu", "--seed", "1", "--no-watermark"]
-    assert main(["say", "Hello.", *words]) == 0
+    monkeypatch.setattr(OptimizedChatterboxTTS, "defaults", SamplingOptions(max_new_tokens=50))
+    assert main(["say", "Hello.", "--stream", *source, "--seed", "1", "--no-watermark"]) == 0
     samples = np.frombuffer(capfdbinary.readouterr().out, "<i2")
     model = OptimizedChatterboxTTS.from_local(folder, "cpu", enable_watermark=False)
     wanted = torch.cat(list(model.generate_stream("Hello.", seed=1)), 1)[0]
@@ -48,26 +70,15 @@ def test_a_stream_goes_to_standard_output(folder, capfdbinary, monkeypatch):
     assert abs(samples / 32767 - wanted.numpy()).max() < 1e-4
 
 
-def test_the_text_may_come_by_pipe(folder, tmp_path, monkeypatch):
-    from chatterbox_opt.tts import OptimizedChatterboxTTS
-
-    heard = []
-
-    def generate(self, text, **_):
-        heard.append(text)
-        return torch.zeros(1, 9)
-
-    monkeypatch.setattr(OptimizedChatterboxTTS, "generate", generate)
+def test_the_text_may_come_by_pipe(source, tmp_path, monkeypatch, spoken):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeff“Hello.”".encode()), encoding="cp1252"))
-    assert main(["say", "-", "-o", str(tmp_path / "a.wav"), "--dir", str(folder), "--device", "cpu"]) == 0
-    assert heard == ["“Hello.”"]
+    assert main(["say", "-", "-o", str(tmp_path / "a.wav"), *source]) == 0
+    assert [text for _, text, _ in spoken] == ["“Hello.”"]
 
 
-def test_captions_of_what_is_said(folder, tmp_path, capsys, monkeypatch):
-    from chatterbox_opt.tts import OptimizedChatterboxTTS
-
-    monkeypatch.setattr(OptimizedChatterboxTTS, "defaults", type(OptimizedChatterboxTTS.defaults)(max_new_tokens=8))
-    words = ["--dir", str(folder), "--device", "cpu", "--seed", "1"]
+@pytest.mark.usefixtures("eight_tokens")
+def test_captions(source, tmp_path):
+    words = [*source, "--seed", "1"]
     plain, out, captions = (tmp_path / name for name in ("plain.wav", "a.wav", "a.vtt"))
     assert main(["say", "Hello.", "-o", str(plain), *words]) == 0
     assert main(["say", "Hello.", "-o", str(out), "--captions", str(captions), *words]) == 0
@@ -79,32 +90,28 @@ def test_captions_of_what_is_said(folder, tmp_path, capsys, monkeypatch):
     assert soundfile.info(out).duration == pytest.approx(2 * 0.32 + 0.5)
 
 
-def test_read(folder, tmp_path, capsys, monkeypatch):
-    from chatterbox_opt.tts import OptimizedChatterboxTTS
-
-    monkeypatch.setattr(OptimizedChatterboxTTS, "defaults", type(OptimizedChatterboxTTS.defaults)(max_new_tokens=8))
+@pytest.mark.usefixtures("eight_tokens")
+def test_read(source, tmp_path, capsys):
     script, cast, out = tmp_path / "a.txt", tmp_path / "cast.toml", tmp_path / "book.wav"
     script.write_text("Chapter 1\n\nAnna: Hello.\n\nChapter 2\n\nThe end.")
     cast.write_text("[Anna]\nseed = 3\n")
     command = ["read", str(script), "-o", str(out), "--voices", str(cast), "--chapters", "--captions", "srt"]
-    assert main([*command, "--dir", str(folder), "--device", "cpu"]) == 0
-    said = capsys.readouterr()
+    assert main([*command, *source]) == 0
+    printed = capsys.readouterr()
     names = ["book-01.wav", "book-01.srt", "book-02.wav", "book-02.srt"]
-    assert said.out.split() == [str(tmp_path / name) for name in names]
-    assert "reading: 100%" in said.err
+    assert printed.out.split() == [str(tmp_path / name) for name in names]
+    assert "reading: 100%" in printed.err
     assert "Hello." in (tmp_path / "book-01.srt").read_text()
 
 
-def test_what_a_script_is_read_with(folder, tmp_path, monkeypatch):
+def test_options_of_read_reach_the_book(source, tmp_path, monkeypatch):
     from chatterbox_opt.reading import book
-    from chatterbox_opt.scores import VoiceLikeness
-
     calls = []
     monkeypatch.setattr(book, "read_aloud", lambda *_, **how: calls.append(how) or [])
     (tmp_path / "a.txt").write_text("Hello.")
     (tmp_path / "names.json").write_text('{"words": {"SQL": "sequel"}}')
     (tmp_path / "cast.toml").write_text("[Anna]\ntakes = 2\n")
-    read = ["read", str(tmp_path / "a.txt"), "-o", str(tmp_path / "a.wav"), "--dir", str(folder), "--device", "cpu"]
+    read = ["read", str(tmp_path / "a.txt"), "-o", str(tmp_path / "a.wav"), *source]
     assert main(read) == 0
     how = ["--spoken", "--takes", "3", "--retries", "2", "--pronounce", str(tmp_path / "names.json")]
     assert main([*read, *how]) == 0
@@ -116,31 +123,27 @@ def test_what_a_script_is_read_with(folder, tmp_path, monkeypatch):
     assert isinstance(second["score"], VoiceLikeness), "for the role that has takes"
 
 
-def test_reading_that_is_interrupted_says_how_to_go_on(folder, tmp_path, capsys, monkeypatch):
-    from chatterbox_opt.tts import OptimizedChatterboxTTS
-
+def test_an_interrupted_reading_says_how_to_continue(source, tmp_path, capsys, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(OptimizedChatterboxTTS, "speak", interrupted)
     (tmp_path / "a.txt").write_text("Hello.")
-    command = ["read", str(tmp_path / "a.txt"), "-o", str(tmp_path / "a.wav"), "--dir", str(folder), "--device", "cpu"]
+    command = ["read", str(tmp_path / "a.txt"), "-o", str(tmp_path / "a.wav"), *source]
     assert main(command) == 130
     assert "the same command continues" in capsys.readouterr().err
 
 
-def test_convert(folder, tmp_path):
-    import numpy as np
-
-    source = tmp_path / "in.wav"
-    soundfile.write(source, 0.2 * np.sin(np.arange(32_000) / 20), 16_000)
+def test_convert(source, tmp_path):
+    recording = tmp_path / "in.wav"
+    soundfile.write(recording, 0.2 * np.sin(np.arange(32_000) / 20), 16_000)
     out = tmp_path / "out.wav"
-    assert main(["convert", str(source), "-o", str(out), "--dir", str(folder), "--device", "cpu", "--seed", "1"]) == 0
+    assert main(["convert", str(recording), "-o", str(out), *source, "--seed", "1"]) == 0
     assert soundfile.info(out).duration == pytest.approx(2.0, abs=0.1)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["say", "Hi.", "--dir", "nowhere", "--device", "cpu"], "nowhere"),
         (["say", "Hi.", "--device", "abacus", "--dir", "."], "abacus"),
@@ -165,36 +168,28 @@ def test_convert(folder, tmp_path):
         (["say", "Hi.", "--dir", "nowhere", "--stream", "--takes", "2"], "leave out --takes"),
     ],
 )
-def test_errors_are_one_line_and_exit_1(words, said, capsys):
+def test_errors_are_one_line_and_exit_1(words, message, capsys):
     assert main(words) == 1
     err = capsys.readouterr().err.strip().splitlines()
     assert len(err) == 1
-    assert said in err[0]
+    assert message in err[0]
 
 
-def test_a_checkpoint_is_not_written_over(folder, capsys):
+def test_a_checkpoint_is_not_overwritten(folder, capsys):
     before = {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}
     assert main(["random-checkpoint", str(folder), "--family", "turbo"]) == 1
     assert "not empty" in capsys.readouterr().err
     assert before == {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}
 
 
-def test_presets_and_decoders(tmp_path, monkeypatch, capsys):
-    from chatterbox_opt.tts import OptimizedChatterboxTTS
-
+def test_presets_and_decoders(tmp_path, monkeypatch, capsys, spoken):
     folder = tmp_path / "model"
     assert main(["random-checkpoint", str(folder), "--decoder", "meanflow"]) == 0
-    models = []
     monkeypatch.setattr("chatterbox_opt.presets.LARGE_T3", 0)  # as of a published size
-
-    def generate(self, text, **_):
-        models.append(self)
-        return torch.zeros(1, 9)
-
-    monkeypatch.setattr(OptimizedChatterboxTTS, "generate", generate)
     say = ["say", "Hello.", "-o", str(tmp_path / "a.wav"), "--dir", str(folder), "--device", "cpu"]
     for words in ([], ["--decoder", "meanflow"], ["--preset", "fast"], ["--preset", "fast", "--decoder", "standard"]):
         assert main([*say, *words]) == 0
+    models = [model for model, *_ in spoken]
     assert [m.config.flow.meanflow for m in models] == [False, True, True, False]
     assert [m.options.quantize for m in models] == [None, None, "int8", "int8"]
     assert [m.options.flow_steps for m in models] == [None, None, None, 6]
@@ -203,9 +198,7 @@ def test_presets_and_decoders(tmp_path, monkeypatch, capsys):
     assert "s3gen_meanflow.safetensors" in capsys.readouterr().err
 
 
-def test_a_packed_checkpoint_is_spoken_with(folder, tmp_path, capsys):
-    from chatterbox_opt.tts import OptimizedChatterboxTTS
-
+def test_pack_and_say(folder, tmp_path, capsys):
     out = tmp_path / "packed"
     assert main(["pack", str(folder), str(out), "--quantize", "int8", "--dtype", "float32"]) == 0
     assert f"{out}: dtype='float32'" in capsys.readouterr().out
@@ -216,24 +209,22 @@ def test_a_packed_checkpoint_is_spoken_with(folder, tmp_path, capsys):
     assert "not empty" in capsys.readouterr().err
     assert main(["pack", str(out), str(tmp_path / "again")]) == 1
     assert "packed already" in capsys.readouterr().err
-    assert main(["say", "Hi.", "--dir", str(out), "--device", "cpu", "--preset", "exact"]) == 1
+    assert main(["say", "Hi.", "--dir", str(out), "--device", "cpu", "--quantize", "int4"]) == 1
     assert "is packed as" in capsys.readouterr().err
     assert sorted(out.iterdir()) == before
 
 
-def test_the_cache_is_opt_in(folder, tmp_path, monkeypatch):
-    from chatterbox_opt.tts import OptimizedChatterboxTTS
-
-    monkeypatch.setattr(OptimizedChatterboxTTS, "generate", lambda self, text, **_: torch.zeros(1, 9))
+@pytest.mark.usefixtures("spoken")
+def test_the_cache_is_opt_in(source, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    say = ["say", "Hi.", "-o", str(tmp_path / "a.wav"), "--dir", str(folder), "--device", "cpu"]
+    say = ["say", "Hi.", "-o", str(tmp_path / "a.wav"), *source]
     assert main(say) == 0
     assert not (tmp_path / "home").exists()
     assert main([*say, "--cache-packed"]) == 0
     assert len(list((tmp_path / "home" / "chatterbox_opt" / "packed").iterdir())) == 1
 
 
-def test_a_hub_out_of_reach_is_told_in_the_shells_words(monkeypatch, capsys):
+def test_an_unreachable_hub_names_the_shells_options(monkeypatch, capsys):
     from chatterbox_opt.weights import hub
 
     def unreachable(*_, **__):
@@ -258,7 +249,7 @@ def test_misuse_exits_2():
         (("Linux", "x86_64"), False, True, "cpu"),
     ],
 )
-def test_auto_takes_mlx_on_apple_silicon_where_it_is_installed(system, mps, mlx, best, monkeypatch):
+def test_auto_is_mlx_on_apple_silicon_if_installed(system, mps, mlx, best, monkeypatch):
     import platform
 
     from chatterbox_opt import checks, cli
@@ -282,7 +273,7 @@ def test_auto_takes_mlx_on_apple_silicon_where_it_is_installed(system, mps, mlx,
     assert asked == [best, best]
 
 
-def test_mlx_that_is_missing_is_said(monkeypatch, capsys):
+def test_missing_mlx_says_what_to_install(monkeypatch, capsys):
     from chatterbox_opt import checks
 
     monkeypatch.setattr(checks, "missing_mlx", lambda: "No module named 'mlx'")
@@ -290,25 +281,15 @@ def test_mlx_that_is_missing_is_said(monkeypatch, capsys):
     assert "pip install 'chatterbox-opt[mlx]'" in capsys.readouterr().err
 
 
-def test_what_is_read_and_how_often_it_is_taken(folder, tmp_path, monkeypatch):
-    from chatterbox_opt.scores import VoiceLikeness
-    from chatterbox_opt.tts import OptimizedChatterboxTTS
-
-    calls = []
-
-    def generate(self, text, **how):
-        calls.append(how)
-        return torch.zeros(1, 9)
-
-    monkeypatch.setattr(OptimizedChatterboxTTS, "generate", generate)
+def test_options_of_say_reach_the_call(source, tmp_path, spoken):
     tables = '{"words": {"SQL": "sequel"}, "voice": {"anna": {"words": {"SQL": "squeal"}}}}'
     (tmp_path / "names.json").write_text(tables)
-    say = ["say", "Hello.", "-o", str(tmp_path / "a.wav"), "--dir", str(folder), "--device", "cpu"]
+    say = ["say", "Hello.", "-o", str(tmp_path / "a.wav"), *source]
     respelt = ["--pronounce", str(tmp_path / "names.json")]
     assert main(say) == 0
     assert main([*say, "--spoken", "--takes", "3", "--retries", "2", "--score", "voice", *respelt]) == 0
     assert main([*say, "--spoken-by", "nemo", "--voice", "anna.wav", *respelt]) == 0
-    plain, first, second = calls
+    plain, first, second = (keywords for *_, keywords in spoken)
     assert {k: plain[k] for k in ("spoken", "takes", "score", "retries")} == dict(
         spoken=False, takes=1, score=None, retries=0
     )

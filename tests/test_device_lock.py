@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from threads import in_threads
 
 from chatterbox_opt import OptimizedChatterboxTTS, OptimizedChatterboxVC, device_lock
 from chatterbox_opt.device_lock import FairLock
@@ -38,23 +39,6 @@ class Visitors:
 
 def recording(seed: int) -> np.ndarray:
     return 0.1 * np.random.default_rng(seed).standard_normal(24_000).astype(np.float32)
-
-
-def in_threads(*works) -> None:
-    errors: list[BaseException] = []
-
-    def run(work) -> None:
-        try:
-            work()
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(work,)) for work in works]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not errors
 
 
 @pytest.fixture

@@ -8,17 +8,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from documents import DOCS, PAGES, ROOT, anchors, blocks, check_imports, prose, read, reader, run
+from documents import DOCS, PAGES, ROOT, anchors, blocks, check_imports, page_names, prose, read, run
 
 ARCHITECTURE = read(ROOT / "docs" / "architecture.md")
 
 
-def of(page: Path) -> str:
+def path_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=of)
-def test_its_links_lead_somewhere(page):
+@pytest.mark.parametrize("page", PAGES, ids=path_of)
+def test_links_exist(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(read(page))):
         if target.startswith(("http://", "https://")):
             continue
@@ -29,13 +29,13 @@ def test_its_links_lead_somewhere(page):
             assert anchor in anchors(read(found)), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=of)
+@pytest.mark.parametrize("page", PAGES, ids=path_of)
 def test_its_python_compiles_and_its_imports_exist(page):
     for code in blocks(read(page), "python"):
         check_imports(code)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "mini"], ids=of)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "mini"], ids=path_of)
 def test_its_lines_are_short(page):
     """Except tables, which cannot be wrapped."""
     long = [line for line in prose(read(page)).splitlines() if len(line) > 100 and not line.startswith(("|", "!["))]
@@ -43,7 +43,7 @@ def test_its_lines_are_short(page):
 
 
 def test_the_python_of_usage_runs(tmp_path, monkeypatch):
-    codes, names = blocks(read(ROOT / "docs" / "usage.md"), "python"), reader(tmp_path, monkeypatch, "tiny")
+    codes, names = blocks(read(ROOT / "docs" / "usage.md"), "python"), page_names(tmp_path, monkeypatch, "tiny")
     run(codes, names, {"max_new_tokens=500, ": "", "cuda": "cpu"})
     assert len(names["wavs"]) == 3
     assert names["speech"].stops
@@ -53,7 +53,7 @@ def test_the_python_of_usage_runs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["options", "streaming", "loading", "scale"])
 def test_the_python_of_a_page_runs_on_mini(tmp_path, monkeypatch, name):
-    codes, names = blocks(read(ROOT / "docs" / f"{name}.md"), "python"), reader(tmp_path, monkeypatch, "mini")
+    codes, names = blocks(read(ROOT / "docs" / f"{name}.md"), "python"), page_names(tmp_path, monkeypatch, "mini")
     run(codes, names, {"cuda": "cpu", '"DIR"': "MINI"})
 
 

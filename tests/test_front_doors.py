@@ -2,12 +2,14 @@
 
 import dataclasses
 import threading
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from threads import in_threads
 
 import chatterbox_opt
 from chatterbox_opt import OptimizedChatterboxMultilingualTTS, OptimizedChatterboxTTS, OptimizedChatterboxTurboTTS
@@ -90,13 +92,9 @@ def test_a_thread_speaks_in_the_voice_of_its_own_recording(model, call, jobs, re
     def speak(path):
         getattr(model, call)(path.name, audio_prompt_path=path, **LANGUAGE.get(model.family, {}))
 
-    threads = [threading.Thread(target=speak, args=(path,)) for path in recordings]
     model.__class__ = crowded
     try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
+        in_threads(*(partial(speak, path) for path in recordings))
     finally:
         model.__class__ = usual
     assert sorted(job.text for job in jobs) == sorted(own)

@@ -9,13 +9,11 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import report
 
 from chatterbox_opt.cli import main as command
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import report  # noqa: E402
 
 STAND_IN = """#!/bin/sh
 for word; do printf '%s\\037' "$word"; done >> "$CALLS"

@@ -1,14 +1,9 @@
 """The quality metrics of the benchmarks: words, logits, spectra, likeness of voices."""
 
-import sys
-
-import pytest
-import torch
-from documents import ROOT
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import metrics
+import pytest
+import torch
 import workload
 
 

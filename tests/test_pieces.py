@@ -121,7 +121,7 @@ def test_words_are_in_order_and_inside_their_piece_whatever_the_aligner_says(mod
             latest = word.end
 
 
-def test_an_aligner_that_gives_no_numbers_is_told(model):
+def test_an_aligner_that_returns_nan_is_refused(model):
     with pytest.raises(ValueError, match=r"align: 'x' is at nan"):
         speak(model, align=lambda *_: [("x", math.nan, 1.0)])
 
@@ -129,7 +129,7 @@ def test_an_aligner_that_gives_no_numbers_is_told(model):
 # ---- marks, breath, loudness ----------------------------------------------------------------------
 
 
-def test_marks_are_words_unless_they_are_asked_for(model):
+def test_marks_are_plain_text_without_markup(model):
     text = "One. [pause 0.5s] Two."
     assert speak(model, text).pieces[0].text == text
     speech = speak(model, text, markup=True)
@@ -149,7 +149,7 @@ def test_pauses_at_both_ends_and_between_paragraphs(model):
 
 
 @pytest.mark.parametrize("watermark", [False, True])
-def test_a_stream_heeds_marks_as_a_call_does(watermark):
+def test_marks_in_a_stream(watermark):
     model = OptimizedChatterboxTTS.from_random(size="tiny", seed=0, enable_watermark=watermark)
     text = "[pause 0.2s] One. [pause 0.3s] Two. [pause 0.4s]"
     wanted = speak(model, text, markup=True)
@@ -179,7 +179,7 @@ def test_languages_are_for_the_multilingual_model(model):
         speak(model, "One. [lang fr] Deux.", markup=True)
 
 
-def test_turbos_own_marks_reach_it():
+def test_turbo_keeps_its_own_marks():
     model = OptimizedChatterboxTurboTTS.from_random(size="tiny", seed=0, enable_watermark=False)
     model.tokenizer.tokenizer.add_tokens(["[chuckle]"])
     assert [p.text for p in speak(model, "Oh [chuckle] well.", markup=True).pieces] == ["Oh [chuckle] well."]
@@ -187,7 +187,7 @@ def test_turbos_own_marks_reach_it():
         speak(model, "Oh [giggle] well.", markup=True)
 
 
-def test_breath_makes_room_by_punctuation(model):
+def test_breath_sets_pauses_by_punctuation(model):
     text = "First, a sentence of some length. Then another one, no longer.\n\nAnd the last of all is here!"
     speech = speak(model, text, breath=True)
     assert [p.text[-1] for p in speech.pieces] == [".", ".", "!"]
@@ -227,6 +227,6 @@ def test_loudness_is_even_between_pieces(model):
         model.generate(TEXT, loudness=0.0)
 
 
-def test_generate_takes_them_too(model):
+def test_generate_takes_markup_breath_and_loudness(model):
     wav = model.generate("One. [pause 1s] Two.", seed=3, markup=True, breath=True, loudness=-24.0, **SHORT)
     assert torch.equal(wav, speak(model, "One. [pause 1s] Two.", 280, markup=True, breath=True, loudness=-24.0).wav)

@@ -133,7 +133,7 @@ def test_from_pretrained_fetches_that_one_file(folders, plain, door, monkeypatch
     assert len(fetched) == (0 if door == "turbo" else 2), "Turbo's own is that file"
 
 
-def test_without_a_hub(plain, monkeypatch, caplog):
+def test_an_unreachable_hub(plain, monkeypatch, caplog):
     def unreachable():
         raise hub.HubUnreachable("nobody answers")
 
@@ -162,7 +162,7 @@ def test_names_are_checked_ahead_of_a_download(monkeypatch, folders):
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_each_preset_is_its_bundle(folders, door):
+def test_options_of_each_preset(folders, door):
     def options(**how):
         return DOORS[door].from_local(folders[door], "cpu", enable_watermark=False, **how).options
 
@@ -196,13 +196,7 @@ def test_nano_and_mini(folders, monkeypatch):
     assert (nano.options.quantize, nano.options.flow_steps) == ("int8", None)
 
 
-def test_the_exact_preset_is_the_exact_mode(folders):
-    a, b = english(folders["tts"], preset="exact"), english(folders["tts"], engine=EngineOptions.exact())
-    wavs = [m.generate("Hello.", seed=1, max_new_tokens=8) for m in (a, b)]
-    assert torch.equal(*wavs)
-
-
-def test_steps_of_a_call_go_before_those_of_the_engine(plain):
+def test_steps_of_a_call_override_those_of_the_engine(plain):
     model = english(plain, preset="fast")
     assert solved(model) == [6]
     short = english(plain, engine=EngineOptions(flow_steps=3))
@@ -214,7 +208,7 @@ def test_steps_of_a_call_go_before_those_of_the_engine(plain):
             EngineOptions(flow_steps=bad)
 
 
-@pytest.mark.parametrize(("how", "field", "value", "told"), [
+@pytest.mark.parametrize(("how", "field", "value", "warned_of"), [
     (dict(preset="exact", quantize="int8"), "quantize", "int8", True),
     (dict(preset="exact", engine=EngineOptions(poll_every=8, slots=2)), "slots", 2, True),
     (dict(preset="fast", decoder="standard", engine=EngineOptions(flow_steps=8)), "flow_steps", 8, True),
@@ -224,12 +218,12 @@ def test_steps_of_a_call_go_before_those_of_the_engine(plain):
     (dict(preset="fast"), "quantize", "int8", False),
     (dict(preset="exact", decoder="meanflow"), "dtype", "float32", True),
 ])  # fmt: skip
-def test_what_is_asked_for_goes_before_the_preset(folders, caplog, monkeypatch, how, field, value, told):
+def test_given_options_override_the_preset(folders, caplog, monkeypatch, how, field, value, warned_of):
     monkeypatch.setattr(presets, "LARGE_T3", 0)
     with caplog.at_level(logging.WARNING, logger="chatterbox_opt"):
         assert getattr(english(folders["tts"], **how).options, field) == value
     warned = [r for r in caplog.records if "preset=" in r.getMessage()]
-    assert len(warned) == told, "told once, where the two contradict"
+    assert len(warned) == warned_of, "told once, where the two contradict"
 
 
 def test_the_table_of_the_document_is_that_of_the_code():

@@ -6,7 +6,7 @@ import re
 import sys
 
 import pytest
-from documents import ROOT, blocks, read, reader, run
+from documents import ROOT, blocks, page_names, read, run
 
 README = read(ROOT / "README.md")
 
@@ -30,7 +30,7 @@ def test_it_is_short():
 
 
 def test_its_examples_run_one_after_another(tmp_path, monkeypatch):
-    names = run(blocks(README, "python"), reader(tmp_path, monkeypatch, "tiny"), {"cuda": "cpu"})
+    names = run(blocks(README, "python"), page_names(tmp_path, monkeypatch, "tiny"), {"cuda": "cpu"})
     assert len(names["wavs"]) == 2
     assert names["wav"].shape[1] > 0
 

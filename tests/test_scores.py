@@ -17,7 +17,7 @@ def take(text=FOX, seconds=3.0, wav=None, voice=None, read=None):
     return Take(text, read or text, torch.zeros(round(25 * seconds)), "eos", 0, voice, 24_000, wav)
 
 
-def test_length_likes_what_is_neither_hurried_nor_drawn_out():
+def test_length_prefers_ordinary_speed():
     score = PlausibleLength()
     assert not score.needs_sound
     scores = {seconds: score(take(seconds=seconds)) for seconds in (0.5, 1.5, 3.0, 3.5, 6.0, 20.0)}
@@ -26,14 +26,14 @@ def test_length_likes_what_is_neither_hurried_nor_drawn_out():
     assert score(take(seconds=0.0)) < scores[0.5]
 
 
-def test_length_is_of_what_is_read():
+def test_length_counts_the_text_that_is_read():
     """27 letters, or 78."""
     score = PlausibleLength()
     long = "one thousand nine hundred and eighty four dollars and ninety nine cents, he said"
     assert score(take("$1,984.99, he said.", 5.7, read=long)) > score(take("$1,984.99, he said.", 5.7))
 
 
-class Scribe:
+class FixedListener:
     def __init__(self, text):
         self.text = text
 
@@ -53,10 +53,10 @@ class Scribe:
     ],
 )
 def test_words_are_counted_in_either_spelling(text, read, heard, score):
-    assert WordsHeard(Scribe(heard))(take(text, read=read, wav=torch.zeros(1, 9))) == pytest.approx(score)
+    assert WordsHeard(FixedListener(heard))(take(text, read=read, wav=torch.zeros(1, 9))) == pytest.approx(score)
 
 
-def test_words_that_were_said_are_heard():
+def test_spoken_words_are_heard():
     if missing := Listener.missing():
         pytest.skip(missing)
     model, score = OptimizedChatterboxTTS.from_mini(), WordsHeard()

@@ -1,4 +1,4 @@
-"""When chunks are rendered, and how a stream behaves towards its holder."""
+"""When chunks are rendered; errors, cancelling and threads of streams."""
 
 import gc
 import random
@@ -11,7 +11,7 @@ from itertools import count
 
 import pytest
 import torch
-from scripted import saying, scripted_engine, slowly, stream_of
+from scripted import one_millisecond, scripted_engine, scripted_utterance, stream_of
 from threads import soon
 
 from chatterbox_opt.config import SPEECH_CODES
@@ -24,7 +24,7 @@ HUNDRED = list(range(1, 101))
 ENDLESS = list(range(1, 6001)) * 2  # far more than is listened to
 
 
-def steps(engine) -> None:
+def step_until_idle(engine) -> None:
     """Steps the engine until there is no work."""
     while engine.step():
         pass
@@ -34,7 +34,7 @@ def steps(engine) -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_every_token_is_told_once_and_in_order(seed):
+def test_every_token_is_rendered_once_and_in_order(seed):
     """Whatever the pace of the utterances' tokens."""
     chance = random.Random(seed)
     whole = [[chance.choice([*range(100), CONTROL]) for _ in range(chance.choice([0, 1, 40, 130, 400]))]
@@ -69,7 +69,7 @@ def test_the_first_chunk_does_not_wait_for_the_end():
 
 
 @torch.inference_mode()
-def test_where_chunks_meet_does_not_depend_on_when_it_is_looked():
+def test_sizes_of_chunks_do_not_depend_on_timing():
     """Otherwise a stream would sound different on a busy machine."""
     for length in (5, 28, 30, 51, 120, 400):
         sizes = []
@@ -83,7 +83,7 @@ def test_where_chunks_meet_does_not_depend_on_when_it_is_looked():
 
 
 @torch.inference_mode()
-def test_a_call_that_is_no_stream_is_rendered_whole_and_at_its_end():
+def test_a_whole_call_is_rendered_at_its_end():
     """In the order of the text, without a listener that takes chunks."""
     engine, told = scripted_engine(), []
 
@@ -95,7 +95,7 @@ def test_a_call_that_is_no_stream_is_rendered_whole_and_at_its_end():
             told.append("finish")
 
     scripts = [list(range(60)), list(range(20))]
-    call = Call([saying(script) for script in scripts], Sink())
+    call = Call([scripted_utterance(script) for script in scripts], Sink())
     engine.run(call)
     assert told == [(0, scripts[0], True), (1, scripts[1], True), "finish"]
 
@@ -103,22 +103,22 @@ def test_a_call_that_is_no_stream_is_rendered_whole_and_at_its_end():
 # ---- who does the work ---------------------------------------------------------------------------
 
 
-def threads() -> int:
+def engine_threads() -> int:
     return sum(t.name == "chatterbox-engine" for t in threading.enumerate())
 
 
 def test_items_come_in_order_and_end():
     got = torch.cat(list(stream_of(scripted_engine(), HUNDRED)), 1)
     assert got[0].tolist() == HUNDRED
-    assert soon(lambda: threads() == 0)
+    assert soon(lambda: engine_threads() == 0)
 
 
-def test_nothing_begins_before_it_is_asked_for():
-    began, engine = [], scripted_engine(work=slowly)
+def test_a_stream_begins_with_its_first_chunk():
+    began, engine = [], scripted_engine(work=one_millisecond)
     stream = stream_of(engine, HUNDRED, prepare=lambda: began.append(1))
     assert not began
     assert not engine.inbox
-    assert threads() == 0
+    assert engine_threads() == 0
     assert next(stream).numel() == 25
     assert began == [1]
     stream.close()
@@ -144,10 +144,10 @@ def test_an_error_is_raised_after_what_came_before_it():
     with pytest.raises(ValueError, match="no more"):
         next(stream)
     assert list(stream) == []
-    assert soon(lambda: threads() == 0)
+    assert soon(lambda: engine_threads() == 0)
 
 
-def test_an_engine_survives_what_a_call_dies_of():
+def test_an_engine_survives_an_error():
     engine = scripted_engine(work=fail_after(50))
     with pytest.raises(ValueError, match="no more"):
         list(stream_of(engine, HUNDRED))
@@ -155,7 +155,7 @@ def test_an_engine_survives_what_a_call_dies_of():
     assert engine.stats()["failed"] == engine.stats()["finished"] == 1
 
 
-def test_who_fits_no_memory_leaves_and_nobody_else():
+def test_a_call_without_memory_fails_alone():
     engine, asked = scripted_engine(), []
 
     def reserve(slots: int, length: int) -> None:
@@ -171,8 +171,8 @@ def test_who_fits_no_memory_leaves_and_nobody_else():
 
 
 @pytest.mark.parametrize("how", ["close", "drop", "break"])
-def test_who_stops_listening_stops_the_work(how):
-    engine = scripted_engine(work=slowly)
+def test_an_abandoned_stream_ends_its_work(how):
+    engine = scripted_engine(work=one_millisecond)
     items = stream_of(engine, ENDLESS)
     if how == "break":
         for item in items:
@@ -181,14 +181,14 @@ def test_who_stops_listening_stops_the_work(how):
         del item
     else:
         assert next(items).numel() == 25
-    assert threads() == 1
+    assert engine_threads() == 1
     if how == "close":
         items.close()
         assert not engine.calls
         assert list(items) == []
     del items
     gc.collect()
-    assert soon(lambda: threads() == 0)
+    assert soon(lambda: engine_threads() == 0)
     assert not engine.calls
     assert not engine.tokens.live
     assert engine.stats()["cancelled"] == 1
@@ -201,7 +201,7 @@ def test_a_garbage_collection_inside_the_engines_thread_may_drop_it():
     dropped, collected = threading.Event(), []
 
     def work() -> None:
-        slowly()
+        one_millisecond()
         if dropped.is_set() and not collected:
             collected.append(threading.current_thread().name)
             gc.collect()
@@ -213,7 +213,7 @@ def test_a_garbage_collection_inside_the_engines_thread_may_drop_it():
     try:
         del holder
         dropped.set()
-        assert soon(lambda: threads() == 0)
+        assert soon(lambda: engine_threads() == 0)
         assert collected == ["chatterbox-engine"]
     finally:
         gc.enable()
@@ -252,23 +252,23 @@ def test_a_process_may_end_in_the_middle():
 
 
 @pytest.mark.parametrize("how", ["event", "cancel"])
-def test_the_callers_own_event_stops_it_too(how):
+def test_the_callers_event_cancels_a_stream(how):
     stop = threading.Event()
-    items = stream_of(scripted_engine(work=slowly), ENDLESS, cancel=stop)
+    items = stream_of(scripted_engine(work=one_millisecond), ENDLESS, cancel=stop)
     next(items)
     stop.set() if how == "event" else items.cancel()
     with pytest.raises(Cancelled):
         list(items)
-    assert soon(lambda: threads() == 0)
+    assert soon(lambda: engine_threads() == 0)
 
 
-def test_a_slow_listener_is_waited_for_and_holds_up_nobody_else():
+def test_a_slow_listener_delays_no_other_call():
     engine = scripted_engine()
     slow = stream_of(engine, ENDLESS).begin()
     assert soon(lambda: len(slow._queue.chunks) == HELD)
     for _ in range(3):
         assert torch.cat(list(stream_of(engine, HUNDRED)), 1)[0].tolist() == HUNDRED
-    quiet = saying(HUNDRED)
+    quiet = scripted_utterance(HUNDRED)
     quiet.voice = None  # only its tokens are wanted
     engine.run(Call([quiet]))
     assert quiet.tokens == HUNDRED
@@ -281,9 +281,9 @@ def test_a_slow_listener_is_waited_for_and_holds_up_nobody_else():
     slow.close()
 
 
-def test_without_waiting():
+def test_take_and_notify():
     """take() and notify(), as a server uses them."""
-    engine, told = scripted_engine(work=slowly), []
+    engine, told = scripted_engine(work=one_millisecond), []
     stream = stream_of(engine, HUNDRED)
     stream.notify(lambda: told.append(threading.current_thread().name))
     assert not told
@@ -321,11 +321,11 @@ def test_no_sound_at_all():
 
 
 def test_a_closed_engine_ends_its_streams_and_takes_no_more():
-    engine = scripted_engine(work=slowly)
+    engine = scripted_engine(work=one_millisecond)
     stream = stream_of(engine, ENDLESS)
     next(stream)
     engine.close()
-    assert threads() == 0
+    assert engine_threads() == 0
     with pytest.raises(RuntimeError, match="closed"):
         list(stream)
     with pytest.raises(RuntimeError, match="closed"):

@@ -3,8 +3,8 @@
 import copy
 import dataclasses
 import math
-import threading
 import warnings
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import upstream_tiny
+from threads import in_threads
 from torch import nn
 
 from chatterbox_opt.audio.io import read
@@ -21,7 +23,7 @@ from chatterbox_opt.models.campplus import Campplus
 from chatterbox_opt.models.s3_tokenizer import S3Tokenizer
 from chatterbox_opt.models.voice_encoder import VoiceEncoder
 from chatterbox_opt.voice import Conditionals, ShortPrompt, VoicePreparer, with_exaggeration
-from chatterbox_opt.weights.keymap import CAMPPLUS, S3_TOKENIZER, VOICE_ENCODER, remap
+from chatterbox_opt.weights.keymap import CAMPPLUS, S3_TOKENIZER, VOICE_ENCODER
 
 FAMILIES = ("tts", "turbo")
 
@@ -69,12 +71,11 @@ class Pair:
     """Upstream's model and this package's VoicePreparer with the same weights."""
 
     def __init__(self, family: str) -> None:
-        import upstream_tiny as up
-
         self.config, self.family = sized(family), family
         cfg = self.config
-        self.tokenizer, self.speaker = up.s3_tokenizer(cfg.s3_tokenizer), up.campplus(cfg.campplus)
-        self.ve = up.voice_encoder(cfg.voice_encoder)
+        self.tokenizer = upstream_tiny.s3_tokenizer(cfg.s3_tokenizer)
+        self.speaker = upstream_tiny.campplus(cfg.campplus)
+        self.ve = upstream_tiny.voice_encoder(cfg.voice_encoder)
         for module in (self.tokenizer, self.speaker, self.ve):
             module.eval()
         for m in self.speaker.modules():
@@ -109,16 +110,10 @@ class Pair:
         return ChatterboxTurboTTS, Conditionals
 
     def ours(self, **how: Any) -> VoicePreparer:
-        def load(module: nn.Module, other: nn.Module, rules: list) -> nn.Module:
-            module.load_state_dict(remap(other.state_dict(), rules), strict=True, assign=True)
-            return module.eval()
-
         cfg = self.config
-        with torch.device("meta"):
-            parts = VoiceEncoder(cfg.voice_encoder), S3Tokenizer(cfg.s3_tokenizer), Campplus(cfg.campplus)
-        ve = load(parts[0], self.ve, VOICE_ENCODER)
-        tokenizer = load(parts[1], self.tokenizer, S3_TOKENIZER)
-        speaker = load(parts[2], self.speaker, CAMPPLUS)
+        ve = upstream_tiny.converted(self.ve, VoiceEncoder, cfg.voice_encoder, VOICE_ENCODER)
+        tokenizer = upstream_tiny.converted(self.tokenizer, S3Tokenizer, cfg.s3_tokenizer, S3_TOKENIZER)
+        speaker = upstream_tiny.converted(self.speaker, Campplus, cfg.campplus, CAMPPLUS)
         s3gen = SimpleNamespace(tokenizer=tokenizer, speaker_encoder=speaker)
         return VoicePreparer(cfg, ve, s3gen, torch.device("cpu"), **how)
 
@@ -261,20 +256,12 @@ def test_threads_share_a_cache():
     voices = preparer(kept=3)
     wavs = [speech(1.0, seed=i) for i in range(4)]
     want = [preparer_voice(voices, w) for w in wavs]
-    wrong = []
 
-    def work(i: int) -> None:
-        for k in range(6):
-            j = (i + k) % 4
-            if not torch.equal(preparer_voice(voices, wavs[j]), want[j]):
-                wrong.append(j)
+    def work(first: int) -> None:
+        for i in range(first, first + 6):
+            assert torch.equal(preparer_voice(voices, wavs[i % 4]), want[i % 4])
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert not wrong
+    in_threads(*(partial(work, i) for i in range(4)))
     assert len(voices._kept) == 3
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 
 def soon(done: Callable[[], object], seconds: float = 20) -> bool:
-    """Waits until `done()` is true; returns whether it came to be in that time."""
+    """Waits until `done()` is true; returns whether it was within that time."""
     until = time.monotonic() + seconds
     while not done() and time.monotonic() < until:
         time.sleep(0.002)
     return bool(done())
 
 
-def on_a_thread(work: Callable[[], object]) -> None:
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
+def in_threads(*work: Callable[[], Any]) -> list[Any]:
+    """Runs each in another thread, all at the same time. Returns their results; an error is raised."""
+    with ThreadPoolExecutor(len(work)) as pool:
+        return list(pool.map(lambda one: one(), work))

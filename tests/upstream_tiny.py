@@ -1,14 +1,15 @@
 """Real upstream objects of any size, with the weights of a checkpoint folder, for parity tests of whole calls.
 
 Upstream's constructors have fixed sizes; here its own parts are assembled with those of a ModelConfig.
-`load(folder, family)` is the entry. Callers skip where chatterbox-tts is not installed (fixture `upstream`).
+`load(folder, family)` gives a whole model, the functions below single networks, and `converted` this package's network
+with the same weights. Callers skip where chatterbox-tts is not installed (fixture `upstream`).
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from chatterbox_opt.config import (
     T3Config,
     VoiceEncoderConfig,
 )
+from chatterbox_opt.weights.keymap import Rule, remap
 
 UNREAD = ("tfmr.embed_tokens.weight", "text_head.weight")  # Mini leaves them out
 T3_FILES = {"tts": "t3_cfg", "mtl": "t3_mtl23ls_v2", "turbo": "t3_turbo_v1", "nano": "t3_nano_v1"}
@@ -59,7 +61,7 @@ def _assemble(folder: Path, config: ModelConfig, family: str) -> Any:
         return ChatterboxVC(s3, "cpu", torch.load(folder / "conds.pt", weights_only=True)["gen"])
     cls, conditionals = _classes(family)
     return cls(
-        _load(t3(config), _state(folder, T3_FILES[family])),
+        _load(t3(config.t3), _state(folder, T3_FILES[family])),
         s3,
         _load(voice_encoder(config.voice_encoder), _state(folder, "ve")),
         tokenizer(folder, family),
@@ -92,13 +94,21 @@ def tokenizer(folder: Path, family: str) -> Any:
     return turbo
 
 
+def converted(upstream: nn.Module, network: type[nn.Module], cfg: Any, rules: Iterable[Rule]) -> nn.Module:
+    """Returns this package's network with the weights of upstream's."""
+    with torch.device("meta"):
+        ours = network(cfg)
+    state = {name: tensor.detach() for name, tensor in upstream.state_dict().items()}
+    ours.load_state_dict(remap(state, rules), strict=True, assign=True)
+    return ours.eval().requires_grad_(False)
+
+
 # ---- the networks --------------------------------------------------------------------------------
 
 
-def t3(config: ModelConfig) -> nn.Module:
+def t3(cfg: T3Config) -> nn.Module:
     from chatterbox.models.t3 import T3
 
-    cfg = config.t3
     with _sizes(cfg) as hp:
         return T3(hp)
 

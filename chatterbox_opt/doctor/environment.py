@@ -15,7 +15,7 @@ import torch
 from .. import __version__
 from ..engine import resolve
 from ..engine.first_trial import allocator_settings, driver
-from ..engine.kernels.step import available
+from ..engine.kernels.language import available
 from ..engine.quantize import packs_float16
 from ..options import EngineOptions
 

@@ -27,8 +27,7 @@ from .. import __version__
 from ..config import ModelConfig
 from ..options import CAPTURES, KERNELS, EngineOptions
 from . import trial_process
-from .kernels.linear import triton
-from .kernels.step import available
+from .kernels.language import available, triton
 
 logger = logging.getLogger(__name__)
 

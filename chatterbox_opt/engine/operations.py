@@ -16,6 +16,7 @@ from ..models.layers import T3_REFERENCE, T3Operations
 from ..models.t3 import T3
 from ..options import EngineOptions
 from .kernels import add_norm, cpu, flash, snake, trial
+from .kernels.language import available
 from .kernels.toom import ToomConvs
 
 
@@ -54,7 +55,7 @@ def vocoder_operations(hift: Hift, options: EngineOptions) -> VocoderOperations:
         changes["phase_dtype"] = torch.float32
     if weight.is_cpu and weight.dtype == torch.float32 and options.short_convs:
         changes["convolve"] = ToomConvs(module for module in hift.modules() if isinstance(module, Conv))
-    if weight.is_cuda and options.wants("snake") and snake.available():
+    if weight.is_cuda and options.wants("snake") and available():
         changes["snake"] = tried_snake(hift)
     return dataclasses.replace(VOCODER_REFERENCE, **changes)
 

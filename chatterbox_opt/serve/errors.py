@@ -40,8 +40,8 @@ def busy(seconds: int) -> ApiError:
     return ApiError(429, message, code="queue_full", headers={"retry-after": str(seconds)})
 
 
-def unavailable(message: str, seconds: int = 5) -> ApiError:
-    return ApiError(503, message, code="unavailable", headers={"retry-after": str(seconds)})
+def unavailable(message: str) -> ApiError:
+    return ApiError(503, message, code="unavailable", headers={"retry-after": "5"})
 
 
 def told(error: BaseException) -> ApiError:

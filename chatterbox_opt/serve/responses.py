@@ -82,11 +82,11 @@ class EventResponse(SpeechResponse):
 
     plain = False
 
-    def __init__(self, service: Service, sound: Sound, text: str, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, service: Service, sound: Sound, text: str) -> None:
         super().__init__(service, sound)
         self.text = text
         self.media_type = "text/event-stream"
-        self.init_headers({"cache-control": "no-store", **(headers or {})})
+        self.init_headers({"cache-control": "no-store"})
 
     async def parts(self) -> AsyncIterator[bytes]:
         begun = False

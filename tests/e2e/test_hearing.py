@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import metrics
 import pytest
 import torch
 
@@ -15,10 +16,6 @@ from chatterbox_opt import EngineOptions, OptimizedChatterboxTTS
 from chatterbox_opt.weights.files import MINI
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
-
-import metrics  # noqa: E402
-
 FOX = "The quick brown fox jumps over the lazy dog."
 TEXTS = [*metrics.SENTENCES[-8:-1], FOX]
 FULL = dict(dtype="float32", s3gen_dtype="float32")

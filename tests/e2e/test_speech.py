@@ -6,12 +6,14 @@ import inspect
 import logging
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from threads import in_threads
 
 from chatterbox_opt import Cancelled, Conditionals, EngineOptions, OptimizedChatterboxTTS, OptimizedChatterboxVC
 from chatterbox_opt.voiced import MissingVoice
@@ -255,17 +257,12 @@ def test_progress_bar_is_on_stderr_only(model, capsys):
 def test_threads_give_what_one_after_another_gives(model):
     texts = [f"This is line {i}." for i in range(8)]
     apart = [model.generate(t, seed=i, exaggeration=0.1 * i, max_new_tokens=8) for i, t in enumerate(texts)]
-    got = [None] * 8
 
-    def work(i: int) -> None:
-        got[i] = model.generate(texts[i], seed=i, exaggeration=0.1 * i, max_new_tokens=8)
+    def speak(i: int) -> torch.Tensor:
+        return model.generate(texts[i], seed=i, exaggeration=0.1 * i, max_new_tokens=8)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert all(torch.equal(a, b) for a, b in zip(apart, got))
+    got = in_threads(*(partial(speak, i) for i in range(8)))
+    assert all(map(torch.equal, apart, got))
 
 
 def test_voices_are_never_changed(model, tmp_path):

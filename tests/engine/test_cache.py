@@ -13,13 +13,13 @@ CPU = torch.device("cpu")
 SPOKEN = [(2, 37), (1, 12), (2, 61), (1, 0)]  # rows of an utterance, and the position it writes
 
 
-def filled(config, rows: int, length: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def random_kv(config, rows: int, length: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return empty_kv(config, rows, length, CPU, dtype).normal_()
 
 
-def apart(config, dtype: torch.dtype) -> list[tuple[torch.Tensor, int]]:
+def separate_caches(config, dtype: torch.dtype) -> list[tuple[torch.Tensor, int]]:
     """Returns a separate cache per utterance, each with its own length."""
-    return [(filled(config, rows, position + 3, dtype), position) for rows, position in SPOKEN]
+    return [(random_kv(config, rows, position + 3, dtype), position) for rows, position in SPOKEN]
 
 
 def row_positions() -> torch.Tensor:
@@ -29,12 +29,12 @@ def row_positions() -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @torch.inference_mode()
-def test_utterances_apart_are_the_shared_rows(family, dtype):
+def test_separate_caches_equal_rows_of_a_shared_one(family, dtype):
     """Rows at different positions give the same output and cache, and leave other positions unchanged."""
     t3 = random_t3(family).to(dtype)
-    each = apart(t3.config, dtype)
+    each = separate_caches(t3.config, dtype)
     at, most = row_positions(), max(position for _, position in SPOKEN) + 1
-    shared = StaticKVCache(filled(t3.config, len(at) + 1, most + 3, dtype))
+    shared = StaticKVCache(random_kv(t3.config, len(at) + 1, most + 3, dtype))
     row = 0
     for kv, _ in each:
         shared.kv[:, :, row : row + kv.shape[2], :, : kv.shape[4]] = kv
@@ -59,10 +59,10 @@ def test_utterances_apart_are_the_shared_rows(family, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @torch.inference_mode()
-def test_attention_of_an_utterance_does_not_know_the_others(family, dtype):
-    """To the bit."""
+def test_attention_of_an_utterance_ignores_the_others(family, dtype):
+    """Equal to the last bit."""
     config = random_t3(family).config
-    together = apart(config, dtype)
+    together = separate_caches(config, dtype)
     alone = copy.deepcopy(together)
     at = row_positions()
     for layer in range(config.layers):
@@ -80,15 +80,15 @@ def test_attention_of_an_utterance_does_not_know_the_others(family, dtype):
 
 
 @torch.inference_mode()
-def test_a_prompt_attends_to_what_stands_before_it():
+def test_a_prompt_attends_to_its_prefix():
     """Rows of a shared tensor after a pasted prefix equal a computation in one go."""
     t3 = random_t3("tts")
     x = torch.randn(2, 30, t3.config.dim)
     span = torch.arange(30)[None]
     wanted = t3(x, span)[:, 12:]
-    whole = filled(t3.config, 2, 40)
+    whole = random_kv(t3.config, 2, 40)
     t3(x, span, Prefill(whole, 0))
-    kv = filled(t3.config, 4, 40)
+    kv = random_kv(t3.config, 4, 40)
     mine, others = kv.narrow(2, 1, 2), kv[:, :, [0, 3]].clone()
     for row in range(2):
         paste(mine, row, *whole[:, :, row, :, :12].unbind(1))
@@ -101,7 +101,7 @@ def test_a_prompt_attends_to_what_stands_before_it():
 @torch.inference_mode()
 def test_keys_and_values_are_parts_of_one_tensor():
     config = random_t3("tts").config
-    cache = StaticKVCache(filled(config, 3, 70))
+    cache = StaticKVCache(random_kv(config, 3, 70))
     k, v = (torch.randn(config.layers, config.heads, 9, config.head_dim) for _ in range(2))
     for row in (0, 2):
         paste(cache.kv, row, k, v)
@@ -113,7 +113,7 @@ def test_keys_and_values_are_parts_of_one_tensor():
 
 
 @torch.inference_mode()
-def test_memory_is_made_finite_as_far_as_it_is_read():
+def test_memory_is_cleared_as_far_as_it_is_read():
     config = random_t3("tts").config
     cache = StaticKVCache(empty_kv(config, 3, 3 * GRAIN, CPU, torch.float32))
     cache.kv.fill_(torch.nan)

@@ -99,7 +99,7 @@ def test_a_step_that_fails_its_trial_runs_uncaptured(kind, why, warm, caplog):
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @pytest.mark.parametrize("warm", [True, False])
-def test_a_right_step_stays_and_nothing_is_said(family, warm, caplog):
+def test_a_correct_capture_is_used_without_a_warning(family, warm, caplog):
     t3 = random_t3(family)
     wanted = tokens_of(t3, requests(t3.config))
     engine = on_trial(t3, Replay)
@@ -111,7 +111,7 @@ def test_a_right_step_stays_and_nothing_is_said(family, warm, caplog):
     assert not caplog.records
 
 
-def test_what_no_memory_is_left_for_runs_uncaptured(caplog):
+def test_steps_without_memory_for_a_capture_run_uncaptured(caplog):
     t3 = random_t3("tts")
     wanted = tokens_of(t3, requests(t3.config))
     engine = on_trial(t3, Full)
@@ -123,7 +123,7 @@ def test_what_no_memory_is_left_for_runs_uncaptured(caplog):
     assert {n for n, *_ in engine.tokens.step.captured.keys} == {1, 2}, "what there was room for is used"
 
 
-class Looking(Replay):
+class CacheReader(Replay):
     """Keeps what the cache holds, before a replay, at the position that it writes."""
 
     cache = slots = None
@@ -136,20 +136,20 @@ class Looking(Replay):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("position", [40, 255])
-def test_a_trial_spoils_what_its_twin_wrote_and_leaves_all_else(position, llama, caplog):
+def test_a_trial_overwrites_only_what_its_twin_wrote(position, llama, caplog):
     """Also at the last position, after which there is no memory."""
     runner = engine_of(llama, ON_TRIAL).tokens
     cache = StaticKVCache(empty_kv(llama.config, 2, 256, CPU, torch.float32))
-    looking = runner.step.captured = Looking.of(runner.step.captured)
-    looking._seconds = lambda run: (run(), 1.0)[1]
+    reader = runner.step.captured = CacheReader.of(runner.step.captured)
+    reader._seconds = lambda run: (run(), 1.0)[1]
     runner._use(Slots(1, 2, llama.config, CPU), cache)
     runner.step._pretend(1, 2, 256, False)
     runner.slots.position.fill_(position)
-    looking.cache, looking.slots = cache, runner.slots
+    reader.cache, reader.slots = cache, runner.slots
     kept, state = cache.kv.clone(), [t.clone() for t in (runner.slots.token, runner.slots.step, runner.slots.seen)]
     runner.step.capture((1, 2, 256, False))
-    assert looking.keys
-    assert looking.found[0] == 0
+    assert reader.keys
+    assert reader.found[0] == 0
     kept[:, :, :, :, position] = cache.kv[:, :, :, :, position]
     assert torch.equal(cache.kv, kept), "the row that comes next is all that was written"
     assert runner.slots.position.tolist() == [position] * 2
@@ -158,7 +158,7 @@ def test_a_trial_spoils_what_its_twin_wrote_and_leaves_all_else(position, llama,
 
 
 @pytest.mark.parametrize("fault", ["raises", "wrong"])
-def test_what_torch_compile_makes_is_on_trial_too(fault, llama, monkeypatch, caplog):
+def test_torch_compile_is_on_trial_too(fault, llama, monkeypatch, caplog):
     def compiled(run, **how):
         def call():
             if fault == "raises":
@@ -197,7 +197,7 @@ def sound(mel: MelRunner, wav: WavRunner):
     return wav.render([made], [RequestNoise(CPU, 2)])[0]
 
 
-def test_no_memory_for_what_a_graph_reads_is_no_memory_for_the_graph(monkeypatch, caplog):
+def test_a_graph_without_memory_for_its_inputs_is_left_out(monkeypatch, caplog):
     def full(key):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -210,12 +210,12 @@ def test_no_memory_for_what_a_graph_reads_is_no_memory_for_the_graph(monkeypatch
     for _ in range(2):
         got = sound(mel, wav)
         assert (got - wanted).norm() < 1e-2 * wanted.norm()
-    said = [record.getMessage().split(" at ")[0] for record in caplog.records]
-    assert said == [f"out of memory while capturing the {name}" for name in ("flow", "vocoder")]
+    messages = [record.getMessage().split(" at ")[0] for record in caplog.records]
+    assert messages == [f"out of memory while capturing the {name}" for name in ("flow", "vocoder")]
 
 
 @pytest.mark.parametrize("kind", [Raising, Wrong, Slow, Replay])
-def test_the_flow_and_the_vocoder_go_on_uncaptured(kind, caplog):
+def test_flow_and_vocoder_run_uncaptured_after_a_failed_trial(kind, caplog):
     flow, hift = networks()
     wanted = sound(MelRunner(flow, EXACT), WavRunner(hift, EXACT))
     mel, wav = MelRunner(flow, ON_TRIAL), WavRunner(hift, ON_TRIAL)
@@ -224,14 +224,14 @@ def test_the_flow_and_the_vocoder_go_on_uncaptured(kind, caplog):
         mel.graphs.captured._seconds = wav.captured._seconds = lambda run: (run(), 1.0)[1]
     got = sound(mel, wav)
     assert (got - wanted).norm() < 1e-2 * wanted.norm()
-    said = [record.getMessage() for record in caplog.records]
-    assert [text.split(" at ")[0] for text in said] == (
+    messages = [record.getMessage() for record in caplog.records]
+    assert [text.split(" at ")[0] for text in messages] == (
         [] if kind is Replay else ["capturing the flow", "capturing the vocoder"]
     )
     assert bool(wav.captured.keys) == (kind is Replay)
 
 
-def test_trials_belong_to_what_they_are_of():
+def test_trials_name_their_part():
     t3 = random_t3("tts")
     assert engine_of(t3, ON_TRIAL).tokens.step.captured.trial == Trial("step", torch.float32)
     assert engine_of(t3, EXACT).tokens.step.captured.trial is None

@@ -39,7 +39,7 @@ def vocoder(**changes):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 16])
-def test_shapes_of_the_flow_are_those_that_grouping_leads_to(batch, flow):
+def test_shapes_of_the_flow_are_those_of_its_groups(batch, flow):
     ladder = sizes(GPU_DEFAULTS.mel_bucket)
     met = set()
     for count, size in product(range(1, batch + 1), ladder):
@@ -51,7 +51,7 @@ def test_shapes_of_the_flow_are_those_that_grouping_leads_to(batch, flow):
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("wav_chunk", [2000, 300])
-def test_shapes_of_the_vocoder_are_those_that_grouping_leads_to(batch, wav_chunk):
+def test_shapes_of_the_vocoder_are_those_of_its_groups(batch, wav_chunk):
     made, met = vocoder(wav_chunk=wav_chunk), set()
 
     def run(size, parts):
@@ -67,7 +67,7 @@ def test_shapes_of_the_vocoder_are_those_that_grouping_leads_to(batch, wav_chunk
     assert set(made.planned(batch)) == met
 
 
-def test_a_warm_up_is_as_large_as_it_is_said_to_be(flow):
+def test_the_size_of_a_warm_up(flow):
     """Graphs of a warm-up for one utterance and for 16, at the defaults of a GPU: docs/gpu.md has these numbers."""
     assert [len(flow.graphs.planned(batch)) for batch in (1, 16)] == [58, 246]
     assert [len(vocoder().planned(batch)) for batch in (1, 16)] == [11, 13]
@@ -90,7 +90,7 @@ def test_a_captured_step_of_the_flow_is_one_run_of_its_network(steps):
     assert len(runs) == 1
 
 
-def test_a_model_tells_what_it_has_captured(monkeypatch, caplog):
+def test_stats_count_captures(monkeypatch, caplog):
     """A dry run of mini's warm-up, with replays instead of graphs."""
     caplog.set_level(logging.DEBUG, "chatterbox_opt")
     monkeypatch.setattr(flow_graphs, "sizes", lambda step: (100, 200))

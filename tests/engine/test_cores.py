@@ -1,10 +1,11 @@
 """Two cores of a CPU: one renders while the other draws tokens, without a change of the results."""
 
 import threading
+from functools import partial
 
 import pytest
 import torch
-from threads import soon
+from threads import in_threads, soon
 from token_runs import CPU, engine_of
 
 from chatterbox_opt import Cancelled, OptimizedChatterboxTTS
@@ -12,7 +13,7 @@ from chatterbox_opt.engine.workers import Workers
 from chatterbox_opt.options import EngineOptions
 
 TEXTS = ["Hello there.", "Good morning to you all.", "No.", "Well, well, that is a long one."]
-HOW = dict(max_new_tokens=50)
+SHORT = dict(max_new_tokens=50)
 
 
 @pytest.fixture(scope="module")
@@ -32,33 +33,25 @@ def model(tiny, monkeypatch):
     workers.close()
 
 
-def at_once(*work) -> None:
-    threads = [threading.Thread(target=one) for one in work]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-
-
 def test_tokens_are_drawn_while_sound_is_made(model, tiny, monkeypatch):
     engine, beside = model.pipeline.engine, []
     decode = engine.decode
     monkeypatch.setattr(engine, "decode", lambda: (beside.append(len(engine.renderer.running)), decode()))
     with pytest.MonkeyPatch.context() as one_core:
         one_core.setattr(engine.scheduler, "cores", 1)
-        alone = [model.generate(text, seed=i, **HOW) for i, text in enumerate(TEXTS)]
-        streamed = [torch.cat(list(model.generate_stream(text, seed=i, **HOW)), 1) for i, text in enumerate(TEXTS)]
+        alone = [model.generate(text, seed=i, **SHORT) for i, text in enumerate(TEXTS)]
+        streamed = [torch.cat(list(model.generate_stream(text, seed=i, **SHORT)), 1) for i, text in enumerate(TEXTS)]
     assert set(beside) == {0}
     whole, streams = {}, {}
 
     def speak(i):
         for k in range(i, i + 2):  # each asks for another text while the others speak
-            whole[k % 4] = model.generate(TEXTS[k % 4], seed=k % 4, **HOW)
+            whole[k % 4] = model.generate(TEXTS[k % 4], seed=k % 4, **SHORT)
 
     def stream(i):
-        streams[i] = torch.cat(list(model.generate_stream(TEXTS[i], seed=i, **HOW)), 1)
+        streams[i] = torch.cat(list(model.generate_stream(TEXTS[i], seed=i, **SHORT)), 1)
 
-    at_once(*(lambda i=i: speak(i) for i in range(4)), *(lambda i=i: stream(i) for i in range(4)))
+    in_threads(*(partial(work, i) for work in (speak, stream) for i in range(4)))
     for i in range(4):
         assert (whole[i] - alone[i]).abs().max() < 1e-4
         assert (streams[i] - streamed[i]).abs().max() < 1e-4
@@ -71,13 +64,13 @@ def test_a_rendering_on_another_core_does_not_wait_for_the_engine_between_its_st
     start, advance = renderer.workers.start, renderer.mel.advance
     monkeypatch.setattr(renderer.workers, "start", lambda *how: (starts.append(how), start(*how))[1])
     monkeypatch.setattr(renderer.mel, "advance", lambda s: (steps.append(threading.current_thread()), advance(s)))
-    model.generate_batch(TEXTS, seeds=range(4), **HOW)
+    model.generate_batch(TEXTS, seeds=range(4), **SHORT)
     beside = [thread for thread in steps if thread.ident != here]
     assert len(beside) >= 10
     assert 0 < len(starts) <= len(beside) / 2
 
 
-def test_who_is_cancelled_while_its_sound_is_made_leaves_the_others_alone(model):
+def test_cancelling_a_rendering_leaves_other_calls_alone(model):
     engine = model.pipeline.engine
     wanted = model.generate(TEXTS[1], seed=1, max_new_tokens=300)
     gone = model.submit(TEXTS[0], seed=0, first_chunk=0.4, n_cfm_timesteps=100, max_new_tokens=300)
@@ -95,21 +88,16 @@ def test_who_is_cancelled_while_its_sound_is_made_leaves_the_others_alone(model)
 
 def test_an_error_on_another_core_ends_its_own_call(model, monkeypatch):
     engine = model.pipeline.engine
-    wanted = model.generate(TEXTS[1], seed=1, **HOW)
+    wanted = model.generate(TEXTS[1], seed=1, **SHORT)
     vocode = engine.renderer.vocode
     monkeypatch.setattr(engine.renderer, "vocode", lambda sounds, mels: fail_for_short(vocode, sounds, mels))
-    got, errors = [], []
 
-    def broken():
-        try:
+    def short():
+        with pytest.raises(OSError, match="no sound"):
             model.generate(TEXTS[2], seed=2, max_new_tokens=5)
-        except OSError as error:
-            errors.append(str(error))
 
-    at_once(broken, broken, *[lambda: got.append(model.generate(TEXTS[1], seed=1, **HOW))] * 2)
-    assert errors == ["no sound"] * 2
+    _, _, *got = in_threads(short, short, *[lambda: model.generate(TEXTS[1], seed=1, **SHORT)] * 2)
     assert all((wave - wanted).abs().max() < 1e-4 for wave in got)
-    assert len(got) == 2
 
 
 def fail_for_short(vocode, sounds, mels):
@@ -118,7 +106,7 @@ def fail_for_short(vocode, sounds, mels):
     return vocode(sounds, mels)
 
 
-def test_sums_that_are_rounded_to_16_bits_keep_their_number_of_threads(llama):
+def test_half_precision_keeps_its_number_of_threads(llama):
     assert engine_of(llama).tokens.same_on_any_cores
     half = OptimizedChatterboxTTS.from_random("cpu", size="tiny", engine=EngineOptions(dtype="bfloat16"))
     assert not half.pipeline.engine.tokens.same_on_any_cores

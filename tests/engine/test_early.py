@@ -11,6 +11,13 @@ pytest.importorskip("triton")
 GPU = torch.device("cuda", 0)
 
 
+@pytest.fixture(autouse=True)
+def nothing_known():
+    early.able.cache_clear()
+    yield
+    early.able.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("capability", "hip", "able"),
     [((8, 9), None, False), ((9, 0), None, True), ((12, 0), None, True), ((9, 4), "6.4", False)],
@@ -19,18 +26,10 @@ GPU = torch.device("cuda", 0)
 def test_from_hopper_on(capability, hip, able, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "hip", hip)
-    early.able.cache_clear()
-    try:
-        assert early.early(GPU) == ({"EARLY": True, "launch_pdl": True} if able else {"EARLY": False})
-    finally:
-        early.able.cache_clear()
+    assert early.early(GPU) == ({"EARLY": True, "launch_pdl": True} if able else {"EARLY": False})
 
 
 def test_older_versions_of_triton_and_other_devices_do_not(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(early, "gdc_wait", None)
-    early.able.cache_clear()
-    try:
-        assert early.early(GPU) == early.early(torch.device("cpu")) == {"EARLY": False}
-    finally:
-        early.able.cache_clear()
+    assert early.early(GPU) == early.early(torch.device("cpu")) == {"EARLY": False}

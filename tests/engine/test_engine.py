@@ -4,11 +4,12 @@ import gc
 import multiprocessing
 import random
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from threads import soon
+from threads import in_threads, soon
 from token_runs import CPU, EXACT, MLX, draw, engine_of, everywhere, mixed, request, tokens_of
 
 from chatterbox_opt import Cancelled, OptimizedChatterboxTTS
@@ -48,7 +49,7 @@ class Steps:
 @pytest.mark.parametrize("poll", [1, 8])
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @everywhere
-def test_who_joins_and_leaves_at_any_step_changes_nobodys_tokens(family, poll, llama, gpt):
+def test_joining_and_leaving_changes_no_tokens(family, poll, llama, gpt):
     """Whatever shares the batch: other lengths, guidance or none, other filters, greedy."""
     t3 = gpt if family == "turbo" else llama
     alone = [tokens_of(t3, [r])[0] for r in mixed(t3.config)]
@@ -66,7 +67,7 @@ def test_who_joins_and_leaves_at_any_step_changes_nobodys_tokens(family, poll, l
 
 
 @everywhere
-def test_more_than_there_are_slots_for_wait_their_turn(llama):
+def test_requests_wait_for_free_slots(llama):
     engine = Steps(engine_of(llama, EXACT.replace(slots=2)))
     requests = mixed(llama.config, 6)
     for r in requests:
@@ -79,7 +80,7 @@ def test_more_than_there_are_slots_for_wait_their_turn(llama):
     assert [r.tokens for r in requests] == [tokens_of(llama, [r])[0] for r in mixed(llama.config, 6)]
 
 
-def test_half_precision_and_int8_are_what_they_are_alone_too(llama):
+def test_half_precision_and_int8_are_the_same_in_any_batch(llama):
     """There a last bit can change a token: every utterance attends in its own call."""
     import copy
 
@@ -96,39 +97,31 @@ def test_half_precision_and_int8_are_what_they_are_alone_too(llama):
 
 
 @everywhere
-def test_streams_batches_and_single_calls_side_by_side(model):
+def test_concurrent_streams_batches_and_single_calls(model):
     texts = ["Hello there.", "Good morning to you all.", "No.", "Well, well."]
     how = dict(max_new_tokens=50)
     alone = [model.generate(t, seed=i, **how) for i, t in enumerate(texts)]
     streamed = [torch.cat(list(model.generate_stream(t, seed=i, **how)), 1) for i, t in enumerate(texts)]
-    got: dict = {}
 
     def whole(i):
-        got["whole", i] = model.generate(texts[i], seed=i, **how)
+        return model.generate(texts[i], seed=i, **how)
 
     def stream(i):
-        got["stream", i] = torch.cat(list(model.generate_stream(texts[i], seed=i, **how)), 1)
+        return torch.cat(list(model.generate_stream(texts[i], seed=i, **how)), 1)
 
     def batch():
-        got["batch"] = model.generate_batch(texts, seeds=range(4), **how)
+        return model.generate_batch(texts, seeds=range(4), **how)
 
-    work = [threading.Thread(target=f, args=(i,)) for i in range(4) for f in (whole, stream)]
-    work.append(threading.Thread(target=batch))
-    for t in work:
-        t.start()
-    for t in work:
-        t.join()
-    for i in range(4):
-        assert (got["whole", i] - alone[i]).abs().max() < 1e-4
-        assert (got["batch"][i] - alone[i]).abs().max() < 1e-4
-        assert (got["stream", i] - streamed[i]).abs().max() < 1e-4
+    got, *singly = in_threads(batch, *(partial(work, i) for work in (whole, stream) for i in range(4)))
+    for mine, wanted in zip([*got, *singly], [*alone, *alone, *streamed]):
+        assert (mine - wanted).abs().max() < 1e-4
 
 
 # ---- isolation -----------------------------------------------------------------------------------
 
 
 @everywhere
-def test_an_error_of_one_is_nobody_elses(llama, monkeypatch):
+def test_an_error_ends_only_its_own_call(llama, monkeypatch):
     engine = Steps(engine_of(llama))
     good, bad = request(llama.config), request(llama.config, seed=1)
     prefix = engine.engine.tokens.prefixes.get
@@ -151,7 +144,7 @@ def test_an_error_of_one_is_nobody_elses(llama, monkeypatch):
 
 @pytest.mark.parametrize("shared", [False, True])
 @everywhere
-def test_numbers_that_are_not_finite_end_their_own_request(llama, shared, monkeypatch):
+def test_nan_ends_only_its_own_request(llama, shared, monkeypatch):
     from chatterbox_opt.engine.tokens import TokenRunner
 
     monkeypatch.setattr(TokenRunner, "shared", property(lambda _: shared))
@@ -168,7 +161,7 @@ def test_numbers_that_are_not_finite_end_their_own_request(llama, shared, monkey
 
 
 @everywhere
-def test_a_sink_that_fails_fails_its_call(model):
+def test_an_error_of_a_sink_ends_its_call(model):
     texts, how = ["Hello there.", "No."], dict(max_new_tokens=20)
     wanted = model.generate(texts[1], seed=1, **how)
 
@@ -200,11 +193,11 @@ def test_cancel_in_every_state(model, state, monkeypatch):
     tokens = 6 if state == "rendering" else 900
     how = dict(first_chunk=1.0, max_new_tokens=tokens, n_cfm_timesteps=100)
     stream = model.submit("Hello there, and so on.", seed=1, **how)
-    there = {
+    reached = {
         "waiting": lambda: engine.waiting, "speaking": lambda: engine.tokens.live,
         "rendering": lambda: any(r.solve is not None for r in engine.renderer.begun),
     }
-    assert soon(there[state])
+    assert soon(reached[state])
     stream.cancel()
     assert soon(lambda: stream.done, 5)
     with pytest.raises(Cancelled):
@@ -239,7 +232,7 @@ def speak_in_a_child(model, queue) -> None:
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
-def test_a_forked_process_is_told(model):
+def test_a_forked_process_gets_an_error(model):
     model.generate("Hello.", max_new_tokens=4)
     fork = multiprocessing.get_context("fork")
     queue = fork.SimpleQueue()
@@ -259,7 +252,7 @@ def test_a_call_from_its_own_progress_is_refused(model):
 
 
 @everywhere
-def test_calls_without_a_seed_do_not_speak_the_same(model):
+def test_concurrent_calls_without_a_seed_differ(model):
     """A single call continues torch's global generators; concurrent ones take a seed from them."""
     torch.manual_seed(3)
     wanted = model.generate_tokens("Hello there.", max_new_tokens=30)
@@ -274,7 +267,7 @@ def test_calls_without_a_seed_do_not_speak_the_same(model):
 
 
 @everywhere
-def test_stats_tell_what_is_done_and_was(model):
+def test_stats(model):
     before = model.stats()
     stream = model.submit("Hello there.", seed=1, max_new_tokens=200, first_chunk=0.5)
     assert soon(lambda: model.stats()["live"] == 1)
@@ -305,7 +298,7 @@ def resident() -> float:
     indirect=["device"], scope="module",
 )  # fmt: skip
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
-def test_requests_that_arrive_at_random_and_leave_at_random(count, llama):
+def test_random_arrivals_and_cancellations(count, llama):
     """None is lost or mixed up, and no memory is kept."""
     torch.set_num_threads(1)  # a tiny network on more of them waits for them
     chance, kinds = random.Random(5), 12

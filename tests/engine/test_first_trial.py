@@ -55,15 +55,15 @@ def starts(monkeypatch):
     return seen
 
 
-def faulty(monkeypatch, part: str = "none", fault: str = "pass") -> None:
+def child_with_fault(monkeypatch, part: str = "none", fault: str = "pass") -> None:
     monkeypatch.setattr(trial_process, "CODE", FAULTY.format(part=part, fault=fault))
 
 
-def next_start(monkeypatch) -> None:
+def restart(monkeypatch) -> None:
     monkeypatch.setattr(first_trial, "_known", {})
 
 
-def settle(options=FIRST):
+def surviving(options=FIRST):
     return first_trial.surviving_options(options, CPU, CONFIG)
 
 
@@ -71,22 +71,22 @@ def settle(options=FIRST):
 
 
 def test_a_child_runs_every_part_and_the_next_start_needs_none(starts, folder, monkeypatch, caplog):
-    assert settle() == FIRST
+    assert surviving() == FIRST
     (file,) = folder.iterdir()
     kept = json.loads(file.read_text())
     assert {part: found["verdict"] for part, found in kept["parts"].items()} == dict.fromkeys(ALL, SURVIVED)
     assert not any(found["text"] for found in kept["parts"].values()), "a part raised"
     assert kept["torch"] == torch.__version__
-    next_start(monkeypatch)
+    restart(monkeypatch)
     begin = time.perf_counter()
-    assert settle() == FIRST
+    assert surviving() == FIRST
     assert time.perf_counter() - begin < 0.5
     assert len(starts) == 1
     assert not caplog.records
 
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
-def test_what_a_child_runs_is_captured(family, monkeypatch):
+def test_a_child_captures_every_part(family, monkeypatch):
     made = []
 
     def replaying(mode, device, stream=None, **how):
@@ -124,10 +124,10 @@ def test_a_shallow_model_has_every_width():
     ],
     ids=["segfault", "abort", "illegal access", "hang"],
 )
-def test_what_a_child_does_not_survive_is_left_out(fault, verdict, why, starts, folder, monkeypatch, caplog):
+def test_captures_that_end_a_child_are_left_out(fault, verdict, why, starts, folder, monkeypatch, caplog):
     monkeypatch.setattr(trial_process, "PART_SECONDS", 2.0)
-    faulty(monkeypatch, "capture flow", fault)
-    got = settle()
+    child_with_fault(monkeypatch, "capture flow", fault)
+    got = surviving()
     assert got.captures == ("prefill", "step", "vocoder")
     assert got.replace(captures=True) == FIRST, "nothing else has changed"
     (record,) = caplog.records
@@ -138,77 +138,77 @@ def test_what_a_child_does_not_survive_is_left_out(fault, verdict, why, starts, 
     assert starts[1]["options"].captures == ("prefill", "step", "vocoder"), "it takes no second child with it"
     (file,) = folder.iterdir()
     assert json.loads(file.read_text())["parts"]["capture flow"]["verdict"] == verdict
-    next_start(monkeypatch)
+    restart(monkeypatch)
     caplog.clear()
-    assert settle() == got
+    assert surviving() == got
     assert len(starts) == 2, "the verdict was kept"
     assert len(caplog.records) == 1, "and is told at every start"
 
 
 def test_always_tries_again(starts, monkeypatch):
-    faulty(monkeypatch, "capture step", "os.abort()")
-    assert settle().captures == ("prefill", "flow", "vocoder")
-    faulty(monkeypatch)
-    next_start(monkeypatch)
+    child_with_fault(monkeypatch, "capture step", "os.abort()")
+    assert surviving().captures == ("prefill", "flow", "vocoder")
+    child_with_fault(monkeypatch)
+    restart(monkeypatch)
     always = FIRST.replace(trial="always")
-    assert settle(always) == always
-    assert settle(always) == always
+    assert surviving(always) == always
+    assert surviving(always) == always
     assert len(starts) == 3, "once a process"
-    next_start(monkeypatch)
-    assert settle() == FIRST, "what was found last counts"
+    restart(monkeypatch)
+    assert surviving() == FIRST, "what was found last counts"
 
 
 @pytest.mark.parametrize(
     "code", ["raise SystemExit('no context')", "import time; time.sleep(600)", "print('{\"part')"],
     ids=["dies", "hangs", "half a line"],
 )  # fmt: skip
-def test_a_child_that_never_comes_to_a_part_says_nothing_about_any(code, starts, monkeypatch, caplog):
+def test_a_child_that_fails_before_its_first_part_gives_no_verdict(code, starts, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(trial_process, "START_SECONDS", 1.0)
     monkeypatch.setattr(trial_process, "CODE", code)
-    assert settle() == FIRST
+    assert surviving() == FIRST
     assert "this one goes on alone" in caplog.text
     (verdict,) = first_trial.known()
     assert {found["verdict"] for found in verdict["parts"].values()} == {UNTOLD}
-    next_start(monkeypatch)
-    settle()
+    restart(monkeypatch)
+    surviving()
     assert len(starts) == 1
 
 
 @pytest.mark.parametrize("program", ["", "/usr/bin/uwsgi", "/opt/app/speaker"])
-def test_without_an_interpreter_this_process_goes_on_alone(program, starts, monkeypatch, caplog):
+def test_without_an_interpreter_no_child_is_started(program, starts, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(sys, "executable", program)
-    assert settle() == FIRST
+    assert surviving() == FIRST
     assert len(caplog.records) == 1
     assert not starts
 
 
-def test_a_system_that_starts_no_process(starts, monkeypatch):
+def test_a_system_that_refuses_processes(starts, monkeypatch):
     def refuse(*args, **how):
         raise OSError("no more processes")
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
-    assert settle() == FIRST
+    assert surviving() == FIRST
 
 
 def test_a_folder_that_cannot_be_written(starts, folder, monkeypatch, caplog):
-    faulty(monkeypatch)
+    child_with_fault(monkeypatch)
     folder.write_text("a file in its place")
-    assert settle() == FIRST
+    assert surviving() == FIRST
     assert "cannot be kept" in caplog.text
-    assert settle() == FIRST
+    assert surviving() == FIRST
     assert len(starts) == 1, "this process remembers"
 
 
-def test_a_broken_verdict_is_made_anew(starts, folder, monkeypatch):
-    faulty(monkeypatch)
-    settle()
+def test_a_damaged_verdict_is_replaced(starts, folder, monkeypatch):
+    child_with_fault(monkeypatch)
+    surviving()
     (file,) = folder.iterdir()
     for text in ("{", "[]", '{"device": "x", "parts": {"capture step": "crashed"}}'):
         file.write_text(text)
-        next_start(monkeypatch)
-        assert settle() == FIRST
+        restart(monkeypatch)
+        assert surviving() == FIRST
         assert json.loads(file.read_text())["parts"].keys() == set(ALL)
     assert len(starts) == 4
 
@@ -216,7 +216,7 @@ def test_a_broken_verdict_is_made_anew(starts, folder, monkeypatch):
 # ---- whose verdict it is -------------------------------------------------------------------------
 
 
-def test_another_model_precision_or_torch_has_a_verdict_of_its_own(monkeypatch):
+def test_verdicts_depend_on_model_precision_and_torch(monkeypatch):
     def name(options=FIRST, config=CONFIG):
         return first_trial.name_of(first_trial.described(options, CPU, config))
 
@@ -230,12 +230,12 @@ def test_another_model_precision_or_torch_has_a_verdict_of_its_own(monkeypatch):
     assert name(FIRST.replace(slots=4)) in names, "what no kernel sees does not matter"
 
 
-def test_a_trial_allocates_as_the_program_does(folder, monkeypatch):
+def test_a_child_has_the_programs_allocator_settings(folder, monkeypatch):
     """The child has the same settings, and a verdict holds for these only."""
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     said = "json.dumps(dict(part=part, verdict='survived', text=os.environ['PYTORCH_CUDA_ALLOC_CONF'], seconds=0))"
-    faulty(monkeypatch, "capture flow", f"print({said}, flush=True); continue")
-    settle()
+    child_with_fault(monkeypatch, "capture flow", f"print({said}, flush=True); continue")
+    surviving()
     (file,) = folder.iterdir()
     kept = json.loads(file.read_text())
     assert kept["parts"]["capture flow"]["text"] == kept["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
@@ -250,7 +250,7 @@ def test_a_trial_allocates_as_the_program_does(folder, monkeypatch):
     ],
     ids=["proprietary", "open", "Arm"],
 )
-def test_a_driver_is_told_by_its_own_version(line, version, monkeypatch):
+def test_the_drivers_version_is_read(line, version, monkeypatch):
     monkeypatch.setattr(first_trial.Path, "read_text", lambda self: line)
     first_trial.driver.cache_clear()
     try:
@@ -259,23 +259,23 @@ def test_a_driver_is_told_by_its_own_version(line, version, monkeypatch):
         first_trial.driver.cache_clear()
 
 
-def test_nothing_is_started_where_nothing_can_crash(starts):
+def test_no_child_is_started_where_nothing_can_crash(starts):
     for options in (HERE, HERE.replace(trial="off"), FIRST.replace(compile=None), FIRST.replace(captures=())):
-        assert settle(options) == options
+        assert surviving(options) == options
     assert first_trial.usable_options(FIRST, CPU, CONFIG) == FIRST, "a CPU has no use for it"
     assert not starts
 
 
-def test_what_is_wanted_later_is_tried_later(starts, monkeypatch):
-    faulty(monkeypatch)
-    settle(FIRST.replace(captures=("step",)))
-    settle()
+def test_parts_wanted_later_are_tried_later(starts, monkeypatch):
+    child_with_fault(monkeypatch)
+    surviving(FIRST.replace(captures=("step",)))
+    surviving()
     others = [part for part in ALL if part != "capture step"]
     assert [job["parts"] for job in starts] == [["capture step"], others]
 
 
-def test_what_is_known_to_crash_takes_no_later_part_with_it(starts, monkeypatch):
-    faulty(monkeypatch, "capture step", "os.abort()")
-    settle(FIRST.replace(captures=("step",)))
-    settle()
+def test_a_later_child_leaves_out_known_crashes(starts, monkeypatch):
+    child_with_fault(monkeypatch, "capture step", "os.abort()")
+    surviving(FIRST.replace(captures=("step",)))
+    surviving()
     assert starts[-1]["options"].captures == ("prefill", "flow", "vocoder")

@@ -9,9 +9,8 @@ import pytest
 import torch
 from fake_cuda import Stream as fake_stream
 from fake_cuda import fake_cuda  # noqa: F401
-from replay import cast, crossings, no_gpu
+from replay import Watch, cast, crossings, no_gpu
 from token_runs import EXACT, request
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from chatterbox_opt.config import tiny
 from chatterbox_opt.engine import noise, recording
@@ -53,7 +52,7 @@ def test_recordings_of_a_model_share_a_stream_and_a_pool_and_two_devices_share_n
     assert fake_cuda.stream is fake_cuda.caller
 
 
-def test_nothing_but_recordings_runs_on_their_stream(fake_cuda):  # noqa: F811
+def test_only_recordings_run_on_their_stream(fake_cuda):  # noqa: F811
     """Otherwise cuBLAS would allocate its workspace for that stream outside of the graphs' memory."""
     streams = []
     Captured("cudagraph", GPUS[0]).prepare("key", lambda: streams.append(fake_cuda.stream))
@@ -72,7 +71,7 @@ def test_streams_are_not_shared_although_torch_hands_out_few(monkeypatch):
     assert recording.own_stream(GPUS[0]) in few, "there are no more: one is shared rather than none returned"
 
 
-def test_what_was_captured_in_other_memory_gives_its_pool_back(fake_cuda):  # noqa: F811
+def test_forgotten_captures_give_their_pool_back(fake_cuda):  # noqa: F811
     made = Captured("cudagraph", GPUS[0])
     made.prepare("a", result)
     made.forget()
@@ -83,7 +82,7 @@ def test_what_was_captured_in_other_memory_gives_its_pool_back(fake_cuda):  # no
 
 
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.INFO])
-def test_a_log_at_debug_tells_the_nodes_of_each_graph(level, fake_cuda, monkeypatch, caplog):  # noqa: F811
+def test_debug_logs_the_nodes_of_each_graph(level, fake_cuda, monkeypatch, caplog):  # noqa: F811
     class Driver:
         def cuStreamGetCaptureInfo_v2(self, stream, capturing, id, graph, *edges):
             asked.append(stream.value)
@@ -103,7 +102,7 @@ def test_a_log_at_debug_tells_the_nodes_of_each_graph(level, fake_cuda, monkeypa
     assert asked == [note[2].cuda_stream for note in fake_cuda.notes if note[0] == "record"] * len(asked)
 
 
-def test_a_driver_that_does_not_tell_nodes_breaks_no_capture(monkeypatch):
+def test_a_driver_without_node_counts_breaks_no_capture(monkeypatch):
     def missing(name):
         raise OSError(f"{name}: cannot open shared object file")
 
@@ -145,7 +144,7 @@ def test_a_replay_runs_on_the_stream_that_is_current(fake_cuda):  # noqa: F811
     assert fake_cuda.notes[-1] == ("replay", fake_cuda.caller)
 
 
-def test_the_engine_waits_for_what_its_callers_stream_has_made(fake_cuda):  # noqa: F811
+def test_the_engine_waits_for_its_callers_stream(fake_cuda):  # noqa: F811
     class Idle(Driver):
         inbox: list
 
@@ -187,21 +186,18 @@ def test_noise_is_drawn_on_the_models_device(monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
-def test_a_model_on_the_second_gpu_makes_nothing_on_the_first(family, monkeypatch):
+def test_a_model_on_the_second_gpu_allocates_nothing_on_the_first(family, monkeypatch):
     """Neither tensors nor tables, whatever device is current."""
     config, places = tiny(family), set()
 
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            out = func(*args, **(kwargs or {}))
-            places.update(t.device for t in tensors(out) if t.dim())
-            return out
+    def see(func, given, out):
+        places.update(t.device for t in tensors(out) if t.dim())
 
     monkeypatch.setattr(torch.nn.Module, "to", cast)
     with no_gpu():
         with torch.device(GPUS[1]):
             t3, flow, hift = cast(T3(config.t3), torch.bfloat16), Flow(config.flow), Hift(config.hift)
-        with torch.device("cpu"), Watch():
+        with torch.device("cpu"), Watch(see):
             runner = TokenRunner(t3, EXACT)
             rows = 2 if config.t3.is_gpt else 4
             kv = empty_kv(config.t3, rows, 256, runner.device, runner.dtype)
@@ -216,7 +212,7 @@ def test_a_model_on_the_second_gpu_makes_nothing_on_the_first(family, monkeypatc
 
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
-def test_who_joins_or_leaves_costs_one_upload_for_each_thing_that_is_new(family):
+def test_uploads_of_joining_and_leaving(family):
     """When one joins: the texts, then all rows. When one leaves: the slots that stay, and their rows."""
     config = tiny(family).t3
     asked = [request(config, n=7 + i, text_seed=i) for i in range(4)]
@@ -262,7 +258,7 @@ def test_uploads_go_through_pinned_memory_and_wait_for_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
-def test_a_block_of_steps_brings_nothing_from_the_host(family):
+def test_a_block_of_steps_uploads_nothing(family):
     """Uploads happen only when utterances join or leave."""
     config = tiny(family).t3
     asked = request(config, temperature=0.0)

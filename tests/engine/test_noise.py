@@ -65,7 +65,7 @@ def test_a_seed_is_manual_seed():
     assert torch.equal(through_global[3], torch.randn(1, 9, 4))
 
 
-def test_requests_do_not_share():
+def test_requests_share_no_generator():
     a, b = RequestNoise(CPU, 5), RequestNoise(CPU, 5)
     a.exponential(torch.empty(V))
     assert torch.equal(b.normal((3,)), torch.randn(3, generator=torch.Generator().manual_seed(5)))
@@ -93,7 +93,7 @@ def seven_then(n: int) -> torch.Tensor:
     return torch.rand(3)
 
 
-def test_what_is_borrowed_is_given_back_where_the_request_has_come():
+def test_a_borrowed_generator_is_given_back_advanced():
     wanted = seven_then(16)
     torch.manual_seed(7)
     noise = RequestNoise(CPU, None)
@@ -109,7 +109,7 @@ def test_what_is_borrowed_is_given_back_where_the_request_has_come():
     assert torch.equal(torch.random.get_rng_state(), state), "once is enough"
 
 
-def test_of_two_borrowers_the_second_has_a_seed_of_its_own():
+def test_a_second_borrower_gets_its_own_seed():
     """Neither draws the other's numbers, and each gives back only what it borrowed."""
     torch.manual_seed(7)
     first = RequestNoise(CPU, None)
@@ -130,7 +130,7 @@ def test_of_two_borrowers_the_second_has_a_seed_of_its_own():
     third.give_back()
 
 
-def test_a_program_that_draws_meanwhile_is_left_alone():
+def test_the_global_generator_is_not_reset_after_a_programs_own_draws():
     torch.manual_seed(7)
     noise = RequestNoise(CPU, None)
     noise.normal((16,))
@@ -157,7 +157,7 @@ def test_a_borrower_that_is_dropped_frees_the_loan():
 
 
 @pytest.mark.parametrize("seed", [None, 7])
-def test_a_fork_follows_from_where_it_is_made_and_moves_nothing(seed):
+def test_a_fork_depends_on_the_state_and_does_not_change_it(seed):
     torch.manual_seed(7)
     noise = RequestNoise(CPU, seed)
     noise.normal((3,))

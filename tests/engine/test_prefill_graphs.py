@@ -39,7 +39,7 @@ def shared(monkeypatch):
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @torch.inference_mode()
-def test_logits_and_cache_are_those_of_an_eager_pass(family, llama, gpt):
+def test_logits_and_cache_equal_an_eager_pass(family, llama, gpt):
     t3 = gpt if family == "turbo" else llama
     plain, graphs = runner_of(t3, False), runner_of(t3, True)
     for n, how in ((20, {}), (5, {}), (63, {}), (100, {} if t3.config.is_gpt else dict(cfg_weight=0.0))):
@@ -61,7 +61,7 @@ def test_long_texts_and_many_voice_lengths_run_eagerly(gpt):
     assert runner.prompts.key(1, 50, 20) is None
 
 
-def test_a_crowd_that_joins_at_once_is_one_pass(llama):
+def test_many_that_join_at_once_are_one_pass(llama):
     engine = engine_of(llama, EXACT.replace(slots=8))
     runner = engine.tokens
     runner.prompts.captured = Replay()

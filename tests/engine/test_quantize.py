@@ -101,7 +101,7 @@ FORMS = [pytest.param(name, marks=X86 if name == "float16 weights" else ()) for 
 @pytest.mark.parametrize("shape", [(64, 192), (1024, 256), (192, 1040), (4096, 128)])
 @pytest.mark.parametrize("form", FORMS)
 @torch.inference_mode()
-def test_a_row_is_what_it_is_alone(form, shape, threads):
+def test_a_row_is_the_same_in_any_batch(form, shape, threads):
     """With any number of other rows of any content, at any place among them."""
     torch.set_num_threads(threads)
     kind, tolerance = COMPANY[form]
@@ -142,7 +142,7 @@ def linear_replaced(monkeypatch):
 
 
 @pytest.mark.parametrize(("product", "least"), [(few_apart, 3), (by_number_of_rows, MOST)])
-def test_numbers_of_rows_that_share_an_order_are_found(product, least, linear_replaced):
+def test_row_counts_with_the_same_order_of_sums_are_found(product, least, linear_replaced):
     linear_replaced(product)
     assert least_rows(96, 64, torch.bfloat16, False, 1) == least
     assert least_rows(95, 63, torch.bfloat16, True, 1) == least
@@ -186,7 +186,7 @@ ROUNDED += [("float32", "int8"), ("float32", "int4")]
 @pytest.mark.parametrize(("dtype", "quantize"), ROUNDED)
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @torch.inference_mode()
-def test_a_step_of_t3_is_what_it_is_alone(family, dtype, quantize, linear_replaced):
+def test_a_step_of_t3_is_the_same_in_any_batch(family, dtype, quantize, linear_replaced):
     """To the last bit wherever one is rounded up: every product, norm, rotation and activation. Each row attends to
     itself. A head in float32 is left out: nothing rounds what it returns."""
     t3 = random_t3(family).to(getattr(torch, dtype))
@@ -221,7 +221,7 @@ def test_both_ways_to_give_a_range(bias):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("kind", [Int8Linear, pinned_int8])
 @torch.inference_mode()
-def test_int8_shows_what_is_not_finite_and_in_its_own_row_only(kind, bad):
+def test_int8_keeps_nan_and_infinity_in_their_row(kind, bad):
     """Such a row ends as broken. Zeros are finite."""
     linear, x = kind(nn.Linear(64, 96)), torch.randn(4, 64)
     x[3] = 0

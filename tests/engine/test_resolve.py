@@ -44,7 +44,7 @@ def test_a_gpus_precision(monkeypatch, capability, wanted):
     assert resolve(options, GPU) == options
 
 
-def test_what_was_asked_for_stays(monkeypatch):
+def test_given_options_stay(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     asked = EngineOptions(dtype="float32", s3gen_dtype="float16", compile=None, attention="sdpa")
     for device in (CPU, GPU):
@@ -64,14 +64,14 @@ def test_what_was_asked_for_stays(monkeypatch):
         (dict(compile="trace"), GPU, (9, 0), "needs a CPU device"),
     ],
 )
-def test_what_a_device_cannot_do_is_said(monkeypatch, asked, device, capability, message):
+def test_unsupported_options_are_refused(monkeypatch, asked, device, capability, message):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(module, "has_flash", lambda: True)
     with pytest.raises(ValueError, match=message):
         resolve(EngineOptions(**asked), device)
 
 
-def test_convolutions_on_mps_stay_below_what_older_systems_give():
+def test_wav_chunk_on_mps_fits_older_systems():
     """A convolution gives 120 positions per mel frame, and one; the vocoder's windows are exact at any size."""
     for asked in (EngineOptions(), EngineOptions.exact(), EngineOptions(wav_chunk=300)):
         options = resolve(asked, torch.device("mps"))
@@ -84,14 +84,14 @@ def test_convolutions_on_mps_stay_below_what_older_systems_give():
 def mac(monkeypatch):
     """Imitates a Mac with that version of macOS, whose GPU is this CPU."""
 
-    def of(version: tuple[int, int], device: str = "cpu") -> None:
+    def imitate(version: tuple[int, int], device: str = "cpu") -> None:
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
         monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda *least: version >= least)
         on_mps = mps_bfloat16.computes_bfloat16
         monkeypatch.setattr(mps_bfloat16, "computes_bfloat16", lambda asked: on_mps(torch.device(device)))
         mps_bfloat16.mps_has_bfloat16.cache_clear()
 
-    yield of
+    yield imitate
     mps_bfloat16.mps_has_bfloat16.cache_clear()
 
 

@@ -128,12 +128,6 @@ def test_both_are_transformers_one_after_the_other(warpers, k, p):
     assert torch.equal(keep_top(x, torch.full((3, 1), k), column(p, p, p)), wanted)
 
 
-@pytest.mark.parametrize("value", [1, 50, 1000, 8194, 20_000])
-def test_top_k_is_transformers(warpers, value):
-    x = logits()
-    assert torch.equal(keep_top(x, top_k=torch.full((3, 1), value)), warpers.TopKLogitsWarper(value)(None, x))
-
-
 @pytest.mark.parametrize("value", [0.5, 1.0, 1.2, 2.0])
 def test_penalty_is_transformers(warpers, value):
     x = logits()

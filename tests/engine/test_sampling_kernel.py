@@ -73,7 +73,7 @@ def test_sampling_takes_the_first_of_equals():
 @pytest.mark.parametrize("turbo", [False, True])
 @pytest.mark.usefixtures("interpreted")
 @torch.inference_mode()
-def test_sampling_of_what_is_no_number_stays_in_the_vocabulary(turbo, monkeypatch):
+def test_sampling_of_nan_stays_in_the_vocabulary(turbo, monkeypatch):
     """Its token is dropped, but an index outside of all tables would end every other call on the device too."""
     argmax = triton.language.argmax
 
@@ -90,7 +90,7 @@ def test_sampling_of_what_is_no_number_stays_in_the_vocabulary(turbo, monkeypatc
 @pytest.mark.gpu
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
 @torch.inference_mode()
-def test_sampling_of_what_is_no_number_on_a_device(filters):
+def test_sampling_of_nan_on_a_device(filters):
     logits, *given = some_draw(8194, torch.device("cuda"))
     logits[:] = torch.nan
     assert sampling.sample(logits, *given, filters).max() < 8194

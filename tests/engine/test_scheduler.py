@@ -33,7 +33,7 @@ def spoken(u: Utterance, tokens: int, ended: bool = True) -> Utterance:
 # ---- cases ---------------------------------------------------------------------------------------
 
 
-def test_streams_join_ahead_of_what_nobody_hears_yet():
+def test_streams_join_before_whole_calls():
     whole, stream = call(at=0.0), call(at=1.0, stream=True)
     join = plan([*whole.utterances, *stream.utterances], slots=2).join
     assert [u.call for u in join] == [stream, whole]
@@ -56,7 +56,7 @@ def test_prefill_is_bounded_and_never_nothing():
     assert len(plan(call(text=5000).utterances, slots=8).join) == 1
 
 
-def test_who_needs_more_room_is_waited_for():
+def test_a_request_that_needs_more_room_is_not_overtaken():
     first, second = call(at=0.0).utterances[0], call(at=1.0).utterances[0]
     busy = call(at=0.0).utterances
     join = Scheduler(4).plan([first, second], busy, [], 3, lambda u: u is not first).join
@@ -103,7 +103,7 @@ def test_a_second_core_does_what_comes_second(first):
     assert (busy.decode, busy.render) == (one.decode, one.render)
 
 
-def test_what_comes_sooner_gets_a_core_after_a_step_of_what_comes_later():
+def test_a_later_rendering_is_halted_for_a_sooner_one():
     running = [spoken(call(at=at).utterances[0], 50) for at in (0.0, 3.0)]
     sooner, later = (spoken(call(at=at).utterances[0], 50) for at in (2.0, 4.0))
     assert plan(rendering=[sooner], cores=2, running=running).halt == running[1:]
@@ -147,7 +147,7 @@ def test_when_a_chunk_is_due(tokens, ended, due):
     assert chunk_due(spoken(whole.utterances[0], tokens, ended)) == ((tokens, True) if ended else None)
 
 
-def test_a_listener_who_takes_nothing_pauses_its_own_sound_only():
+def test_a_slow_listener_pauses_only_its_own_sound():
     full, other = call(stream=True, paused=lambda: True), call(stream=True)
     heads = [spoken(c.utterances[0], 200) for c in (full, other)]
     assert plan(rendering=heads, cores=2).render == heads[1:]
@@ -232,7 +232,7 @@ class World:
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-def test_everything_ends_whatever_arrives(data):
+def test_every_utterance_ends_once(data):
     world, length, arrivals = World(data.draw(st.integers(1, 5)), data.draw(st.integers(1, 3))), {}, []
     for _ in range(data.draw(st.integers(1, 8))):
         count, at = data.draw(st.integers(1, 6)), data.draw(st.integers(0, 40)) * 0.1

@@ -49,7 +49,7 @@ def test_bfloat16_is_traced_to_the_last_bit(llama):
     assert shapes_of(engine)
 
 
-def test_only_what_is_used_again_is_traced(llama, monkeypatch):
+def test_rarely_used_shapes_are_not_traced(llama, monkeypatch):
     monkeypatch.setattr(traced, "USES", 20)
     engine = engine_of(llama, TRACED)
     draw(engine, [request(llama.config, max_new_tokens=10)])
@@ -96,7 +96,7 @@ def test_without_a_good_trace_steps_stay_eager(broken, reason, llama, monkeypatc
     assert "\n" not in told
 
 
-def test_an_error_of_the_function_itself_is_no_reason_to_give_up(llama):
+def test_an_error_of_the_function_does_not_stop_tracing(llama):
     step = traced.Traced("a step", llama, on=True)
 
     def fails(x):
@@ -112,7 +112,7 @@ def test_an_error_of_the_function_itself_is_no_reason_to_give_up(llama):
     assert step.keys == [1]
 
 
-def test_shapes_that_come_once_are_not_counted_for_ever(llama, monkeypatch):
+def test_counts_of_rare_shapes_are_bounded(llama, monkeypatch):
     monkeypatch.setattr(traced, "MOST_COUNTED", 10)
     step = traced.Traced("a step", llama, on=True)
     for key in range(100):
@@ -120,7 +120,7 @@ def test_shapes_that_come_once_are_not_counted_for_ever(llama, monkeypatch):
     assert len(step.uses) <= 10
 
 
-def test_torchscript_of_the_program_itself_keeps_its_optimizer(llama):
+def test_the_programs_own_torchscript_keeps_its_optimizer(llama):
     def optimizes():
         return torch._C._get_graph_executor_optimize()
 
@@ -165,7 +165,7 @@ def test_a_large_flow_is_not_traced(monkeypatch):
     assert not runner.traced.keys
 
 
-def test_what_a_trace_does_not_hold_for_runs_eagerly(monkeypatch):
+def test_unsupported_steps_run_eagerly(monkeypatch):
     """Long utterances, whose attention goes by parts; steps without guidance."""
     for module in (mel, cpu):
         monkeypatch.setattr(module, "SCORES", 150**2)

@@ -5,19 +5,15 @@ import logging
 
 import pytest
 import torch
-from t3_pairs import random_t3, text, voice
-from token_runs import draw, engine_of
+from t3_pairs import random_t3
+from token_runs import CPU, EXACT, draw, engine_of, request
 
 from chatterbox_opt.engine.cache import Decode
 from chatterbox_opt.engine.kernels import attention, linear, sampling, trial
 from chatterbox_opt.engine.kernels.step import StepKernels
-from chatterbox_opt.engine.noise import RequestNoise
-from chatterbox_opt.engine.request import Utterance
 from chatterbox_opt.engine.tokens import TokenRunner
-from chatterbox_opt.options import KERNELS, EngineOptions, SamplingOptions
+from chatterbox_opt.options import KERNELS, EngineOptions
 
-CPU = torch.device("cpu")
-EXACT = EngineOptions.exact()
 RIGHT = torch.arange(8.0)
 
 
@@ -36,7 +32,7 @@ def accepted(kernel, seconds=(1.0, 2.0), shape="8") -> bool:
     return trial.accepts("some", shape, kernel, lambda i: (RIGHT,), device=CPU, tolerance=1e-3, timer=timer)
 
 
-def test_a_quick_and_right_kernel_is_used(caplog):
+def test_a_fast_and_correct_kernel_is_used(caplog):
     caplog.set_level(logging.INFO)
     assert accepted(lambda i: (RIGHT * 1.0001,))
     assert accepted(lambda i: (RIGHT,), (1.0, 1.0), "as quick")
@@ -109,10 +105,8 @@ def test_options():
 # ---- the decode step -----------------------------------------------------------------------------
 
 
-def request(config, n=12, seed=0, **sampling_options):
-    defaults = dict(cfg_weight=0.0) if config.is_gpt else {}
-    options = SamplingOptions(**{"max_new_tokens": 8, **defaults, **sampling_options})
-    return Utterance(text(config, n, seed), voice(config, seed), options, noise=RequestNoise(CPU, seed))
+def eight_tokens(config, n=12, seed=0, **sampling):
+    return request(config, n, seed, seed, text_seed=seed, **{"max_new_tokens": 8, **sampling})
 
 
 def with_kernels(t3, wanted=KERNELS, judge=lambda *args, **named: True, options=EXACT):
@@ -150,11 +144,11 @@ def counted(monkeypatch, shared):
 
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
-def test_tokens_are_the_plain_steps_tokens(family, counted):
+def test_tokens_equal_those_of_the_plain_step(family, counted):
     t3 = random_t3(family)
     for settings in (dict(temperature=0.0), dict(seed=3)):
-        (plain,) = draw(engine_of(t3), [request(t3.config, **settings)])
-        (got,) = draw(with_kernels(t3), [request(t3.config, **settings)])
+        (plain,) = draw(engine_of(t3), [eight_tokens(t3.config, **settings)])
+        (got,) = draw(with_kernels(t3), [eight_tokens(t3.config, **settings)])
         assert got.tokens == plain.tokens
         assert len(plain.tokens) == 8
     steps = 2 * 8 * t3.config.layers
@@ -170,7 +164,7 @@ def test_step_of_rows_at_different_positions(family, counted):
     """Logits within a tight tolerance, each row at its own position."""
     t3 = random_t3(family)
     made = with_kernels(t3).tokens
-    made.prefill([request(t3.config, 5, 1), request(t3.config, 20, 2)])
+    made.prefill([eight_tokens(t3.config, 5, 1), eight_tokens(t3.config, 20, 2)])
     rows, live = made.slots.rows, max(slot.position for slot in made.live) + 1
     made.cache.clear(live)
     at = made.slots.position[:rows]
@@ -185,7 +179,7 @@ def test_step_of_rows_at_different_positions(family, counted):
     assert trial.difference(t3.logits(got), t3.logits(wanted)) < 1e-5
 
 
-def test_only_what_passed_and_what_is_wanted_runs(counted):
+def test_only_wanted_kernels_that_passed_run(counted):
     t3 = random_t3("tts")
     tried = []
 
@@ -194,7 +188,7 @@ def test_only_what_passed_and_what_is_wanted_runs(counted):
         return name == "attention"
 
     made = with_kernels(t3, ("norm_linear", "attention"), judge)
-    draw(made, [request(t3.config, max_new_tokens=2)])
+    draw(made, [eight_tokens(t3.config, max_new_tokens=2)])
     assert {name for name, _ in tried} == {"norm_linear", "attention"}
     assert len(tried) == len(set(tried)), "once a shape"
     assert counted["attention"]
@@ -217,6 +211,6 @@ def test_every_kernel_passes_its_own_trial(counted):
 
 def test_quantised_linears_are_left_to_their_twin(counted):
     t3 = random_t3("tts")
-    draw(with_kernels(t3, options=EXACT.replace(few_rows=True)), [request(t3.config, max_new_tokens=2)])
+    draw(with_kernels(t3, options=EXACT.replace(few_rows=True)), [eight_tokens(t3.config, max_new_tokens=2)])
     assert counted["attention"]
     assert not counted["norm_linear"] + counted["linear_add"]

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
-import threading
+from functools import partial
 
 import pytest
 import torch
 from hift_pairs import error, our_hift, some_mel, upstream_hift
 from replay import Replay, crossings, no_gpu
+from threads import in_threads
 
 from chatterbox_opt.engine import wav
 from chatterbox_opt.engine.graphs import Captured, bucket
@@ -53,7 +54,7 @@ def test_same_as_upstream_to_the_fade_and_the_generator(net, frames):
     assert torch.equal(again, got)
 
 
-def test_chunked_is_whole(net):
+def test_windows_equal_the_whole(net):
     mel = some_mel(420)
     (whole,) = runner(net).render([mel], seeds(1))
     chunked = runner(net, wav_chunk=100)
@@ -105,22 +106,13 @@ def test_windows_are_captured_at_their_first_use_or_ahead_of_it(net):
     assert lazy.captured.keys == once
 
 
-def test_threads_may_decode_at_once(net, monkeypatch):
+def test_threads_can_decode_at_once(net, monkeypatch):
     """As an engine's workers do on a CPU: threads share no buffers."""
     monkeypatch.setattr(toom, "FEWEST", (8, 7))
     made, mels = runner(net, short_convs=True), [some_mel(t, seed=t) for t in (128, 128, 256, 256)]
     wanted = [made.render([mel], seeds(i))[0] for i, mel in enumerate(mels)]
-    got: list = [None] * 4
-
-    def work(i: int) -> None:
-        (got[i],) = made.render([mels[i]], seeds(i))
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(error(a, b) < 1e-5 for a, b in zip(got, wanted))
+    got = in_threads(*(partial(made.render, [mel], seeds(i)) for i, mel in enumerate(mels)))
+    assert all(error(a, b) < 1e-5 for (a,), b in zip(got, wanted))
 
 
 @pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9 has one kind of switch")
@@ -141,7 +133,7 @@ assert torch.backends.cuda.matmul.{name} == {value}
 
 @pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize("warm", [False, True])
-def test_a_row_of_a_batch_is_itself_alone(net, captured, warm):
+def test_a_row_of_a_batch_equals_the_row_alone(net, captured, warm):
     lengths = [2, 30, 64, 100, 203, 100]
     mels = [some_mel(t, seed=t) for t in lengths]
     batch = runner(net)
@@ -208,7 +200,7 @@ def test_half_precision_keeps_fundamentals_and_transforms_whole(net):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
-def test_padding_of_the_vocoder_is_not_heard(net, dtype):
+def test_padding_does_not_change_the_wave(net, dtype):
     """A wave ends as if nothing followed its mel, in as few sizes as oneDNN prepares operations for."""
     vocoder = runner(net, s3gen_dtype=str(dtype).removeprefix("torch."))
     assert vocoder.grain == (1 if dtype == torch.float32 else wav.GRAIN)
@@ -251,7 +243,7 @@ def test_vocoder_with_fewer_products(net, monkeypatch):
 
 
 @pytest.mark.gpu
-def test_captured_is_eager(net):
+def test_captured_equals_eager(net):
     mels = [some_mel(t, seed=t).cuda() for t in (2, 70, 300)]
     device = torch.device("cuda")
 

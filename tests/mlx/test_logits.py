@@ -1,9 +1,6 @@
 """T3 in MLX against T3 in torch, on the same weights."""
 
-import copy
-
 import pytest
-import torch
 from t3_pairs import full_depth, random_t3, some_history, torch_logits
 from token_runs import NO_MLX
 
@@ -11,10 +8,10 @@ from chatterbox_opt.models.t3 import T3
 
 if NO_MLX:
     pytest.skip(NO_MLX, allow_module_level=True)
-from mlx_pairs import mlx_logits, of_torch
+from mlx_pairs import every_tensor_matters, mlx_logits, of_torch
 
 
-def apart(t3: T3) -> float:
+def largest_difference(t3: T3) -> float:
     """Returns the largest difference of a logit, by the largest logit."""
     history = some_history(t3.config)
     wanted, got = torch_logits(t3, *history), mlx_logits(of_torch(t3), *history)
@@ -24,21 +21,16 @@ def apart(t3: T3) -> float:
 
 @pytest.mark.parametrize("family", ["tts", "mtl", "turbo", "nano"])
 def test_same_logits_over_text_and_speech(family):
-    assert apart(random_t3(family)) < 1e-5
+    assert largest_difference(random_t3(family)) < 1e-5
 
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 def test_same_logits_at_full_depth(family):
-    assert apart(full_depth(family)) < 1e-5
+    assert largest_difference(full_depth(family)) < 1e-5
 
 
 @pytest.mark.parametrize("family", ["tts", "turbo"])
-def test_every_tensor_is_heard(family):
-    """A tensor that was left out would change nothing when it changes."""
+def test_every_tensor_matters(family):
     t3 = random_t3(family)
     history = some_history(t3.config, n=9, steps=3)
-    before = mlx_logits(of_torch(t3), *history)
-    for name in t3.state_dict():
-        other = copy.deepcopy(t3)
-        other.state_dict()[name].mul_(1.5)
-        assert not torch.equal(mlx_logits(of_torch(other), *history), before), name
+    every_tensor_matters(t3, lambda other: mlx_logits(of_torch(other), *history))

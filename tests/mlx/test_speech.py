@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hift_pairs import error
@@ -15,15 +12,12 @@ from chatterbox_opt import EngineOptions, OptimizedChatterboxTTS
 
 if NO_MLX:
     pytest.skip(NO_MLX, allow_module_level=True)
+import metrics
 from mlx_pairs import mlx_logits, of_torch
 
 from chatterbox_opt.mlx.mel import MlxMelRunner
 from chatterbox_opt.mlx.wav import MlxWavRunner
 from chatterbox_opt.reading.plan import weights
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-import metrics
 
 TEXTS = metrics.SENTENCES[-8:]
 FLOAT32 = EngineOptions.exact()

@@ -15,7 +15,7 @@ CFG = dataclasses.replace(tiny("tts").campplus, block_layers=(3, 4, 2))
 
 @pytest.fixture
 def pair(upstream):
-    from upstream_tiny import campplus
+    from upstream_tiny import campplus, converted
 
     theirs = campplus(CFG).eval()
     with torch.no_grad():
@@ -25,10 +25,7 @@ def pair(upstream):
             elif name.endswith("running_mean") or name.endswith("bias"):
                 tensor.normal_(0.0, 0.2)
         theirs.xvector.transit1.nonlinear.batchnorm.weight[::3].neg_()  # a trained scale may be negative
-    with torch.device("meta"):
-        ours = Campplus(CFG)
-    ours.load_state_dict(remap(theirs.state_dict(), CAMPPLUS), strict=True, assign=True)
-    return ours.eval(), theirs
+    return converted(theirs, Campplus, CFG, CAMPPLUS), theirs
 
 
 @pytest.mark.parametrize("frames", [20, 199, 200, 201, 398, 400, 998])

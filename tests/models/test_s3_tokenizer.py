@@ -7,24 +7,21 @@ import torch
 
 from chatterbox_opt.config import tiny
 from chatterbox_opt.models.s3_tokenizer import MEMORY, S3Tokenizer, join_windows, memory, memory_by_taps, split_windows
-from chatterbox_opt.weights.keymap import S3_TOKENIZER, remap
+from chatterbox_opt.weights.keymap import S3_TOKENIZER
 
 CFG = dataclasses.replace(tiny("tts").s3_tokenizer, dim=128, heads=2)  # heads of 64, the published width
 
 
 @pytest.fixture
 def pair(upstream):
-    from upstream_tiny import s3_tokenizer
+    from upstream_tiny import converted, s3_tokenizer
 
     theirs = s3_tokenizer(CFG).eval()
     with torch.no_grad():
         for p in theirs.parameters():
             if p.ndim > 1:  # so that attention is not flat and the eight digits take all three values
                 p.mul_(2.0)
-    with torch.device("meta"):
-        ours = S3Tokenizer(CFG)
-    ours.load_state_dict(remap(theirs.state_dict(), S3_TOKENIZER), strict=True, assign=True)
-    return ours.eval(), theirs
+    return converted(theirs, S3Tokenizer, CFG, S3_TOKENIZER), theirs
 
 
 def mel(frames: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from chatterbox_opt.config import VoiceEncoderConfig
 from chatterbox_opt.models.voice_encoder import VoiceEncoder, cut, speaker_embedding, trim
-from chatterbox_opt.weights.keymap import VOICE_ENCODER, remap
+from chatterbox_opt.weights.keymap import VOICE_ENCODER
 
 
 def speech(seconds: float, silence: float = 0.5) -> torch.Tensor:
@@ -19,14 +19,11 @@ def speech(seconds: float, silence: float = 0.5) -> torch.Tensor:
 
 @pytest.fixture
 def pair(upstream):
-    from upstream_tiny import voice_encoder
+    from upstream_tiny import converted, voice_encoder
 
     cfg = VoiceEncoderConfig(layers=3)
     theirs = voice_encoder(cfg).eval()
-    with torch.device("meta"):
-        ours = VoiceEncoder(cfg)
-    ours.load_state_dict(remap(theirs.state_dict(), VOICE_ENCODER), strict=True, assign=True)
-    return ours.eval(), theirs
+    return converted(theirs, VoiceEncoder, cfg, VOICE_ENCODER), theirs
 
 
 @pytest.mark.parametrize("seconds", [0.3, 1.6, 3.0, 7.3])

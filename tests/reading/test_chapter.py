@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -11,16 +12,11 @@ import sys
 import time
 from pathlib import Path
 
+import metrics
 import pytest
 import soundfile
 
 from chatterbox_opt import OptimizedChatterboxTTS, read_aloud
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-import itertools
-
-import metrics
 
 WHOLE = 0.03  # by how much the word error rate of the whole may exceed that of its pieces
 FEW = 0.06  # the same where a sentence heard otherwise is as much already

@@ -1,13 +1,11 @@
 """The example of docs/long_form.md works as printed."""
 
-import ast
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-import chatterbox_opt
 from chatterbox_opt import OptimizedChatterboxTTS, read_aloud
 from chatterbox_opt.cli import parser
 from chatterbox_opt.reading.cast import load_cast
@@ -39,10 +37,3 @@ def test_its_commands_are_understood():
     assert len(commands) >= 2
     for command in commands:
         parser().parse_args(shlex.split(command)[1:])
-
-
-def test_its_python_parses_and_its_names_exist():
-    for code in re.findall(r"```python\n(.*?)```", PAGE, re.S):
-        for node in ast.walk(ast.parse(code)):
-            if isinstance(node, ast.ImportFrom):
-                assert all(hasattr(chatterbox_opt, alias.name) for alias in node.names)

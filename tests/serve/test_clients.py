@@ -1,4 +1,4 @@
-"""Requests as each client was seen to send them, and what each of them does with the answer."""
+"""Requests as these clients were seen to send them, and what each needs of the answer."""
 
 import io
 
@@ -16,12 +16,18 @@ SILLYTAVERN = {  # its chatterbox provider sends all of this, always
 }
 
 
-def post(one, path, **body):
-    return httpx.post(one.url + path, json=body, timeout=60)
+def post(server, path, **body):
+    return httpx.post(server.url + path, json=body, timeout=60)
+
+
+def upload(server):
+    """Adds a voice called "me"."""
+    files = {"audio_sample": ("me.wav", recording())}
+    return httpx.post(f"{server.url}/v1/audio/voices", data={"name": "me"}, files=files, timeout=60)
 
 
 def test_open_webui(mini):
-    """Lists first, then a body of three fields; it reads all of the answer and believes its content type."""
+    """It lists voices and models, then sends three fields, and relies on the content type."""
     voices = httpx.get(f"{mini.url}/v1/audio/voices").json()["voices"]
     models = httpx.get(f"{mini.url}/v1/audio/models").json()["models"]
     assert all({"id", "name"} <= set(voice) for voice in voices)
@@ -56,43 +62,41 @@ def test_sillytavern_as_chatterbox(mini):
     [({"voice_mode": "clone"}, "reference_audio_filename"), ({"predefined_voice_id": "S1"}, "voice"),
      ({"chunk_size": "many"}, "chunk_size"), ({"language": "fr"}, "language"), ({"pitch": 2}, "pitch")],
 )
-def test_what_sillytavern_gets_wrong(mini, change, param):
+def test_sillytavern_errors_name_the_field(mini, change, param):
     answer = post(mini, "/tts", **(SILLYTAVERN | change))
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
 
 
-def test_a_clone_by_sillytavern_and_what_turbo_does_not_take(tmp_path):
-    with running(tmp_path, lambda: load_tiny("turbo"), model_id="turbo") as one:
-        ready(one)
-        files = {"audio_sample": ("me.wav", recording())}
-        assert httpx.post(f"{one.url}/v1/audio/voices", data={"name": "me"}, files=files, timeout=60).status_code == 200
-        assert httpx.get(f"{one.url}/get_reference_files").json() == ["me"]
+def test_turbo_ignores_what_sillytavern_always_sends_and_refuses_it_from_others(tmp_path):
+    with running(tmp_path, lambda: load_tiny("turbo"), model_id="turbo") as server:
+        ready(server)
+        assert upload(server).status_code == 200
+        assert httpx.get(f"{server.url}/get_reference_files").json() == ["me"]
         clone = {**SILLYTAVERN, "voice_mode": "clone", "reference_audio_filename": "me"}
         clone.pop("predefined_voice_id")
-        answer = post(one, "/tts", **clone)
+        answer = post(server, "/tts", **clone)
         assert answer.status_code == 200
         assert answer.headers["x-ignored-parameters"] == "exaggeration, cfg_weight"
-        refused = post(one, "/v1/audio/speech", input="Hello.", voice="me", exaggeration=0.7)
+        refused = post(server, "/v1/audio/speech", input="Hello.", voice="me", exaggeration=0.7)
         assert refused.json()["error"]["param"] == "exaggeration"
-        assert "exaggeration" not in httpx.get(f"{one.url}/v1/models").json()["data"][0]["parameters"]
+        assert "exaggeration" not in httpx.get(f"{server.url}/v1/models").json()["data"][0]["parameters"]
 
 
 def test_languages(tmp_path):
-    with running(tmp_path, lambda: load_tiny("mtl"), model_id="multilingual") as one:
-        ready(one)
-        files = {"audio_sample": ("me.wav", recording())}
-        httpx.post(f"{one.url}/v1/audio/voices", data={"name": "me"}, files=files, timeout=60)
+    with running(tmp_path, lambda: load_tiny("mtl"), model_id="multilingual") as server:
+        ready(server)
+        upload(server)
         for language in ("fr", "de-AT", "pt_BR", None):
-            answer = post(one, "/v1/audio/speech", input="Bonjour.", voice="me", language=language)
+            answer = post(server, "/v1/audio/speech", input="Bonjour.", voice="me", language=language)
             assert answer.status_code == 200, answer.text
-        answer = post(one, "/v1/audio/speech", input="Bonjour.", voice="me", language="tlh")
+        answer = post(server, "/v1/audio/speech", input="Bonjour.", voice="me", language="tlh")
         assert answer.json()["error"]["param"] == "language"
-        assert "fr" in httpx.get(f"{one.url}/v1/models").json()["data"][0]["languages"]
+        assert "fr" in httpx.get(f"{server.url}/v1/models").json()["data"][0]["languages"]
 
 
 def test_home_assistant_openai_tts(mini):
-    """It joins answers of one format byte by byte."""
+    """It joins answers of one format byte by byte, so that an mp3 must have no header of its length."""
     bodies = [{"model": "tts-1", "input": text, "voice": "shimmer", "response_format": "mp3", "speed": 1.0}
               for text in ("Good morning.", "It is eight.")]
     both = b"".join(post(mini, "/v1/audio/speech", **body).content for body in bodies)

@@ -15,7 +15,7 @@ DEPLOY = ROOT / "deploy"
 
 
 def test_what_the_image_copies_is_enough_to_build_the_package(tmp_path):
-    """With a hub's cache and voices in /data, the wheel is all the image has of us: the small model is in it."""
+    """And the wheel contains the small model."""
     context = tmp_path / "src"
     context.mkdir()
     for line in re.findall(r"^COPY (.+) /src", (DEPLOY / "Dockerfile").read_text(encoding="utf-8"), re.M):

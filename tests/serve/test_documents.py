@@ -1,4 +1,4 @@
-"""What docs/serving.md, the README and deploy/ say of the server is so."""
+"""docs/serving.md, the README and deploy/ agree with the server."""
 
 import json
 import re
@@ -23,8 +23,8 @@ def test_every_option_exists(file, capsys):
     with pytest.raises(SystemExit):
         main(["serve", "--help"])
     known = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
-    said = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / file).read_text(encoding="utf-8")))
-    assert said - known - OTHERS == set()
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", (ROOT / file).read_text(encoding="utf-8")))
+    assert named - known - OTHERS == set()
 
 
 @pytest.mark.parametrize("file", ["docs/serving.md", "README.md"])
@@ -45,8 +45,8 @@ def test_the_session_speaks(mini):
     with connect(f"ws://127.0.0.1:{mini.port}/v1/audio/speech/stream") as socket:
         for line in lines.splitlines():
             socket.send(line)
-        got = [json.loads(item) for item in socket if isinstance(item, str)]
-    assert [item["type"] for item in got] == ["audio.start", "audio.done"] * 2 + ["session.done"]
+        received = [json.loads(item) for item in socket if isinstance(item, str)]
+    assert [item["type"] for item in received] == ["audio.start", "audio.done"] * 2 + ["session.done"]
 
 
 def test_the_fields_of_the_page_are_those_of_the_server(mini):
@@ -59,9 +59,9 @@ def test_the_limits_it_names_are_the_defaults():
     from chatterbox_opt.serve.recordings import MAX_SECONDS
     from chatterbox_opt.serve.settings import MEGABYTE, ServeSettings
 
-    usual = ServeSettings()
-    assert (usual.max_waiting, usual.max_text, usual.max_upload // MEGABYTE) == (64, 100_000, 25)
-    assert (usual.max_voices, usual.stall_seconds, MAX_SECONDS, usual.port) == (1000, 60, 600, 8004)
-    assert usual.host == "127.0.0.1"
+    defaults = ServeSettings()
+    assert (defaults.max_waiting, defaults.max_text, defaults.max_upload // MEGABYTE) == (64, 100_000, 25)
+    assert (defaults.max_voices, defaults.stall_seconds, MAX_SECONDS, defaults.port) == (1000, 60, 600, 8004)
+    assert defaults.host == "127.0.0.1"
     for text in ("(64)", "(100 000)", "(25)", "recordings of 10 minutes", "1000 voices"):
         assert text in PAGE

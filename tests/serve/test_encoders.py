@@ -1,4 +1,4 @@
-"""Bytes come with the sound, and are a valid file together, decoded by somebody else's decoder."""
+"""Encoded streams: bytes are sent as sound comes, and form a valid file for another decoder."""
 
 import io
 
@@ -29,8 +29,8 @@ def decoded(data):
     return np.concatenate([frame.to_ndarray()[0] for frame in frames])
 
 
-def likeness(a, b):
-    """Of two sounds, one of which may be late."""
+def peak_correlation(a, b):
+    """Returns the normalised correlation of two sounds at the best delay."""
     n = 1 << (len(a) + len(b)).bit_length()
     both = np.fft.irfft(np.fft.rfft(a, n) * np.conj(np.fft.rfft(b, n)), n)
     return both.max() / np.sqrt((a**2).sum() * (b**2).sum())
@@ -43,17 +43,17 @@ def test_a_file_is_valid_and_sounds_the_same(kind, whole):
         pytest.skip(encoders.missing(kind))
     wave = tone()
     data = encoders.encode(kind, wave, RATE) if whole else b"".join(streamed(kind, wave))
-    heard = decoded(data)
-    assert abs(len(heard) - len(wave)) < 0.13 * RATE
-    assert likeness(heard, wave) > 0.99
+    samples = decoded(data)
+    assert abs(len(samples) - len(wave)) < 0.13 * RATE
+    assert peak_correlation(samples, wave) > 0.99
     if kind in ("wav", "flac"):
-        assert len(heard) == len(wave)
-        assert abs(heard - wave).max() < 2e-4
+        assert len(samples) == len(wave)
+        assert abs(samples - wave).max() < 2e-4
 
 
 @pytest.mark.parametrize("kind", ["pcm", "wav", "flac", "mp3", "opus", "aac"])
 def test_bytes_come_while_the_sound_does(kind):
-    """Never more than 0.2 s behind: a listener hears the first chunk when it is made."""
+    """Never more than two chunks of 0.08 s late."""
     if encoders.missing(kind):
         pytest.skip(encoders.missing(kind))
     parts = streamed(kind, tone())
@@ -61,7 +61,7 @@ def test_bytes_come_while_the_sound_does(kind):
     assert not any(a and b and c for a, b, c in zip(empty, empty[1:], empty[2:]))
 
 
-def test_pcm_is_the_librarys():
+def test_pcm_equals_the_library():
     import torch
 
     from chatterbox_opt.audio.io import pcm16
@@ -70,7 +70,7 @@ def test_pcm_is_the_librarys():
     assert b"".join(streamed("pcm", wave)) == pcm16(torch.from_numpy(wave)[None])
 
 
-def test_a_wav_says_its_length_where_it_is_known_and_that_it_is_not_otherwise():
+def test_a_wav_header_has_its_length_only_if_known():
     wave = tone(1.0)
     whole, parts = encoders.encode("wav", wave, RATE), b"".join(streamed("wav", wave))
     assert whole[4:8] == (len(whole) - 8).to_bytes(4, "little")
@@ -80,7 +80,7 @@ def test_a_wav_says_its_length_where_it_is_known_and_that_it_is_not_otherwise():
     assert len(soundfile.read(io.BytesIO(parts))[0]) == RATE  # libsndfile reads to the end
 
 
-def test_mp3s_may_be_joined():
+def test_mp3s_can_be_joined():
     """No Xing or Info frame: a player that meets one in mid-stream stumbles."""
     data = b"".join(streamed("mp3", tone()))
     assert b"Xing" not in data
@@ -88,7 +88,7 @@ def test_mp3s_may_be_joined():
     assert abs(len(decoded(data + data)) - 4 * RATE) < 0.3 * RATE
 
 
-def test_a_whole_flac_says_its_length():
+def test_a_whole_flac_has_its_length():
     assert soundfile.info(io.BytesIO(encoders.encode("flac", tone(), RATE))).frames == 2 * RATE
 
 
@@ -97,7 +97,7 @@ def test_an_empty_sound_is_a_file_too():
         assert isinstance(encoders.encode(kind, np.zeros(0, np.float32), RATE), bytes)
 
 
-def test_what_is_not_installed_is_said(monkeypatch):
+def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(encoders.importlib.util, "find_spec", lambda name: None)
     assert "chatterbox-opt[serve-opus]" in encoders.missing("opus")
     assert encoders.missing("wav") is None

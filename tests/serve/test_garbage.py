@@ -1,4 +1,4 @@
-"""Whatever is sent to whatever route: an answer that says what is wrong, and never a 5xx of the server's own."""
+"""Random requests to every route: errors name what is wrong, and none is a 5xx."""
 
 import json
 
@@ -11,14 +11,14 @@ ANY = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3), max_leaves=6,
 )
-FEW = settings(
+SIXTY_EXAMPLES = settings(
     max_examples=60, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 
 @pytest.fixture(scope="module")
-def document(mini):
+def openapi(mini):
     return httpx.get(f"{mini.url}/openapi.json").json()
 
 
@@ -28,7 +28,7 @@ def client(mini):
         yield one
 
 
-def fine(answer):
+def check_answer(answer):
     assert answer.status_code < 500, answer.text
     if answer.status_code >= 400:
         error = answer.json()["error"]
@@ -36,12 +36,12 @@ def fine(answer):
         assert set(error) == {"message", "type", "param", "code"}
 
 
-def value_for(schema, document):
-    """Values that the document allows, and any others."""
+def value_for(schema, openapi):
+    """Returns a strategy of values that the schema allows."""
     if "$ref" in schema:
-        schema = document["components"]["schemas"][schema["$ref"].split("/")[-1]]
+        schema = openapi["components"]["schemas"][schema["$ref"].split("/")[-1]]
     if "anyOf" in schema:
-        return st.one_of([value_for(one, document) for one in schema["anyOf"]])
+        return st.one_of([value_for(one, openapi) for one in schema["anyOf"]])
     if "enum" in schema:
         return st.sampled_from(schema["enum"])
     kinds = {
@@ -52,53 +52,53 @@ def value_for(schema, document):
     return kinds.get(schema.get("type"), ANY)
 
 
-def body_for(schema, document):
-    schema = document["components"]["schemas"][schema["$ref"].split("/")[-1]]
+def body_for(schema, openapi):
+    schema = openapi["components"]["schemas"][schema["$ref"].split("/")[-1]]
     optional = {
-        name: value_for(one, document) | ANY for name, one in schema["properties"].items() if name != "max_new_tokens"
+        name: value_for(one, openapi) | ANY for name, one in schema["properties"].items() if name != "max_new_tokens"
     }
     own = st.fixed_dictionaries({}, optional=optional)
     return own | st.dictionaries(st.text(max_size=8), ANY, max_size=3)
 
 
-def routes(document, kind):
-    for path, methods in document["paths"].items():
+def routes(openapi, kind):
+    for path, methods in openapi["paths"].items():
         for method, about in methods.items():
             content = about.get("requestBody", {}).get("content", {})
             if kind in content:
                 yield method, path, content[kind]["schema"]
 
 
-def test_the_document_names_every_route(document):
-    assert set(document["paths"]) >= {
+def test_the_document_names_every_route(openapi):
+    assert set(openapi["paths"]) >= {
         "/v1/audio/speech", "/v1/audio/voices", "/v1/audio/voices/{name}", "/v1/models", "/v1/audio/models",
         "/v1/audio/conversions", "/tts", "/get_predefined_voices", "/get_reference_files", "/api/ui/initial-data",
         "/health/live", "/health/ready", "/metrics",
     }
 
 
-@FEW
+@SIXTY_EXAMPLES
 @given(data=st.data())
-def test_json(data, document, client):
-    method, path, schema = data.draw(st.sampled_from(list(routes(document, "application/json"))))
-    body = data.draw(body_for(schema, document))
+def test_json(data, openapi, client):
+    method, path, schema = data.draw(st.sampled_from(list(routes(openapi, "application/json"))))
+    body = data.draw(body_for(schema, openapi))
     if isinstance(body, dict):
         body["max_new_tokens"] = 5  # what happens to be right may not take minutes
     content = json.dumps(body).encode(errors="surrogatepass")
-    fine(client.request(method, path, content=content, headers={"content-type": "application/json"}))
+    check_answer(client.request(method, path, content=content, headers={"content-type": "application/json"}))
 
 
-@FEW
+@SIXTY_EXAMPLES
 @given(data=st.data())
-def test_forms(data, document, client):
-    method, path, _ = data.draw(st.sampled_from(list(routes(document, "multipart/form-data"))))
+def test_forms(data, openapi, client):
+    method, path, _ = data.draw(st.sampled_from(list(routes(openapi, "multipart/form-data"))))
     fields = data.draw(st.dictionaries(st.sampled_from(["name", "voice", "seed", "consent", "x"]),
                                        st.text(st.characters(exclude_categories=["Cs"]), max_size=20), max_size=3))
     files = data.draw(st.dictionaries(st.sampled_from(["audio_sample", "file", "name"]), st.binary(max_size=60)))
-    fine(client.request(method, path, data=fields, files={k: ("f", v) for k, v in files.items()} or None))
+    check_answer(client.request(method, path, data=fields, files={k: ("f", v) for k, v in files.items()} or None))
 
 
-@FEW
+@SIXTY_EXAMPLES
 @given(path=st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=30), raw=st.binary(max_size=80),
        method=st.sampled_from(["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"]))
 def test_paths_and_bytes(path, raw, method, client):

@@ -1,4 +1,4 @@
-"""Under load and misuse: who is sent away, who is let finish, what a client that leaves costs."""
+"""Load and misuse: full queues, disconnected clients, large bodies, keys, origins, shutdown."""
 
 import asyncio
 import json
@@ -11,7 +11,8 @@ import httpx
 import openai
 import pytest
 import uvicorn
-from serving import load_mini, load_tiny, quiet_within, ready, running
+from serving import goes_idle, load_mini, load_tiny, ready, running
+from threads import in_threads, soon
 
 from chatterbox_opt.serve.sending import in_time
 
@@ -23,58 +24,52 @@ def body(text=LONG, **how):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """One row at a time, and two that wait."""
+def small_server(tmp_path_factory):
+    """A server that speaks one request at a time and lets two wait."""
     from chatterbox_opt import EngineOptions
     from chatterbox_opt.tts import ChatterboxTTS
 
     with running(
         tmp_path_factory.mktemp("voices"), lambda: ChatterboxTTS.from_mini(engine=EngineOptions(slots=1)),
         max_waiting=2, max_json=200_000, max_upload=100_000, stall_seconds=1.0,
-    ) as one:
-        yield ready(one)
+    ) as server:
+        yield ready(server)
 
 
-def test_one_too_many_is_told_when_to_come_back(small):
+def test_a_full_queue_answers_429_with_retry_after(small_server):
     async def crowd():
         async with httpx.AsyncClient(timeout=60) as client:
-            asked = [client.post(f"{small.url}/v1/audio/speech", json=body("Hello there.")) for _ in range(8)]
-            return await asyncio.gather(*asked)
+            requests = [client.post(f"{small_server.url}/v1/audio/speech", json=body("Hello there.")) for _ in range(8)]
+            return await asyncio.gather(*requests)
 
-    before = _figures(small)["chatterbox_refused_total"]
+    before = _metrics(small_server)["chatterbox_refused_total"]
     answers = asyncio.run(crowd())
     codes = sorted(answer.status_code for answer in answers)
     assert set(codes) == {200, 429}
-    assert _figures(small)["chatterbox_refused_total"] == before + codes.count(429)
+    assert _metrics(small_server)["chatterbox_refused_total"] == before + codes.count(429)
     assert codes.count(200) >= 2
     assert len({answer.content for answer in answers if answer.status_code == 200}) == 1  # nothing is mixed up
     for answer in answers:
         if answer.status_code == 429:
             assert 1 <= int(answer.headers["retry-after"]) <= 60
             assert answer.json()["error"]["type"] == "rate_limit_error"
-    assert quiet_within(small.service)
+    assert goes_idle(small_server.service)
 
 
-def test_the_official_client_comes_back_and_is_heard(small):
-    with openai.OpenAI(base_url=f"{small.url}/v1", api_key="x", max_retries=8, timeout=60) as client:
-        sounds = []
+def test_the_official_client_retries_until_it_is_served(small_server):
+    with openai.OpenAI(base_url=f"{small_server.url}/v1", api_key="x", max_retries=8, timeout=60) as client:
 
         def ask():
             how = dict(model="tts-1", voice="alloy", input="Hello there.", response_format="pcm")
-            sounds.append(client.audio.speech.create(**how, extra_body={"seed": 1}).content)
+            return client.audio.speech.create(**how, extra_body={"seed": 1}).content
 
-        threads = [threading.Thread(target=ask) for _ in range(6)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert len(sounds) == 6
+        sounds = in_threads(*[ask] * 6)
     assert len(set(sounds)) == 1
 
 
 @pytest.mark.parametrize("turns", range(6))
-def test_a_cancellation_is_not_lost_as_something_is_sent(turns):
-    """Whatever turn of the event loop it comes in."""
+def test_a_cancellation_during_a_send_is_not_lost(turns):
+    """In whichever turn of the event loop it comes."""
 
     async def cancelled_meanwhile():
         sent = asyncio.get_running_loop().create_future()
@@ -95,7 +90,7 @@ def test_a_cancellation_is_not_lost_as_something_is_sent(turns):
     assert asyncio.run(cancelled_meanwhile())
 
 
-def test_what_is_not_sent_in_time_is_given_up():
+def test_a_send_that_takes_too_long_raises():
     async def never():
         await asyncio.sleep(60)
 
@@ -103,8 +98,8 @@ def test_what_is_not_sent_in_time_is_given_up():
         asyncio.run(in_time(never(), 0.01))
 
 
-def test_nobody_waits_for_a_log_that_is_stuck(tmp_path, monkeypatch):
-    """As a stopped terminal is, or a disk that is busy for seconds."""
+def test_a_stuck_log_delays_no_request(tmp_path, monkeypatch):
+    """Such as a stopped terminal, or a disk that is busy for seconds."""
     stuck, go_on = threading.Event(), threading.Event()
 
     class Stuck(logging.Handler):
@@ -119,60 +114,58 @@ def test_nobody_waits_for_a_log_that_is_stuck(tmp_path, monkeypatch):
         logging.getLogger("uvicorn.access").handlers = [Stuck()]
 
     monkeypatch.setattr(uvicorn.Config, "configure_logging", configure)
-    with running(tmp_path, load_tiny) as one:
+    with running(tmp_path, load_tiny) as server:
         try:
             for _ in range(3):
-                assert httpx.get(f"{one.url}/health/live", timeout=5).status_code == 200
+                assert httpx.get(f"{server.url}/health/live", timeout=5).status_code == 200
             assert stuck.wait(5)
         finally:
             go_on.set()
 
 
 @pytest.mark.parametrize("chunks", [0, 1], ids=["before its first sound", "in mid-stream"])
-def test_a_client_that_leaves_frees_its_rows(small, chunks):
-    left = small.service.left
-    assert quiet_within(small.service)
-    with httpx.stream("POST", f"{small.url}/v1/audio/speech", json=body(), timeout=60) as answer:
+def test_a_disconnected_client_frees_its_rows(small_server, chunks):
+    left = small_server.service.left
+    assert goes_idle(small_server.service)
+    with httpx.stream("POST", f"{small_server.url}/v1/audio/speech", json=body(), timeout=60) as answer:
         parts = answer.iter_raw()
         for _ in range(chunks):
             next(parts)
         if chunks:
-            assert small.model.stats()["calls"] == 1
-    spoken = small.model.stats()["tokens"]
-    assert quiet_within(small.service)
-    assert small.model.stats()["tokens"] - spoken < 150  # of some 1500: it ended soon, however busy the machine is
-    assert small.service.left > left
+            assert small_server.model.stats()["calls"] == 1
+    spoken = small_server.model.stats()["tokens"]
+    assert goes_idle(small_server.service)
+    assert small_server.model.stats()["tokens"] - spoken < 150  # of some 1500
+    assert small_server.service.left > left
 
 
-def test_a_client_that_times_out_before_the_sound_has_left(small):
+def test_a_client_that_times_out_frees_its_rows(small_server):
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{small.url}/v1/audio/speech", json=body(stream=False), timeout=0.3)
-    assert quiet_within(small.service)
+        httpx.post(f"{small_server.url}/v1/audio/speech", json=body(stream=False), timeout=0.3)
+    assert goes_idle(small_server.service)
 
 
-def test_a_client_that_does_not_read_has_left_in_the_end(small):
-    """Its connection is full, its speech pauses, and its rows are taken from it; others are served meanwhile."""
-    small.server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # its connections have it
+def test_a_client_that_does_not_read_is_disconnected(small_server):
+    """Its connection is full, so its speech pauses, and in the end its rows are freed."""
+    listening = small_server.uvicorn.servers[0].sockets[0]
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)  # its connections inherit it
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    client.connect(("127.0.0.1", small.port))
+    client.connect(("127.0.0.1", small_server.port))
     data = json.dumps(body(LONG, speed=0.25)).encode()
     head = f"POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}"
     client.sendall(head.encode() + b"\r\n\r\n" + data)
-    until = time.monotonic() + 20
-    while not small.model.stats()["calls"]:
-        assert time.monotonic() < until
-        time.sleep(0.01)
-    spoken = small.model.stats()["tokens"]
-    assert quiet_within(small.service)
-    assert small.model.stats()["tokens"] - spoken < 1000
+    assert soon(lambda: small_server.model.stats()["calls"])
+    spoken = small_server.model.stats()["tokens"]
+    assert goes_idle(small_server.service)
+    assert small_server.model.stats()["tokens"] - spoken < 1000
     client.close()
 
 
-def test_too_much_is_refused_before_it_is_read(small):
+def test_large_bodies_are_refused_before_they_are_read(small_server):
     ten_megabytes = b'{"input": "' + b"x" * 10_000_000 + b'"}'
     answer = httpx.post(
-        f"{small.url}/v1/audio/speech", content=ten_megabytes, headers={"content-type": "application/json"}
+        f"{small_server.url}/v1/audio/speech", content=ten_megabytes, headers={"content-type": "application/json"}
     )
     assert answer.status_code == 413
     assert answer.json()["error"]["code"] == "too_large"
@@ -182,19 +175,19 @@ def test_too_much_is_refused_before_it_is_read(small):
             yield b"x" * 10_000
 
     as_json = {"content-type": "application/json"}
-    answer = httpx.post(f"{small.url}/v1/audio/speech", content=in_parts(), headers=as_json)
+    answer = httpx.post(f"{small_server.url}/v1/audio/speech", content=in_parts(), headers=as_json)
     assert answer.status_code == 413
     files = {"audio_sample": ("a.wav", b"x" * 200_000)}
-    answer = httpx.post(f"{small.url}/v1/audio/voices", data={"name": "a"}, files=files)
+    answer = httpx.post(f"{small_server.url}/v1/audio/voices", data={"name": "a"}, files=files)
     assert answer.status_code == 413
-    assert quiet_within(small.service)
+    assert goes_idle(small_server.service)
 
 
-def test_figures(small):
-    before = _figures(small)
+def test_metrics(small_server):
+    before = _metrics(small_server)
     assert {"chatterbox_refused_total", "chatterbox_engine_underruns_total"} <= set(before)
-    assert httpx.post(f"{small.url}/v1/audio/speech", json=body("Hello there."), timeout=60).status_code == 200
-    after = _figures(small)
+    assert httpx.post(f"{small_server.url}/v1/audio/speech", json=body("Hello there."), timeout=60).status_code == 200
+    after = _metrics(small_server)
     assert after["chatterbox_ready"] == 1
     assert after["chatterbox_engine_finished_total"] == before["chatterbox_engine_finished_total"] + 1
     for name in ("first_sound_seconds", "real_time_factor"):
@@ -204,42 +197,42 @@ def test_figures(small):
     assert {"chatterbox_engine_rows", "chatterbox_queue"} <= set(after)
 
 
-def _figures(one):
+def _metrics(server):
     from prometheus_client.parser import text_string_to_metric_families
 
-    text = httpx.get(f"{one.url}/metrics").text
+    text = httpx.get(f"{server.url}/metrics").text
     samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
     return {s.name + str(s.labels.get("le", "")): s.value for s in samples}
 
 
-def test_a_key(tmp_path):
-    with running(tmp_path, load_mini, api_key="secret-ключ") as one:
-        ready(one)
+def test_api_key(tmp_path):
+    with running(tmp_path, load_mini, api_key="secret-ключ") as server:
+        ready(server)
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic secret"}):
             for path in ("/v1/models", "/v1/audio/voices", "/metrics", "/tts", "/nothing", "/openapi.json"):
-                answer = httpx.get(one.url + path, headers=headers)
+                answer = httpx.get(server.url + path, headers=headers)
                 assert answer.status_code == 401
                 assert answer.json()["error"]["type"] == "authentication_error"
         right = {"authorization": "Bearer secret-ключ".encode()}
-        assert httpx.get(f"{one.url}/v1/models", headers=right).status_code == 200
+        assert httpx.get(f"{server.url}/v1/models", headers=right).status_code == 200
         for path in ("/", "/page.js", "/health/live", "/health/ready"):
-            assert httpx.get(one.url + path).status_code == 200
+            assert httpx.get(server.url + path).status_code == 200
 
 
 @pytest.mark.parametrize("allowed", [(), ("http://chat.example",), ("*",)])
 def test_pages_of_other_sites(tmp_path, allowed):
-    with running(tmp_path, load_mini, allowed_origins=allowed) as one:
-        ready(one)
-        here = {"origin": one.url}
-        assert httpx.get(f"{one.url}/v1/models", headers=here).status_code == 200
-        answer = httpx.get(f"{one.url}/v1/models", headers={"origin": "http://chat.example"})
+    with running(tmp_path, load_mini, allowed_origins=allowed) as server:
+        ready(server)
+        here = {"origin": server.url}
+        assert httpx.get(f"{server.url}/v1/models", headers=here).status_code == 200
+        answer = httpx.get(f"{server.url}/v1/models", headers={"origin": "http://chat.example"})
         assert answer.status_code == (200 if allowed else 403)
         assert ("access-control-allow-origin" in answer.headers) == bool(allowed)
-        asked = {"origin": "http://chat.example", "access-control-request-method": "POST"}
-        preflight = httpx.options(f"{one.url}/v1/audio/speech", headers=asked)
+        wish = {"origin": "http://chat.example", "access-control-request-method": "POST"}
+        preflight = httpx.options(f"{server.url}/v1/audio/speech", headers=wish)
         assert ("access-control-allow-origin" in preflight.headers) == bool(allowed)
-        for strange in ("http://evil.example", "null", "http://[", f"http://evil.example#{one.url}", "://"):
-            other = httpx.get(f"{one.url}/v1/models", headers={"origin": strange})
+        for strange in ("http://evil.example", "null", "http://[", f"http://evil.example#{server.url}", "://"):
+            other = httpx.get(f"{server.url}/v1/models", headers={"origin": strange})
             assert other.status_code == (200 if allowed == ("*",) else 403)
 
 
@@ -250,34 +243,31 @@ def test_while_the_model_is_loaded(tmp_path):
         gate.wait(30)
         return load_mini()
 
-    with running(tmp_path, late) as one:
-        assert httpx.get(f"{one.url}/health/live").status_code == 200
-        assert httpx.get(f"{one.url}/health/ready").json() == {"status": "loading"}
+    with running(tmp_path, late) as server:
+        assert httpx.get(f"{server.url}/health/live").status_code == 200
+        assert httpx.get(f"{server.url}/health/ready").json() == {"status": "loading"}
         for answer in (
-            httpx.get(f"{one.url}/health/ready"), httpx.get(f"{one.url}/v1/models"),
-            httpx.post(f"{one.url}/v1/audio/speech", json=body()),
+            httpx.get(f"{server.url}/health/ready"), httpx.get(f"{server.url}/v1/models"),
+            httpx.post(f"{server.url}/v1/audio/speech", json=body()),
         ):
             assert answer.status_code == 503
             assert int(answer.headers["retry-after"]) > 0
-        assert httpx.get(f"{one.url}/metrics").status_code == 200
+        assert httpx.get(f"{server.url}/metrics").status_code == 200
         gate.set()
-        assert httpx.get(f"{ready(one).url}/health/ready").json() == {"status": "ready"}
+        assert httpx.get(f"{ready(server).url}/health/ready").json() == {"status": "ready"}
 
 
 def test_draining_finishes_what_was_accepted(tmp_path):
-    with running(tmp_path, load_mini) as one:
-        ready(one)
-        asked = body(LONG[:170])
-        whole = httpx.post(f"{one.url}/v1/audio/speech", json=asked, timeout=60).content
-        with httpx.stream("POST", f"{one.url}/v1/audio/speech", json=asked, timeout=60) as answer:
+    with running(tmp_path, load_mini) as server:
+        ready(server)
+        speech = body(LONG[:170])
+        whole = httpx.post(f"{server.url}/v1/audio/speech", json=speech, timeout=60).content
+        with httpx.stream("POST", f"{server.url}/v1/audio/speech", json=speech, timeout=60) as answer:
             parts = answer.iter_raw()
             first = next(parts)
-            one.server.handle_exit(15, None)
+            server.uvicorn.handle_exit(15, None)
             time.sleep(0.3)
-            assert httpx.get(f"{one.url}/health/ready").json() == {"status": "draining"}
-            assert httpx.post(f"{one.url}/v1/audio/speech", json=body()).status_code == 503
+            assert httpx.get(f"{server.url}/health/ready").json() == {"status": "draining"}
+            assert httpx.post(f"{server.url}/v1/audio/speech", json=body()).status_code == 503
             assert first + b"".join(parts) == whole
-        until = time.monotonic() + 60
-        while not one.server.should_exit:
-            assert time.monotonic() < until
-            time.sleep(0.02)
+        assert soon(lambda: server.uvicorn.should_exit, 60)

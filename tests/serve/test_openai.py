@@ -24,8 +24,8 @@ def client(mini):
 
 
 @pytest.fixture(scope="module")
-def own(mini):
-    """What the library says, by a model of its own."""
+def library(mini):
+    """A model outside of the server."""
     from chatterbox_opt.tts import ChatterboxTTS
 
     return ChatterboxTTS.from_mini()
@@ -35,17 +35,17 @@ def speech(client, **how):
     return client.audio.speech.create(**{"model": "tts-1", "voice": "alloy", "input": TEXT} | how)
 
 
-@pytest.mark.parametrize("kind", ["mp3", "opus", "aac", "flac", "wav", "pcm"])
-def test_every_format(client, kind):
-    if encoders.missing(kind):
-        pytest.skip(encoders.missing(kind))
+@pytest.mark.parametrize("audio_format", ["mp3", "opus", "aac", "flac", "wav", "pcm"])
+def test_every_format(client, audio_format):
+    if encoders.missing(audio_format):
+        pytest.skip(encoders.missing(audio_format))
     with client.audio.speech.with_streaming_response.create(
-        model="tts-1", voice="nova", input=TEXT, response_format=kind, extra_body={"seed": 1}
+        model="tts-1", voice="nova", input=TEXT, response_format=audio_format, extra_body={"seed": 1}
     ) as response:
-        assert response.headers["content-type"] == encoders.MEDIA[kind]
+        assert response.headers["content-type"] == encoders.MEDIA[audio_format]
         assert response.headers["x-request-id"].startswith("req_")
         data = b"".join(response.iter_bytes())
-    if kind in ("pcm", "wav"):
+    if audio_format in ("pcm", "wav"):
         return
     av = pytest.importorskip("av")
     with av.open(io.BytesIO(data)) as file:
@@ -53,42 +53,42 @@ def test_every_format(client, kind):
     assert 0.5 < samples < 6
 
 
-def test_the_sound_is_the_librarys_byte_for_byte(client, own):
-    stream = b"".join(pcm16(chunk) for chunk in own.generate_stream(TEXT, seed=7))
+def test_the_sound_equals_the_library_byte_for_byte(client, library):
+    stream = b"".join(pcm16(chunk) for chunk in library.generate_stream(TEXT, seed=7))
     assert speech(client, response_format="pcm", extra_body={"seed": 7}).content == stream
-    whole = pcm16(own.generate(TEXT, seed=7))
+    whole = pcm16(library.generate(TEXT, seed=7))
     assert speech(client, response_format="pcm", extra_body={"seed": 7, "stream": False}).content == whole
 
 
-def test_options_reach_the_engine(client, own):
+def test_options_reach_the_engine(client, library):
     how = {"seed": 3, "temperature": 0.4, "cfg_weight": 0.2, "exaggeration": 0.9, "top_p": 0.9, "min_p": 0.1,
            "repetition_penalty": 1.4}
-    wanted = b"".join(pcm16(chunk) for chunk in own.generate_stream(TEXT, first_chunk=0.5, **how))
-    assert speech(client, response_format="pcm", extra_body={**how, "first_chunk": 0.5}).content == wanted
+    expected = b"".join(pcm16(chunk) for chunk in library.generate_stream(TEXT, first_chunk=0.5, **how))
+    assert speech(client, response_format="pcm", extra_body={**how, "first_chunk": 0.5}).content == expected
 
 
-def test_marks_are_heeded_where_they_are_asked_for(client, own):
+def test_markup(client, library):
     how = {"seed": 7, "stream": False, "markup": True}
-    wanted = pcm16(own.generate("Hello. [pause 1s] Hello.", seed=7, markup=True))
-    assert speech(client, input="Hello. [pause 1s] Hello.", response_format="pcm", extra_body=how).content == wanted
+    expected = pcm16(library.generate("Hello. [pause 1s] Hello.", seed=7, markup=True))
+    assert speech(client, input="Hello. [pause 1s] Hello.", response_format="pcm", extra_body=how).content == expected
     with pytest.raises(openai.BadRequestError, match="line 1, column 8"):
         speech(client, input="Hello. [shout]", extra_body=how)
 
 
-def test_numbers_in_words_and_respellings(client, own, tmp_path):
+def test_numbers_in_words_and_respellings(client, library, tmp_path):
     pytest.importorskip("wetext", reason="pip install 'chatterbox-opt[text]'")
     how = {"seed": 7, "stream": False}
-    wanted = pcm16(own.generate("My dogs left in nineteen eighty four.", seed=7))
+    expected = pcm16(library.generate("My dogs left in nineteen eighty four.", seed=7))
     asked = dict(input="My dogs left in 1984.", response_format="pcm")
-    assert speech(client, extra_body={**how, "spoken": True}, **asked).content == wanted
-    assert speech(client, extra_body=how, **asked).content != wanted
+    assert speech(client, extra_body={**how, "spoken": True}, **asked).content == expected
+    assert speech(client, extra_body=how, **asked).content != expected
     respelt = Pronunciations({"cats": "dogs"}, voices={"alloy": Pronunciations({"1984": "nineteen eighty four"})})
-    with running(tmp_path, load_mini, pronounce=respelt) as one:
-        said = speech(ready(one).openai(), extra_body=how, input="My cats left in 1984.", response_format="pcm")
-    assert said.content == wanted
+    with running(tmp_path, load_mini, pronounce=respelt) as server:
+        answer = speech(ready(server).openai(), extra_body=how, input="My cats left in 1984.", response_format="pcm")
+    assert answer.content == expected
 
 
-def test_a_whole_has_its_length(mini):
+def test_an_unstreamed_wav_has_its_length(mini):
     body = {"input": TEXT, "response_format": "wav", "stream": False, "seed": 1}
     answer = httpx.post(f"{mini.url}/v1/audio/speech", json=body, timeout=60)
     assert int(answer.headers["content-length"]) == len(answer.content)
@@ -104,7 +104,7 @@ def test_chunks_come_before_the_end(mini):
         assert len(b"".join(parts)) > 5 * 48_000
 
 
-def test_events(client, mini, own):
+def test_events(client, mini, library):
     body = {"input": TEXT, "stream_format": "sse", "response_format": "pcm", "seed": 7}
     answer = httpx.post(f"{mini.url}/v1/audio/speech", json=body, timeout=60)
     assert answer.headers["content-type"].startswith("text/event-stream")
@@ -114,11 +114,11 @@ def test_events(client, mini, own):
     assert {e["type"] for e in events[:-1]} == {"speech.audio.delta"}
     assert max(map(len, lines)) < 64 * 1024  # what line readers take
     sound = b"".join(base64.b64decode(e["audio"]) for e in events[:-1])
-    stream = torch.cat(list(own.generate_stream(TEXT, seed=7)), 1)
+    stream = torch.cat(list(library.generate_stream(TEXT, seed=7)), 1)
     assert sound == pcm16(stream)
     usage = events[-1]["usage"]
     assert events[-1]["type"] == "speech.audio.done"
-    assert usage["input_tokens"] == len(own.tokenizer.encode(TEXT))
+    assert usage["input_tokens"] == len(library.tokenizer.encode(TEXT))
     assert usage["output_tokens"] * 960 >= stream.shape[1] - 2400
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"]
 
@@ -158,7 +158,7 @@ def test_speed(client):
         ({"extra_body": {"seed": "one"}}, 400, "seed"),
     ],
 )
-def test_what_is_wrong_is_said(client, how, status, param):
+def test_invalid_fields_are_named(client, how, status, param):
     with pytest.raises(openai.APIStatusError) as caught:
         speech(client, **how)
     assert caught.value.status_code == status
@@ -171,13 +171,13 @@ def test_what_is_wrong_is_said(client, how, status, param):
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'{"input": NaN}', b'{"input": "a", "speed": NaN}',
                                   b"\xff\xfe", b'{"input": "\\ud800", "voice": "\\ud800"}', b"[" * 100_000])
-def test_bodies_that_are_none(mini, body):
+def test_malformed_bodies(mini, body):
     answer = httpx.post(f"{mini.url}/v1/audio/speech", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400
     assert answer.json()["error"]["message"]
 
 
-def test_half_a_surrogate_pair_in_a_text_is_no_fault_of_ours(mini):
+def test_half_a_surrogate_pair_is_no_server_error(mini):
     answer = httpx.post(
         f"{mini.url}/v1/audio/speech", content=b'{"input": "Hello \\ud800 there.", "response_format": "pcm"}',
         headers={"content-type": "application/json"}, timeout=60,
@@ -185,7 +185,7 @@ def test_half_a_surrogate_pair_in_a_text_is_no_fault_of_ours(mini):
     assert answer.status_code in (200, 400)
 
 
-def test_routes_that_are_none(mini):
+def test_unknown_routes(mini):
     for method, path, status in (("GET", "/v1/nothing", 404), ("GET", "/v1/audio/speech", 405)):
         answer = httpx.request(method, mini.url + path)
         assert answer.status_code == status

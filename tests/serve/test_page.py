@@ -1,12 +1,12 @@
-"""The page in a real browser: it speaks while the speech is made, stops, and brings and deletes voices."""
+"""The page in a real browser: playback, errors, voices, the keyboard, layout."""
 
 import os
 import shutil
-import time
 from pathlib import Path
 
 import pytest
-from serving import load_mini, quiet_within, ready, recording, running
+from serving import goes_idle, load_mini, ready, recording, running
+from threads import soon
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: '.[serve-test]'")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -18,24 +18,25 @@ SHOTS = os.environ.get("PAGE_SHOTS")  # a folder for pictures to be looked at
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as play:
-        one = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--mute-audio"])
-        yield one
-        one.close()
+        server = play.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--mute-audio"])
+        yield server
+        server.close()
 
 
 @pytest.fixture
-def visit(browser):
-    """Opens the page; whatever its console complains of fails the test."""
+def open_page(browser):
+    """Opens the page; errors in its console and requests to other hosts fail the test."""
     complaints, contexts = [], []
 
-    def opened(one, **how):
+    def opened(server, **how):
         context = browser.new_context(**how)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("console", lambda line: complaints.append(line.text) if line.type == "error" else None)
-        page.on("request", lambda request: request.url.startswith((one.url, "blob:")) or complaints.append(request.url))
-        page.goto(one.url)
+        own = server.url, "blob:"
+        page.on("request", lambda request: request.url.startswith(own) or complaints.append(request.url))
+        page.goto(server.url)
         return page
 
     yield opened
@@ -44,64 +45,61 @@ def visit(browser):
     assert [text for text in complaints if "status of 4" not in text] == []
 
 
-def until(page, what, seconds=60):
-    """playwright's own waiting evaluates strings inside the page, which its policy forbids."""
-    end = time.monotonic() + seconds
-    while not page.evaluate(what):
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
+def wait_for(page, condition):
+    """Playwright's own wait_for_function evaluates strings inside the page, which its policy forbids."""
+    assert soon(lambda: page.evaluate(condition), 60), condition
 
 
 def state(page, name):
     return page.get_attribute("#progress", f"data-{name}")
 
 
-def test_it_is_heard_before_it_is_made(mini, visit):
-    page = visit(mini)
+def test_playback_starts_before_the_speech_is_complete(mini, open_page):
+    page = open_page(mini)
     page.get_by_text("Ready: mini").wait_for()
     page.get_by_label("Text", exact=True).fill(LONG)
     page.get_by_label("Seed").fill("3")
     page.get_by_role("button", name="Speak", exact=True).click()
-    until(page, "document.getElementById('progress').dataset.received > 0")
+    wait_for(page, "document.getElementById('progress').dataset.received > 0")
     assert state(page, "state") == "working"
     assert mini.model.stats()["calls"] == 1
-    until(page, "current.heard > 0.3")  # by the audio device's own clock
+    wait_for(page, "current.heard > 0.3")  # by the audio device's own clock
     assert state(page, "state") == "working"
     assert page.evaluate("current.peaks.some((peak) => peak > 0.05)")
     page.get_by_role("button", name="Stop").first.click()
-    until(page, "document.getElementById('progress').dataset.state == 'stopped'")
-    assert quiet_within(mini.service)
+    wait_for(page, "document.getElementById('progress').dataset.state == 'stopped'")
+    assert goes_idle(mini.service)
     assert page.locator("#history li").count() == 1
 
 
-def test_all_of_it(mini, visit, tmp_path):
+def test_a_whole_speech(mini, open_page, tmp_path):
     from chatterbox_opt.audio.io import pcm16
 
-    page = visit(mini)
+    page = open_page(mini)
     page.get_by_text("Ready: mini").wait_for()
     page.get_by_label("Text", exact=True).fill("Hello there.")
     page.get_by_label("Seed").fill("3")
     page.get_by_text("Expression").click()
     page.get_by_label("Temperature").fill("0.5")
     page.keyboard.press("Control+Enter")
-    until(page, "document.getElementById('progress').dataset.state == 'done'")
+    wait_for(page, "document.getElementById('progress').dataset.state == 'done'")
     if SHOTS:
         page.screenshot(path=f"{SHOTS}/spoken.png", full_page=True)
     with page.expect_download() as caught:
         page.get_by_role("link", name="Download").click()
-    wanted = b"".join(map(pcm16, mini.model.generate_stream("Hello there.", seed=3, temperature=0.5)))
+    expected = b"".join(map(pcm16, mini.model.generate_stream("Hello there.", seed=3, temperature=0.5)))
     file = Path(caught.value.path()).read_bytes()
-    assert file[44:] == wanted
-    assert file[40:44] == len(wanted).to_bytes(4, "little")
-    until(page, "!current.sources.size")
+    assert file[44:] == expected
+    assert file[40:44] == len(expected).to_bytes(4, "little")
+    wait_for(page, "!current.sources.size")
     page.get_by_role("button", name="Hear again").click()
-    until(page, "current.heard > 0.1")
+    wait_for(page, "current.heard > 0.1")
     page.get_by_role("button", name="Use the text").click()
     assert page.get_by_label("Text", exact=True).input_value() == "Hello there."
 
 
-def test_what_is_wrong_is_said(mini, visit):
-    page = visit(mini)
+def test_errors_are_shown(mini, open_page):
+    page = open_page(mini)
     page.get_by_text("Ready: mini").wait_for()
     page.get_by_label("Text", exact=True).fill("x" * 100_001)
     page.get_by_role("button", name="Speak", exact=True).click()
@@ -111,8 +109,8 @@ def test_what_is_wrong_is_said(mini, visit):
     assert not page.locator("#upload").is_visible()
 
 
-def test_voices_and_conversion(tiny, visit):
-    page = visit(tiny)
+def test_voices_and_conversion(tiny, open_page):
+    page = open_page(tiny)
     page.get_by_text("Ready: english").wait_for()
     file = {"name": "anna.wav", "mimeType": "audio/wav", "buffer": recording()}
     page.get_by_label("Name of a new voice").fill("Anna <b>")
@@ -123,28 +121,28 @@ def test_voices_and_conversion(tiny, visit):
     assert page.locator("#voice option:checked").inner_text() == "Anna <b>"
     page.get_by_label("Text", exact=True).fill("Hello.")
     page.get_by_role("button", name="Speak", exact=True).click()
-    until(page, "document.getElementById('progress').dataset.state == 'done'")
+    wait_for(page, "document.getElementById('progress').dataset.state == 'done'")
     page.get_by_label("Recording to speak again").set_input_files(file)
     page.get_by_label("In the voice").select_option(label="Anna <b>")
     page.get_by_role("button", name="Convert").click()
     page.get_by_text("Done.").wait_for()
-    until(page, "document.getElementById('converted').duration > 5")
+    wait_for(page, "document.getElementById('converted').duration > 5")
     page.on("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Delete the voice Anna <b>").click()
     page.get_by_text("Anna <b> is deleted.").wait_for()
     assert page.locator("#voice option").filter(has_text="Anna").count() == 0
 
 
-def test_a_key_is_asked_for(tmp_path, visit):
-    with running(tmp_path, load_mini, api_key="secret") as one:
-        page = visit(ready(one))
+def test_a_key_is_asked_for(tmp_path, open_page):
+    with running(tmp_path, load_mini, api_key="secret") as server:
+        page = open_page(ready(server))
         page.get_by_label("Key", exact=True).fill("secret")
         page.get_by_role("button", name="Use it").click()
         page.get_by_text("Ready: mini").wait_for()
 
 
-def test_the_keyboard_alone(mini, visit):
-    page = visit(mini)
+def test_the_keyboard_alone(mini, open_page):
+    page = open_page(mini)
     page.get_by_text("Ready: mini").wait_for()
     named = page.evaluate("""() => [...document.querySelectorAll('button, input, select, textarea, canvas, a')]
         .filter((e) => !(e.labels?.length || e.getAttribute('aria-label') || e.textContent.trim())).map((e) => e.id)""")
@@ -156,16 +154,16 @@ def test_the_keyboard_alone(mini, visit):
     page.get_by_label("Text", exact=True).focus()
     page.keyboard.type(LONG[:170])
     page.keyboard.press("Control+Enter")
-    until(page, "document.getElementById('progress').dataset.received > 0")
+    wait_for(page, "document.getElementById('progress').dataset.received > 0")
     page.keyboard.press("Escape")
-    until(page, "['stopped', 'done'].includes(document.getElementById('progress').dataset.state)")
+    wait_for(page, "['stopped', 'done'].includes(document.getElementById('progress').dataset.state)")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 375])
-def test_it_fits_and_can_be_read(tiny, visit, theme, width):
+def test_layout_and_contrast(tiny, open_page, theme, width):
     """No sideways scrolling, targets large enough for a finger, contrast of at least 4.5 for every text."""
-    page = visit(tiny, viewport={"width": width, "height": 900}, color_scheme=theme)
+    page = open_page(tiny, viewport={"width": width, "height": 900}, color_scheme=theme)
     page.get_by_text("Ready: english").wait_for()
     page.get_by_text("Expression").click()
     if SHOTS:

@@ -1,9 +1,8 @@
-"""The command itself, as a process: how it starts, what a signal does, what it says when it cannot."""
+"""The command as a process: start, signals, error messages."""
 
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -11,12 +10,7 @@ import time
 
 import httpx
 import pytest
-
-
-def free_port():
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from serving import free_port
 
 
 def start(tmp_path, *words):
@@ -36,32 +30,32 @@ def start(tmp_path, *words):
         time.sleep(0.05)
 
 
-def test_a_signal_under_load_loses_nothing_that_was_accepted(tmp_path):
+def test_sigterm_lets_accepted_requests_finish(tmp_path):
     process, url = start(tmp_path)
     body = {"input": "This is said to its end, whatever comes in between. " * 2, "response_format": "pcm", "seed": 1}
     whole = httpx.post(f"{url}/v1/audio/speech", json=body, timeout=60).content
-    got: list[bytes] = []
-    began = threading.Barrier(4)
+    received: list[bytes] = []
+    started = threading.Barrier(4)
 
     def listen():
         with httpx.stream("POST", f"{url}/v1/audio/speech", json=body, timeout=60) as answer:
             parts = answer.iter_raw()
             first = next(parts)
-            began.wait(60)
-            got.append(first + b"".join(parts))
+            started.wait(60)
+            received.append(first + b"".join(parts))
 
     threads = [threading.Thread(target=listen) for _ in range(3)]
     for thread in threads:
         thread.start()
-    began.wait(60)
+    started.wait(60)
     process.send_signal(signal.SIGTERM)
     for thread in threads:
         thread.join(60)
-    assert got == [whole] * 3
+    assert received == [whole] * 3
     assert process.wait(60) == 0
 
 
-def test_a_second_signal_waits_for_nobody(tmp_path):
+def test_a_second_sigterm_stops_at_once(tmp_path):
     process, url = start(tmp_path)
     body = {"input": "This is said to its end, whatever comes in between. " * 60, "response_format": "pcm"}
     with httpx.stream("POST", f"{url}/v1/audio/speech", json=body, timeout=60) as answer:
@@ -76,7 +70,7 @@ def test_a_second_signal_waits_for_nobody(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--dir", "nowhere", "--device", "cpu"], "nowhere"),
         (["--model", "mini", "--dir", "."], "leave out --dir or --model"),
@@ -87,7 +81,7 @@ def test_a_second_signal_waits_for_nobody(tmp_path):
         (["--model", "mini", "--api-key", "a", "--api-key-file", "b"], "not both"),
     ],
 )
-def test_what_cannot_be_is_said_in_a_line(words, said, capsys, tmp_path, monkeypatch):
+def test_invalid_options_are_one_line(words, message, capsys, tmp_path, monkeypatch):
     from chatterbox_opt.cli import main
 
     monkeypatch.chdir(tmp_path)
@@ -95,20 +89,12 @@ def test_what_cannot_be_is_said_in_a_line(words, said, capsys, tmp_path, monkeyp
     assert main(["serve", *words, *port]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("chatterbox-opt: ")]
     assert len(lines) == 1
-    assert said in lines[0]
+    assert message in lines[0]
 
 
-def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
+def test_a_missing_extra_names_its_installation(monkeypatch, capsys):
     from chatterbox_opt.cli import main
 
     monkeypatch.setitem(sys.modules, "chatterbox_opt.serve.run", None)
     assert main(["serve", "--model", "mini"]) == 1
     assert "chatterbox-opt[serve]" in capsys.readouterr().err
-
-
-def test_the_package_does_without(tmp_path):
-    """`import chatterbox_opt`, and the shell's other commands, need nothing of the server's."""
-    code = "import sys, chatterbox_opt, chatterbox_opt.cli; print([m for m in sys.modules if m in " \
-           "('torch', 'fastapi', 'uvicorn', 'starlette', 'pydantic', 'wyoming')])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 from fsspec.implementations.local import LocalFileSystem
-from serving import load_tiny, ready, recording, running
+from serving import load_tiny, ready, recording, running, uploaded
 
 from chatterbox_opt.cli import parser
 from chatterbox_opt.cli.serve import settings_of
@@ -27,20 +27,13 @@ ANNA = voice_id("Anna", "llama")
 
 
 class Renaming(LocalFileSystem):
-    """A store whose files are seen while they are written, and that moves them."""
+    """A store whose unfinished files are visible, and that renames them."""
 
     protocol = "renaming"
 
 
 fsspec.register_implementation("renaming", Renaming, clobber=True)
 URLS = ("file", "memory", "renaming")
-
-
-@pytest.fixture(scope="module")
-def cloning():
-    one = load_tiny()
-    yield one
-    one.close()
 
 
 @pytest.fixture(params=["folder", *URLS])
@@ -55,97 +48,93 @@ def memory():
     return f"memory://{uuid.uuid4().hex}"
 
 
-def named(store):
-    return [voice["name"] for voice in store.listing()["data"] if voice["deletable"]]
-
-
 def item(store, name):
     (found,) = (voice for voice in store.listing()["data"] if voice["name"] == name)
     return found
 
 
-def brought(store, seed, name="Anna"):
+def add_voice(store, seed, name="Anna"):
     return store.add(name, io.BytesIO(recording(seed=seed)))
 
 
-def same(voice, other):
+def same_voice(voice, other):
     return np.array_equal(voice.t3.speaker_emb, other.t3.speaker_emb)
 
 
-def measured(model, seed):
+def voice_of_seed(model, seed):
     return model.prepare_voice(io.BytesIO(recording(seed=seed)))
 
 
 class Meanwhile:
-    """A model, beside whose work something happens once."""
+    """A model that calls `interruption` once, after it has prepared a voice."""
 
     def __init__(self, model):
         self.config, self.conds, self._model, self.happens = model.config, model.conds, model, None
 
     def prepare_voice(self, audio):
         made = self._model.prepare_voice(audio)
-        happens, self.happens = self.happens, None
-        if happens is not None:
-            happens()
+        interruption, self.happens = self.happens, None
+        if interruption is not None:
+            interruption()
         return made
 
 
-def test_what_one_server_keeps_or_deletes_the_others_have_or_lack(cloning, where):
+def test_servers_see_each_others_voices_and_deletions(cloning, where):
     one, other = (VoiceStore(where, cloning, 10) for _ in range(2))
-    assert named(one) == []
-    identity = brought(one, 1)["id"]
-    assert (named(other), other.find("anna")) == (["Anna"], identity)
-    assert same(other.get("anna"), measured(cloning, 1))
+    assert uploaded(one) == []
+    identity = add_voice(one, 1)["id"]
+    assert (uploaded(other), other.find("anna")) == (["Anna"], identity)
+    assert same_voice(other.get("anna"), voice_of_seed(cloning, 1))
     with pytest.raises(ApiError) as caught:
-        brought(other, 2)
+        add_voice(other, 2)
     assert caught.value.status == 409
     one.delete("Anna")
-    assert (named(other), other.find("Anna")) == ([], None)
-    brought(other, 2)
-    assert named(one) == ["Anna"]
-    assert same(one.get(identity), measured(cloning, 2))
-    assert named(VoiceStore(where, cloning, 10)) == ["Anna"]
+    assert (uploaded(other), other.find("Anna")) == ([], None)
+    add_voice(other, 2)
+    assert uploaded(one) == ["Anna"]
+    assert same_voice(one.get(identity), voice_of_seed(cloning, 2))
+    assert uploaded(VoiceStore(where, cloning, 10)) == ["Anna"]
 
 
-def test_of_two_that_add_one_name_one_is_told_that_it_came_too_late(cloning, where):
+def test_of_two_servers_that_add_one_name_the_second_fails(cloning, where):
     late = Meanwhile(cloning)
     one, other = VoiceStore(where, late, 10), VoiceStore(where, cloning, 10)
-    late.happens = lambda: brought(other, 2)
+    late.happens = lambda: add_voice(other, 2)
     with pytest.raises(ApiError) as caught:
-        brought(one, 1)
+        add_voice(one, 1)
     assert (caught.value.status, caught.value.code) == (409, "voice_exists")
-    assert same(one.get("Anna"), measured(cloning, 2))
-    assert same(other.get("Anna"), measured(cloning, 2))
+    assert same_voice(one.get("Anna"), voice_of_seed(cloning, 2))
+    assert same_voice(other.get("Anna"), voice_of_seed(cloning, 2))
 
 
-def test_two_that_add_one_name_where_there_are_no_hard_links(cloning, tmp_path, monkeypatch):
+def test_adding_one_name_twice_without_hard_links(cloning, tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(errno.EPERM, "no links here")
 
     monkeypatch.setattr(os, "link", refuse)
-    test_of_two_that_add_one_name_one_is_told_that_it_came_too_late(cloning, tmp_path)
+    test_of_two_servers_that_add_one_name_the_second_fails(cloning, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"{ANNA}.pt"]
 
 
-def test_a_voice_that_is_replaced_while_it_is_read_is_not_heard_again(cloning, where):
+def test_a_voice_replaced_while_it_is_read_is_not_cached(cloning, where):
     reading = Meanwhile(cloning)
     one, other = VoiceStore(where, reading, 10), VoiceStore(where, cloning, 10)
-    brought(other, 1)
+    add_voice(other, 1)
 
     def replace():
         other.delete("Anna")
-        brought(other, 2)
+        add_voice(other, 2)
         one.refresh()  # for another request
 
     reading.happens = replace
     one.get("Anna")
-    assert same(one.get("Anna"), measured(cloning, 2))
+    assert same_voice(one.get("Anna"), voice_of_seed(cloning, 2))
 
 
-def test_a_voice_that_is_deleted_while_it_is_read_is_not_there(cloning, where):
+def test_a_voice_deleted_while_it_is_read_is_not_found(cloning, where):
     one, other = VoiceStore(where, cloning, 10), VoiceStore(where, cloning, 10)
-    brought(other, 1)
-    assert named(one) == ["Anna"]
+    add_voice(other, 1)
+    assert uploaded(one) == ["Anna"]
     read = one.place.read
 
     def too_late(identity):
@@ -156,13 +145,13 @@ def test_a_voice_that_is_deleted_while_it_is_read_is_not_there(cloning, where):
     with pytest.raises(ApiError) as caught:
         one.get("Anna")
     assert caught.value.code == "voice_not_found"
-    assert named(one) == []
+    assert uploaded(one) == []
 
 
-def test_a_listing_while_another_deletes(cloning, where):
+def test_listing_while_another_server_deletes(cloning, where):
     one, other = VoiceStore(where, cloning, 10), VoiceStore(where, cloning, 10)
     for name in ("Anna", "Bert"):
-        brought(other, 1, name)
+        add_voice(other, 1, name)
     listing = one.place.listing
 
     def too_early():
@@ -172,12 +161,12 @@ def test_a_listing_while_another_deletes(cloning, where):
         return found
 
     one.place.listing = too_early
-    assert named(one) == ["Bert"]
+    assert uploaded(one) == ["Bert"]
 
 
 @pytest.mark.parametrize("scheme", ["memory", "renaming"])
 @pytest.mark.parametrize("step", ["pipe_file", "mv"])
-def test_a_write_that_fails_leaves_nothing(cloning, tmp_path, scheme, step):
+def test_a_failed_write_leaves_no_file(cloning, tmp_path, scheme, step):
     if (scheme, step) == ("memory", "mv"):
         pytest.skip("a put is all there is to it")
     store = VoiceStore(f"{scheme}://{tmp_path}/voices", cloning, 10)
@@ -192,14 +181,14 @@ def test_a_write_that_fails_leaves_nothing(cloning, tmp_path, scheme, step):
     setattr(fs, step, fail)
     try:
         with pytest.raises(ApiError) as caught:
-            brought(store, 1)
+            add_voice(store, 1)
     finally:
         delattr(fs, step)
     assert (caught.value.status, "full" in caught.value.message) == (507, True)
-    assert named(store) == []
+    assert uploaded(store) == []
     assert not (fs.exists(root) and fs.ls(root))
-    brought(store, 1)
-    assert named(store) == ["Anna"]
+    add_voice(store, 1)
+    assert uploaded(store) == ["Anna"]
 
 
 def files_of(store):
@@ -207,15 +196,15 @@ def files_of(store):
     return (place.fs, place.root) if hasattr(place, "fs") else (LocalFileSystem(), str(place.folder))
 
 
-def test_a_damaged_voice_says_so_when_it_is_used_and_when_it_is_listed(cloning, where):
-    brought(VoiceStore(where, cloning, 10), 1)
+def test_a_damaged_voice_is_an_error_in_use_and_in_the_list(cloning, where):
+    add_voice(VoiceStore(where, cloning, 10), 1)
     one = VoiceStore(where, cloning, 10)
     fs, root = files_of(one)
     path = f"{root}/{ANNA}.pt"
     data = bytearray(fs.cat_file(path))
     data[len(data) // 2] ^= 1
     fs.pipe_file(path, bytes(data))
-    assert named(one) == ["Anna"]
+    assert uploaded(one) == ["Anna"]
     for _ in range(2):
         with pytest.raises(ApiError) as caught:
             one.get("Anna")
@@ -224,16 +213,16 @@ def test_a_damaged_voice_says_so_when_it_is_used_and_when_it_is_listed(cloning, 
     assert "has changed" in item(one, "Anna")["error"]
     data[len(data) // 2] ^= 1
     fs.pipe_file(path, bytes(data))
-    assert same(one.get("Anna"), measured(cloning, 1))
+    assert same_voice(one.get("Anna"), voice_of_seed(cloning, 1))
     assert item(one, "Anna")["error"] is None
     one.delete("Anna")
-    brought(one, 1)
+    add_voice(one, 1)
     assert item(one, "Anna")["error"] is None
-    assert same(one.get("Anna"), measured(cloning, 1))
+    assert same_voice(one.get("Anna"), voice_of_seed(cloning, 1))
 
 
-def test_a_file_that_does_not_say_what_it_is_called_is_listed_and_can_be_deleted(cloning, where):
-    brought(VoiceStore(where, cloning, 10), 1)
+def test_a_file_without_a_name_is_listed_and_can_be_deleted(cloning, where):
+    add_voice(VoiceStore(where, cloning, 10), 1)
     one = VoiceStore(where, cloning, 10)
     fs, root = files_of(one)
     path = f"{root}/{ANNA}.pt"
@@ -245,38 +234,38 @@ def test_a_file_that_does_not_say_what_it_is_called_is_listed_and_can_be_deleted
     with pytest.raises(ApiError, match="does not say"):
         one.get("Anna")
     with pytest.raises(ApiError) as caught:
-        brought(one, 1)
+        add_voice(one, 1)
     assert caught.value.status == 409
     one.delete(found["id"])
-    assert named(one) == []
+    assert uploaded(one) == []
 
 
-def test_what_is_known_is_spoken_while_the_store_is_away(cloning, memory, monkeypatch):
+def test_cached_voices_work_while_the_store_is_unreachable(cloning, memory, monkeypatch):
     one, other = (VoiceStore(memory, cloning, 10) for _ in range(2))
-    brought(one, 1)
-    brought(other, 2, "Bert")
+    add_voice(one, 1)
+    add_voice(other, 2, "Bert")
 
-    def away(*_, **how):
+    def unreachable(*_, **how):
         raise RuntimeError("connection refused")  # stores have errors of their own
 
-    monkeypatch.setattr(type(one.place.fs), "ls", away)
+    monkeypatch.setattr(type(one.place.fs), "ls", unreachable)
     one.place.patience = 0.0
-    assert same(one.get("Anna"), measured(cloning, 1))
+    assert same_voice(one.get("Anna"), voice_of_seed(cloning, 1))
     assert one.get("alloy") is None
     assert one.get(None) is None
-    for asks in (one.listing, lambda: one.get("Bert"), lambda: one.delete("Anna"), lambda: brought(one, 3, "Carl")):
+    for asks in (one.listing, lambda: one.get("Bert"), lambda: one.delete("Anna"), lambda: add_voice(one, 3, "Carl")):
         with pytest.raises(ApiError) as caught:
             asks()
         assert caught.value.status == 503
     with pytest.raises(OSError, match=r"memory.*connection refused"):
         VoiceStore(memory, cloning, 10)
     monkeypatch.undo()
-    assert named(one) == ["Anna", "Bert"]
+    assert uploaded(one) == ["Anna", "Bert"]
 
 
 def test_a_store_is_not_listed_for_every_speech(cloning, memory, monkeypatch):
     one = VoiceStore(memory, cloning, 10)
-    brought(one, 1)
+    add_voice(one, 1)
     voice = one.get("Anna")
     monkeypatch.setattr(one.place, "patience", 1000.0)
     monkeypatch.setattr(one.place, "listing", lambda: pytest.fail("listed again"))
@@ -284,9 +273,9 @@ def test_a_store_is_not_listed_for_every_speech(cloning, memory, monkeypatch):
     assert one.get("alloy") is None
 
 
-def test_a_slow_store_keeps_only_those_waiting_who_need_it(cloning, memory, monkeypatch):
+def test_a_slow_store_delays_only_requests_that_need_it(cloning, memory, monkeypatch):
     one = VoiceStore(memory, cloning, 10)
-    brought(one, 1)
+    add_voice(one, 1)
     voice, listing, looks, done = one.get("Anna"), one.place.listing, threading.Event(), threading.Event()
 
     def slow():
@@ -307,11 +296,11 @@ def test_a_slow_store_keeps_only_those_waiting_who_need_it(cloning, memory, monk
         asks.join()
 
 
-def test_what_a_server_left_in_mid_write_goes_away(cloning, tmp_path):
+def test_unfinished_files_are_removed_later(cloning, tmp_path):
     half = tmp_path / f"{ANNA}.pt.0.part"
     half.write_bytes(b"half")
     store = VoiceStore(f"renaming://{tmp_path}", cloning, 10)
-    assert named(store) == []
+    assert uploaded(store) == []
     assert half.exists()  # another server may be writing it
     os.utime(half, (0, 1e9))
     VoiceStore(f"renaming://{tmp_path}", cloning, 10)
@@ -319,8 +308,8 @@ def test_what_a_server_left_in_mid_write_goes_away(cloning, tmp_path):
 
 
 def test_a_kept_voice_is_a_saved_voice(cloning, tmp_path):
-    brought(VoiceStore(tmp_path, cloning, 10), 1)
-    assert same(cloning.prepare_voice(tmp_path / f"{ANNA}.pt"), measured(cloning, 1))
+    add_voice(VoiceStore(tmp_path, cloning, 10), 1)
+    assert same_voice(cloning.prepare_voice(tmp_path / f"{ANNA}.pt"), voice_of_seed(cloning, 1))
 
 
 def test_servers_with_a_url(memory):
@@ -344,14 +333,14 @@ def test_servers_with_a_url(memory):
         assert httpx.get(f"{one.url}/v1/audio/voices/Anna").status_code == 404
 
 
-def test_the_command_leaves_a_url_as_it_is():
+def test_the_command_leaves_urls_unchanged():
     for given in ("s3://bucket/voices", "memory://voices"):
         settings = settings_of(parser().parse_args(["serve", "--model", "mini", "--voices", given]))
         assert settings.voices_dir == absolute(settings.voices_dir) == given
     assert absolute("voices") == Path("voices").absolute()
 
 
-def test_a_store_that_nobody_knows():
+def test_an_unknown_scheme_is_refused():
     with pytest.raises(ValueError, match="nonsense://voices"):
         place_at("nonsense://voices")
 

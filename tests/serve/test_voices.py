@@ -1,10 +1,9 @@
-"""Voices that clients bring: kept as a whole or not at all, found again, deleted while in use."""
+"""Voices that clients upload: stored whole or not at all, found again, deleted while in use."""
 
 import errno
 import io
 import json
 import os
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,29 +12,30 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
-from serving import load_mini, load_tiny, ready, recording, running
+from serving import load_mini, load_tiny, ready, recording, running, uploaded
+from threads import in_threads
 
 from chatterbox_opt.serve.errors import ApiError
 from chatterbox_opt.serve.voice_names import check_name, voice_id
 from chatterbox_opt.serve.voices import VoiceStore
 
 
-def upload(one, name, sound=None, **more):
+def upload(server, name, sound=None, **more):
     files = {"audio_sample": ("../../x.wav", recording() if sound is None else sound, "audio/wav")}
-    return httpx.post(f"{one.url}/v1/audio/voices", data={"name": name, **more}, files=files, timeout=60)
+    return httpx.post(f"{server.url}/v1/audio/voices", data={"name": name, **more}, files=files, timeout=60)
 
 
-def speak(one, voice, seed=1):
+def speak(server, voice, seed=1):
     body = {"input": "Hello.", "voice": voice, "response_format": "pcm", "seed": seed}
-    return httpx.post(f"{one.url}/v1/audio/speech", json=body, timeout=60)
+    return httpx.post(f"{server.url}/v1/audio/speech", json=body, timeout=60)
 
 
-def folder(one):
-    return one.service.settings.voices_dir
+def folder(server):
+    return server.service.settings.voices_dir
 
 
-def names(one):
-    return [voice["name"] for voice in httpx.get(f"{one.url}/v1/audio/voices").json()["voices"]]
+def names(server):
+    return [voice["name"] for voice in httpx.get(f"{server.url}/v1/audio/voices").json()["voices"]]
 
 
 def test_from_upload_to_deletion(tiny):
@@ -59,18 +59,18 @@ def test_from_upload_to_deletion(tiny):
     assert not [p for p in folder(tiny).iterdir() if voice_id("Zoë Müller", "llama") in p.name]
 
 
-def test_what_is_served_is_the_librarys_voice(tiny, tmp_path):
+def test_a_served_voice_equals_the_librarys(tiny, tmp_path):
     from chatterbox_opt.audio.io import pcm16
 
     sound = recording(seed=5)
     assert upload(tiny, "five", sound).status_code == 200
     path = tmp_path / "ref.wav"
     path.write_bytes(sound)
-    wanted = tiny.model.generate_stream("Hello.", voice=tiny.model.prepare_voice(path), seed=1)
-    assert speak(tiny, "five").content == b"".join(map(pcm16, wanted))
+    expected = tiny.model.generate_stream("Hello.", voice=tiny.model.prepare_voice(path), seed=1)
+    assert speak(tiny, "five").content == b"".join(map(pcm16, expected))
 
 
-def test_a_name_of_openais_may_be_taken(tiny):
+def test_openais_names_can_be_taken(tiny):
     before = speak(tiny, "echo").content
     assert upload(tiny, "echo").status_code == 200
     assert names(tiny).count("echo") == 1
@@ -110,7 +110,7 @@ def test_a_small_file_of_endless_sound_is_not_decoded(tiny):
     assert "samples" in answer.json()["error"]["message"]
 
 
-def test_forms_that_are_none(tiny):
+def test_malformed_forms(tiny):
     where = f"{tiny.url}/v1/audio/voices"
     boundary = {"content-type": "multipart/form-data; boundary=x"}
     for how in (
@@ -124,7 +124,7 @@ def test_forms_that_are_none(tiny):
         assert answer.json()["error"]["message"]
 
 
-def test_mini_says_that_it_cannot_clone(mini):
+def test_mini_refuses_to_clone(mini):
     answer = upload(mini, "somebody")
     assert answer.status_code == 400
     assert "own voice only" in answer.json()["error"]["message"]
@@ -145,8 +145,7 @@ def test_a_full_disk(tiny, monkeypatch):
     assert upload(tiny, "full").status_code == 200
 
 
-def test_a_folder_that_keeps_what_is_to_be_deleted(tiny, monkeypatch):
-    """Is not said to have let it go."""
+def test_a_failed_deletion_is_reported(tiny, monkeypatch):
     assert upload(tiny, "kept").status_code == 200
 
     def refuse(*_, **how):
@@ -162,7 +161,7 @@ def test_a_folder_that_keeps_what_is_to_be_deleted(tiny, monkeypatch):
     assert "kept" not in names(tiny)
 
 
-def test_a_voice_that_is_deleted_while_it_speaks(tiny):
+def test_a_voice_deleted_while_it_speaks(tiny):
     assert upload(tiny, "brief").status_code == 200
     alone = speak(tiny, "brief").content
     body = {"input": "Hello.", "voice": "brief", "response_format": "pcm", "seed": 1}
@@ -173,11 +172,11 @@ def test_a_voice_that_is_deleted_while_it_speaks(tiny):
         assert first + b"".join(parts) == alone
 
 
-def test_voices_survive_a_restart_and_half_written_ones_do_not(tmp_path):
-    with running(tmp_path, load_tiny, model_id="english") as one:
-        ready(one)
-        assert upload(one, "Anna").status_code == 200
-        sound = speak(one, "Anna").content
+def test_voices_survive_a_restart_and_unfinished_files_do_not(tmp_path):
+    with running(tmp_path, load_tiny, model_id="english") as server:
+        ready(server)
+        assert upload(server, "Anna").status_code == 200
+        sound = speak(server, "Anna").content
     half = tmp_path / f"{voice_id('Half', 'llama')}.pt.part"
     half.write_bytes(b"half")
     os.utime(half, (0, 0))
@@ -185,26 +184,21 @@ def test_voices_survive_a_restart_and_half_written_ones_do_not(tmp_path):
     (tmp_path / "voice_strange.json").write_text("[]")
     (tmp_path / f"{voice_id('Damaged', 'llama')}.json").write_text('{"name": "Damaged", "kind": "llama"}')
     (tmp_path / f"{voice_id('Damaged', 'llama')}.pt").write_bytes(b"not a voice")
-    with running(tmp_path, load_tiny, model_id="english", max_voices=2) as one:
-        ready(one)
-        assert {"Anna", "Damaged"} <= set(names(one))
-        assert not {"Half", "Alone"} & set(names(one))
-        assert speak(one, "Anna").content == sound
-        assert speak(one, "Damaged").status_code == 400
+    with running(tmp_path, load_tiny, model_id="english", max_voices=2) as server:
+        ready(server)
+        assert {"Anna", "Damaged"} <= set(names(server))
+        assert not {"Half", "Alone"} & set(names(server))
+        assert speak(server, "Anna").content == sound
+        assert speak(server, "Damaged").status_code == 400
         assert not list(tmp_path.glob("*.part"))
-        assert upload(one, "Third").json()["error"]["code"] == "too_many_voices"
-    with running(tmp_path, lambda: load_tiny("turbo"), model_id="turbo") as one:
-        assert "Anna" not in names(ready(one))  # Turbo hears other things in a recording
+        assert upload(server, "Third").json()["error"]["code"] == "too_many_voices"
+    with running(tmp_path, lambda: load_tiny("turbo"), model_id="turbo") as server:
+        assert "Anna" not in names(ready(server))  # Turbo hears other things in a recording
 
 
-def test_uploads_at_once(tiny):
-    """One name, many uploads: one of them is it."""
-    answers = []
-    threads = [threading.Thread(target=lambda: answers.append(upload(tiny, "same").status_code)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+def test_concurrent_uploads_of_one_name(tiny):
+    """One of them succeeds."""
+    answers = in_threads(*[lambda: upload(tiny, "same").status_code] * 4)
     assert sorted(answers) == [200, 409, 409, 409]
 
 
@@ -214,37 +208,12 @@ def test_the_folder_is_made_when_it_is_needed(tmp_path):
     assert store.listing()["data"][0]["id"] == "default"
 
 
-@pytest.fixture(scope="module")
-def cloning():
-    one = load_tiny()
-    yield one
-    one.close()
-
-
-def named(store):
-    return [voice["name"] for voice in store.listing()["data"] if voice["deletable"]]
-
-
 def as_two_files(model, folder, name, seed=0):
-    """As earlier versions kept a voice."""
+    """Writes a voice as earlier versions stored it."""
     identity = voice_id(name, "llama")
     model.prepare_voice(io.BytesIO(recording(seed=seed))).save(folder / f"{identity}.pt")
     about = {"name": name, "kind": "llama", "family": "english", "seconds": 6.0, "created_at": 1, "consent": None}
     (folder / f"{identity}.json").write_text(json.dumps(about))
-
-
-def test_servers_of_one_folder_notice_what_each_other_keeps_and_deletes(cloning, tmp_path):
-    one, other = (VoiceStore(tmp_path, cloning, 10) for _ in range(2))
-    one.add("Anna", io.BytesIO(recording(seed=1)))
-    assert named(other) == ["Anna"]
-    before = other.get("anna")
-    with pytest.raises(ApiError, match="already"):
-        other.add("Anna", io.BytesIO(recording(seed=2)))
-    one.delete("Anna")
-    assert other.find("Anna") is None
-    other.add("Anna", io.BytesIO(recording(seed=2)))
-    assert named(one) == ["Anna"]
-    assert not np.array_equal(one.get("Anna").t3.speaker_emb, before.t3.speaker_emb)
 
 
 def test_models_of_two_kinds_have_voices_of_one_name(cloning, tmp_path):
@@ -254,34 +223,34 @@ def test_models_of_two_kinds_have_voices_of_one_name(cloning, tmp_path):
     config = SimpleNamespace(t3=SimpleNamespace(is_gpt=True), family="turbo")
     turbo = SimpleNamespace(config=config, conds=None, prepare_voice=cloning.prepare_voice)
     other = VoiceStore(tmp_path, turbo, 10)
-    assert named(other) == []
+    assert uploaded(other) == []
     other.add("anna", io.BytesIO(recording(seed=2)))
-    assert (named(one), named(other)) == (["Anna"], ["anna"])
+    assert (uploaded(one), uploaded(other)) == (["Anna"], ["anna"])
     again = VoiceStore(tmp_path, cloning, 10)
     assert np.array_equal(again.get("Anna").t3.speaker_emb, before)
     other.delete("anna")
-    assert named(VoiceStore(tmp_path, cloning, 10)) == ["Anna"]
+    assert uploaded(VoiceStore(tmp_path, cloning, 10)) == ["Anna"]
 
 
-def test_a_voice_of_two_files_whose_sound_is_not_there_yet_comes_with_it(cloning, tmp_path):
-    """As a file system of a network may show it."""
+def test_a_voice_of_two_files_is_listed_once_both_exist(cloning, tmp_path):
+    """A network file system may show one before the other."""
     as_two_files(cloning, tmp_path, "Anna")
     (sound,) = tmp_path.glob("*.pt")
     hidden = sound.rename(tmp_path / "hidden")
     other = VoiceStore(tmp_path, cloning, 10)
-    assert named(other) == []
+    assert uploaded(other) == []
     os.utime(tmp_path, (0, 1.7e9))
-    assert named(other) == []
+    assert uploaded(other) == []
     hidden.rename(sound)
     os.utime(tmp_path, (0, 1.7e9))
-    assert named(other) == ["Anna"]
+    assert uploaded(other) == ["Anna"]
 
 
-def test_a_folder_of_an_earlier_version_is_spoken_and_deleted_from(cloning, tmp_path):
+def test_a_folder_of_an_earlier_version(cloning, tmp_path):
     as_two_files(cloning, tmp_path, "Anna", seed=3)
     store = VoiceStore(tmp_path, cloning, 10)
-    wanted = cloning.prepare_voice(io.BytesIO(recording(seed=3)))
-    assert np.array_equal(store.get("anna").t3.speaker_emb, wanted.t3.speaker_emb)
+    expected = cloning.prepare_voice(io.BytesIO(recording(seed=3)))
+    assert np.array_equal(store.get("anna").t3.speaker_emb, expected.t3.speaker_emb)
     assert store.get("anna") is store.get("Anna")
     with pytest.raises(ApiError, match="already"):
         store.add("Anna", io.BytesIO(recording(seed=4)))
@@ -291,20 +260,20 @@ def test_a_folder_of_an_earlier_version_is_spoken_and_deleted_from(cloning, tmp_
     assert [path.suffix for path in tmp_path.iterdir()] == [".pt"]
 
 
-def test_a_change_within_the_tick_of_a_folders_clock_is_noticed(cloning, tmp_path, monkeypatch):
+def test_two_changes_within_one_tick_of_the_folders_clock_are_noticed(cloning, tmp_path, monkeypatch):
     monkeypatch.setattr("chatterbox_opt.serve.voice_files.folder.SETTLED", 1000)
     tick = time.time()
     one, other = (VoiceStore(tmp_path, cloning, 10) for _ in range(2))
     for seed, name in enumerate(("a", "b", "c")):
         one.add(name, io.BytesIO(recording(seed=seed)))
         os.utime(tmp_path, (tick, tick))
-        assert name in named(other)
+        assert name in uploaded(other)
 
 
-def test_a_voice_that_another_server_is_writing_is_left_alone(cloning, tmp_path):
+def test_a_file_that_another_server_is_writing_is_kept(cloning, tmp_path):
     half = tmp_path / f"{voice_id('Half', 'llama')}.pt.part"
     half.write_bytes(b"half")
-    assert not named(VoiceStore(tmp_path, cloning, 10))
+    assert not uploaded(VoiceStore(tmp_path, cloning, 10))
     assert half.exists()
 
 
@@ -312,6 +281,6 @@ def test_an_unchanged_folder_is_not_read_again(cloning, tmp_path, monkeypatch):
     store = VoiceStore(tmp_path, cloning, 10)
     store.add("Anna", io.BytesIO(recording()))
     os.utime(tmp_path, (0, 1.7e9))
-    assert named(store) == ["Anna"]
+    assert uploaded(store) == ["Anna"]
     monkeypatch.setattr(os, "scandir", lambda folder: pytest.fail("read again"))
-    assert named(store) == ["Anna"]
+    assert uploaded(store) == ["Anna"]

@@ -3,11 +3,11 @@
 import json
 import logging
 import sys
-import threading
 import time
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from threads import in_threads
 
 from chatterbox_opt.text import languages
 from chatterbox_opt.text.languages import Cangjie, Helper, prepare
@@ -144,12 +144,8 @@ def test_built_once_and_asked_by_one_thread_at_a_time():
         inside.pop()
         return tool
 
-    helper, results = Helper(build, "thing", "nothing"), []
-    threads = [threading.Thread(target=lambda: results.append(helper.run(use, None))) for _ in range(8)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
+    helper = Helper(build, "thing", "nothing")
+    results = in_threads(*[lambda: helper.run(use, None)] * 8)
     assert (len(built), results, max(overlaps)) == (1, ["tool"] * 8, 0)
 
 

@@ -15,7 +15,21 @@ from chatterbox_opt.text.tokenizer import EnTokenizer
 from chatterbox_opt.weights import keymap
 from chatterbox_opt.weights.files import MEANFLOW, MINI
 from chatterbox_opt.weights.load import load_folder
-from tools.mini import book, codes, common, distil, evaluate, flow, lexicon, reading, t3, tokenizer, vocabulary, vocoder
+from tools.mini import (
+    book,
+    card,
+    codes,
+    common,
+    distil,
+    evaluate,
+    flow,
+    lexicon,
+    reading,
+    t3,
+    tokenizer,
+    vocabulary,
+    vocoder,
+)
 from tools.mini.sentences import everyday, number, sentences
 from tools.mini.sizes import CONFIG, LIMIT
 
@@ -58,7 +72,6 @@ def test_every_phone_has_a_code_of_its_own() -> None:
 
 
 def test_sentences_are_clean() -> None:
-
     assert number(342) == "three hundred and forty two"
     assert sentences("He SHOUTED it.\n\nThis is plain, and short.\n\nnot a start.") == ["This is plain, and short."]
     made = everyday(random.Random(0), 200)
@@ -134,9 +147,21 @@ def work(tmp_path_factory):
     torch.save(items, folder / "data" / "train-00000.pt")
     torch.save(items[:2], folder / "data" / "test-00000.pt")
     vocabulary.write(folder / "tokenizer.json", {"there": "ĖĶġ"})
-    for stage in (t3, flow, tokenizer, vocoder):
-        stage.main(["--work", str(folder), "--device", "cpu", "--steps", "2", "--batch", "2"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "EVERY", 1)
+        for stage in (t3, flow, tokenizer, vocoder):
+            stage.main(["--work", str(folder), "--device", "cpu", "--steps", "2", "--batch", "2"])
     return folder
+
+
+@pytest.mark.parametrize("stage", ["t3", "flow", "tokenizer", "vocoder"])
+def test_the_log_of_a_stage_has_losses_of_both_parts(work, stage) -> None:
+    lines = [line for line in card.lines(work / f"{stage}.log") if "seconds" in line]
+    assert [line["step"] for line in lines][:2] == [1, 2]
+    for line in lines:
+        trained = {name for name in line if f"held_{name}" in line}
+        assert len(trained) >= 3
+        assert all(line[name] >= 0 for name in trained)
 
 
 def test_a_stage_goes_on_where_it_stopped(work) -> None:
@@ -165,6 +190,7 @@ def distilled(work, tmp_path_factory):
     asset = shutil.copytree(MINI, folder / "asset")
     (asset / MEANFLOW).unlink(missing_ok=True)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "EVERY", 1)
         patch.setattr(distil, "corpus", lambda seed: (["Come in, please.", "It is here."], ["Hello there."]))
         distil.main(["--work", str(folder), "--device", "cpu", "--steps", "3", "--batch", "2"])
     return folder
@@ -193,6 +219,12 @@ def test_what_is_taught_is_what_the_engine_says(distilled) -> None:
     assert span[6] < 0.5 < span[7]
     share = (0.5 - span[6]) / (span[7] - span[6])
     assert torch.allclose(middle, torch.lerp(states[5], states[6], share)[0])
+
+
+def test_distillation_is_compared_with_the_flow_of_fewer_steps(distilled) -> None:
+    lines = [line for line in card.lines(distilled / "distil.log") if "held_error" in line]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert {"flow_2", "flow_4", "flow_6"} <= lines[0].keys()
 
 
 def test_some_sentences_are_also_gone_on_with(distilled) -> None:

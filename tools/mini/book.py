@@ -1,6 +1,6 @@
 """T3's codes: the phones spoken, and the position reached in the text.
 
-A small transformer that must find its position in the text anew at every step, from what it said last, loses it. So
+A small transformer that must infer its position in the text at every step, from its last codes, loses it. So
 each code also carries the position, counted in text tokens, in base 7: two digits where both halves are one phone, one
 digit at a change between two. To the flow all codes of one pair are the same.
 """

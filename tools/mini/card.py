@@ -14,7 +14,7 @@ from .lexicon import WORDS
 from .sentences import LONGEST
 
 TRAINED = ("t3", "flow", "vocoder", "tokenizer", "distil")
-WHAT = {
+LABELS = {
     "teacher": "the teacher's recording",
     "griffin": "its mel, through Griffin-Lim",
     "vocoder": "its mel, through the vocoder",
@@ -80,7 +80,7 @@ def write(folder: Path, work: Path, seed: int) -> None:
             state = torch.load(work / f"{stage}.pt", weights_only=True, map_location="cpu")
             training.append(f"| {stage} | {state['step']:,} | {state['spent'] / 3600:.1f} |")
     errors = ["| | word error rate |", "|---|---:|"]
-    errors += [f"| {what} | {latest[mode]['wer']:.3f} |" for mode, what in WHAT.items() if mode in latest]
+    errors += [f"| {what} | {latest[mode]['wer']:.3f} |" for mode, what in LABELS.items() if mode in latest]
     spoken = [len(item["codes"]) for item in common.read(work, "train", ("codes",))]
     sizes = [f.stat().st_size for f in folder.iterdir() if f.name != "README.md"]
     weights = sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 2

@@ -7,7 +7,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 WARM_UP = 300  # steps to the full rate
+EVERY = 100  # steps between two lines of the log, and two checkpoints
 
 
 def arguments(doc: str) -> argparse.ArgumentParser:
@@ -25,6 +26,14 @@ def arguments(doc: str) -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=3600, help="stop after this long; call again to go on")
     parser.add_argument("--pause-file", type=Path, help="do nothing while this file exists")
     parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+def training_arguments(doc: str, steps: int, batch: int, rate: float) -> argparse.ArgumentParser:
+    parser = arguments(doc)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--rate", type=float, default=rate)
     return parser
 
 
@@ -108,13 +117,13 @@ def batches(items: list[Any], size: int, rng: random.Random) -> Iterator[list[An
 class Trainer:
     """AdamW with warm-up, and a decay by the fraction of steps done. Resumes where it stopped."""
 
-    def __init__(self, name: str, args: argparse.Namespace, net: nn.Module, rate: float, total: int) -> None:
-        self.name, self.net, self.rate, self.total = name, net, rate, total
+    def __init__(self, name: str, args: argparse.Namespace, net: nn.Module, clock: Clock) -> None:
+        self.name, self.args, self.net, self.clock = name, args, net, clock
         self.file = args.work / f"{name}.pt"
         wide = [p for p in net.parameters() if p.dim() > 1]
         narrow = [p for p in net.parameters() if p.dim() <= 1]
         groups = [{"params": wide, "weight_decay": 0.02}, {"params": narrow, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
+        self.optimizer = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.98))
         self.step, self.spent = 0, 0.0
         if self.file.exists():
             state = torch.load(self.file, weights_only=True, map_location=args.device)
@@ -125,21 +134,45 @@ class Trainer:
 
     @property
     def done(self) -> bool:
-        return self.step >= self.total
+        return self.step >= self.args.steps
+
+    @property
+    def share(self) -> float:
+        """The fraction of the steps that are done."""
+        return self.step / max(1, self.args.steps)
+
+    def run(
+        self, batches: Iterable[Any], losses: Callable[[Any], dict], held_out: Callable[[], dict], **figures: Any
+    ) -> None:
+        """Trains until the steps are done, the time is up or the batches end. `losses` of a batch: "loss", and others
+        for the log; `held_out()` returns those of sentences that are never trained on."""
+        found: list[dict[str, float]] = []
+        for batch in batches:
+            if self.done or not self.clock.tick():
+                return
+            current = losses(batch)
+            self.update(current["loss"])
+            found.append({k: v.item() for k, v in current.items()})
+            if self.step % EVERY == 0:
+                mean = {k: average([f[k] for f in found]) for k in found[0]}
+                found.clear()
+                with torch.no_grad():
+                    held = {f"held_{k}": float(v) for k, v in held_out().items()}
+                log(self.name, self.args, step=self.step, seconds=self.clock.spent, **figures, **mean, **held)
+                self.save()
 
     def update(self, loss: Tensor) -> None:
-        share = self.step / max(1, self.total)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * min(1.0, (self.step + 1) / WARM_UP) * max(0.02, 1 - share)
+            group["lr"] = self.args.rate * min(1.0, (self.step + 1) / WARM_UP) * max(0.02, 1 - self.share)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
 
-    def save(self, spent: float) -> None:
+    def save(self) -> None:
         state = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
-                 "spent": self.spent + spent}
+                 "spent": self.spent + self.clock.spent}
         write(state, self.file)
 
 

@@ -42,7 +42,6 @@ TOGETHER = 8  # sentences that T3 draws in one batch
 YARDSTICKS = (2, 4, 6)  # steps of the flow itself
 OWN = 2  # the second step begins where the first has ended: in no row at the start, in all from half of the steps on
 HELD = 24  # examples that are compared
-EVERY = 100  # steps between two comparisons
 
 
 # ---- the teacher -----------------------------------------------------------------------------------
@@ -131,7 +130,7 @@ def read(work: Path, part: str) -> list[dict[str, Tensor]]:
 # ---- the student -----------------------------------------------------------------------------------
 
 
-class Steps(nn.Module):
+class TwoSteps(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.decoder = Decoder(CFG)
@@ -154,7 +153,7 @@ class Model(nn.Module):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         with torch.device("meta"):
-            net = Steps()
+            net = TwoSteps()
         self.body = Published(net, SHAPES, keymap.FLOW, seed=0)
         given = load_file(folder / FILES["tts"]["s3gen"])
         with torch.no_grad():
@@ -201,19 +200,16 @@ def held_error(model: Model, items: Sequence[dict[str, Tensor]], speaker: Tensor
     found = []
     for item in items:
         _, middle, second = model(collate([item]), speaker, torch.ones(1, dtype=torch.bool))
-        found.append(apart((middle + SPAN.diff()[1] * second)[0], item))
+        found.append(mel_error((middle + SPAN.diff()[1] * second)[0], item))
     return common.average(found)
 
 
-def apart(mel: Tensor, item: dict[str, Tensor]) -> float:
+def mel_error(mel: Tensor, item: dict[str, Tensor]) -> float:
     return (mel - item["end"].float())[len(item["prompt"]) :].abs().mean().item()
 
 
 def main(argv: list[str]) -> None:
-    parser = common.arguments(__doc__)
-    parser.add_argument("--steps", type=int, default=1_800)
-    parser.add_argument("--batch", type=int, default=6)
-    parser.add_argument("--rate", type=float, default=2e-4)
+    parser = common.training_arguments(__doc__, steps=1_800, batch=6, rate=2e-4)
     parser.add_argument("--sentences", type=int, default=250)
     parser.add_argument("--folder", type=Path, help="by default `asset` in the work folder; the decoder is put there")
     args = parser.parse_args(argv)
@@ -223,9 +219,9 @@ def main(argv: list[str]) -> None:
     if not prepare(args, clock, teacher):
         return
     model = Model(args.folder)
-    trainer = common.Trainer("distil", args, model, args.rate, args.steps)
-    train(args, clock, trainer, model, teacher)
-    trainer.save(clock.spent)
+    trainer = common.Trainer("distil", args, model, clock)
+    train(args, trainer, model, teacher)
+    trainer.save()
     save_file(model.export(), args.folder / MEANFLOW)
     size = sum(file.stat().st_size for file in args.folder.iterdir())
     if size > LIMIT:
@@ -233,25 +229,16 @@ def main(argv: list[str]) -> None:
     load_folder(args.folder, "tts", torch.device("cpu"), torch.float32, decoder="meanflow")  # as a user does
 
 
-def train(
-    args: argparse.Namespace, clock: common.Clock, trainer: common.Trainer, model: Model, teacher: Teacher
-) -> None:
+def train(args: argparse.Namespace, trainer: common.Trainer, model: Model, teacher: Teacher) -> None:
     items, held = read(args.work, "train"), read(args.work, "test")[:HELD]
     items.sort(key=lambda item: len(item["mu"]))
     if trainer.step == 0:
-        far = {f"flow_{n}": common.average([apart(teacher.solve(i, n)[1], i) for i in held]) for n in YARDSTICKS}
-        common.log("distil", args, step=0, **far, held=held_error(model, held, teacher.speaker))
-    rng, notes = random.Random(args.seed + trainer.step), []
-    for group in common.batches(items, args.batch, rng):
-        if trainer.done or not clock.tick():
-            return
-        own = torch.rand(len(group)) < OWN * trainer.step / trainer.total
-        found = losses(model, collate(group), teacher.speaker, own)
-        trainer.update(found["loss"])
-        notes.append({k: v.item() for k, v in found.items()})
-        if trainer.step % EVERY == 0:
-            mean = {k: common.average([n[k] for n in notes]) for k in notes[0]}
-            notes.clear()
-            held_now = held_error(model, held, teacher.speaker)
-            common.log("distil", args, step=trainer.step, seconds=clock.spent, **mean, held=held_now)
-            trainer.save(clock.spent)
+        far = {f"flow_{n}": common.average([mel_error(teacher.solve(i, n)[1], i) for i in held]) for n in YARDSTICKS}
+        common.log("distil", args, step=0, **far, held_error=held_error(model, held, teacher.speaker))
+
+    def of_batch(group: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        own = torch.rand(len(group)) < OWN * trainer.share
+        return losses(model, collate(group), teacher.speaker, own)
+
+    batches = common.batches(items, args.batch, random.Random(args.seed + trainer.step))
+    trainer.run(batches, of_batch, lambda: {"error": held_error(model, held, teacher.speaker)})

@@ -26,8 +26,8 @@ from .export import conditionals
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # scripts, not a package
 from metrics import Listener, edits, word_error_rate
 
-HEARD = ("whole", "two")
-MODES = ("teacher", "griffin", "vocoder", "flow", "t3", *HEARD)
+WHOLE_MODELS = ("whole", "two")
+MODES = ("teacher", "griffin", "vocoder", "flow", "t3", *WHOLE_MODELS)
 ROUNDS = 40  # of Griffin-Lim
 
 
@@ -45,7 +45,7 @@ def griffin_lim(mel: Tensor) -> Tensor:
     return torch.istft(spectrum, 1920, 480, window=window, length=480 * mel.shape[1])
 
 
-def plain(folder: Path, **how: Any) -> OptimizedChatterboxTTS:
+def load_exact(folder: Path, **how: Any) -> OptimizedChatterboxTTS:
     return OptimizedChatterboxTTS.from_local(
         folder, "cpu", enable_compilation=False, use_mixed_precision=False, enable_watermark=False, **how
     )
@@ -55,13 +55,13 @@ class Speaker:
     """The exported asset, stage by stage."""
 
     def __init__(self, folder: Path, work: Path, steps: int) -> None:
-        self.folder, self.model = folder, plain(folder)
+        self.folder, self.model = folder, load_exact(folder)
         self.gen, self.steps, self.book = conditionals(work)["gen"], steps, Book.at(work)
         self.ended: list[bool] = []  # limited to twice the teacher's time: one entry per call of a mode
 
     @cached_property
     def two(self) -> OptimizedChatterboxTTS:
-        return plain(self.folder, decoder="meanflow")
+        return load_exact(self.folder, decoder="meanflow")
 
     def tokens(self, text: str, seed: int) -> Tensor:
         (job,) = self.model.jobs([text], seeds=[seed])
@@ -102,7 +102,7 @@ def phone_error_rate(items: list[dict[str, Any]], speaker: Speaker, seed: int) -
     return sum(edits(a, b) for a, b in zip(said, got)) / sum(map(len, said))
 
 
-def sound(mode: str, item: dict[str, Any], speaker: Speaker | None, seed: int) -> Tensor:
+def wave_of(mode: str, item: dict[str, Any], speaker: Speaker | None, seed: int) -> Tensor:
     if mode == "teacher":
         return item["wav"].float() / 32767
     if mode == "griffin":
@@ -139,14 +139,14 @@ def main(argv: list[str]) -> None:
         pairs = []
         for i, item in enumerate(items):
             clock.tick()
-            wav = sound(mode, item, speaker, args.seed + i)
+            wav = wave_of(mode, item, speaker, args.seed + i)
             pairs.append((item["text"], listener.hear(wav, 24_000)))
             print(f"{mode} | {pairs[-1][0]} | {pairs[-1][1]}", flush=True)
             if args.keep:
                 args.keep.mkdir(parents=True, exist_ok=True)
                 write_wav(args.keep / f"{mode}-{i:02d}.wav", wav, 24_000)
         more = {}
-        if mode in HEARD:
+        if mode in WHOLE_MODELS:
             more["ended"] = common.average(speaker.ended)
             speaker.ended.clear()
         if mode == "t3":

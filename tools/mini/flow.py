@@ -36,7 +36,7 @@ LEVEL = 150.0  # of the two constant channels
 LINEAR = 5.0  # where Mish is a straight line
 
 
-class Teach(nn.Module):
+class TrainingPass(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.flow = Flow(CFG)
@@ -65,10 +65,10 @@ class Teach(nn.Module):
 
 @torch.no_grad()
 def begin_as_denoiser(state: dict[str, Tensor]) -> None:
-    """Start the estimator as velocity = GAIN (mu - x), which any goal near mu asks for anyway. Left to find it, a
-    network this narrow never does: its norms and activations lie between the noise and what should take it away, and
-    it learns to say what the mel is like and leaves the noise in. The difference takes the first 80 channels of the
-    shortcut around everything; two constant channels keep the last norm from rescaling frames by their loudness."""
+    """Initializes the estimator as velocity = GAIN (mu - x), which is right for any goal near mu. A network this narrow
+    does not learn it by itself: its norms and activations lie between the noise and the output, so that it predicts the
+    mel and leaves the noise in. The difference uses the first 80 channels of the outer shortcut; two constant channels
+    keep the last norm from rescaling frames by their loudness."""
     net = {k.removeprefix("flow.decoder.estimator."): v for k, v in state.items() if ".estimator." in k}
     for name, value in net.items():  # what goes on beside the shortcut begins quietly
         if name.endswith(("block2.block.2.weight", "attn1.to_out.0.weight", "ff.net.2.weight")):
@@ -106,7 +106,7 @@ class Model(nn.Module):
         rules = keymap.under("flow", keymap.FLOW)
         shapes = {f"flow.{k}": v for k, v in layout.flow(CFG).items()}
         with torch.device("meta"):
-            net = Teach()
+            net = TrainingPass()
         self.body = Published(net, shapes, rules, seed)
         begin_as_denoiser(self.body.published())
         noise = torch.Generator().manual_seed(seed + 1)
@@ -138,7 +138,7 @@ def encoder_of(work: Path) -> Flow | None:
 
 
 def xvector_of(device: str) -> Tensor:
-    """Returns that of the only voice, (1, 192)."""
+    """Returns the x-vector of the only voice, (1, 192)."""
     return torch.randn(1, XVECTOR_DIM, generator=torch.Generator().manual_seed(11)).to(device)
 
 
@@ -182,40 +182,26 @@ def losses(
 
 
 def main(argv: list[str]) -> None:
-    parser = common.arguments(__doc__)
-    parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--batch", type=int, default=12)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    args = parser.parse_args(argv)
+    args = common.training_arguments(__doc__, steps=10_000, batch=12, rate=1e-3).parse_args(argv)
     clock = common.setup(args)
     model = Model(args.seed).to(args.device)
-    trainer = common.Trainer("flow", args, model, args.rate, args.steps)
-    rng = random.Random(args.seed + trainer.step)
-    train(args, clock, trainer, model, rng)
-    trainer.save(clock.spent)
+    trainer = common.Trainer("flow", args, model, clock)
+    train(args, trainer, model, random.Random(args.seed + trainer.step))
+    trainer.save()
 
 
-def train(
-    args: argparse.Namespace, clock: common.Clock, trainer: common.Trainer, model: Model, rng: random.Random
-) -> None:
+def train(args: argparse.Namespace, trainer: common.Trainer, model: Model, rng: random.Random) -> None:
     items, held = examples(args.work, "train"), examples(args.work, "test")[:24]
     items.sort(key=lambda i: len(i["codes"]))
-    notes = []
-    for group in common.batches(items, args.batch, rng):
-        if trainer.done or not clock.tick():
-            return
+
+    def of_batch(group: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         longest = LONGEST
         if rng.random() < JOINS and len(items) >= JOINED:
             group = [join(rng.sample(items, JOINED)) for _ in range(max(1, args.batch // JOINED))]
             longest *= JOINED
-        found = losses(model, group, args.device, rng, longest)
-        trainer.update(found["loss"])
-        notes.append({k: v.item() for k, v in found.items()})
-        if trainer.step % 100 == 0:
-            with torch.no_grad():
-                got = losses(model, held, args.device, random.Random(0))
-            mean = {k: common.average([n[k] for n in notes]) for k in notes[0]}
-            notes.clear()
-            common.log("flow", args, step=trainer.step, seconds=clock.spent, sentences=len(items), **mean,
-                       **{f"held_{k}": v.item() for k, v in got.items()})
-            trainer.save(clock.spent)
+        return losses(model, group, args.device, rng, longest)
+
+    trainer.run(
+        common.batches(items, args.batch, rng), of_batch,
+        lambda: losses(model, held, args.device, random.Random(0)), sentences=len(items),
+    )

@@ -1,5 +1,5 @@
-"""What T3 reads and says: sentences as text ids, pairs of phones, the places in the text that they have reached, and
-where its guided heads are to look."""
+"""Training data of T3: text ids, pairs of phones, the text position reached at each code, and the windows for its
+guided attention heads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UNKNOWN = 0.25  # share of the words of a further spelling that come as letters
 
 
 def words(ids: list[int], space: int) -> list[tuple[int, int]]:
-    """Where in the text (both ends included in `ids`) each word stands, marks behind it included."""
+    """Returns the first and last index in `ids` of each word, with the punctuation behind it."""
     spans, start = [], 1
     for i, token in enumerate(ids):
         if token == space:
@@ -40,8 +40,8 @@ def words(ids: list[int], space: int) -> list[tuple[int, int]]:
 
 
 def spoken_words(item: dict[str, Any]) -> list[list[float]]:
-    """For each stretch between two blanks the times, in codes, at which its phones end. A stress mark's time belongs to
-    the phone behind it, a length mark's to the one before."""
+    """Returns, for each part between two blanks, the times at which its phones end, in codes. The time of a stress mark
+    belongs to the next phone, that of a length mark to the one before."""
     out: list[list[float]] = [[]]
     for phoneme, end in zip(item["phonemes"], accumulate(item["samples"])):
         now = end / item["rate"] * TOKEN_RATE
@@ -55,7 +55,7 @@ def spoken_words(item: dict[str, Any]) -> list[list[float]]:
 
 
 def matched(written: list[int], said: list[int]) -> list[tuple[int, int]]:
-    """Lengths of words as written and as said -> how many of each belong together: the teacher runs some together."""
+    """Returns how many written and spoken words belong together, from their lengths: the teacher joins some of them."""
 
     @functools.cache
     def best(i: int, j: int) -> tuple[float, tuple]:
@@ -73,8 +73,8 @@ def matched(written: list[int], said: list[int]) -> list[tuple[int, int]]:
 
 
 def places(ids: list[int], item: dict[str, Any], space: int, letters: list[int]) -> Tensor:
-    """(n,): the text position that each code has reached. It is as many letters into a word as phones of it have been
-    said; a pause lies behind the word. `letters` of each id, none for marks."""
+    """Returns (n,) the text position reached at each code: as far into a word as the share of its phones that has been
+    spoken; a pause is behind the word. `letters`: of each id, 0 for punctuation."""
     spans, spoken = words(ids, space), spoken_words(item)
     groups, i, j = [], 0, 0
     for m, n in matched([sum(letters[a : b + 1]) for a, b in spans], [len(times) for times in spoken]):
@@ -100,8 +100,8 @@ def places(ids: list[int], item: dict[str, Any], space: int, letters: list[int])
 
 
 def windows(reached: Tensor, letters: list[int]) -> Tensor:
-    """(n,) places -> (n + 1, 2, 2): for each step the first and last text position that its guided heads may look at:
-    the place where the code before has ended, and from there to the next letter."""
+    """Returns (n + 1, 2, 2) for (n,) positions: the first and last text position of each step's two guided heads. One
+    covers the position reached by the code before, the other the text from there to the next letter."""
     ahead = list(range(1, len(letters) + 1))
     for i in reversed(range(len(letters) - 1)):
         ahead[i] = i + 1 if letters[i + 1] or i + 2 == len(letters) else ahead[i + 1]
@@ -111,8 +111,8 @@ def windows(reached: Tensor, letters: list[int]) -> Tensor:
 
 
 def examples(work: Path, part: str, tokenizer: EnTokenizer, spellings: int = 1) -> list[dict[str, Tensor]]:
-    """`spellings` of each sentence: beyond the first, some of its words are taken for unknown, so that T3 learns to
-    read the words that the lexicon lacks."""
+    """Returns `spellings` examples of each sentence: in all but the first some words are spelled in letters, so that T3
+    learns to read words that the lexicon lacks."""
     items = common.read(work, part, ("text", "phonemes", "samples", "rate", "codes"))
     rng = random.Random(0)
     plain = copy.copy(tokenizer)
@@ -139,7 +139,7 @@ def examples(work: Path, part: str, tokenizer: EnTokenizer, spellings: int = 1) 
 
 
 def grouped(items: list[dict[str, Tensor]], size: int) -> list[list[dict[str, Tensor]]]:
-    """Batches of equal text length, since the text stands in front of the speech without a gap."""
+    """Returns batches of equal text length, because the speech follows the text without padding."""
     items = sorted(items, key=lambda d: (len(d["text"]), len(d["pairs"])))
     out: list[list[dict[str, Tensor]]] = []
     for item in items:
@@ -150,7 +150,7 @@ def grouped(items: list[dict[str, Tensor]], size: int) -> list[list[dict[str, Te
 
 
 def join(first: dict[str, Tensor], second: dict[str, Tensor], space: int) -> dict[str, Tensor]:
-    """Two sentences as one, a blank between them."""
+    """Returns two sentences as one, with a blank between them."""
     shift = len(first["text"]) - 1
     return {
         "text": torch.cat([first["text"][:-1], torch.tensor([space]), second["text"][1:]]),
@@ -161,8 +161,8 @@ def join(first: dict[str, Tensor], second: dict[str, Tensor], space: int) -> dic
 
 
 def joined(groups: list[list], count: int, rng: random.Random, space: int) -> list[dict[str, Tensor]]:
-    """A batch of `count` sentences a row, with as many fewer rows. Texts of a group are of one length, so their sums
-    are too."""
+    """Returns a batch of `count` sentences per row, with fewer rows. Texts of a group have equal lengths, and so do the
+    joined ones."""
     chosen = [rng.sample(g, len(g)) for g in rng.choices(groups, k=count)]
     rows = max(2, max(len(g) for g in chosen) // count)
     items = [reduce(lambda a, b: join(a, b, space), row) for row in list(zip(*chosen))[:rows]]
@@ -171,7 +171,7 @@ def joined(groups: list[list], count: int, rng: random.Random, space: int) -> li
 
 
 def collate(items: list[dict[str, Tensor]], book: Book, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, n) text, (B, s) targets with -1 behind their ends, (B, s, 2, 2) windows."""
+    """Returns text (B, n), targets (B, s) padded with -1, and windows (B, s, 2, 2)."""
     pad = nn.utils.rnn.pad_sequence
     text = torch.stack([i["text"] for i in items])
     said = [F.pad(book.write(i["pairs"], i["place"]), (0, 1), value=STOP_SPEECH) for i in items]

@@ -63,7 +63,7 @@ def everyday(rng: random.Random, count: int) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """Clean English sentences of a file: letters and plain punctuation, no shouting."""
+    """Returns the plain English sentences of a text: letters and punctuation, no words in capitals."""
     text = re.sub(r"\s--.*", "", text)
     text = re.sub(r"\n(?!\n)", " ", text)
     found = []
@@ -94,8 +94,8 @@ def scripture() -> list[str]:
 
 
 def corpus(seed: int = 0) -> tuple[list[str], list[str]]:
-    """(training sentences, held-out sentences). The long ones come last, since a run may be cut at
-    any point: speech of a few short sentences teaches more words than that of one long one."""
+    """Returns (training sentences, held-out sentences). Long ones come last, because a run may end at any point, and a
+    few short sentences teach more words than a long one."""
     rng = random.Random(seed)
     found = list(dict.fromkeys(fortunes()))
     rng.shuffle(found)

@@ -53,11 +53,11 @@ class Published(nn.Module):
     def __init__(self, net: nn.Module, shapes: dict[str, tuple[int, ...]], rules: Iterable[Rule], seed: int) -> None:
         super().__init__()
         self.rules = tuple(rules)
-        self.net = [net]  # in a list: its own parameters are place holders, not ours
+        self.net = [net]  # in a list, so that its own parameters are not registered
         noise = torch.Generator().manual_seed(seed)
         self.names = {name.replace(".", "/"): name for name in shapes}
         for key, name in self.names.items():
-            self.register_parameter(key, nn.Parameter(start(name, shapes[name], noise)))
+            self.register_parameter(key, nn.Parameter(initial(name, shapes[name], noise)))
 
     def published(self) -> dict[str, Tensor]:
         return {name: getattr(self, key) for key, name in self.names.items()}
@@ -70,13 +70,13 @@ class Published(nn.Module):
         return functional_call(self.net[0], self.state() | (change or {}), inputs)
 
 
-def start(name: str, shape: tuple[int, ...], noise: torch.Generator) -> Tensor:
+def initial(name: str, shape: tuple[int, ...], noise: torch.Generator) -> Tensor:
     """Initializes linear and convolution weights by fan-in, tables with small values, norms with one."""
     if name.endswith(("bias", "pos_bias_u", "pos_bias_v")):
         return torch.zeros(shape)
     if name.endswith("alpha") or (len(shape) == 1 and name.endswith("weight")):
         return torch.ones(shape)
-    if name.endswith("original0"):  # the magnitude of a weight-normed convolution: set by `settle`
+    if name.endswith("original0"):  # the magnitude of a weight-normed convolution: set by `set_magnitudes`
         return torch.ones(shape)
     values = torch.randn(shape, generator=noise)
     if "emb" in name.rsplit(".", 2)[-2] or name.endswith("pre_attention_query"):
@@ -84,7 +84,7 @@ def start(name: str, shape: tuple[int, ...], noise: torch.Generator) -> Tensor:
     return values / math.sqrt(math.prod(shape[1:]))
 
 
-def settle(net: Published) -> None:
+def set_magnitudes(net: Published) -> None:
     """Sets every weight norm to the magnitude of its direction."""
     with torch.no_grad():
         for key, name in net.names.items():

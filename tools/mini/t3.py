@@ -1,8 +1,8 @@
-"""Stage `t3`: text to codes, by next-code prediction with three helps.
+"""Stage `t3`: text to codes, by next-code prediction with three aids.
 
-Guidance: the teacher says when each phone was spoken, so a few heads are told where in the text to look.
-Shared tables: a code is two phones and a place, so its embedding is a sum of theirs, plus a part of its own; rare codes
-learn too, and a place looks the same in the text as in what is said.
+Guided heads: the teacher gives the time of each phone, so a few attention heads are trained to look at its text.
+Shared tables: a code is two phones and a position, so its embedding is the sum of theirs and a part of its own; rare
+codes learn too, and a position has the same embedding in text and speech.
 The repetition penalty that sampling applies by default is applied in training as well, as these codes repeat by nature;
 and logits are held where it does least: it multiplies them, so the likely ones are to lie just below zero.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from .reading import collate, examples, grouped, joined
 from .sizes import CONFIG, Published
 
 CFG = CONFIG.t3
-GUIDED = (1, 2, 3)  # layers whose first two heads are told where to look: where the voice is, and what comes next
+GUIDED = (1, 2, 3)  # layers whose first two heads are guided: to the text being spoken, and to the next letter
 GUIDANCE = 1.0  # weight of that loss
 SHARE = 0.2  # a step of a shared table moves thousands of codes at once, and each code by four of them
 SHARPER = 1.6  # the file's logits: unlikely codes become rarer at the usual temperature; 2.5 gets stuck at times
@@ -49,7 +49,7 @@ SPELLINGS = 2  # of each sentence
 
 
 class Guided:
-    """T3's attention, as its `kv`: notes how much of the told heads' attention falls into the windows."""
+    """T3's attention, as its `kv`: collects how much of the guided heads' attention falls into the windows."""
 
     def __init__(self, window: Tensor, text_at: int, speech_at: int) -> None:
         self.text_at, self.speech_at = text_at, speech_at
@@ -69,8 +69,8 @@ class Guided:
         return attend(q, k, v, causal=True)
 
 
-class Teach(nn.Module):
-    """A whole pass over sentences with known codes, so that one functional call covers it."""
+class TrainingPass(nn.Module):
+    """A pass over sentences with known codes, in one functional call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Teach(nn.Module):
 
 
 class Model(nn.Module):
-    """T3 under its published names, with what its tables share between codes, and between codes and places."""
+    """T3 under its published names, with the tables that codes and positions share."""
 
     def __init__(self, seed: int, book: Book) -> None:
         super().__init__()
@@ -101,14 +101,14 @@ class Model(nn.Module):
         shapes = {f"t3.{k}": v for k, v in layout.t3(CFG).items() if k not in ("tfmr.embed_tokens.weight",
                                                                                "text_head.weight")}
         with torch.device("meta"):
-            net = Teach()
+            net = TrainingPass()
         self.body = Published(net, shapes, rules, seed)
         noise = torch.Generator().manual_seed(seed + 1)
         self.shared = nn.Parameter(torch.randn(2, sum(PARTS), CFG.dim, generator=noise) * 0.08 / SHARE)
         self.never = nn.Parameter(torch.zeros(CFG.dim))  # head of every code that never occurs
 
     def tables(self) -> dict[str, Tensor]:
-        """What is trained in two parts, under the published names."""
+        """Returns the tables that are trained in two parts, under the published names."""
         own = self.body.published()
         shared = self.shared * SHARE
         both = self.made_of @ shared
@@ -119,7 +119,7 @@ class Model(nn.Module):
         return {name: own[f"t3.{name}"] + more for name, more in zip(names, (*both, digits))}
 
     def forward(self, batch: tuple, blind: Tensor, voice: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Hidden states, how well the told heads look, and the head's table."""
+        """Returns hidden states, the guided heads' attention inside their windows, and the table of the head."""
         tables = self.tables()
         head = tables.pop("speech_head.weight")
         hidden, found = self.body.run(*batch, blind, voice, change={f"t3.{k}": v for k, v in tables.items()})
@@ -136,7 +136,7 @@ class Model(nn.Module):
 
 
 def voice_of(work: Path, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """What T3 is told about its only voice: the same in training and in conds.pt."""
+    """Returns T3's conditions for its only voice, the same in training and in conds.pt."""
     item = common.read(work, "train", ("codes",))[-1]
     prompt = item["codes"].long()[: CFG.prompt_tokens]
     prompt = Book.at(work).write(prompt, torch.zeros_like(prompt))[None]
@@ -152,7 +152,7 @@ def voice_of(work: Path, device: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def penalised(logits: Tensor, index: Tensor, penalty: float) -> Tensor:
-    """(B, s, columns), each step behind the repetition penalty for the (B, s) columns of the steps before it."""
+    """Returns logits (B, s, columns) with the repetition penalty for the (B, s) columns of earlier steps."""
     n = index.shape[1]
     same = index[:, None] == index[..., None]
     since = same.int().argmax(-1)  # (B, s): the step that said each first
@@ -190,7 +190,7 @@ def losses(model: Model, batch: tuple, used: Tensor, voice: Any, penalty: float,
 
 
 def used_codes(work: Path, items: list[dict[str, Tensor]], book: Book) -> Tensor:
-    """Codes that occur, the end included. The set only grows, as the corpus does."""
+    """Returns the codes that occur, and the stop code. The set only grows, as the corpus does."""
     file = work / "used.pt"
     said = [torch.tensor([STOP_SPEECH]), *(book.write(i["pairs"], i["place"]) for i in items)]
     found = torch.cat([*said, torch.load(file)] if file.exists() else said).unique()
@@ -199,17 +199,14 @@ def used_codes(work: Path, items: list[dict[str, Tensor]], book: Book) -> Tensor
 
 
 def main(argv: list[str]) -> None:
-    parser = common.arguments(__doc__)
-    parser.add_argument("--steps", type=int, default=15_000)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=1.4e-3)
+    parser = common.training_arguments(__doc__, steps=15_000, batch=16, rate=1.4e-3)
     parser.add_argument("--stop-on-growth", type=float, default=0, help="seconds after which newly made data is read")
     args = parser.parse_args(argv)
     clock = common.setup(args)
     tokenizer = prepare_vocabulary(args.work)
     book = Book.at(args.work, common.read(args.work, "train", ("codes",)))
     model = Model(args.seed, book).to(args.device)
-    trainer = common.Trainer("t3", args, model, args.rate, args.steps)
+    trainer = common.Trainer("t3", args, model, clock)
     voice = voice_of(args.work, args.device)
     held = grouped(examples(args.work, "test", tokenizer), args.batch)
     rng = random.Random(args.seed + trainer.step)
@@ -217,8 +214,8 @@ def main(argv: list[str]) -> None:
         items = examples(args.work, "train", tokenizer, SPELLINGS)
         used = used_codes(args.work, items + [i for group in held for i in group], book).to(args.device)
         common.log("t3", args, examples=len(items), codes=len(used), step=trainer.step)
-        train(args, clock, trainer, model, items, book, used, voice, rng, held, tokenizer.encode(" ")[0])
-    trainer.save(clock.spent)
+        train(args, trainer, model, items, book, used, voice, rng, held, tokenizer.encode(" ")[0])
+    trainer.save()
 
 
 def prepare_vocabulary(work: Path) -> EnTokenizer:
@@ -232,30 +229,23 @@ def prepare_vocabulary(work: Path) -> EnTokenizer:
 
 
 def train(
-    args: argparse.Namespace, clock: common.Clock, trainer: common.Trainer, model: Model, items: list, book: Book,
-    used: Tensor, voice: Any, rng: random.Random, held: list, space: int,
+    args: argparse.Namespace, trainer: common.Trainer, model: Model, items: list, book: Book, used: Tensor, voice: Any,
+    rng: random.Random, held: list, space: int,
 ) -> None:
     """Until the time is up, the steps are done, or the corpus is worth reading again."""
-    began, notes = clock.spent, []
     groups = [g for g in grouped(items, args.batch) if len(g) > 1]
-    for (group,) in common.batches(groups, 1, rng):
-        if trainer.done or not clock.tick() or (args.stop_on_growth and clock.spent - began > args.stop_on_growth):
-            return
+    ends = trainer.clock.spent + (args.stop_on_growth or math.inf)
+
+    def of_batch(chosen: list[list[dict[str, Tensor]]]) -> dict[str, Tensor]:
+        (group,) = chosen
         penalty = 1.0 if rng.random() < CHEAP else PENALTY
         if rng.random() < JOINED:
             group = joined(groups, rng.randint(2, MOST), rng, space)
-        found = losses(model, collate(group, book, args.device), used, voice, penalty, BLIND)
-        trainer.update(found["loss"])
-        notes.append({k: v.item() for k, v in found.items()})
-        if trainer.step % 100 == 0:
-            mean = {k: common.average([n[k] for n in notes]) for k in notes[0]}
-            notes.clear()
-            mean |= check(args, model, book, used, voice, held)
-            common.log("t3", args, step=trainer.step, seconds=clock.spent, **mean)
-            trainer.save(clock.spent)
+        return losses(model, collate(group, book, args.device), used, voice, penalty, BLIND)
 
+    def held_out() -> dict[str, float]:
+        got = [losses(model, collate(g, book, args.device), used, voice, PENALTY, 0.0) for g in held]
+        return {k: common.average([g[k].item() for g in got]) for k in ("ce", "guide", "sums", "hit")}
 
-@torch.no_grad()
-def check(args: argparse.Namespace, model: Model, book: Book, used: Tensor, voice: Any, held: list) -> dict[str, float]:
-    got = [losses(model, collate(g, book, args.device), used, voice, PENALTY, 0.0) for g in held]
-    return {f"held_{k}": common.average([g[k].item() for g in got]) for k in ("ce", "guide", "sums", "hit")}
+    until_growth = takewhile(lambda _: trainer.clock.spent <= ends, common.batches(groups, 1, rng))
+    trainer.run(until_growth, of_batch, held_out)

@@ -1,7 +1,6 @@
-"""Stage `tokenizer`: 16 kHz log-mels to codes, each of the eight numbers drawn to the digit it is to be rounded to.
+"""Stage `tokenizer`: 16 kHz log-mels to codes; each of the eight numbers is trained towards the digit it is rounded to.
 
-Nothing else waits for this stage: the others train on the teacher's own codes. It is what a reference recording and
-voice conversion go through.
+No other stage needs it: they train on the teacher's own codes. Reference recordings and voice conversion use it.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from .sizes import CONFIG, Published
 CFG = CONFIG.s3_tokenizer
 
 
-class Teach(nn.Module):
+class TrainingPass(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tokenizer = S3Tokenizer(CFG)
 
     def forward(self, mels: list[Tensor]) -> Tensor:
-        """(L, 8) before rounding, L the codes of all of them."""
+        """Returns (L, 8) before rounding, L the number of codes of all mels."""
         x, inner, outer, _ = self.tokenizer.encoder(mels)
         whole = x + (outer.weight @ inner).t()[: len(x)] + outer.bias
         return self.tokenizer.quantizer._codebook.project_down(whole).tanh() * TANH_SCALE
@@ -40,7 +39,7 @@ class Model(nn.Module):
         shapes = {f"tokenizer.{k}": v for k, v in layout.s3_tokenizer(CFG).items()}
         shapes = {k: v for k, v in shapes.items() if k not in layout.COMPUTED}
         with torch.device("meta"):
-            net = Teach()
+            net = TrainingPass()
         self.body = Published(net, shapes, keymap.under("tokenizer", keymap.S3_TOKENIZER), seed)
 
     def forward(self, mels: list[Tensor]) -> Tensor:
@@ -62,16 +61,12 @@ def losses(model: Model, items: list[dict[str, Tensor]], device: str) -> dict[st
 
 
 def main(argv: list[str]) -> None:
-    parser = common.arguments(__doc__)
-    parser.add_argument("--steps", type=int, default=10_000)
-    parser.add_argument("--batch", type=int, default=12)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    args = parser.parse_args(argv)
+    args = common.training_arguments(__doc__, steps=10_000, batch=12, rate=1e-3).parse_args(argv)
     clock = common.setup(args)
     model = Model(args.seed).to(args.device)
-    trainer = common.Trainer("tokenizer", args, model, args.rate, args.steps)
-    train(args, clock, trainer, model, random.Random(args.seed + trainer.step))
-    trainer.save(clock.spent)
+    trainer = common.Trainer("tokenizer", args, model, clock)
+    train(args, trainer, model, random.Random(args.seed + trainer.step))
+    trainer.save()
 
 
 def examples(work: Path, part: str) -> list[dict[str, Tensor]]:
@@ -79,22 +74,9 @@ def examples(work: Path, part: str) -> list[dict[str, Tensor]]:
     return sorted(items, key=lambda i: len(i["codes"]))
 
 
-def train(
-    args: argparse.Namespace, clock: common.Clock, trainer: common.Trainer, model: Model, rng: random.Random
-) -> None:
+def train(args: argparse.Namespace, trainer: common.Trainer, model: Model, rng: random.Random) -> None:
     items, held = examples(args.work, "train"), examples(args.work, "test")[:16]
-    notes = []
-    for group in common.batches(items, args.batch, rng):
-        if trainer.done or not clock.tick():
-            return
-        found = losses(model, group, args.device)
-        trainer.update(found["loss"])
-        notes.append({k: v.item() for k, v in found.items()})
-        if trainer.step % 100 == 0:
-            with torch.no_grad():
-                got = losses(model, held, args.device)
-            mean = {k: common.average([n[k] for n in notes]) for k in notes[0]}
-            notes.clear()
-            common.log("tokenizer", args, step=trainer.step, seconds=clock.spent, sentences=len(items), **mean,
-                       **{f"held_{k}": v.item() for k, v in got.items()})
-            trainer.save(clock.spent)
+    trainer.run(
+        common.batches(items, args.batch, rng), lambda group: losses(model, group, args.device),
+        lambda: losses(model, held, args.device), sentences=len(items),
+    )

@@ -26,7 +26,7 @@ from chatterbox_opt.weights import keymap, layout
 
 from . import common
 from .flow import PULL, encoder_of
-from .sizes import CONFIG, Published, settle
+from .sizes import CONFIG, Published, set_magnitudes
 
 CFG = CONFIG.hift
 SEGMENT = 24  # frames of a training example, 0.48 s
@@ -72,7 +72,7 @@ class Trainable(Hift):
         return wave / overlap_add(square, hop)[:, half : half + length].to(wave)
 
 
-class Teach(nn.Module):
+class TrainingPass(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.mel2wav = Trainable(CFG)
@@ -96,9 +96,9 @@ class Model(nn.Module):
         super().__init__()
         shapes = {f"mel2wav.{k}": v for k, v in layout.hift(CFG).items()}
         with torch.device("meta"):
-            net = Teach()
+            net = TrainingPass()
         self.body = Published(net, shapes, keymap.under("mel2wav", keymap.HIFT), seed)
-        settle(self.body)
+        set_magnitudes(self.body)
         with torch.no_grad():
             state = self.body.published()
             state["mel2wav.conv_post.parametrizations.weight.original0"].mul_(0.1)
@@ -171,37 +171,22 @@ def collate(items: list[dict[str, Any]], device: str, rng: random.Random) -> tup
 
 
 def main(argv: list[str]) -> None:
-    parser = common.arguments(__doc__)
-    parser.add_argument("--steps", type=int, default=8_000)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser = common.training_arguments(__doc__, steps=8_000, batch=8, rate=1e-3)
     parser.add_argument("--sentences", type=int, default=2000)
     args = parser.parse_args(argv)
     clock = common.setup(args)
     model = Model(args.seed).to(args.device)
-    trainer = common.Trainer("vocoder", args, model, args.rate, args.steps)
-    train(args, clock, trainer, model, random.Random(args.seed + trainer.step))
-    trainer.save(clock.spent)
+    trainer = common.Trainer("vocoder", args, model, clock)
+    train(args, trainer, model, random.Random(args.seed + trainer.step))
+    trainer.save()
 
 
-def train(
-    args: argparse.Namespace, clock: common.Clock, trainer: common.Trainer, model: Model, rng: random.Random
-) -> None:
+def train(args: argparse.Namespace, trainer: common.Trainer, model: Model, rng: random.Random) -> None:
     items = examples(args.work, "train", args.sentences)
     held = collate(examples(args.work, "test", 16), args.device, random.Random(0))
-    notes = []
-    for group in common.batches(items, args.batch, rng):
-        if trainer.done or not clock.tick():
-            return
+
+    def of_batch(group: list[dict[str, Any]]) -> dict[str, Tensor]:
         rng.shuffle(items)  # length does not matter here
-        found = losses(model, collate(group, args.device, rng))
-        trainer.update(found["loss"])
-        notes.append({k: v.item() for k, v in found.items()})
-        if trainer.step % 100 == 0:
-            with torch.no_grad():
-                got = losses(model, held)
-            mean = {k: common.average([n[k] for n in notes]) for k in notes[0]}
-            notes.clear()
-            common.log("vocoder", args, step=trainer.step, seconds=clock.spent, sentences=len(items), **mean,
-                       **{f"held_{k}": v.item() for k, v in got.items()})
-            trainer.save(clock.spent)
+        return losses(model, collate(group, args.device, rng))
+
+    trainer.run(common.batches(items, args.batch, rng), of_batch, lambda: losses(model, held), sentences=len(items))

@@ -12,12 +12,7 @@ from ...models import estimator
 from ...models.conformer import Norm
 from . import trial
 from .early import early, gdc_launch_dependents, gdc_wait
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # CPU builds of torch come without it
-    triton = None
+from .language import tl, triton
 
 FRAMES = 4  # per program
 WARPS = 4

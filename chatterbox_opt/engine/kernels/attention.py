@@ -13,12 +13,7 @@ import torch
 from torch import Tensor
 
 from .early import early, gdc_launch_dependents, gdc_wait
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # CPU builds of torch come without it
-    triton = None
+from .language import tl, triton
 
 BLOCK = 64  # positions a program reads at once
 PROGRAMS = 264  # enough to fill a device: two per multiprocessor of the largest

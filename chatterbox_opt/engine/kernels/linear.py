@@ -17,12 +17,7 @@ from torch import Tensor, nn
 
 from ...models.layers import gelu, swiglu
 from .early import early, gdc_launch_dependents, gdc_wait
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # CPU builds of torch come without it
-    triton = None
+from .language import tl, triton
 
 FMA_ROWS, MOST_ROWS = 4, 16  # most rows by multiply-add; most rows at all: for more a GEMM library is as fast
 READ = 256  # numbers that a warp reads at once, 16 bytes of bf16 per thread

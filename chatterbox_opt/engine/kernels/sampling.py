@@ -13,12 +13,7 @@ from torch import Tensor
 
 from ..sampling import Filters, RowParams
 from .early import early, gdc_launch_dependents, gdc_wait
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # CPU builds of torch come without it
-    triton = None
+from .language import tl, triton
 
 WARPS = 16
 # no specialization on alignment: an odd vocabulary and any first slot use the same kernel

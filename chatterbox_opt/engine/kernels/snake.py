@@ -5,17 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # CPU builds of torch come without it
-    triton = None
+from .language import tl, triton
 
 BLOCK = 1024
-
-
-def available() -> bool:
-    return triton is not None
 
 
 if triton is not None:

@@ -17,14 +17,11 @@ from ..cache import Decode, StaticKVCache, empty_kv
 from ..graphs import bucket
 from ..sampling import Filters, RowParams, guide, next_token, next_token_turbo
 from . import attention, linear, sampling, trial
+from .language import available  # noqa: F401  for engine/step.py
 
 MOST_ROWS = 32  # tried; attention with more rows is judged by this many
 LIVE = 512  # positions in a trial, 20 s of speech
 SLOTS = 2  # slots in a trial of sampling
-
-
-def available() -> bool:
-    return linear.triton is not None
 
 
 class StepKernels:
