@@ -18,7 +18,8 @@ from .cache import Decode, DecodeEach, StaticKVCache, Written, empty_kv
 from .endings import BROKEN
 from .graphs import Captured, bucket, on_trial
 from .kernels import sampling as sampling_kernel
-from .kernels.step import StepKernels, available
+from .kernels.language import available
+from .kernels.step import StepKernels
 from .operations import t3_operations
 from .sampling import Filters, guide, next_token, next_token_turbo
 from .slots import Slots

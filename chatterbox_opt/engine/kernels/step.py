@@ -17,7 +17,6 @@ from ..cache import Decode, StaticKVCache, empty_kv
 from ..graphs import bucket
 from ..sampling import Filters, RowParams, guide, next_token, next_token_turbo
 from . import attention, linear, sampling, trial
-from .language import available  # noqa: F401  for engine/step.py
 
 MOST_ROWS = 32  # tried; attention with more rows is judged by this many
 LIVE = 512  # positions in a trial, 20 s of speech
