@@ -1,1 +1,1 @@
-"""More than one machine's worth of speech: tables of texts spoken into files, by one machine or by many."""
+"""Tables of texts spoken into files, on one machine or on a Ray cluster; and the server on a Ray cluster."""

@@ -1,7 +1,7 @@
-"""In Ray's proxies, in front of the replicas: what one of them took with it is asked of another before anybody notices.
+"""Middleware of Ray Serve's proxies: repeats a request whose replica died before the client got anything.
 
-Ray calls `middlewares` where the environment of its proxies names it. Without it, a request whose replica dies is a 500
-without a word, and Ray's own refusals are plain text.
+Ray calls `middlewares` if the environment of its proxies names it. Without it, a request whose replica dies is answered
+with an empty 500, and Ray's own refusals are plain text.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from starlette.middleware import Middleware
 from ..serve.errors import ApiError, unavailable
 
 logger = logging.getLogger(__name__)
-PROXIES = {
+PROXIES = {  # environment of the proxies
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": f"{__name__}:middlewares",
-    "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",  # or those of other machines get nothing until one is full
+    "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",  # else the proxy's own node gets all until it is full
 }
 TRIES = 3
-MOST_HELD = 2 << 20  # bytes of a request that is held for another try
-REFUSED = {  # Ray's own answers
+MOST_HELD = 2 << 20  # bytes of a request's body that are kept for another try
+REFUSED = {  # status of Ray's own answers -> message
     408: "The request took too long", 429: "As many speeches are waiting as are taken", 503: "No replica is there",
 }
 
@@ -31,8 +31,8 @@ def middlewares() -> list[Middleware]:
 
 
 class Again:
-    """ASGI. A request that has no answer yet when its replica is gone is asked again, where that is the same as asking
-    once; then it is a 503."""
+    """ASGI. If a replica dies before the client got anything, the request goes to another replica, up to TRIES in all,
+    provided that a repetition changes nothing on the server. Otherwise the answer is a 503."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -41,73 +41,78 @@ class Again:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        asked, answer = Held(receive, repeatable(scope)), Answer(send)
-        for left in reversed(range(TRIES)):
-            asked.rewind()
-            await self.app(dict(scope), asked.receive, answer.send)
-            if answer.begun or asked.left:
+        request, answer = Held(receive, repeatable(scope)), Answer(send)
+        for tries_left in reversed(range(TRIES)):
+            request.rewind()
+            await self.app(dict(scope), request.receive, answer.send)
+            if answer.begun or request.client_left:
                 return
-            if not (left and asked.held is not None):
+            if not tries_left or request.messages is None:
                 break
-            logger.warning("%s %s: its replica is gone, and it is asked of another", scope["method"], scope["path"])
+            logger.warning("%s %s: its replica died, another one gets the request", scope["method"], scope["path"])
         await unavailable("The replica that had this request is gone").response()(scope, receive, send)
 
 
 def repeatable(scope: Any) -> bool:
-    """Nothing is kept or deleted by it."""
+    """Returns whether the request neither stores nor deletes anything."""
     kind = Headers(scope=scope).get("content-type", "")
     return scope["method"] in ("GET", "HEAD") or (scope["method"] == "POST" and kind.startswith("application/json"))
 
 
 class Held:
-    """A request that can be read more than once."""
+    """A request that can be read again after rewind(), if it is repeatable and not too large."""
 
     def __init__(self, receive: Any, repeatable: bool) -> None:
         self._receive = receive
-        self.held: list[Any] | None = [] if repeatable else None  # its messages; None: it is not held any more
-        self.size = self.next = 0
-        self.left = False  # the client has
+        self.messages: list[Any] | None = [] if repeatable else None  # None: they are not kept
+        self.size = self.next = 0  # bytes kept; index of the next message to read
+        self.client_left = False
 
     def rewind(self) -> None:
         self.next = 0
 
     async def receive(self) -> Any:
-        if self.held is not None and self.next < len(self.held):
+        if self.messages is not None and self.next < len(self.messages):
             self.next += 1
-            return self.held[self.next - 1]
+            return self.messages[self.next - 1]
         message = await self._receive()
         if message["type"] == "http.disconnect":
-            self.left = True
-        elif self.held is not None:
+            self.client_left = True
+        elif self.messages is not None:
             self.size += len(message.get("body", b""))
             if self.size > MOST_HELD:
-                self.held = None
+                self.messages = None
             else:
-                self.held.append(message)
+                self.messages.append(message)
                 self.next += 1
         return message
 
 
 class Answer:
-    """Ray's own refusals become what clients know as an error."""
+    """Sends the answer on. Its head waits for the first part of its body: a replica that dies between them has not
+    answered. Ray's own refusals become error objects as clients know them."""
 
     def __init__(self, send: Any) -> None:
         self._send = send
-        self.begun = self._replaced = False
+        self._head: Any = None
+        self.begun = self._replaced = False  # the client got something; it got a refusal in place of what Ray sends
 
     async def send(self, message: Any) -> None:
-        if self._replaced:
-            return
         if message["type"] == "http.response.start":
+            self._head = message
+            return
+        if not self.begun:
             self.begun = True
-            headers = MutableHeaders(scope=message)
-            if message["status"] in REFUSED and headers.get("content-type", "").startswith("text/plain"):
+            headers = MutableHeaders(scope=self._head)
+            if self._head["status"] in REFUSED and headers.get("content-type", "").startswith("text/plain"):
                 self._replaced = True
-                await refusal(message["status"], headers)({"type": "http"}, None, self._send)
-                return
-            if names := headers.getlist("x-request-id"):  # the replica's, and Ray's
-                headers["x-request-id"] = names[0]
-        await self._send(message)
+                await refusal(self._head["status"], headers)({"type": "http"}, None, self._send)
+            else:
+                if names := headers.getlist("x-request-id"):  # the replica's, and Ray's
+                    headers["x-request-id"] = names[0]
+                await self._send(self._head)
+        if not self._replaced:
+            await self._send(message)
 
 
 def refusal(status: int, headers: Headers) -> Any:

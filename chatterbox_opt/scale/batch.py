@@ -1,4 +1,4 @@
-"""`chatterbox-opt batch`: a table spoken into an output folder, and gone on with where it was left."""
+"""`chatterbox-opt batch`: speaks a table into an output folder, and continues a run that was interrupted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .rows import BadRow, Row, parquet_module
 from .speaking import Failed, Made
 from .writing import FORMATS, PACKINGS, Writer, writer
 
-Outcomes = Callable[[Sequence[Row]], Iterable[Made | Failed]]  # speaks rows, here or elsewhere
+Outcomes = Callable[[Sequence[Row]], Iterable[Made | Failed]]  # speaks rows, on this machine or on others
 
 
 @dataclass
@@ -22,16 +22,17 @@ class Summary:
     before: int  # made by earlier runs
     made: int = 0
     failed: int = 0
-    seconds: float = 0.0  # of sound made now
+    seconds: float = 0.0  # of speech made by this run
 
 
 def speak_table(
     rows: Sequence[Row | BadRow], folder: Path, outcomes: Outcomes, kind: str = "flac", *, shard: int | None = None,
     packing: str = "tar", settings: dict[str, Any] | None = None, verbose: bool = True,
 ) -> Summary:
-    """`outcomes` gets the rows that are not made yet, long ones first: the batch is made of equals, the engine's memory
-    is reserved once, and nothing long is left for the end. `shard`: rows to a tar file, or another `packing`.
-    `settings`: what a run that goes on has to have in common with the first."""
+    """`outcomes` is called with the rows that are not made yet, the longest texts first: rows that are spoken side by
+    side are about equally long, the engine reserves its memory once, and no long row is left for the end. `kind`: the
+    format. `shard`: rows per tar file, or per file of another `packing`. `settings`: what a run that continues another
+    must have in common with it."""
     if kind not in FORMATS:
         raise ValueError(f"format={kind!r}: choose one of {', '.join(FORMATS)}")
     if shard is not None and shard < 1:
@@ -42,37 +43,37 @@ def speak_table(
         if shard is None:
             raise ValueError("parquet holds many speeches: say how many rows a file has, by --shard")
         parquet_module("shards in parquet")
-    if what := missing(kind):
-        raise ValueError(what.replace("response_format", "format"))
-    same = {**(settings or {}), "format": kind, "shard": shard}
-    manifest = Manifest(folder, same if packing == "tar" else {**same, "packing": packing})
+    if reason := missing(kind):
+        raise ValueError(reason.replace("response_format", "format"))
+    common = {**(settings or {}), "format": kind, "shard": shard}
+    manifest = Manifest(folder, common if packing == "tar" else {**common, "packing": packing})
     try:
         bad = [row for row in rows if isinstance(row, BadRow)]
         left = manifest.left(row for row in rows if isinstance(row, Row))
-        if shard is not None and packing == "tar":  # WebDataset takes what follows a dot for the kind of file
+        if shard is not None and packing == "tar":  # WebDataset takes all that follows a dot for the suffix
             bad += [BadRow(row.id, row.number, f"id={row.id!r}: no dots in tar files") for row in left if "." in row.id]
             left = [row for row in left if "." not in row.id]
         for row in bad:
             manifest.fail(row, row.reason)
         summary = Summary(len(rows), len(rows) - len(left) - len(bad), failed=len(bad))
-        into = writer(manifest, kind, shard, packing)
+        output = writer(manifest, kind, shard, packing)
         try:
             if left:
                 left.sort(key=lambda row: (-len(row.text), row.number))
-                _write(_with_bar(outcomes(left), summary, verbose), manifest, into, summary)
+                _write(_with_bar(outcomes(left), summary, verbose), manifest, output, summary)
         finally:
-            into.close()
+            output.close()
     finally:
         manifest.close()
     return summary
 
 
-def _write(outcomes: Iterable[Made | Failed], manifest: Manifest, into: Writer, summary: Summary) -> None:
+def _write(outcomes: Iterable[Made | Failed], manifest: Manifest, output: Writer, summary: Summary) -> None:
     for outcome in outcomes:
         reason = outcome.reason if isinstance(outcome, Failed) else None
         if isinstance(outcome, Made):
             try:
-                into.add(outcome.record, outcome.data)
+                output.add(outcome.record, outcome.data)
             except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
                 reason = f"id={outcome.row.id!r}: another file is in its way ({error})"
         if reason is not None or isinstance(outcome, Failed):
@@ -89,8 +90,8 @@ def _with_bar(outcomes: Iterable[Made | Failed], summary: Summary, verbose: bool
         return
     from tqdm import tqdm
 
-    begun = summary.before + summary.failed
-    with tqdm(desc="speeches", total=summary.rows, initial=begun, unit="row", dynamic_ncols=True) as bar:
+    finished = summary.before + summary.failed
+    with tqdm(desc="speeches", total=summary.rows, initial=finished, unit="row", dynamic_ncols=True) as bar:
         for outcome in outcomes:
             yield outcome
             bar.set_postfix(failed=summary.failed, hours=f"{summary.seconds / 3600:.2f}", refresh=False)

@@ -1,4 +1,4 @@
-"""A Ray cluster: the options that name one, the way into it, and what an engine gets of it."""
+"""A Ray cluster: its command-line options, the connection to it, and the share of it that each engine gets."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-HERE = "local"  # Ray's word for a cluster of this machine alone, that ends with this program
+LOCAL = "local"  # for Ray: a cluster of this machine alone, which ends with this program
 
 
 @dataclass(frozen=True)
 class Share:
-    """How many engines, and what each has to itself."""
+    """How many engines there are, and what each of them gets."""
 
     fewest: int
     most: int
@@ -24,7 +24,7 @@ class Share:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     ray = command.add_argument_group("on a Ray cluster, with the extra ray")
-    ray.add_argument("--ray", nargs="?", const=HERE, metavar="ADDRESS", help="HOST:PORT, or auto; alone: this machine")
+    ray.add_argument("--ray", nargs="?", const=LOCAL, metavar="ADDRESS", help="HOST:PORT, or auto; alone: this machine")
     ray.add_argument("--workers", metavar="N", help="engines; MIN-MAX: as many as are needed; all that fit otherwise")
     ray.add_argument("--worker-cpus", type=float, metavar="N", help="cores, and threads, of an engine")
     ray.add_argument("--worker-gpus", type=float, metavar="N", help="of an engine; 0.5: two engines share one")
@@ -35,7 +35,8 @@ def check_arguments(args: Any) -> None:
         raise ValueError("--workers, --worker-cpus and --worker-gpus are of a Ray cluster: --ray names it")
 
 
-def number_of_workers(words: str) -> tuple[int, int]:
+def range_of_workers(words: str) -> tuple[int, int]:
+    """Returns (fewest, most) from N or MIN-MAX."""
     low, dash, high = str(words).partition("-")
     high = high if dash else low
     if not (low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high)):
@@ -44,10 +45,10 @@ def number_of_workers(words: str) -> tuple[int, int]:
 
 
 def share_of(args: Any, nodes: Sequence[Mapping[str, float]]) -> Share:
-    """`nodes`: what each has. On a CPU an engine gets a whole node, as its threads are what makes it fast, unless more
-    are asked for than there are nodes."""
+    """`nodes`: the resources of each. On CPUs an engine gets all cores of a node, since its speed comes from its
+    threads, unless more engines are asked for than there are nodes."""
     gpus, cpus = args.worker_gpus, args.worker_cpus
-    asked = number_of_workers(args.workers) if args.workers else None
+    asked = range_of_workers(args.workers) if args.workers else None
     if gpus is None:
         gpus = float(args.device in ("auto", "cuda") and any(node.get("GPU") for node in nodes))
     if cpus is None:
@@ -56,17 +57,18 @@ def share_of(args: Any, nodes: Sequence[Mapping[str, float]]) -> Share:
         cpus = 1.0 if gpus else float(max(1, min(*cores, part)))
     if not (cpus > 0 and gpus >= 0):
         raise ValueError(f"worker-cpus={cpus:g}, worker-gpus={gpus:g}: more than 0 cores, 0 GPUs or more")
-    fit = sum(engines_on(node, cpus, gpus) for node in nodes)
+    fit = sum(engines_that_fit(node, cpus, gpus) for node in nodes)
     low, high = asked or (max(1, fit),) * 2
     return Share(low, high, cpus, gpus)
 
 
-def engines_on(node: Mapping[str, float], cpus: float, gpus: float) -> int:
+def engines_that_fit(node: Mapping[str, float], cpus: float, gpus: float) -> int:
     fit = int(node.get("CPU", 0) / cpus)
     return min(fit, int(node.get("GPU", 0) / gpus)) if gpus else fit
 
 
 def live_nodes() -> list[dict[str, float]]:
+    """Returns the resources of each node, such as {"CPU": 8.0, "GPU": 1.0}."""
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -74,7 +76,7 @@ def live_nodes() -> list[dict[str, float]]:
 
 @contextmanager
 def connected(address: str) -> Iterator[Any]:
-    """The module ray, connected; a program that is connected already stays so."""
+    """Yields the module ray, connected. A connection that the program already has is used, and left open."""
     try:
         import ray
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What was made, a line each, and what was not: manifest.jsonl and failures.jsonl of an output folder."""
+"""manifest.jsonl and failures.jsonl of an output folder: a line for each row that was made or that failed."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ MADE, FAILED, SETTINGS = "manifest.jsonl", "failures.jsonl", "batch.json"
 
 
 class Manifest:
-    """Of one writer at a time. A line of the manifest is written behind its file, so what it names is there."""
+    """Has one writer at a time. A line of the manifest is written after its file, so the file that it names exists."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        """`settings`: the `format`, and whatever else changes all rows; a folder keeps those that it was begun with."""
+        """`settings`: the `format`, and all else that changes every row. Raises ValueError if the folder has others."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._made = open(folder / MADE, "ab+")  # noqa: SIM115  closed by close()
         try:
             _lock(self._made, folder)
-            _same_settings(folder / SETTINGS, settings)
+            _check_settings(folder / SETTINGS, settings)
             self.made = {record["id"]: record for record in _whole_lines(self._made)}
             self._failed = open(folder / FAILED, "ab+")  # noqa: SIM115
             self.failed = {record["id"]: record for record in _whole_lines(self._failed)}
         except BaseException:
             self._made.close()
             raise
-        for name in (f"*.{settings['format']}", "shard-*", FAILED):  # of a run that was ended in mid-write
+        for name in (f"*.{settings['format']}", "shard-*", FAILED):  # what a killed run was writing
             for path in folder.rglob(name + PART):
                 path.unlink(missing_ok=True)
 
     def left(self, rows: Iterable[Row]) -> list[Row]:
-        """Those that are not made yet. Raises where an id stands for another text than it did."""
+        """Returns the rows that are not made yet. Raises ValueError if a row's id was made from another text."""
         out = []
         for row in rows:
             made = self.made.get(row.id)
@@ -59,10 +59,10 @@ class Manifest:
         self.failed[row.id] = record
 
     def close(self) -> None:
-        """What failed once and was made later is no failure any more."""
+        """Drops the failures of rows that were made later."""
         self._failed.close()
-        still = [record for name, record in self.failed.items() if name not in self.made]
-        write_whole(self.folder / FAILED, b"".join(map(_line, still)))
+        failed = [record for name, record in self.failed.items() if name not in self.made]
+        write_whole(self.folder / FAILED, b"".join(map(_line, failed)))
         self._made.close()
 
 
@@ -71,7 +71,7 @@ def _line(record: dict[str, Any]) -> bytes:
 
 
 def _whole_lines(file: Any) -> list[dict[str, Any]]:
-    """The end of a line that a killed run left unfinished is cut off."""
+    """Returns the records. A last line that a killed run left unfinished is cut off the file."""
     file.seek(0)
     data = file.read()
     whole = data[: data.rfind(b"\n") + 1]
@@ -79,7 +79,8 @@ def _whole_lines(file: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def _same_settings(path: Path, settings: dict[str, Any]) -> None:
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Stores them in a new folder; compares them in an old one."""
     if not path.exists():
         write_whole(path, _line(settings))
         return
@@ -87,11 +88,11 @@ def _same_settings(path: Path, settings: dict[str, Any]) -> None:
     changed = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
     if changed:
         was = ", ".join(f"{key}={before.get(key)!r}" for key in changed)
-        raise ValueError(f"{path.parent}: was begun with {was}; go on with that, or give another folder")
+        raise ValueError(f"{path.parent}: was begun with {was}; continue with that, or give another folder")
 
 
 def _lock(file: Any, folder: Path) -> None:
-    """Given back by the system, however the process ends. Where it has no such locks, nothing is checked."""
+    """The system releases the lock however the process ends. A system without such locks checks nothing."""
     try:
         import fcntl
     except ImportError:

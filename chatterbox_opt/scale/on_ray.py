@@ -1,6 +1,6 @@
-"""Rows through engines of a Ray cluster: what each becomes, as `speak` says it for one engine. Ray Data has them
-spoken many at a time; rows that were lost with an engine's process twice are spoken alone, which tells the one that
-ends it from those that were beside it."""
+"""Speaks rows with the engines of a Ray cluster. Ray Data distributes tasks of many rows. If an engine's process ended
+twice with the same task, the rows that it lost are spoken one by one, which tells the row that ends it from the others.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import Any, cast
 from ..text.pronounce import Pronunciations
 from .cluster import Share, connected, live_nodes
 from .rows import Row
-from .speaking import Failed, Judge, Made, said, speak
+from .speaking import Failed, Judge, Made, one_line, speak
 from .watch import PATIENCE, Watch, progress
 
-AT_ONCE = 32  # rows of a task: twice what an engine speaks side by side
-RETRIES = 1  # of a task, and of a row alone, whose engine's process has ended
-LOST = pickle.dumps(None)  # stands for an outcome
+AT_ONCE = 32  # rows of a task: twice the slots of an engine
+RETRIES = 1  # of a task, or of a row alone, whose engine's process ended
+LOST = pickle.dumps(None)  # in the place of an outcome
 LONGEST_REASON = 600  # characters
 
 
 class Ledger:
-    """How often each task was begun. In a process of its own: those that begin them may end at any time, and what Ray
-    Data has retried it retries for ever."""
+    """Counts how often each task was begun. It is a process of its own: those of engines may end at any time, and Ray
+    Data itself repeats a task without limit."""
 
     def __init__(self) -> None:
         self.begun: Counter[int] = Counter()
@@ -36,7 +36,7 @@ class Ledger:
 
 
 class Speaker:
-    """An engine in a process of Ray's. Two tasks share it: while the last rows of one end, those of the next begin."""
+    """A Ray actor with an engine. It has two tasks at once: as the last rows of one end, the other fills the slots."""
 
     def __init__(
         self, load: Callable[[], Any], kind: str, judge: Judge | None, pronounce: Pronunciations | None,
@@ -48,7 +48,8 @@ class Speaker:
         self.watch = Watch(partial(progress, self.model), patience)
 
     def __call__(self, table: Any) -> Iterator[Any]:
-        """An outcome a row, in the rows' order: of a task that is begun again Ray skips as many as it had before."""
+        """Yields an outcome per row, in the order of the rows: if a task is repeated, Ray skips as many outcomes as it
+        got before."""
         import pyarrow as pa
 
         for outcome in self._in_order([pickle.loads(data) for data in table["data"].to_pylist()]):
@@ -61,12 +62,12 @@ class Speaker:
             yield from [LOST] * len(rows)
             return
         ready: dict[int, Made | Failed] = {}
-        told = 0
+        yielded = 0
         for outcome in self._speak(rows):
             ready[outcome.row.number] = outcome
-            while told < len(rows) and rows[told].number in ready:
-                yield pickle.dumps(ready.pop(rows[told].number))
-                told += 1
+            while yielded < len(rows) and rows[yielded].number in ready:
+                yield pickle.dumps(ready.pop(rows[yielded].number))
+                yielded += 1
 
     def alone(self, data: bytes) -> bytes:
         (outcome,) = self._speak([pickle.loads(data)])
@@ -86,41 +87,41 @@ def speak_on_ray(
     *, judge: Judge | None = None, pronounce: Pronunciations | None = None, score: Callable[[Any], Any] | None = None,
     patience: float = PATIENCE,
 ) -> Iterator[Made | Failed]:
-    """`load` makes a model on the machine where it is called, from what is there; recordings are read there too, and
-    `score` makes of the model what scores its takes. `share`: of nodes that have so much each. The process of an
-    engine that has done nothing for `patience` seconds, though it has rows, is ended."""
+    """Yields the outcome of each row, as speak() does. `load` is called in each engine's process and returns its model;
+    it and the recordings are read on the engine's machine. `score`: called with the model, returns what scores its
+    takes. `share`: called with the resources of each node. An engine that made no progress for `patience` seconds,
+    though it has rows, has its process ended."""
     with connected(address) as ray:
         left = {row.number: row for row in rows}
-        each = share(live_nodes())
+        chosen = share(live_nodes())
         ledger = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Ledger).remote()
         speaker = load, kind, judge, pronounce, score, patience, ledger
         try:
-            for outcome in _side_by_side(speaker, rows, each):
+            for outcome in _side_by_side(speaker, rows, chosen):
                 if left.pop(outcome.row.number, None) is not None:
                     yield outcome
-            yield from _one_by_one(ray, speaker, list(left.values()), each)
+            yield from _one_by_one(ray, speaker, list(left.values()), chosen)
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None) or error
-            raise RuntimeError(f"Ray gave up: {cause}; the same command goes on") from error
+            raise RuntimeError(f"Ray gave up: {cause}; the same command continues the run") from error
 
 
 def _side_by_side(speaker: tuple[Any, ...], rows: Sequence[Row], share: Share) -> Iterator[Made | Failed]:
-    """`speaker`: what Speaker is made of. Rows of a task that was lost too often are left out, but for those that came
-    before."""
+    """`speaker`: the arguments of Speaker. Rows that were lost twice have no outcome."""
     import pyarrow as pa
     from ray import data as ray_data
 
     context = ray_data.DataContext.get_current().copy()
-    context.enable_progress_bars = False  # there is one
+    context.enable_progress_bars = False  # batch.py shows one
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context.target_max_block_size = 1  # byte: an outcome is told as soon as it is there
-    size = max(1, min(AT_ONCE, len(rows) // (2 * share.most)))  # so that the last engine has something to do as well
+    context.target_max_block_size = 1  # byte: each outcome is a block, which Ray delivers at once
+    size = max(1, min(AT_ONCE, len(rows) // (2 * share.most)))  # so that every engine gets two tasks
     blocks = [
         pa.table({"data": [pickle.dumps(row) for row in rows[start : start + size]]})
         for start in range(0, len(rows), size)
     ]
     with ray_data.DataContext.current(context):
-        spoken = ray_data.from_arrow(blocks).map_batches(
+        outcomes = ray_data.from_arrow(blocks).map_batches(
             Speaker, fn_constructor_args=speaker, batch_size=size, batch_format="pyarrow",
             compute=ray_data.ActorPoolStrategy(
                 min_size=share.fewest, max_size=share.most, max_tasks_in_flight_per_actor=3,
@@ -128,18 +129,18 @@ def _side_by_side(speaker: tuple[Any, ...], rows: Sequence[Row], share: Share) -
             ),
             num_cpus=share.cpus, num_gpus=share.gpus,
         )
-    for table in spoken.iter_batches(batch_size=None, batch_format="pyarrow"):
+    for table in outcomes.iter_batches(batch_size=None, batch_format="pyarrow"):
         for data in cast(Any, table)["data"].to_pylist():
             if data != LOST:
                 yield pickle.loads(data)
 
 
 def _one_by_one(ray: Any, speaker: tuple[Any, ...], rows: Sequence[Row], share: Share) -> Iterator[Made | Failed]:
-    """Each with an engine to itself, as long as it is spoken."""
+    """Each row has an engine to itself while it is spoken."""
     alone = {"max_restarts": -1, "max_task_retries": RETRIES, "num_cpus": share.cpus, "num_gpus": share.gpus}
     new = ray.remote(**alone)(Speaker).remote
     free, waiting = [new(*speaker) for _ in rows[: share.fewest]], list(reversed(rows))
-    going: dict[Any, tuple[Any, Row]] = {}
+    going: dict[Any, tuple[Any, Row]] = {}  # task -> its engine and its row
     try:
         while waiting or going:
             while free and waiting:
@@ -150,9 +151,9 @@ def _one_by_one(ray: Any, speaker: tuple[Any, ...], rows: Sequence[Row], share: 
             try:
                 outcome = pickle.loads(ray.get(done))
             except ray.exceptions.RayError as error:
-                why = f"Ray's logs say more: {said(error)[:LONGEST_REASON]}"
+                why = f"Ray's logs say more: {one_line(error)[:LONGEST_REASON]}"
                 outcome = Failed(row, f"its engine's process ended, when it was spoken alone too; {why}")
-                if isinstance(error, ray.exceptions.ActorDiedError):  # for good
+                if isinstance(error, ray.exceptions.ActorDiedError):  # Ray does not restart it
                     engine = new(*speaker)
             free.append(engine)
             yield outcome

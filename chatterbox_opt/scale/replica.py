@@ -1,4 +1,4 @@
-"""A replica: an engine, its voices, and the very application of the plain server in front of them."""
+"""A replica of the server on a Ray cluster: an engine, its voices, and the application of the plain server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .cluster import Share
 from .watch import PATIENCE, Silence, progress
 
 NAME = "speech"
-AT_ONCE = 32  # requests at a replica: as many as an engine speaks side by side, and as many that wait for a row
+AT_ONCE = 32  # requests that a replica has at once: 16 for the slots of its engine, and 16 that wait for a slot
 HEALTH_SECONDS = 5
 
 
@@ -35,24 +35,24 @@ class Replica:
         return create_app(self.service)
 
     async def check_health(self) -> None:
-        """The event loop answers, and the engine works; and Ray has the replica's figures, as /metrics has those of one
-        of them."""
+        """Raises if the engine hangs; does not return if the event loop hangs. Also gives the replica's metrics to Ray,
+        since GET /metrics shows those of one replica only."""
         self.check_engine()
         for family in Figures(self.service).collect():
             for sample in family.samples:
-                if not sample.labels:  # no buckets
+                if not sample.labels:  # buckets of histograms have some
                     gauge = self.gauges.get(sample.name) or Gauge(sample.name, family.documentation)
                     self.gauges[sample.name] = gauge
                     gauge.set(sample.value)
 
     def check_engine(self) -> None:
         model = self.service.model
-        if self.silence.look(model.stats()["calls"] > 0, progress(model)) * HEALTH_SECONDS >= PATIENCE:
+        if self.silence.check(model.stats()["calls"] > 0, progress(model)) * HEALTH_SECONDS >= PATIENCE:
             raise RuntimeError(f"the engine has done nothing for {PATIENCE:g} s, though it has calls")
 
 
 def application(settings: ServeSettings, load: Callable[[], Any], share: Share, **more: Any) -> serve.Application:
-    """For serve.run(). `load` makes a model where it is called. `more`: of serve.deployment()."""
+    """Returns what serve.run() takes. `load` is called in each replica. `more`: options of serve.deployment()."""
     if settings.wyoming_port is not None:
         raise ValueError("the Wyoming protocol is the plain server's: leave out --wyoming")
     settings = replace(settings, voices_dir=absolute(settings.voices_dir))

@@ -1,4 +1,4 @@
-"""A table of texts, from jsonl, csv or parquet: what is to be said, and how."""
+"""Reads a table of texts from jsonl, csv or parquet. A row is a text and how to speak it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ LONGEST_ID = 200  # a file's name has 255 bytes
 
 @dataclass(frozen=True)
 class Row:
-    """What one file will say."""
+    """A row of the table: what one file will say."""
 
     id: str
     number: int  # in the table, from 1
     text: str
-    voice: str | None = None  # as the table names it; None: the model's own
-    options: dict[str, Any] = field(default_factory=dict)  # of submit(), the seed among them, and TAKES
-    recording: str | None = None  # the voice's path, or that of a saved voice
+    voice: str | None = None  # as in the table; None: the model's own
+    options: dict[str, Any] = field(default_factory=dict)  # those of submit(), always a seed, and TAKES
+    recording: str | None = None  # absolute path of the voice: a recording or a saved voice
 
     @property
     def several_takes(self) -> bool:
@@ -38,7 +38,7 @@ class Row:
 
     @property
     def digest(self) -> str:
-        """Equal for equal text, voice and options, wherever the row stands and whatever it is called."""
+        """Returns a hash of text, voice and options; the number and the id do not count."""
         content = json.dumps([self.text, self.voice, self.options], sort_keys=True)
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
@@ -51,8 +51,8 @@ class BadRow:
 
 
 def read_rows(path: Path, common: dict[str, Any] | None = None) -> list[Row | BadRow]:
-    """In the table's order. `common`: columns for rows that have none of their own. A row without a seed gets one from
-    its content. Raises where the table as a whole is of no use, as when two rows have one id."""
+    """Returns the rows in the table's order. `common`: values of columns that a row leaves empty. A row without a seed
+    gets one from its content. Raises ValueError if the whole table is of no use, as when two rows have one id."""
     if path.suffix not in KINDS:
         raise ValueError(f"{path}: a table of texts ends in {', '.join(KINDS)}")
     if not path.is_file():
@@ -67,7 +67,7 @@ def read_rows(path: Path, common: dict[str, Any] | None = None) -> list[Row | Ba
     return rows
 
 
-# ---- kinds of tables: a dict a row, or the words that say why it is none ------------------------------
+# ---- kinds of tables. Each yields a dict per row, or the reason, a str, why there is none -------------
 
 
 def _from_jsonl(path: Path) -> Iterator[Any]:
@@ -96,7 +96,7 @@ def _from_csv(path: Path) -> Iterator[Any]:
 
 
 def _number(name: str, cell: str) -> Any:
-    """A cell is text; what it cannot be is told later, as it is for the other kinds."""
+    """Returns the cell as a number, or as it is; _checked() reports wrong ones, as for the other kinds of tables."""
     try:
         return int(cell) if name in WHOLE else float(cell) if name in REAL else cell
     except ValueError:
@@ -119,7 +119,7 @@ def parquet_module(what: Any) -> Any:
     return parquet
 
 
-# ---- what is in them -----------------------------------------------------------------------------------
+# ---- checks of a row -----------------------------------------------------------------------------------
 
 
 def _row(number: int, given: Any, common: dict[str, Any], folder: Path) -> Row | BadRow:
@@ -157,12 +157,12 @@ def _checked(name: str, number: int, given: dict[str, Any], folder: Path) -> Row
             raise ValueError(f"{key}={value!r}: {what} is needed")
     if "seed" not in given:
         content = Row(name, number, text, voice, given).digest
-        given["seed"] = int(content[:15], 16)  # 60 bits: a whole number in every reader of JSON's tables
+        given["seed"] = int(content[:15], 16)  # 60 bits: fits an int64, which readers of JSON tables use
     return Row(name, number, text, voice, given, str((folder / voice).absolute()) if voice else None)
 
 
 def _checked_reading(key: str, value: Any) -> Any:
-    """Of a CSV file both are text."""
+    """Returns `spoken` or `pronounce`, which in a CSV file are both text."""
     if isinstance(value, str) and value.lower() in ("true", "false"):
         value = value.lower() == "true"
     if isinstance(value, str) and key == "pronounce":
@@ -176,7 +176,7 @@ def _checked_reading(key: str, value: Any) -> Any:
 
 
 def _checked_id(name: Any) -> str:
-    """It becomes a file's name, in folders of its own where it has slashes, and never leaves the output folder."""
+    """Returns an id that is a safe file name, in subfolders if it has slashes, always inside the output folder."""
     name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
     if not isinstance(name, str) or not 0 < len(name.encode(errors="replace")) <= LONGEST_ID:
         raise ValueError(f"id={name!r}: 1 to {LONGEST_ID} letters, digits and the like are needed")

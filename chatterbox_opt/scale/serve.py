@@ -1,4 +1,4 @@
-"""`serve run chatterbox_opt.scale.serve:app`, and `chatterbox-opt serve --ray`."""
+"""The server on a Ray cluster: `chatterbox-opt serve --ray`, and `serve run chatterbox_opt.scale.serve:app`."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from typing import Any
 
 from ..cli.model import load
 from ..cli.serve import settings_of
-from .cluster import Share, connected, live_nodes, number_of_workers, share_of
+from .cluster import Share, connected, live_nodes, range_of_workers, share_of
 
-NOT_HERE = ("host", "port", "ray", "wyoming")  # those are Ray's, or of one machine
-LOOK = 0.2  # s
+NOT_ALLOWED = ("host", "port", "ray", "wyoming")  # set in Ray's own configuration, or for one machine only
+POLL = 0.2  # s between two checks
 
 
 def app(given: dict[str, Any]) -> Any:
-    """For `serve run` and config files: `chatterbox-opt serve`'s options without dashes, such as model=mini
-    voices=/shared/voices workers=1-4 worker-gpus=1; true for those that stand alone."""
+    """Returns the application for `serve run` and config files. `given`: the options of `chatterbox-opt serve` without
+    dashes, such as model=mini voices=/shared/voices workers=1-4 worker-gpus=1; those without a value are true."""
     from ..cli import parser
     from .replica import application
 
     words = ["serve"]
     for name, value in given.items():
         name = name.replace("_", "-")
-        if name in NOT_HERE:
-            raise ValueError(f"{name}: is set for Ray's own proxies, or not to be had")
+        if name in NOT_ALLOWED:
+            raise ValueError(f"{name}: not an option here; host and port are Ray's own, the others are for one machine")
         words += [f"--{name}"] if str(value).lower() == "true" else [f"--{name}={value}"]
     try:
         args = parser().parse_args(words)
     except SystemExit as error:
         raise ValueError(f"{given}: these are not the options of chatterbox-opt serve") from error
-    low, high = number_of_workers(args.workers or "1")
+    low, high = range_of_workers(args.workers or "1")
     share = Share(low, high, args.worker_cpus or 1.0, args.worker_gpus or 0.0)
-    return application(settings_of(args), partial(load, made_absolute(args)), share)
+    return application(settings_of(args), partial(load, with_absolute_dir(args)), share)
 
 
-def made_absolute(args: argparse.Namespace) -> argparse.Namespace:
+def with_absolute_dir(args: argparse.Namespace) -> argparse.Namespace:
     args.dir = args.dir and Path(args.dir).absolute()
     return args
 
 
 def run(args: argparse.Namespace) -> None:
-    """Until a signal."""
+    """Serves until SIGINT or SIGTERM."""
     settings = settings_of(args)
     with connected(args.ray) as ray:
         from ray import serve
@@ -54,14 +54,14 @@ def run(args: argparse.Namespace) -> None:
         from .again import PROXIES
         from .replica import application
 
-        made = application(settings, partial(load, made_absolute(args)), share_of(args, live_nodes()))
-        told = {"runtime_env": {"env_vars": PROXIES}}  # what the controller has its proxies inherit
-        serve.start(http_options={"host": settings.host, "port": settings.port}, controller_options=told)
+        server = application(settings, partial(load, with_absolute_dir(args)), share_of(args, live_nodes()))
+        environment = {"runtime_env": {"env_vars": PROXIES}}  # the proxies inherit it from the controller
+        serve.start(http_options={"host": settings.host, "port": settings.port}, controller_options=environment)
         try:
-            serve.run(made, name=args.model, route_prefix="/")
+            serve.run(server, name=args.model, route_prefix="/")
             print(f"Ready to speak at http://{settings.host}:{settings.port}", flush=True)
             wait_for((signal.SIGINT, signal.SIGTERM))
-            ended(serve, args.model, settings.drain_seconds)
+            drain(serve, args.model, settings.drain_seconds)
         except ray.exceptions.RayError as error:
             raise RuntimeError(f"Ray gave up: {error}") from error
         finally:
@@ -69,19 +69,19 @@ def run(args: argparse.Namespace) -> None:
 
 
 def wait_for(signals: Sequence[signal.Signals]) -> None:
-    came = threading.Event()
-    before = {one: signal.signal(one, lambda *_: came.set()) for one in signals}
+    arrived = threading.Event()
+    handlers = {number: signal.signal(number, lambda *_: arrived.set()) for number in signals}
     try:
-        while not came.wait(LOOK):
+        while not arrived.wait(POLL):
             pass
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
-def ended(serve: Any, name: str, seconds: float) -> None:
-    """What was accepted is finished; nothing new is taken."""
+def drain(serve: Any, name: str, seconds: float) -> None:
+    """Takes no new requests, and waits until those that were accepted are finished, up to `seconds`."""
     serve.delete(name, _blocking=False)
     until = time.monotonic() + seconds
     while name in serve.status().applications and time.monotonic() < until:
-        time.sleep(LOOK)
+        time.sleep(POLL)

@@ -1,4 +1,4 @@
-"""Rows through one model's engine: so many at once that its batch stays full while single ones end."""
+"""Speaks rows of a table with one model, so many at once that the engine's batch stays full while some end."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..text.pronounce import Pronunciations
 from .chosen import ChosenSpeech
 from .rows import TAKES, Row
 
-Judge = Callable[[Row, np.ndarray, int], dict[str, Any]]  # (row, (n,) samples, rate) -> more for the manifest
+Judge = Callable[[Row, np.ndarray, int], dict[str, Any]]  # (row, (n,) samples, rate) -> more fields of its record
 
 
 @dataclass(frozen=True)
 class Made:
     row: Row
-    record: dict[str, Any]  # the manifest's line, without the file
-    data: bytes  # encoded
+    record: dict[str, Any]  # the manifest's line, without the file's name
+    data: bytes  # encoded sound
 
 
 @dataclass(frozen=True)
@@ -37,42 +37,44 @@ def speak(
     model: Any, rows: Iterable[Row], kind: str, *, in_flight: int | None = None, judge: Judge | None = None,
     pronounce: Pronunciations | None = None, score: Any = None,
 ) -> Iterator[Made | Failed]:
-    """What becomes of each, in the order in which they end. `in_flight`: speeches in the engine or waiting for it; by
-    default twice what it speaks side by side, so that none of its slots waits for this thread. `pronounce` is for rows
-    that have no respellings of their own; `score` chooses among the takes of those that ask for some."""
+    """Yields the outcome of each row, in the order in which they end. `kind`: the format. `in_flight`: speeches that
+    the engine has or that wait for it; by default twice its slots, so that none of them waits for this thread.
+    `pronounce`: for rows without respellings of their own. `score`: chooses among the takes of a row."""
     rows = iter(rows)
-    desk = _Desk(model, kind, judge, pronounce, score)
+    speeches = _InFlight(model, kind, judge, pronounce, score)
     try:
         for row in rows:
-            if (failed := desk.begin(row)) is not None:
+            if (failed := speeches.begin(row)) is not None:
                 yield failed
-            while len(desk.going) >= (in_flight or 2 * model.options.slots):
-                yield from desk.next()
-        while desk.going:
-            yield from desk.next()
+            while len(speeches.going) >= (in_flight or 2 * model.options.slots):
+                yield from speeches.next()
+        while speeches.going:
+            yield from speeches.next()
     finally:
-        for speech in desk.going:
+        for speech in speeches.going:
             speech.cancel()
-        desk.pool.shutdown(wait=False)
+        speeches.pool.shutdown(wait=False)
 
 
-class _Desk:
+class _InFlight:
+    """The speeches that a model makes at the moment."""
+
     def __init__(
         self, model: Any, kind: str, judge: Judge | None, pronounce: Pronunciations | None, score: Any
     ) -> None:
         self.model, self.kind, self.judge, self.pronounce, self.score = model, kind, judge, pronounce, score
-        self.pool = ThreadPoolExecutor(model.options.slots)  # for rows in several takes; has no threads until then
-        self.going: dict[Any, tuple[Row, list[np.ndarray]]] = {}  # speech -> its row, and what is there of its sound
-        self.voices: dict[str, Any] = {}  # the model itself keeps the last few only, and neighbours differ
-        self.news: SimpleQueue[Any] = SimpleQueue()  # of speeches with something to take
+        self.pool = ThreadPoolExecutor(model.options.slots)  # for rows in several takes; starts threads on demand
+        self.going: dict[Any, tuple[Row, list[np.ndarray]]] = {}  # speech -> its row and its waves so far, (n,)
+        self.voices: dict[str, Any] = {}  # by path; the model keeps only the last few, and rows differ
+        self.ready: SimpleQueue[Any] = SimpleQueue()  # speeches with something to take
 
     def begin(self, row: Row) -> Failed | None:
         try:
             speech = self.speech(row)
         except Exception as error:
-            return Failed(row, said(error))
+            return Failed(row, one_line(error))
         self.going[speech] = row, []
-        speech.notify(partial(self.news.put, speech))
+        speech.notify(partial(self.ready.put, speech))
         return None
 
     def speech(self, row: Row) -> Any:
@@ -92,8 +94,8 @@ class _Desk:
         return self.voices[path]
 
     def next(self) -> Iterator[Made | Failed]:
-        """Waits for news, which need not be an end."""
-        speech = self.news.get()
+        """Waits until a speech has something to take. Yields its outcome if that was the end of it."""
+        speech = self.ready.get()
         if speech not in self.going:
             return
         row, waves = self.going[speech]
@@ -105,14 +107,14 @@ class _Desk:
             pass
         except Exception as error:
             del self.going[speech]
-            yield Failed(row, said(error))
+            yield Failed(row, one_line(error))
             return
         del self.going[speech]
         try:
-            made: Made | Failed = self.made(row, speech, np.concatenate(waves))
-        except Exception as error:  # the judge's, or an encoder's
-            made = Failed(row, said(error))
-        yield made
+            outcome: Made | Failed = self.made(row, speech, np.concatenate(waves))
+        except Exception as error:  # of the judge or of an encoder
+            outcome = Failed(row, one_line(error))
+        yield outcome
 
     def made(self, row: Row, speech: Any, wave: np.ndarray) -> Made:
         rate = self.model.sr
@@ -128,5 +130,6 @@ class _Desk:
         return Made(row, record, encode(self.kind, wave, rate))
 
 
-def said(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Returns the error's message in one line."""
     return " ".join(str(error).split()) or repr(error)

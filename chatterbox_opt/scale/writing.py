@@ -1,4 +1,4 @@
-"""Speech into an output folder: a file each, or WebDataset's tar files or parquet files of many."""
+"""Writes speech into an output folder: a file for each row, or tar (WebDataset) or parquet files of many rows."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from ..files import write_whole
 from .manifest import Manifest
 
 FORMATS = ("flac", "mp3", "wav")
-Speech = tuple[dict[str, Any], bytes]  # what the manifest will say of it, without the file; encoded sound
+Speech = tuple[dict[str, Any], bytes]  # its record, which is its manifest line without the file's name; encoded sound
 
 
 class Writer(Protocol):
     def add(self, record: dict[str, Any], data: bytes) -> None:
-        """Takes a row's encoded sound and what the manifest will say of it."""
+        """Takes the record and the encoded sound of a row."""
 
     def close(self) -> None:
-        """Nothing is left unwritten."""
+        """Writes what is still held."""
 
 
 class Files:
-    """ID.flac, whole before it has its name, and then its line."""
+    """ID.flac, which gets its name when it is complete, and then its line of the manifest."""
 
     def __init__(self, manifest: Manifest, kind: str) -> None:
         self.manifest, self.kind = manifest, kind
@@ -40,8 +40,8 @@ class Files:
 
 
 class Shards:
-    """shard-000000.tar and so on, of `size` rows each. A shard that is not full is lost where the run is killed,
-    and its rows are made again."""
+    """shard-000000.tar and so on, of `size` rows each. If the run is killed, the shard that was not full is lost, and
+    its rows are made again."""
 
     def __init__(self, manifest: Manifest, kind: str, size: int, packing: str) -> None:
         self.manifest, self.kind, self.size, self.packing = manifest, kind, size, packing
@@ -57,14 +57,14 @@ class Shards:
         if not self.waiting:
             return
         name = f"shard-{self.next:06d}.{self.packing}"
-        self.waiting.sort(key=lambda one: one[0]["id"])
+        self.waiting.sort(key=lambda speech: speech[0]["id"])
         write_whole(self.manifest.folder / name, PACKINGS[self.packing](self.waiting, self.kind))
         self.manifest.add({**record, "file": name} for record, _ in self.waiting)
         self.next, self.waiting = self.next + 1, []
 
 
 def _tar(speeches: list[Speech], kind: str) -> bytes:
-    """ID.flac and ID.json of each."""
+    """Returns a tar file with ID.flac and ID.json of each speech."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
         for record, data in speeches:
@@ -84,7 +84,7 @@ def _parquet(speeches: list[Speech], kind: str) -> bytes:
     from pyarrow import parquet
 
     columns = {name: [record[name] for record, _ in speeches] for name in ("id", "seed", "duration", "tokens")}
-    columns["record"] = [json.dumps(record) for record, _ in speeches]  # one type, whatever a judge adds to some
+    columns["record"] = [json.dumps(record) for record, _ in speeches]  # as text: a judge may add fields to some
     columns[kind] = pa.array([data for _, data in speeches], pa.large_binary())
     file = io.BytesIO()
     parquet.write_table(pa.table(columns), file, row_group_size=100)

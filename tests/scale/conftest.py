@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on this machine, for all that needs one."""
+"""A Ray cluster of two nodes on this machine, shared by all tests of a pytest process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`chatterbox-opt batch`: what lies in the folder in the end, however often the run was ended in between."""
+"""`chatterbox-opt batch`: what is in the output folder in the end, in one run or in several that were killed."""
 
 import io
 import json
@@ -26,9 +26,9 @@ TEXTS = ["Good.", "Hello there.", "The weather is fine.", "I would like to go ou
 
 @pytest.fixture(scope="module")
 def model():
-    one = load_tiny()
-    yield one
-    one.close()
+    model = load_tiny()
+    yield model
+    model.close()
 
 
 def table(path, rows):
@@ -40,7 +40,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def spoken(model, rows, folder, **how):
+def speak_into(model, rows, folder, **how):
     return speak_table(rows, folder, lambda left: speak(model, left, how.get("kind", "flac")), verbose=False, **how)
 
 
@@ -48,7 +48,7 @@ def sounds(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.flac")}
 
 
-def test_a_row_becomes_what_generate_says_and_a_line_of_the_manifest(tmp_path, capsys):
+def test_a_row_becomes_the_sound_of_generate_and_a_line_of_the_manifest(tmp_path, capsys):
     from chatterbox_opt import ChatterboxTTS
 
     rows = [{"text": text, "id": f"of/{i}", "seed": i} for i, text in enumerate(TEXTS[:3])]
@@ -72,10 +72,11 @@ def test_a_row_becomes_what_generate_says_and_a_line_of_the_manifest(tmp_path, c
     assert (tmp_path / "out" / "failures.jsonl").read_text() == ""
 
 
-def test_the_best_take_of_a_row_is_what_its_seed_says(model, tmp_path):
+def test_the_take_with_the_best_score_is_kept_with_its_seed(model, tmp_path):
     row = {"text": TEXTS[1], "id": "a", "seed": 5}
     given = table(tmp_path / "in.jsonl", [row | {"takes": 3}, row | {"id": "b", "seed": 7}])
-    made = {one.row.id: one for one in speak(model, read_rows(given), "flac", score=lambda take: take.seed)}
+    outcomes = speak(model, read_rows(given), "flac", score=lambda take: take.seed)
+    made = {outcome.row.id: outcome for outcome in outcomes}
     assert made["a"].record["kept"] == [{"seed": 7, "tries": 1}]
     assert made["a"].data == made["b"].data
     assert "kept" not in made["b"].record
@@ -84,7 +85,7 @@ def test_the_best_take_of_a_row_is_what_its_seed_says(model, tmp_path):
     assert "takes=99" in failed.reason
 
 
-def test_whoever_leaves_takes_in_the_middle_leaves_nothing_running(model, tmp_path):
+def test_closing_the_generator_cancels_the_rows_in_several_takes(model, tmp_path):
     rows = read_rows(table(tmp_path / "in.jsonl", [{"text": text, "takes": 2} for text in TEXTS * 3]))
     outcomes = speak(model, rows, "flac", in_flight=12)
     next(outcomes)
@@ -95,23 +96,23 @@ def test_whoever_leaves_takes_in_the_middle_leaves_nothing_running(model, tmp_pa
     assert model.stats()["calls"] == 0
 
 
-def test_rows_are_read_as_they_are_meant(model, tmp_path, monkeypatch):
+def test_a_rows_own_respellings_come_before_those_of_its_voice_and_of_all(model, tmp_path, monkeypatch):
     (tmp_path / "anna.wav").write_bytes(recording())
-    asked, submit = [], model.submit
+    spellings, submit = [], model.submit
 
     def listed(text, **how):
-        asked.append(how["pronounce"](text) if callable(how["pronounce"]) else how["pronounce"])
+        spellings.append(how["pronounce"](text) if callable(how["pronounce"]) else how["pronounce"])
         return submit(text, **how)
 
     monkeypatch.setattr(model, "submit", listed)
     respelt = Pronunciations({"good": "fine"}, voices={"anna": Pronunciations({"good": "great"})})
     rows = [{"text": "Good."}, {"text": "Good.", "voice": "anna.wav"}, {"text": "Good.", "pronounce": {"good": "bad"}}]
     given = read_rows(table(tmp_path / "in.jsonl", rows))
-    assert not [one for one in speak(model, given, "flac", pronounce=respelt) if isinstance(one, Failed)]
-    assert asked == ["Fine.", "Great.", {"good": "bad"}]
+    assert not any(isinstance(outcome, Failed) for outcome in speak(model, given, "flac", pronounce=respelt))
+    assert spellings == ["Fine.", "Great.", {"good": "bad"}]
 
 
-def test_other_respellings_or_takes_want_another_folder(tmp_path, capsys):
+def test_other_respellings_or_takes_need_another_folder(tmp_path, capsys):
     given = table(tmp_path / "in.jsonl", [{"text": "Good.", "id": "a"}])
     (tmp_path / "names.toml").write_text('[words]\ngood = "fine"\n')
     words = ["batch", str(given), "-o", str(tmp_path / "out"), *WORDS]
@@ -128,13 +129,13 @@ def test_other_respellings_or_takes_want_another_folder(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("quantize", [None, "int8"])
-def test_a_row_sounds_the_same_whatever_is_beside_it(quantize, tmp_path):
+def test_a_row_sounds_the_same_alone_and_beside_others(quantize, tmp_path):
     from chatterbox_opt import ChatterboxTTS
 
     small = ChatterboxTTS.from_mini("cpu", use_mixed_precision=False, quantize=quantize)
     rows = read_rows(table(tmp_path / "in.jsonl", [{"text": text} for text in TEXTS]))
-    alone = {one.row.id: one.data for one in speak(small, rows, "flac", in_flight=1)}
-    together = {one.row.id: one.data for one in speak(small, reversed(rows), "flac", in_flight=len(rows))}
+    alone = {made.row.id: made.data for made in speak(small, rows, "flac", in_flight=1)}
+    together = {made.row.id: made.data for made in speak(small, reversed(rows), "flac", in_flight=len(rows))}
     small.close()
     assert len(alone) == len(TEXTS)
     assert alone == together
@@ -142,14 +143,14 @@ def test_a_row_sounds_the_same_whatever_is_beside_it(quantize, tmp_path):
 
 def test_rows_run_side_by_side_the_longest_first(model, tmp_path):
     rows = read_rows(table(tmp_path / "in.jsonl", [{"text": "a" * n} for n in (5, 50, 1, 20)]))
-    began = []
+    order = []
 
     def outcomes(left):
-        began.extend(len(row.text) for row in left)
+        order.extend(len(row.text) for row in left)
         return speak(model, left, "flac")
 
     assert speak_table(rows, tmp_path / "out", outcomes, verbose=False).made == 4
-    assert began == [50, 20, 5, 1]
+    assert order == [50, 20, 5, 1]
 
     def steps(in_flight):
         before = model.stats()["steps"]
@@ -159,29 +160,29 @@ def test_rows_run_side_by_side_the_longest_first(model, tmp_path):
     assert steps(None) < steps(1)
 
 
-def test_what_fails_is_told_and_loses_nobody_else(model, tmp_path):
+def test_failed_rows_are_listed_with_reasons_and_the_others_are_made(model, tmp_path):
     given = table(tmp_path / "in.jsonl", [
         {"text": "Good."}, {"text": ""}, {"text": "Bad.", "top_p": 7.0}, {"text": "Bad.", "voice": "gone.wav"},
         {"text": "Bad.", "language_id": "fr"}, {"text": "In the way.", "id": "manifest.jsonl/x"}, {"text": "Hello."},
     ])
-    summary = spoken(model, read_rows(given), tmp_path / "out")
+    summary = speak_into(model, read_rows(given), tmp_path / "out")
     assert (summary.made, summary.failed) == (2, 5)
     reasons = {line["row"]: line["reason"] for line in lines(tmp_path / "out" / "failures.jsonl")}
     assert reasons.keys() == {2, 3, 4, 5, 6}
-    for number, said in {2: "no text", 3: "top_p", 4: "gone.wav", 5: "language_id", 6: "in its way"}.items():
-        assert said in reasons[number]
+    for number, reason in {2: "no text", 3: "top_p", 4: "gone.wav", 5: "language_id", 6: "in its way"}.items():
+        assert reason in reasons[number]
 
 
-def test_what_failed_is_tried_again_and_is_no_failure_once_it_is_made(model, tmp_path):
+def test_a_failed_row_is_tried_again_and_leaves_the_list_once_it_is_made(model, tmp_path):
     given = table(tmp_path / "in.jsonl", [{"text": "Good.", "voice": "late.wav"}, {"text": ""}])
-    assert spoken(model, read_rows(given), tmp_path / "out").failed == 2
+    assert speak_into(model, read_rows(given), tmp_path / "out").failed == 2
     (tmp_path / "late.wav").write_bytes(recording())
-    summary = spoken(model, read_rows(given), tmp_path / "out")
+    summary = speak_into(model, read_rows(given), tmp_path / "out")
     assert (summary.made, summary.failed, summary.before) == (1, 1, 0)
     assert [line["row"] for line in lines(tmp_path / "out" / "failures.jsonl")] == [2]
 
 
-def test_a_judge_adds_to_the_manifest_and_may_refuse_a_speech(model, tmp_path):
+def test_a_judge_adds_fields_to_the_manifest_and_may_fail_a_row(model, tmp_path):
     rows = read_rows(table(tmp_path / "in.jsonl", [{"text": "Good.", "id": "a"}, {"text": "Hello.", "id": "b"}]))
 
     def judge(row, wave, rate):
@@ -189,42 +190,42 @@ def test_a_judge_adds_to_the_manifest_and_may_refuse_a_speech(model, tmp_path):
             raise RuntimeError("cannot be understood")
         return {"wer": 0.0, "rate": rate}
 
-    outcomes = {one.row.id: one for one in speak(model, rows, "flac", judge=judge)}
+    outcomes = {outcome.row.id: outcome for outcome in speak(model, rows, "flac", judge=judge)}
     assert isinstance(outcomes["a"], Failed)
     assert outcomes["a"].reason == "cannot be understood"
     assert outcomes["b"].record["wer"] == 0.0
 
 
-def test_what_is_made_is_not_made_again(model, tmp_path):
+def test_rows_in_the_manifest_are_not_made_again(model, tmp_path):
     rows = [{"text": text} for text in TEXTS]
-    spoken(model, read_rows(table(tmp_path / "in.jsonl", rows[:2])), tmp_path / "out")
+    speak_into(model, read_rows(table(tmp_path / "in.jsonl", rows[:2])), tmp_path / "out")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.flac")}
-    summary = spoken(model, read_rows(table(tmp_path / "in.jsonl", rows)), tmp_path / "out")
+    summary = speak_into(model, read_rows(table(tmp_path / "in.jsonl", rows)), tmp_path / "out")
     assert (summary.before, summary.made) == (2, 4)
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
 
-    def nobody(left):
+    def no_outcomes(left):
         raise AssertionError("nothing was left to do")
 
-    assert speak_table(read_rows(tmp_path / "in.jsonl"), tmp_path / "out", nobody, verbose=False).before == 6
+    assert speak_table(read_rows(tmp_path / "in.jsonl"), tmp_path / "out", no_outcomes, verbose=False).before == 6
 
 
 def test_a_folder_keeps_the_texts_and_settings_that_it_was_begun_with(model, tmp_path):
-    spoken(model, read_rows(table(tmp_path / "in.jsonl", [{"text": "Good.", "id": "a"}])), tmp_path / "out")
+    speak_into(model, read_rows(table(tmp_path / "in.jsonl", [{"text": "Good.", "id": "a"}])), tmp_path / "out")
     with pytest.raises(ValueError, match="begun with format='flac'"):
-        spoken(model, read_rows(tmp_path / "in.jsonl"), tmp_path / "out", kind="wav")
+        speak_into(model, read_rows(tmp_path / "in.jsonl"), tmp_path / "out", kind="wav")
     with pytest.raises(ValueError, match="'a' was made from another text"):
-        spoken(model, read_rows(table(tmp_path / "in.jsonl", [{"text": "Bad.", "id": "a"}])), tmp_path / "out")
+        speak_into(model, read_rows(table(tmp_path / "in.jsonl", [{"text": "Bad.", "id": "a"}])), tmp_path / "out")
 
 
-def test_what_a_killed_run_left_half_written_is_cleared_away(model, tmp_path):
+def test_half_written_files_and_lines_of_a_killed_run_are_removed(model, tmp_path):
     given = table(tmp_path / "in.jsonl", [{"text": text, "id": f"of/{text[0]}"} for text in TEXTS[:3]])
-    spoken(model, read_rows(given), tmp_path / "out")
+    speak_into(model, read_rows(given), tmp_path / "out")
     whole, manifest = sounds(tmp_path / "out"), tmp_path / "out" / "manifest.jsonl"
     last = lines(manifest)[-1]["file"]
     manifest.write_bytes(manifest.read_bytes()[:-20])
     (tmp_path / "out" / (last + ".part")).write_bytes(b"half")
-    assert spoken(model, read_rows(given), tmp_path / "out").made == 1
+    assert speak_into(model, read_rows(given), tmp_path / "out").made == 1
     assert sounds(tmp_path / "out") == whole
     assert len({line["id"] for line in lines(manifest)}) == len(lines(manifest)) == 3
     assert not list((tmp_path / "out").rglob("*.part"))
@@ -236,17 +237,17 @@ def test_two_runs_do_not_write_into_one_folder(model, tmp_path):
 
     def outcomes(left):
         with pytest.raises(ValueError, match="another run"):
-            spoken(model, rows, tmp_path / "out")
+            speak_into(model, rows, tmp_path / "out")
         return speak(model, left, "flac")
 
     assert speak_table(rows, tmp_path / "out", outcomes, verbose=False).made == 1
 
 
-def test_tar_files_hold_the_same_sound_and_are_gone_on_with(model, tmp_path):
+def test_tar_files_hold_the_same_sound_and_can_be_continued(model, tmp_path):
     rows = read_rows(table(tmp_path / "in.jsonl", [{"text": text} for text in [*TEXTS, TEXTS[0]]]))
-    spoken(model, rows, tmp_path / "files")
-    spoken(model, rows[:3], tmp_path / "tars", shard=2)
-    spoken(model, rows, tmp_path / "tars", shard=2)
+    speak_into(model, rows, tmp_path / "files")
+    speak_into(model, rows[:3], tmp_path / "tars", shard=2)
+    speak_into(model, rows, tmp_path / "tars", shard=2)
     found, sizes = {}, {}
     for path in sorted((tmp_path / "tars").glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -260,14 +261,14 @@ def test_tar_files_hold_the_same_sound_and_are_gone_on_with(model, tmp_path):
     assert set(files.values()) == set(sizes)
 
 
-def test_parquet_files_hold_the_same_sound_and_are_gone_on_with(model, tmp_path):
+def test_parquet_files_hold_the_same_sound_and_can_be_continued(model, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet", reason="parquet needs pyarrow")
     rows = read_rows(table(tmp_path / "in.jsonl", [{"text": text} for text in TEXTS]))
-    spoken(model, rows, tmp_path / "files")
-    spoken(model, rows[:3], tmp_path / "many", shard=2, packing="parquet")
+    speak_into(model, rows, tmp_path / "files")
+    speak_into(model, rows[:3], tmp_path / "many", shard=2, packing="parquet")
     with pytest.raises(ValueError, match="begun with packing='parquet'"):
-        spoken(model, rows, tmp_path / "many", shard=2)
-    spoken(model, rows, tmp_path / "many", shard=2, packing="parquet")
+        speak_into(model, rows, tmp_path / "many", shard=2)
+    speak_into(model, rows, tmp_path / "many", shard=2, packing="parquet")
     shards = [parquet.read_table(path) for path in sorted((tmp_path / "many").glob("shard-*.parquet"))]
     assert [len(shard) for shard in shards] == [2, 1, 2, 1]
     found = [row for shard in shards for row in shard.to_pylist()]
@@ -276,17 +277,17 @@ def test_parquet_files_hold_the_same_sound_and_are_gone_on_with(model, tmp_path)
     for row in found:
         assert made[row["id"]]["duration"] == row["duration"] == json.loads(row["record"])["duration"]
     with pytest.raises(ValueError, match="--shard"):
-        spoken(model, rows, tmp_path / "none", packing="parquet")
+        speak_into(model, rows, tmp_path / "none", packing="parquet")
 
 
 def test_an_id_with_a_dot_is_refused_in_tar_files_only(model, tmp_path):
     rows = read_rows(table(tmp_path / "in.jsonl", [{"text": "Good.", "id": "a.b"}]))
-    assert spoken(model, rows, tmp_path / "files").made == 1
-    assert spoken(model, rows, tmp_path / "tars", shard=2).failed == 1
+    assert speak_into(model, rows, tmp_path / "files").made == 1
+    assert speak_into(model, rows, tmp_path / "tars", shard=2).failed == 1
 
 
 @pytest.mark.parametrize("kind", ["flac", "mp3", "wav"])
-def test_each_format_is_a_sound_of_its_length(kind, model, tmp_path):
+def test_each_format_has_the_length_that_its_record_says(kind, model, tmp_path):
     if kind == "mp3":
         pytest.importorskip("lameenc", reason="mp3 needs lameenc: pip install 'chatterbox-opt[serve]'")
     (made,) = speak(model, read_rows(table(tmp_path / "in.jsonl", [{"text": "Good."}])), kind)
@@ -296,7 +297,7 @@ def test_each_format_is_a_sound_of_its_length(kind, model, tmp_path):
     assert np.abs(heard).max() > 0
 
 
-def test_whoever_leaves_in_the_middle_leaves_nothing_running(model, tmp_path):
+def test_closing_the_generator_cancels_its_rows(model, tmp_path):
     rows = read_rows(table(tmp_path / "in.jsonl", [{"text": text} for text in TEXTS]))
     outcomes = speak(model, rows, "flac")
     next(outcomes)
@@ -313,11 +314,11 @@ def test_voices_are_prepared_once(model, tmp_path, monkeypatch):
     original = model.prepare_voice
     monkeypatch.setattr(model, "prepare_voice", lambda path: prepared.append(path) or original(path))
     rows = read_rows(table(tmp_path / "in.jsonl", [{"text": text, "voice": "v.wav"} for text in TEXTS[:3]]))
-    assert not [one for one in speak(model, rows, "flac") if isinstance(one, Failed)]
+    assert not any(isinstance(outcome, Failed) for outcome in speak(model, rows, "flac"))
     assert prepared == [str(tmp_path / "v.wav")]
 
 
-def test_a_killed_run_is_gone_on_with_nothing_twice_and_nothing_missing(tmp_path):
+def test_a_killed_run_is_continued_with_nothing_twice_and_nothing_missing(tmp_path):
     given = table(tmp_path / "in.jsonl", [{"text": f"{text} And {i} more."} for i, text in enumerate(TEXTS * 4)])
     words = ["batch", str(given), "-o", str(tmp_path / "out"), *WORDS]
     run = subprocess.Popen([sys.executable, "-m", "chatterbox_opt", *words], stderr=subprocess.DEVNULL)
@@ -330,14 +331,14 @@ def test_a_killed_run_is_gone_on_with_nothing_twice_and_nothing_missing(tmp_path
         time.sleep(0.002)
     assert run.wait(60) == -signal.SIGKILL
     before = manifest.read_bytes()
-    there = sounds(tmp_path / "out")
+    sounds_before = sounds(tmp_path / "out")
     assert main(words) == 0
     assert manifest.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
     made = lines(manifest)
     assert sorted(line["id"] for line in made) == [f"{n:07d}" for n in range(1, 25)]
     whole = sounds(tmp_path / "out")
     assert whole.keys() == {line["file"] for line in made}
-    assert {name: whole[name] for name in there} == there
+    assert sounds_before.items() <= whole.items()
     for name in whole:
         assert soundfile.info(tmp_path / "out" / name).frames > 0
 

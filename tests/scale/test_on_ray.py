@@ -1,4 +1,4 @@
-"""A table spoken by a cluster: the same files as by one engine, whoever ends in the middle."""
+"""A table spoken by a Ray cluster: the same files as by one engine, whichever processes die."""
 
 import json
 import os
@@ -16,13 +16,15 @@ import torch
 
 from chatterbox_opt.cli import main
 from chatterbox_opt.scale.batch import speak_table
-from chatterbox_opt.scale.cluster import Share, number_of_workers, share_of
+from chatterbox_opt.scale.cluster import Share, range_of_workers, share_of
 from chatterbox_opt.scale.on_ray import speak_on_ray
 from chatterbox_opt.scale.rows import read_rows
 from chatterbox_opt.scale.speaking import speak
 from chatterbox_opt.scale.watch import Silence
 
 TEXTS = ["Good.", "Hello there.", "It is fine.", "One.", "We meet at noon.", "Not today."]
+QUICK = {"max_new_tokens": 4, "n_cfm_timesteps": 1}  # a core speaks more than 10 such rows a second
+ROWS = 500
 
 
 def table(path, rows):
@@ -39,7 +41,7 @@ def sounds(folder):
 
 
 def mini():
-    """The small voice in float32, where a row sounds the same whatever is beside it."""
+    """Returns a loader of the small voice in float32, where a row sounds the same alone and beside others."""
     from chatterbox_opt import ChatterboxTTS
 
     return partial(ChatterboxTTS.from_mini, "cpu", use_mixed_precision=False)
@@ -56,7 +58,7 @@ def by_workers(number, rows, folder, judge=None, **how):
 
 @pytest.fixture
 def by_value():
-    """Workers are sent this file's functions whole: they cannot import it."""
+    """Functions of this file are sent to workers by value, since workers cannot import it."""
     from ray import cloudpickle
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -65,7 +67,7 @@ def by_value():
 
 
 def dies_once(marker):
-    """A judge under which the process of an engine ends, once in all."""
+    """Returns a judge that kills its process at the row "dies", but only once."""
 
     def judge(row, wave, rate):
         if row.id == "dies" and not os.path.exists(marker):
@@ -77,29 +79,61 @@ def dies_once(marker):
 
 
 @pytest.mark.slow
-def test_two_workers_make_what_one_engine_makes_and_tell_what_fails(cluster, tmp_path):
-    rows = [{"text": f"{text} {text}" if i % 3 == 0 else text} for i, text in enumerate(TEXTS * 3)]
-    rows += [{"text": ""}, {"text": "Bad.", "top_p": 7.0}, {"text": "Bad.", "voice": "gone.wav"}]
-    rows = read_rows(table(tmp_path / "in.jsonl", rows))
-    two = by_workers(2, rows, tmp_path / "two")
+def test_two_workers_in_a_killed_and_a_continued_run_make_what_one_engine_makes(cluster, tmp_path):
+    rows = [{"text": f"Number {i}.", **QUICK} for i in range(ROWS)]
+    rows[100:100] = [{"text": ""}, {"text": "This is longer, so it comes first.", "top_p": 7.0}]
+    rows += [{"text": "Bad.", "voice": "gone.wav"}]  # the shortest comes last
+    words = ["batch", str(table(tmp_path / "in.jsonl", rows)), "--model", "mini", "--device", "cpu"]
+    words += ["--preset", "exact"]  # float32, where a row sounds the same whatever is beside it
+    two, one = tmp_path / "two", tmp_path / "one"
+    on_ray = [*words, "-o", str(two), "--ray", cluster.address, "--workers", "2", "--worker-cpus", "1"]
+    killed = killed_after(ROWS // 5, on_ray, two)
+    manifest, before_kill = (two / "manifest.jsonl").read_bytes(), sounds(two)
+    assert killed == -signal.SIGKILL
+    assert manifest.count(b"\n") < ROWS
+    assert main(on_ray) == 1  # as some rows fail
     torch.set_num_threads(1)  # as a worker of one core has: sums of float32 depend on their number
-    model = mini()()
-    one = speak_table(rows, tmp_path / "one", lambda left: speak(model, left, "flac"), verbose=False)
-    model.close()
-    assert (two.made, two.failed) == (one.made, one.failed) == (18, 3)
-    assert sounds(tmp_path / "two") == sounds(tmp_path / "one")
-    told = [
-        {line["id"]: {k: v for k, v in line.items() if k != "seconds"} for line in lines(folder / "manifest.jsonl")}
-        for folder in (tmp_path / "two", tmp_path / "one")
-    ]
-    assert told[0] == told[1]
-    reasons = [sorted(line["reason"] for line in lines(tmp_path / n / "failures.jsonl")) for n in ("two", "one")]
-    assert reasons[0] == reasons[1]
+    assert main([*words, "-o", str(one)]) == 1
+
+    assert (two / "manifest.jsonl").read_bytes().startswith(manifest[: manifest.rfind(b"\n") + 1])
+    made = lines(two / "manifest.jsonl")
+    good = [number for number, row in enumerate(rows, 1) if set(row) == {"text", *QUICK}]
+    assert sorted(line["id"] for line in made) == [f"{number:07d}" for number in good]  # none twice, none missing
+    assert len(good) == ROWS
+    by_two, by_one = sounds(two), sounds(one)
+    assert by_two.keys() == by_one.keys() == {line["file"] for line in made}
+    assert len(set(by_one.values())) == ROWS  # a mix-up of any two would show
+    assert [name for name in by_two if by_two[name] != by_one[name]] == []
+    assert [name for name in before_kill if before_kill[name] != by_two[name]] == []
+    assert records(two) == records(one)
+    failures = {line["row"]: line["reason"] for line in lines(two / "failures.jsonl")}
+    assert failures == {line["row"]: line["reason"] for line in lines(one / "failures.jsonl")}
+    assert len(lines(two / "failures.jsonl")) == 3
+    for number, reason in {101: "no text", 102: "top_p", ROWS + 3: "gone.wav"}.items():
+        assert reason in failures[number]
+
+
+def killed_after(rows, words, folder):
+    """Kills the command when so many rows are in the manifest. Returns its exit code."""
+    run = subprocess.Popen([sys.executable, "-m", "chatterbox_opt", *words], stderr=subprocess.DEVNULL)
+    manifest, until = folder / "manifest.jsonl", time.monotonic() + 180
+    while run.poll() is None and time.monotonic() < until:
+        if manifest.exists() and manifest.read_bytes().count(b"\n") >= rows:
+            break
+        time.sleep(0.01)
+    run.kill()
+    return run.wait(60)
+
+
+def records(folder):
+    """Returns the manifest's lines by id, without what differs from run to run."""
+    return {line.pop("id"): line | {"seconds": None} for line in lines(folder / "manifest.jsonl")}
 
 
 @pytest.mark.slow
 def test_a_worker_that_dies_loses_no_row(cluster, by_value, tmp_path):
-    rows = [{"text": text, "id": f"{i}"} for i, text in enumerate(TEXTS * 2)] + [{"text": "One. Two.", "id": "dies"}]
+    texts = {str(i): text for i, text in enumerate(TEXTS * 2)} | {"dies": "One. Two."}
+    rows = [{"id": name, "text": text, **QUICK} for name, text in texts.items()]
     rows = read_rows(table(tmp_path / "in.jsonl", rows))
     done = by_workers(2, rows, tmp_path / "out", dies_once(str(tmp_path / "marker")))
     assert (tmp_path / "marker").exists()
@@ -108,15 +142,16 @@ def test_a_worker_that_dies_loses_no_row(cluster, by_value, tmp_path):
 
 
 def dies_always(row, wave, rate):
-    """A judge under which the process of an engine ends."""
+    """A judge that kills its process at the row "kills"."""
     if row.id == "kills":
         os.kill(os.getpid(), signal.SIGKILL)
     return {}
 
 
 @pytest.mark.slow
-def test_a_row_that_ends_every_process_fails_alone(cluster, by_value, tmp_path):
-    rows = [{"text": text, "id": f"{i}"} for i, text in enumerate(TEXTS * 2)] + [{"text": "One. Two.", "id": "kills"}]
+def test_a_row_that_kills_every_process_fails_and_the_others_are_made(cluster, by_value, tmp_path):
+    texts = {str(i): text for i, text in enumerate(TEXTS * 2)} | {"kills": "One. Two."}
+    rows = [{"id": name, "text": text, **QUICK} for name, text in texts.items()]
     rows = read_rows(table(tmp_path / "in.jsonl", rows))
     done = by_workers(2, rows, tmp_path / "out", dies_always)
     assert (done.made, done.failed) == (12, 1)
@@ -131,7 +166,7 @@ def test_a_row_that_ends_every_process_fails_alone(cluster, by_value, tmp_path):
 
 
 def hangs_once(marker):
-    """A judge that does not come back, once in all."""
+    """Returns a judge that never returns at the row "hangs", but only once."""
 
     def judge(row, wave, rate):
         if row.id == "hangs" and not os.path.exists(marker):
@@ -144,18 +179,19 @@ def hangs_once(marker):
 
 @pytest.mark.slow
 def test_an_engine_that_hangs_is_replaced(cluster, by_value, tmp_path):
-    rows = [{"text": text, "id": f"{i}"} for i, text in enumerate(TEXTS)] + [{"text": "One. Two.", "id": "hangs"}]
+    texts = {str(i): text for i, text in enumerate(TEXTS)} | {"hangs": "One. Two."}
+    rows = [{"id": name, "text": text, **QUICK} for name, text in texts.items()]
     rows = read_rows(table(tmp_path / "in.jsonl", rows))
     done = by_workers(1, rows, tmp_path / "out", hangs_once(str(tmp_path / "marker")), patience=8.0)
     assert (tmp_path / "marker").exists()
     assert (done.made, done.failed) == (7, 0)
 
 
-def test_silence_is_of_those_who_wait():
+def test_silence_counts_checks_without_progress_while_there_are_calls():
     silence = Silence()
-    assert [silence.look(True, 1) for _ in range(3)] == [0, 1, 2]
-    assert silence.look(True, 2) == 0
-    assert [silence.look(waiting, 2) for waiting in (True, False, True)] == [1, 0, 1]
+    assert [silence.check(True, 1) for _ in range(3)] == [0, 1, 2]
+    assert silence.check(True, 2) == 0
+    assert [silence.check(waiting, 2) for waiting in (True, False, True)] == [1, 0, 1]
 
 
 def test_a_replica_whose_engine_hangs_is_not_healthy():
@@ -175,30 +211,6 @@ def test_a_replica_whose_engine_hangs_is_not_healthy():
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_gone_on_with_by_others(cluster, tmp_path):
-    rows = [{"text": f"{text} And {i} more."} for i, text in enumerate(TEXTS * 4)]
-    words = ["batch", str(table(tmp_path / "in.jsonl", rows)), "-o", str(tmp_path / "out"), "--model", "mini"]
-    words += ["--device", "cpu", "--ray", cluster.address, "--workers", "2", "--worker-cpus", "1"]
-    run = subprocess.Popen([sys.executable, "-m", "chatterbox_opt", *words], stderr=subprocess.DEVNULL)
-    manifest = tmp_path / "out" / "manifest.jsonl"
-    until = time.monotonic() + 120
-    while run.poll() is None and time.monotonic() < until:
-        if manifest.exists() and manifest.read_bytes().count(b"\n") >= 5:
-            run.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.002)
-    assert run.wait(60) == -signal.SIGKILL
-    before, there = manifest.read_bytes(), sounds(tmp_path / "out")
-    assert main(words) == 0
-    assert manifest.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
-    made = lines(manifest)
-    assert sorted(line["id"] for line in made) == [f"{n:07d}" for n in range(1, 25)]
-    whole = sounds(tmp_path / "out")
-    assert whole.keys() == {line["file"] for line in made}
-    assert {name: whole[name] for name in there} == there
-
-
-@pytest.mark.slow
 def test_without_an_address_the_cluster_is_this_machine(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
     given = table(tmp_path / "in.jsonl", [{"text": "Good."}])
@@ -209,22 +221,22 @@ def test_without_an_address_the_cluster_is_this_machine(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_no_engine_can_be_made_of_is_told_in_a_line(cluster, tmp_path, capsys):
+def test_a_model_that_cannot_be_loaded_is_reported_in_a_line(cluster, tmp_path, capsys):
     words = ["batch", str(table(tmp_path / "in.jsonl", [{"text": "Good."}])), "-o", str(tmp_path / "out")]
     words += ["--device", "cpu", "--dir", str(tmp_path), "--ray", "auto", "--workers", "1", "--worker-cpus", "1"]
     assert main(words) == 1
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("chatterbox-opt: Ray gave up")
-    assert str(tmp_path) in said
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("chatterbox-opt: Ray gave up")
+    assert str(tmp_path) in message
 
 
-ASKED = {"ray": "auto", "device": "auto", "workers": None, "worker_cpus": None, "worker_gpus": None}
+DEFAULTS = {"ray": "auto", "device": "auto", "workers": None, "worker_cpus": None, "worker_gpus": None}
 
 
 @pytest.mark.parametrize(
     ("how", "nodes", "share"),
     [
-        ({}, [{"CPU": 8.0}, {"CPU": 4.0}, {}], Share(3, 3, 4.0, 0.0)),  # a head has often no cores to give
+        ({}, [{"CPU": 8.0}, {"CPU": 4.0}, {}], Share(3, 3, 4.0, 0.0)),  # a head node often offers no cores
         ({}, [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 4.0}], Share(2, 2, 1.0, 1.0)),
         ({"device": "cpu"}, [{"CPU": 8.0, "GPU": 2.0}], Share(1, 1, 8.0, 0.0)),
         ({"worker_gpus": 0.5}, [{"CPU": 8.0, "GPU": 1.0}], Share(2, 2, 1.0, 0.5)),
@@ -232,17 +244,17 @@ ASKED = {"ray": "auto", "device": "auto", "workers": None, "worker_cpus": None, 
         ({"workers": "2"}, [{"CPU": 2.0}], Share(2, 2, 1.0, 0.0)),
         ({"workers": "1-3"}, [{"CPU": 8.0}, {"CPU": 4.0}], Share(1, 3, 4.0, 0.0)),
         ({"workers": "4"}, [{"CPU": 2.0}], Share(4, 4, 1.0, 0.0)),
-        ({}, [{}], Share(1, 1, 1.0, 0.0)),  # of a cluster that grows when it is asked
+        ({}, [{}], Share(1, 1, 1.0, 0.0)),  # a cluster that adds nodes on demand
     ],
 )
-def test_what_an_engine_gets_of_a_cluster(how, nodes, share):
-    assert share_of(Namespace(**{**ASKED, **how}), nodes) == share
+def test_the_share_of_an_engine(how, nodes, share):
+    assert share_of(Namespace(**{**DEFAULTS, **how}), nodes) == share
 
 
 @pytest.mark.parametrize("words", ["0", "-3", "4-2", "many", "1-"])
-def test_numbers_of_workers_that_are_none(words):
+def test_wrong_numbers_of_workers_are_refused(words):
     with pytest.raises(ValueError, match="workers="):
-        number_of_workers(words)
+        range_of_workers(words)
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys, tmp_path):
@@ -252,7 +264,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys, tmp_path
     assert "chatterbox-opt[ray]" in capsys.readouterr().err
 
 
-def test_a_number_of_workers_belongs_to_a_cluster(capsys, tmp_path):
+def test_a_number_of_workers_needs_a_cluster(capsys, tmp_path):
     given = table(tmp_path / "in.jsonl", [{"text": "Good."}])
     assert main(["batch", str(given), "-o", str(tmp_path / "out"), "--model", "mini", "--workers", "2"]) == 1
     assert "--ray" in capsys.readouterr().err

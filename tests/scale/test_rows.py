@@ -1,4 +1,4 @@
-"""Tables of texts: what is read from each kind, and what is said of rows that are of no use."""
+"""Tables of texts: what is read from each kind of table, and the reasons given for bad rows."""
 
 import json
 
@@ -35,7 +35,7 @@ def as_parquet(folder):
 
 
 @pytest.mark.parametrize("other", [as_csv, as_parquet])
-def test_each_kind_of_table_says_the_same(other, tmp_path):
+def test_each_kind_of_table_gives_the_same_rows(other, tmp_path):
     rows = read_rows(table(tmp_path / "t.jsonl", GIVEN))
     assert read_rows(other(tmp_path)) == rows
     first, second = rows
@@ -44,19 +44,19 @@ def test_each_kind_of_table_says_the_same(other, tmp_path):
     assert second.options.keys() == {"max_new_tokens", "seed"}
 
 
-def test_a_seed_is_made_of_what_is_said_and_how_and_of_nothing_else(tmp_path):
+def test_a_seed_is_derived_from_text_and_options_and_nothing_else(tmp_path):
     lines = [{"text": "A.", "id": "a"}, {"text": "A.", "id": "b"}, {"text": "B."}, {"text": "A.", "top_k": 5}]
     seeds = [row.options["seed"] for row in read_rows(table(tmp_path / "t.jsonl", lines))]
     assert seeds[0] == seeds[1]
     assert len(set(seeds)) == 3
 
 
-def test_options_may_stand_in_a_column_of_their_own(tmp_path):
+def test_options_may_be_json_in_one_column(tmp_path):
     lines = [{"text": "A.", "options": {"top_k": 3}}, {"text": "A.", "options": '{"top_k": 3}'}]
     assert [row.options["top_k"] for row in read_rows(table(tmp_path / "t.jsonl", lines))] == [3, 3]
 
 
-def test_a_row_may_say_how_it_is_read_and_how_often_it_is_taken(tmp_path):
+def test_a_row_may_have_takes_retries_spoken_and_pronounce(tmp_path):
     lines = [{"text": "A.", "takes": 3, "retries": 1, "spoken": True, "pronounce": {"A": "Ay"}}, {"text": "B."}]
     first, second = read_rows(table(tmp_path / "t.jsonl", lines), {"takes": 2})
     assert first.options | {"seed": 0} == {
@@ -70,7 +70,7 @@ def test_a_row_may_say_how_it_is_read_and_how_often_it_is_taken(tmp_path):
     assert not from_csv[1].several_takes
 
 
-def test_what_is_common_gives_way_to_what_a_row_says(tmp_path):
+def test_common_values_are_for_rows_without_their_own(tmp_path):
     lines = [{"text": "A.", "voice": "own.wav"}, {"text": "B."}]
     rows = read_rows(table(tmp_path / "t.jsonl", lines), {"voice": "/voices/all.wav"})
     assert [row.voice for row in rows] == ["own.wav", "/voices/all.wav"]
@@ -102,7 +102,7 @@ def test_what_is_common_gives_way_to_what_a_row_says(tmp_path):
         ({"text": "A.", "id": "a" * 201}, "1 to 200"),
     ],
 )
-def test_a_bad_row_says_what_is_wrong_and_the_others_are_read(line, reason, tmp_path):
+def test_a_bad_row_has_a_reason_and_the_others_are_read(line, reason, tmp_path):
     before, bad, after = read_rows(table(tmp_path / "t.jsonl", [GIVEN[0], line, GIVEN[1]]))
     assert isinstance(before, Row)
     assert isinstance(after, Row)
@@ -111,20 +111,20 @@ def test_a_bad_row_says_what_is_wrong_and_the_others_are_read(line, reason, tmp_
     assert bad.number == 2
 
 
-def test_bytes_that_are_no_text_are_one_bad_row(tmp_path):
+def test_bytes_that_are_not_utf8_are_one_bad_row(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_bytes(b'{"text": "A."}\n{"text": "\xff"}\n')
     assert [type(row) for row in read_rows(path)] == [Row, BadRow]
 
 
 @pytest.mark.parametrize(
-    ("name", "lines", "said"),
+    ("name", "lines", "message"),
     [
         ("t.jsonl", [GIVEN[0], GIVEN[1], GIVEN[0]], "rows 1 and 3 have one id, 'first'"),
         ("t.csv", ["id,words", "a,Hello."], "no column 'text'"),
         ("t.txt", ["Hello."], "ends in .jsonl"),
     ],
 )
-def test_a_table_of_no_use_is_refused_as_a_whole(name, lines, said, tmp_path):
-    with pytest.raises(ValueError, match=said):
+def test_a_table_of_no_use_is_refused_as_a_whole(name, lines, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
         read_rows(table(tmp_path / name, lines))
