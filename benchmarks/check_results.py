@@ -97,7 +97,7 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def _order(document: dict[str, Any]) -> tuple:
     """GPUs first, then CPUs by cores; models in the order of the family."""
     where, settings = document["environment"], document["settings"]
-    family = list(tables.FAMILY).index(settings.get("model") or settings["family"])
+    family = list(tables.FAMILY).index(settings["model"])
     place = (where["device"], -where["cores"], where.get("capability", ""))
     return (where["kind"] == "cpu", *place, family, document["label"])
 
@@ -118,7 +118,7 @@ def chosen(results: list[dict[str, Any]], benchmark: str, words: list[str]) -> l
     out = [d for d in results if d["benchmark"] == benchmark]
     out = [d for d in out if d["settings"].get("size") == "full" or d["settings"].get("weights") != "random"]
     models = [w for w in words if w in tables.FAMILY]
-    return [d for d in out if not models or (d["settings"].get("model") or d["settings"].get("family")) in models]
+    return [d for d in out if not models or d["settings"]["model"] in models]
 
 
 def pages(benchmark: str) -> Callable[[list[dict[str, Any]], list[str]], str]:

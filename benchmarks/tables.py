@@ -42,7 +42,7 @@ def markdown(document: dict[str, Any]) -> str:
 def title(document: dict[str, Any], what: str) -> str:
     settings = document["settings"]
     size = "" if settings.get("size") == "full" or settings.get("weights") != "random" else f", {settings['size']}"
-    family = FAMILY[settings.get("model") or settings["family"]]
+    family = FAMILY[settings["model"]]
     return f"**{family}**{what}, {settings['weights']} weights{size}: {where(document['environment'])}"
 
 
