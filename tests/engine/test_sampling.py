@@ -121,7 +121,7 @@ def test_top_p_is_transformers(warpers, value):
     assert torch.equal(keep_top(x, top_p=column(*[value] * 3)), warpers.TopPLogitsWarper(value)(None, x))
 
 
-@pytest.mark.parametrize(("k", "p"), [(1000, 0.95), (3, 0.5), (1, 0.999), (8194, 0.1)])
+@pytest.mark.parametrize(("k", "p"), [(1000, 0.95), (3, 0.5), (1, 0.999), (8194, 0.1), (20_000, 0.8)])
 def test_both_are_transformers_one_after_the_other(warpers, k, p):
     x = logits()
     wanted = warpers.TopPLogitsWarper(p)(None, warpers.TopKLogitsWarper(k)(None, x))
