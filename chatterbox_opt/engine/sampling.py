@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 NEG = -torch.inf
 
@@ -33,6 +34,7 @@ class Filters:
     min_p: bool = True
     top_p: bool = False
     top_k: bool = False
+    most: int | None = None  # ids that top-k leaves in any slot, where the host may look at logits: sorts only these
 
 
 def guide(conditional: Tensor, unconditional: Tensor, weight: Tensor) -> Tensor:
@@ -54,20 +56,39 @@ def keep_min_p(logits: Tensor, min_p: Tensor) -> Tensor:
     return logits.masked_fill(probs < min_p * probs.amax(-1, keepdim=True), NEG)
 
 
-def keep_top(logits: Tensor, top_k: Tensor | None = None, top_p: Tensor | None = None) -> Tensor:
+def keep_top(
+    logits: Tensor, top_k: Tensor | None = None, top_p: Tensor | None = None, most: int | None = None
+) -> Tensor:
     """Keeps the top_k likeliest (0: all), and of these the smallest set whose mass reaches top_p, at least one.
     Sorts once for both, in ascending order, because upstream sums in that order."""
-    ordered, index = logits.sort(-1)
+    size = logits.shape[1]
+    ordered, index = likeliest(logits, most) if most is not None and most < size else logits.sort(-1)
+    count = ordered.shape[1]
     out = torch.zeros_like(ordered, dtype=torch.bool)
     if top_k is not None:
-        last = (logits.shape[1] - top_k.clamp(1, logits.shape[1])).expand(len(logits), 1)
+        last = (count - top_k.clamp(1, count)).expand(len(logits), 1)
         out = (ordered < ordered.gather(1, last)) & (top_k > 0)
         ordered = ordered.masked_fill(out, NEG)
     if top_p is not None:
-        rest = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
+        if count < size:  # sums over fewer would be rounded otherwise
+            ordered = F.pad(ordered, (size - count, 0), value=NEG)
+        rest = ordered.softmax(-1).cumsum(-1)[:, size - count :] <= 1 - top_p
         rest[:, -1] = False
         out = out | (rest & (top_p < 1))
-    return logits.masked_fill(out.scatter(1, index, out), NEG)
+    return logits.masked_fill(torch.ones_like(logits, dtype=torch.bool).scatter_(1, index, out), NEG)
+
+
+def likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Returns the last `count` columns of logits.sort(), or all where equal logits leave their order open. On a CPU,
+    1,000 of 6,563 take a tenth of the time."""
+    ordered, index = (found.flip(1) for found in logits.topk(count))
+    apart = (ordered[:, 1:] > ordered[:, :-1]).all() and (logits >= ordered[:, :1]).sum() == ordered.numel()
+    return (ordered, index) if apart else logits.sort(-1)
+
+
+def keep_asked(logits: Tensor, params: RowParams, filters: Filters) -> Tensor:
+    top_k, top_p = params.top_k if filters.top_k else None, params.top_p if filters.top_p else None
+    return keep_top(logits, top_k, top_p, filters.most)
 
 
 def draw(logits: Tensor, noise: Tensor, temperature: Tensor) -> Tensor:
@@ -82,7 +103,7 @@ def next_token(logits: Tensor, seen: Tensor, noise: Tensor, params: RowParams, f
     if filters.min_p:
         logits = keep_min_p(logits, params.min_p)
     if filters.top_k or filters.top_p:
-        logits = keep_top(logits, params.top_k if filters.top_k else None, params.top_p if filters.top_p else None)
+        logits = keep_asked(logits, params, filters)
     return draw(logits, noise, params.temperature)
 
 
@@ -90,5 +111,5 @@ def next_token_turbo(logits: Tensor, seen: Tensor, noise: Tensor, params: RowPar
     """Returns (N,) ids, in Turbo's order: temperature, top-k, top-p, and the penalty last, on the remaining ids."""
     logits = cool(logits, params.temperature)
     if filters.top_k or filters.top_p:
-        logits = keep_top(logits, params.top_k if filters.top_k else None, params.top_p if filters.top_p else None)
+        logits = keep_asked(logits, params, filters)
     return draw(penalize(logits, seen, params.penalty), noise, params.temperature)

@@ -98,10 +98,12 @@ class Slots:
     def filters(self) -> Filters:
         """Returns the filters that at least one of the utterances needs."""
         asked = [slot.utterance.sampling for slot in self.live]
+        on_host = self.device.type == "cpu"
         return Filters(
             min_p=not self.config.is_gpt and any(s.min_p > 0 for s in asked),
             top_p=any(s.top_p < 1 for s in asked),
             top_k=any(s.top_k > 0 for s in asked),
+            most=max(s.top_k for s in asked) if on_host and all(s.top_k > 0 for s in asked) else None,
         )
 
     def draw_noise(self, slots: Sequence[Slot], steps: int = 1) -> None:

@@ -103,13 +103,10 @@ class DecodeStep:
         self.captured.prepare(key, partial(self._captured_step, *key), moving, spoil)
 
     def warmup(self, batch: int) -> None:
-        """Captures what up to `batch` utterances come to use, the largest first. On a CPU one utterance is traced."""
+        """Captures what up to `batch` utterances come to use, the largest first. On a CPU it traces these."""
         if self.traced.on:
-            rows, dtype = 1 if self.config.is_gpt else 2, self.t3.speech_emb.weight.dtype
-            kv = empty_kv(self.config, rows, 2, self.device, dtype).zero_()
-            x = torch.zeros(rows, 1, self.config.dim, dtype=dtype)
-            each, positions = DecodeEach.of([(kv, 1)]), torch.ones(rows, 1, dtype=torch.long)
-            self.traced.prepare(each.widths, partial(self.logits_each, each.widths), x, positions, each.layers)
+            for n in range(1, batch + 1):
+                self._trace(n)
         if not self.captured.on:
             return
         self.cache.clear(self.cache.length)
@@ -118,6 +115,14 @@ class DecodeStep:
                 self._pretend(*key)
             self.capture(key)
         self.slots.clear()
+
+    def _trace(self, n: int) -> None:
+        """Traces the step of n utterances, all of them guided where that is usual."""
+        width, dtype = 1 if self.config.is_gpt else 2, self.t3.speech_emb.weight.dtype
+        slots = [(empty_kv(self.config, width, 2, self.device, dtype).zero_(), 1) for _ in range(n)]
+        x = torch.zeros(n * width, 1, self.config.dim, dtype=dtype)
+        each, positions = DecodeEach.of(slots), torch.ones(n * width, 1, dtype=torch.long)
+        self.traced.prepare(each.widths, partial(self.logits_each, each.widths), x, positions, each.layers)
 
     def planned(self, batch: int) -> list[tuple[int, int, int, bool]]:
         """Returns the keys that a warm-up for up to `batch` utterances captures, the largest first."""

@@ -11,6 +11,7 @@ from chatterbox_opt.engine.sampling import (
     guide,
     keep_min_p,
     keep_top,
+    likeliest,
     next_token,
     next_token_turbo,
     penalize,
@@ -77,6 +78,27 @@ def test_top_k():
     assert kept(keep_top(p, top_k=torch.tensor([[0]]))) == [0, 1, 2, 3]
     assert kept(keep_top(p, top_k=torch.tensor([[2]]))) == [1, 3]
     assert kept(keep_top(p, top_k=torch.tensor([[99]]))) == [0, 1, 2, 3]
+
+
+TIES = {
+    "none": lambda x: x,
+    "at the edge": lambda x: x.scatter(1, x.argsort(-1)[:, -1003:-997], 7.0),
+    "within": lambda x: x.round(decimals=1),
+    "of what an earlier filter took": lambda x: x.masked_fill(x < 8, -torch.inf),
+    "no numbers": lambda x: torch.cat([x[:2], x[2:] * torch.nan]),
+}
+
+
+@pytest.mark.parametrize("tied", TIES)
+def test_what_top_k_leaves_is_sorted_as_among_all(tied):
+    x = TIES[tied](logits())
+    every, some = x.sort(-1), likeliest(x, 1000)
+    assert (some[0].shape[1] == 1000) == (tied == "none"), "equal logits are left to the sort of all"
+    for all_of_it, part in zip(every, some):
+        assert torch.equal(all_of_it[:, -part.shape[1] :].nan_to_num(), part.nan_to_num())
+    top_k, top_p = torch.tensor([[1000], [3], [700]]), column(0.95, 0.5, 1.0)
+    wanted = keep_top(x, top_k, top_p)
+    assert torch.equal(keep_top(x, top_k, top_p, most=1000).nan_to_num(), wanted.nan_to_num())
 
 
 def test_the_shortest_time_wins():

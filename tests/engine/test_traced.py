@@ -58,13 +58,16 @@ def test_rarely_used_shapes_are_not_traced(llama, monkeypatch):
     assert shapes_of(engine) == {(2,)}
 
 
-def test_a_warm_up_traces_one_utterance(llama, gpt):
-    for t3, shape in ((llama, (2,)), (gpt, (1,))):
-        wanted = tokens_of(t3, [request(t3.config)])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_warm_up_traces_so_many_utterances(batch, llama, gpt):
+    for t3, width in ((llama, 2), (gpt, 1)):
+        wanted = tokens_of(t3, [request(t3.config, seed=i) for i in range(batch)])
         engine = engine_of(t3, TRACED)
-        engine.tokens.warmup()
-        assert shapes_of(engine) == {shape}
-        assert [r.tokens for r in draw(engine, [request(t3.config)])] == wanted
+        engine.tokens.warmup(batch)
+        warm = shapes_of(engine)
+        assert warm == {(width,) * n for n in range(1, batch + 1)}
+        assert [r.tokens for r in draw(engine, [request(t3.config, seed=i) for i in range(batch)])] == wanted
+        assert shapes_of(engine) == warm
 
 
 def test_the_oldest_trace_makes_room(llama, monkeypatch):
