@@ -106,6 +106,7 @@ def measure(model: Any, source: workload.Weights, mode: str, callers: int, args:
     def caller(first: int) -> list[dict[str, float]]:
         return [ask(first + k) for k in range(args.each)]
 
+    model.warmup(callers)
     ask(0)  # lazy initialisation counts for no caller
     begin = time.perf_counter()
     with ThreadPoolExecutor(callers) as pool:

@@ -98,8 +98,10 @@ class Driver:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Ends every call and the background thread."""
+        """Ends every call and the background thread. A forked process has neither, nor threads for its operations."""
         self._closed = True
+        if self._process != os.getpid():
+            return
         self.wake()
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():

@@ -2,7 +2,10 @@
 
 import gc
 import multiprocessing
+import os
 import random
+import subprocess
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -240,6 +243,25 @@ def test_a_forked_process_gets_an_error(model):
     child.start()
     child.join(30)
     assert "fork" in queue.get()
+
+
+FORKING = """
+import os, sys, torch
+from chatterbox_opt import OptimizedChatterboxTTS
+torch.set_num_threads(2)
+model = OptimizedChatterboxTTS.from_mini()
+model.generate("Hello.", max_new_tokens=4)
+child = os.fork()
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+model.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_comes_to_its_end():
+    """Its exit closes the model, whose operations would wait for threads that the fork left behind."""
+    subprocess.run([sys.executable, "-c", FORKING], env=os.environ | {"OMP_NUM_THREADS": "2"}, check=True, timeout=60)
 
 
 def test_a_call_from_its_own_progress_is_refused(model):
