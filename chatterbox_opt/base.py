@@ -18,6 +18,7 @@ from .checks import (
     check_loudness,
     check_seed,
     check_steps,
+    check_watchers,
     one_per_text,
     usable_device,
 )
@@ -294,6 +295,7 @@ class Speaker(Voiced, LoadedModel):
         **sampling: Unpack[TextKeywords],
     ) -> Tensor:
         """Returns (n,) speech tokens of a text, spoken as one utterance."""
+        check_watchers(cancel, progress)
         job = self._job(text, voice, exaggeration, seed, language_id, **sampling)
         with progress_bar(verbose, progress) as report:
             return self.pipeline.generate_tokens(job, cancel, report)

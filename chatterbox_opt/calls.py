@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from .checks import check_steps
+from .checks import check_steps, check_watchers
 from .scores import Take
 from .takes import Takes, asked_for
 from .text.split import check_max_chars
@@ -30,6 +30,7 @@ class GenerateOptions:
 
     def __post_init__(self) -> None:
         check_steps(self.n_cfm_timesteps)
+        check_watchers(self.cancel, self.progress)
         if self.max_chars is not None:
             check_max_chars(self.max_chars)
         _ = self.selection  # raises ValueError where takes, score and retries do not fit together

@@ -63,6 +63,14 @@ def check_seed(value: int | None) -> int | None:
     return int(value) % 2**64
 
 
+def check_watchers(cancel: Any, progress: Any) -> None:
+    """Checks what the engine asks and calls while it works."""
+    if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+        raise ValueError(f"cancel={cancel!r}: an object with is_set() is needed, such as a threading.Event")
+    if progress is not None and not callable(progress):
+        raise ValueError(f"progress={progress!r}: a function of (tokens drawn, the most there can be) is needed")
+
+
 def is_recording(recording: Any) -> bool:
     """Whether there is a recording: an empty path is none, as in upstream."""
     return recording is not None and not (isinstance(recording, str) and not recording)

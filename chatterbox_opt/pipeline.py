@@ -143,10 +143,12 @@ class Pipeline:
         queue = ChunkQueue(joiner, options.cancel, lambda: NoSpeech(job.text))
 
         def at_end() -> None:
-            _warn(job, utterances)
-            if ended is not None:
-                ended()
-            queue.tell()
+            try:
+                _warn(job, utterances)
+                if ended is not None:
+                    ended()
+            finally:
+                queue.tell()
 
         how: dict[str, Any] = dict(cancel=queue, progress=options.progress, paused=queue.paused, ended=at_end)
         if first_chunk is None:

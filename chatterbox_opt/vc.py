@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .audio.io import read, resample
 from .audio.watermark import Watermarker
-from .checks import check_seed, check_steps, is_recording, usable_device
+from .checks import check_seed, check_steps, check_watchers, is_recording, usable_device
 from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
 from .device_lock import device_lock
 from .engine.chunks import whole_tokens
@@ -133,6 +133,7 @@ class OptimizedChatterboxVC(LoadedModel):
         if voice is None:
             raise MissingVoice("Please `set_target_voice` first or specify `target_voice_path`")
         check_steps(n_cfm_timesteps)
+        check_watchers(cancel, None)
         with device_lock(self.voices.device):
             tokens = self.tokens(audio, sample_rate).cpu()
         parts = overlapping(tokens)

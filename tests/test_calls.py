@@ -23,6 +23,8 @@ def keys_of(typed: type) -> set[str]:
         (dict(takes=0), "takes=0"),
         (dict(retries=-1), "retries=-1"),
         (dict(score=len), "score chooses among takes"),
+        (dict(cancel=True), "cancel=True"),
+        (dict(progress=5), "progress=5"),
     ],
 )
 def test_errors_name_the_argument(wrong, message):

@@ -8,6 +8,7 @@ plain script stays on one thread, where products on a CPU are fastest (see openm
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 import time
@@ -22,6 +23,8 @@ from ..device_lock import device_lock
 from .openmp import dismiss_workers
 from .recording import own_stream
 from .request import Call
+
+logger = logging.getLogger(__name__)
 
 LOOK = 0.02  # s between two checks of `cancel` while all remaining work waits for listeners
 
@@ -60,8 +63,7 @@ class Driver:
 
     def run(self, call: Call) -> None:
         """Returns when the call is done; raises what ended it."""
-        if self._driving == threading.get_ident():
-            raise RuntimeError("a model was called from inside its own progress callback, which would wait for itself")
+        self.check_may_wait()
         self._submit(call)
         self._drive(lambda: call.done)
         if call.error is not None:
@@ -77,9 +79,15 @@ class Driver:
                 self._thread = threading.Thread(target=self._serve, name="chatterbox-engine", daemon=True)
                 self._thread.start()
 
+    def check_may_wait(self) -> None:
+        """Raises RuntimeError on the thread that drives, which would wait for itself."""
+        if self._driving == threading.get_ident():
+            raise RuntimeError("a model was called from inside its own progress callback, which would wait for itself")
+
     @contextmanager
     def idle(self) -> Iterator[None]:
         """Inside, no utterance is being spoken and no thread drives."""
+        self.check_may_wait()
         with self._turn, self._place(), device_lock(self.device):
             while self.busy():
                 self.step()
@@ -145,7 +153,10 @@ class Driver:
 
     def ended(self, call: Call) -> None:
         """Called by the engine once per call."""
-        call.ended()
+        try:
+            call.ended()
+        except Exception:  # of the caller's notify(), such as a closed event loop's; no other call may suffer from it
+            logger.warning("the end of a speech could not be told", exc_info=True)
         with self._changed:
             self._started.discard(call)
             self._changed.notify_all()

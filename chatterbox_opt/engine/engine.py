@@ -100,8 +100,10 @@ class Engine(Driver):
                     if call.sink is not None:
                         call.sink.finish()
                     self.end(call)
-        for call in [call for call in self.calls if call.cancelled]:
-            self.end(call, Cancelled("the call was cancelled"))
+        for call in list(self.calls):
+            with self.errors_end(call):  # its `cancel` is the caller's object
+                if call.cancelled:
+                    self.end(call, Cancelled("the call was cancelled"))
 
     def prefill(self, new: Sequence[Utterance]) -> None:
         if not new:
