@@ -79,18 +79,24 @@ class SpeechStream:
         """Begins the work, if it has not begun."""
         if not self._begun:
             self._begun = True
-            self._prepare()
-            self._engine.start(self._call)
+            try:
+                self._prepare()
+                self._engine.start(self._call)
+            except BaseException:  # it never runs: nobody may wait for its end
+                self._begun, self._ended = False, True
+                raise
         return self
 
     def __iter__(self) -> Iterator[Tensor]:
         return self
 
     def __next__(self) -> Tensor:
-        if not self._ended:
+        if not (self._begun or self._ended):
+            self._engine.check_may_wait()
             self.begin()
         with self._queue.ready:
             while (chunk := self.take()) is None:
+                self._engine.check_may_wait()
                 self._queue.ready.wait()
         return chunk
 

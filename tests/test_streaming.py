@@ -262,6 +262,36 @@ def test_the_callers_event_cancels_a_stream(how):
     assert soon(lambda: engine_threads() == 0)
 
 
+class Broken:
+    def is_set(self) -> bool:
+        raise OSError("no event any more")
+
+
+def test_a_broken_cancel_ends_only_its_own_call():
+    engine = scripted_engine(work=one_millisecond)
+    other = stream_of(engine, HUNDRED).begin()
+    with pytest.raises(OSError, match="no event"):
+        list(stream_of(engine, ENDLESS, cancel=Broken()))
+    assert torch.cat(list(other), 1)[0].tolist() == HUNDRED
+    engine.close()
+
+
+def test_a_notify_that_raises_leaves_the_engine_as_it_was():
+    """As asyncio's call_soon_threadsafe does once its loop is closed."""
+
+    def closed() -> None:
+        raise RuntimeError("Event loop is closed")
+
+    engine = scripted_engine(work=one_millisecond)
+    stream = stream_of(engine, HUNDRED)
+    stream.notify(closed)
+    stream.begin()
+    assert soon(lambda: stream.done)
+    assert soon(lambda: engine_threads() == 0, 2)
+    assert torch.cat(list(stream_of(engine, HUNDRED)), 1)[0].tolist() == HUNDRED
+    engine.close()
+
+
 def test_a_slow_listener_delays_no_other_call():
     engine = scripted_engine()
     slow = stream_of(engine, ENDLESS).begin()
@@ -328,5 +358,8 @@ def test_a_closed_engine_ends_its_streams_and_takes_no_more():
     assert engine_threads() == 0
     with pytest.raises(RuntimeError, match="closed"):
         list(stream)
+    late = stream_of(engine, HUNDRED)
     with pytest.raises(RuntimeError, match="closed"):
-        next(stream_of(engine, HUNDRED))
+        next(late)
+    assert list(late) == [], "nothing of it is waited for"
+    late.close()

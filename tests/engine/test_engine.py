@@ -264,9 +264,10 @@ def test_a_forked_process_comes_to_its_end():
     subprocess.run([sys.executable, "-c", FORKING], env=os.environ | {"OMP_NUM_THREADS": "2"}, check=True, timeout=60)
 
 
-def test_a_call_from_its_own_progress_is_refused(model):
+@pytest.mark.parametrize("call", ["generate", "generate_stream", "warmup"])
+def test_a_call_from_its_own_progress_is_refused(model, call):
     def again(*_):
-        model.generate("No.")
+        list(model.warmup() if call == "warmup" else getattr(model, call)("No."))
 
     with pytest.raises(RuntimeError, match="own progress"):
         model.generate("Hello.", max_new_tokens=4, progress=again)
