@@ -147,7 +147,7 @@ class OptimizedChatterboxVC(LoadedModel):
     def tokens(self, audio: Any, sample_rate: int | None = None) -> Tensor:
         """Returns (n,) speech tokens of a recording of any length."""
         wav, rate = read(audio, sample_rate)
-        with device_lock(self.voices.device):
+        with self.voices.ready():
             wav = resample(wav.to(self.voices.device), rate, S3_RATE, exact=self.options.resampler == "exact")
             return self.voices.speech_tokens(wav)
 

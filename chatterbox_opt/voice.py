@@ -7,7 +7,8 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -203,7 +204,7 @@ class VoicePreparer:
         """Returns the voice of a path, an open file, or samples with their rate; of a saved voice if the path ends in
         .pt. `exaggeration` None is 0.5 for a recording, and the saved value for a saved voice. Only Turbo and Nano
         normalize the loudness."""
-        with device_lock(self.device):
+        with self.ready():
             if is_saved_voice(audio):
                 return with_exaggeration(self._saved(audio).check(self.config, audio), exaggeration)
             loud = self.config.t3.is_gpt and norm_loudness is not False
@@ -213,13 +214,19 @@ class VoicePreparer:
 
     def prompt(self, audio: Any, *, sample_rate: int | None = None) -> dict[str, Any]:
         """Returns S3Gen's half of a voice, the target of voice conversion, from a recording or a voice."""
-        with device_lock(self.device):
+        with self.ready():
             if isinstance(audio, Conditionals):
                 return dict(audio.check_sound().to(self.device).gen)
             if is_saved_voice(audio):
                 return dict(self._saved(audio).check_sound(audio).gen)
             key = ("prompt", fingerprint(audio, sample_rate))
             return dict(self._cached(key, lambda: self._measure_prompt(audio, sample_rate)))
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Inside, this thread uses the device, in float32 even within a caller's torch.autocast(): voices are kept."""
+        with device_lock(self.device), torch.autocast(self.device.type, enabled=False):
+            yield
 
     def _saved(self, path: str | os.PathLike) -> Conditionals:
         """Returns the same object while the file is unchanged: T3 caches a voice's prefix by the identity of its

@@ -43,6 +43,20 @@ def recording(tmp_path_factory):
     return path
 
 
+def test_autocast_of_the_caller_changes_nothing(model, vc, recording):
+    """It belongs to the caller's thread, which may do the work of others, and whose voices are kept for all."""
+    calls = [
+        lambda: model.generate("Hello.", seed=3, **SHORT),
+        lambda: model.prepare_voice(recording).t3.speaker_emb,
+        lambda: vc.generate(recording, seed=3),
+    ]
+    for call in calls:
+        wanted = call()
+        model.voices._kept.clear()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(call(), wanted)
+
+
 # ---- numbers -------------------------------------------------------------------------------------
 
 

@@ -202,8 +202,10 @@ class Driver:
                     return
 
     def _place(self) -> AbstractContextManager:
-        """Selects the engine's own CUDA stream, whatever the caller's is, so that all its work is in one order."""
+        """Selects the engine's own CUDA stream, whatever the caller's is, so that all its work is in one order; and its
+        own precision, as a caller within torch.autocast() may drive for others that are not."""
         stack = ExitStack()
+        stack.enter_context(torch.autocast(self.device.type, enabled=False))
         if self._stream is not None:
             stack.enter_context(torch.cuda.device(self.device))
             stack.enter_context(torch.cuda.stream(self._stream))
