@@ -22,10 +22,12 @@ logger = logging.getLogger(__name__)
 
 READABLE = "wav, flac, ogg and mp3 can be read; anything else becomes one with `ffmpeg -i IN out.wav`"
 MAX_CHANNELS = 8
+RATES = (1000, 768_000)  # Hz; the work for a rate without a common divisor grows with it
 MOST_FRAMES = 1 << 48  # libsndfile returns 2^63 - 1 if a header leaves the length open
 LOUDEST = 8.0  # largest plausible float sample; 1 is full scale
 DENSE_KERNEL = 1 << 20  # weights; above it the kernel of an awkward pair of rates is kept phase by phase
 PHASES_AT_ONCE = 1 << 14  # output samples computed at a time in that case
+WEIGHTS_AT_ONCE = 1 << 20  # of that kernel, in float64 and several times over
 BLOCKS_AT_ONCE = 1 << 13  # rows of input copied at a time otherwise, about 30 MB
 WRITTEN_AT_ONCE = 1 << 16  # samples: libsndfile's Vorbis encoder overflows its stack on 90 s in one call
 
@@ -91,6 +93,8 @@ def _decode(file: Any, seconds: float | None) -> tuple[np.ndarray, int]:
     try:
         with soundfile.SoundFile(file) as sound:
             rate, claimed = sound.samplerate, sound.frames
+            if not RATES[0] <= rate <= RATES[1]:
+                raise ValueError(f"{name}: its rate is {rate} Hz; {RATES[0]} to {RATES[1]} can be read")
             wanted = -1 if seconds is None else math.ceil(seconds * rate)
             data = sound.read(wanted, dtype="float32", always_2d=True)
             _warn_if_cut(name, len(data), claimed if wanted < 0 else min(claimed, wanted), rate, sound.extra_info)
@@ -130,7 +134,7 @@ def _samples(audio: Any, rate: int | None, seconds: float | None) -> tuple[np.nd
             f"audio is {type(audio).__name__} of shape {array.shape} and type {array.dtype}; "
             "give a path, or samples of shape (N,), (channels, N) or (N, channels)"
         )
-    if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)) or not 1000 <= rate <= 768_000:
+    if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)) or not RATES[0] <= rate <= RATES[1]:
         raise ValueError(f"sample_rate={rate!r}: samples need their rate in Hz, a whole number such as 24000")
     if array.ndim == 2:
         channels = int(np.argmin(array.shape))
@@ -250,15 +254,19 @@ def _by_block(flat: Tensor, orig: int, new: int, width: int, length: int, kind: 
     return out.flatten(1)[:, :length]
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=2)  # of up to 600 MB each
 def _phases(orig: int, new: int, kind: Filter, device: torch.device) -> tuple[Tensor, Tensor]:
     """Returns the first input sample of each phase, (new,), and its taps, (new, 2 * width + 2)."""
     width = _width(orig, new, kind)
     first = np.arange(new) * orig // new - width
-    taps = first[:, None] + np.arange(2 * width + 2)
-    weights = _sinc(taps / orig - np.arange(new)[:, None] / new, orig, new, kind)
+    weights = np.empty((new, 2 * width + 2), np.float32)
+    step = max(1, WEIGHTS_AT_ONCE // weights.shape[1])
+    for start in range(0, new, step):
+        part = slice(start, start + step)
+        taps = first[part, None] + np.arange(weights.shape[1])
+        weights[part] = _sinc(taps / orig - np.arange(new)[part, None] / new, orig, new, kind)
     with torch.inference_mode(False):
-        return torch.from_numpy(first).to(device), torch.from_numpy(weights.astype(np.float32)).to(device)
+        return torch.from_numpy(first).to(device), torch.from_numpy(weights).to(device)
 
 
 def _by_phase(flat: Tensor, orig: int, new: int, width: int, length: int, kind: Filter) -> Tensor:

@@ -100,6 +100,9 @@ def test_bad_files(tmp_path: Path):
     soundfile.write(tmp_path / "none.wav", np.zeros(0), 24_000)
     with pytest.raises(ValueError, match="no samples"):
         read(tmp_path / "none.wav")
+    soundfile.write(tmp_path / "fast.wav", np.zeros(5000), 10_000_000)
+    with pytest.raises(ValueError, match=r"fast\.wav.*10000000 Hz"):
+        read(tmp_path / "fast.wav")
     bad = sound()
     bad[100] = np.nan
     soundfile.write(tmp_path / "nan.wav", bad, 24_000, subtype="FLOAT")
@@ -154,8 +157,12 @@ def test_rates_with_no_common_divisor_take_little_memory(monkeypatch: pytest.Mon
     assert resample(wav, 44_101, 24_000).shape == (2, -(-3001 * 24_000 // 44_101))
     monkeypatch.setattr(io, "DENSE_KERNEL", 0)
     monkeypatch.setattr(io, "PHASES_AT_ONCE", 500)
+    monkeypatch.setattr(io, "WEIGHTS_AT_ONCE", 10_000)
+    computed, sinc = [], io._sinc
+    monkeypatch.setattr(io, "_sinc", lambda time, *how: computed.append(time.size) or sinc(time, *how))
     for sharp, theirs in zip((False, True), want):
         torch.testing.assert_close(resample(wav, 441, 320, sharp=sharp), theirs, atol=1e-5, rtol=0)
+    assert max(computed) <= 10_000
 
 
 def test_the_same_rate_is_the_same_tensor():

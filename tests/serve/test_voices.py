@@ -110,6 +110,21 @@ def test_a_small_file_of_endless_sound_is_not_decoded(tiny):
     assert "samples" in answer.json()["error"]["message"]
 
 
+def test_a_rate_that_would_take_gigabytes_to_resample_is_refused():
+    from chatterbox_opt.serve.recordings import MAX_RATE, check_recording
+
+    def at(rate: int) -> io.BytesIO:
+        file = io.BytesIO()
+        soundfile.write(file, np.zeros(1000), rate, format="WAV")
+        file.seek(0)
+        return file
+
+    assert check_recording(at(MAX_RATE)) > 0
+    with pytest.raises(ApiError, match=f"{MAX_RATE} Hz") as caught:
+        check_recording(at(MAX_RATE + 1))
+    assert caught.value.code == "invalid_audio"
+
+
 def test_malformed_forms(tiny):
     where = f"{tiny.url}/v1/audio/voices"
     boundary = {"content-type": "multipart/form-data; boundary=x"}
