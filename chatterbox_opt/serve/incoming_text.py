@@ -12,6 +12,7 @@ from .service import Service
 from .speech_request import Manner
 
 SHORTEST = 25  # letters; less is held back until more is there, as a few letters by themselves are spoken badly
+LONG = 1000  # characters without an end, from which on they are not searched again at every word
 AHEAD = 2  # sentences that are made while one is heard
 
 
@@ -19,6 +20,7 @@ class IncomingText:
     def __init__(self, service: Service, manner: Manner) -> None:
         self.service, self.manner = service, manner
         self._buffer = ""
+        self._searched_from = 0  # characters in it from which on it is searched again
         self._taken = 0  # characters in all
         self._sentences: asyncio.Queue[str | None] = asyncio.Queue()
         self._speeches: asyncio.Queue = asyncio.Queue(AHEAD)
@@ -30,10 +32,13 @@ class IncomingText:
             message = f"The text has grown past the {self.service.settings.max_text} characters this server takes"
             raise ApiError(400, message, param="text", code="text_too_long")
         self._buffer += text
+        if len(self._buffer) < self._searched_from:
+            return
         end = finished_length(self._buffer)
         if len(self._buffer[:end].strip()) >= SHORTEST:
             self._put(self._buffer[:end])
             self._buffer = self._buffer[end:]
+        self._searched_from = len(self._buffer) + max(0, len(self._buffer) - LONG) // 8
 
     def finish(self) -> None:
         """No more comes: what is left is spoken."""

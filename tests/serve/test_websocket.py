@@ -1,6 +1,8 @@
 """Text sent while it is written, by a real WebSocket client."""
 
+import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 from serving import goes_idle
@@ -8,6 +10,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from chatterbox_opt.audio.io import pcm16
+from chatterbox_opt.serve import incoming_text
+from chatterbox_opt.serve.incoming_text import IncomingText
 from chatterbox_opt.text.split import finished_length
 
 WORDS = "Here comes the first sentence of the answer. And this is the second one, a little later."
@@ -154,3 +158,31 @@ def test_pages_of_other_sites_are_refused(mini):
 )
 def test_where_the_last_complete_sentence_ends(text, finished):
     assert text[: finished_length(text)] == finished
+
+
+def test_a_long_text_without_an_end_is_not_searched_at_every_word(monkeypatch):
+    """Which would hold up the event loop, and with it every other client, for minutes."""
+    searched, sentences = [], []
+
+    def counted(text):
+        searched.append(len(text))
+        return finished_length(text)
+
+    async def speak(text, *_, **__):
+        sentences.append(text)
+
+    async def run():
+        service = SimpleNamespace(settings=SimpleNamespace(max_text=100_000), speak=speak)
+        text = IncomingText(service, None)
+        for _ in range(10_000):
+            text.feed("word ")
+        text.feed("end. ")
+        for _ in range(2000):  # an end is found late, but found
+            text.feed("More ")
+        text.finish()
+        assert [spoken async for spoken, _ in text] == sentences
+
+    monkeypatch.setattr(incoming_text, "finished_length", counted)
+    asyncio.run(run())
+    assert sum(searched) < 50 * 60_000
+    assert [sentence.split()[-1] for sentence in sentences] == ["end.", "More"]
