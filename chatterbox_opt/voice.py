@@ -18,7 +18,17 @@ from torch import Tensor
 
 from .audio.io import fingerprint, label, read, resample
 from .audio.loudness import normalize_loudness
-from .config import FRAMES_PER_TOKEN, MEL_BINS, S3_RATE, S3GEN_RATE, SPEAKER_DIM, TOKEN_RATE, XVECTOR_DIM, ModelConfig
+from .config import (
+    FRAMES_PER_TOKEN,
+    MEL_BINS,
+    S3_RATE,
+    S3GEN_RATE,
+    SPEAKER_DIM,
+    SPEECH_CODES,
+    TOKEN_RATE,
+    XVECTOR_DIM,
+    ModelConfig,
+)
 from .device_lock import device_lock
 from .models.mel import SHORTEST, kaldi_fbank, prompt_mel, s3_mel
 from .models.s3_tokenizer import memory, memory_by_taps
@@ -95,6 +105,9 @@ class Conditionals:
         emotion = kept.get("emotion_adv")
         kept["emotion_adv"] = _emotion(0.5 if emotion is None else emotion, kept["speaker_emb"].device)
         gen["prompt_token"] = torch.atleast_2d(gen["prompt_token"].long())
+        for ids in (kept["cond_prompt_speech_tokens"], gen["prompt_token"]):
+            if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < SPEECH_CODES:  # a GPU would not survive it
+                raise ValueError(f"{path}: its speech tokens lie outside 0 to {SPEECH_CODES - 1}; {AGAIN}")
         gen["prompt_token_len"] = torch.as_tensor(gen["prompt_token_len"]).long().reshape(-1)
         gen["prompt_feat_len"] = None
         return cls(T3Cond(**kept), gen)
@@ -135,6 +148,9 @@ def _part(data: Any, name: str, needed: tuple[str, ...], path: Path) -> dict[str
     missing = [k for k in needed if part.get(k) is None] if isinstance(part, dict) else [name]
     if missing:
         raise ValueError(f"{path}: this voice file lacks {', '.join(missing)}; prepare the voice from its recording")
+    for key in needed:
+        if not torch.is_tensor(part[key]) and key != "prompt_token_len":
+            raise ValueError(f"{path}: {key} is {type(part[key]).__name__}, a tensor is needed; {AGAIN}")
     return {k: v.detach() if torch.is_tensor(v) else v for k, v in part.items()}
 
 

@@ -77,6 +77,14 @@ def test_bad_voice_files(tmp_path: Path):
         torch.save(stored(config, **{name: torch.zeros(shape)}), path)
         with pytest.raises(ValueError, match=f"{name} has shape"):
             Conditionals.load(path).check(config)
+    for name, bad in (("cond_prompt_speech_tokens", 6561), ("prompt_token", -1)):
+        torch.save(stored(config, **{name: torch.full((1, 150), bad)}), path)
+        with pytest.raises(ValueError, match=r"conds\.pt: its speech tokens lie outside"):
+            Conditionals.load(path)
+    for name in ("speaker_emb", "prompt_token", "prompt_feat"):
+        torch.save(stored(config, **{name: [1]}), path)
+        with pytest.raises(ValueError, match=f"{name} is list"):
+            Conditionals.load(path)
 
 
 def test_moving_makes_a_copy():
