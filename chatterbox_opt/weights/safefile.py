@@ -58,7 +58,7 @@ def read_header(path: Path) -> dict[str, Entry]:
 def _entry(row: Mapping, data: int) -> Entry:
     begin, end = row["data_offsets"]
     dtype, shape = _DTYPES[row["dtype"]], tuple(row["shape"])
-    if end - begin != math.prod(shape) * dtype.itemsize:
+    if begin < 0 or end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{end - begin} bytes for {shape} of {dtype}")
     return Entry(dtype, shape, data + begin, end - begin)
 

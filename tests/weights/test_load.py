@@ -217,7 +217,7 @@ def test_broken_pickles(folder, content):
 
 def test_broken_headers(folder):
     for header in (b"[]", b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 4]}}', b'{"a": {"dtype": "Q4"}}',
-        b"{"):
+        b"{", b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}'):
         (folder / "ve.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 64)
         with pytest.raises(ValueError, match=r"ve\.safetensors has a broken header"):
             load(folder)
