@@ -33,6 +33,8 @@ def check_kind(path: Path) -> None:
 
 def written(kind: str, records: Sequence[Record], **further: Any) -> str:
     """Returns the text of a file whose name ends in `kind`; `further` is added to JSON beside the pieces."""
+    if kind not in KINDS:
+        raise ValueError(f"captions {kind!r}: choose one of {', '.join(KINDS)}")
     if kind == ".json":
         return json.dumps({**further, "pieces": list(records)}, ensure_ascii=False, indent=1) + "\n"
     return (srt if kind == ".srt" else vtt)(records)

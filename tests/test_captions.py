@@ -66,6 +66,9 @@ def test_a_shifted_record_is_later_with_its_words():
 def test_other_kinds_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"\.srt, \.vtt, \.json"):
         check_kind(tmp_path / "a.sub")
+    for kind in ("srt", ".SRT", ".sub"):
+        with pytest.raises(ValueError, match=r"choose one of \.srt"):
+            written(kind, RECORDS)
 
 
 @given(st.lists(st.tuples(st.text(max_size=60), st.floats(0, 9), st.booleans()), max_size=6))

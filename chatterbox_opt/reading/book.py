@@ -55,8 +55,8 @@ def read_aloud(
     output, script = Path(output), Path(script)
     check(output, captions)
     roles = cast_of(cast)
-    text = script.read_text(encoding="utf-8-sig")
     try:
+        text = script.read_text(encoding="utf-8-sig")
         found = scripts.parse(text, kind or kind_of(script), [name for name in roles if name != NARRATOR])
     except ValueError as error:
         raise ValueError(f"{script}: {error}") from error
@@ -81,8 +81,9 @@ def check(output: Path, captions: str | None) -> None:
         raise ValueError(f"{output}: there is no folder {output.parent}")
     if output.is_dir() or not output.suffix or output.suffix[1:].upper() not in writable_kinds():
         raise ValueError(f"{output}: a name that ends in .wav, .flac, .ogg or .mp3 is needed")
-    if captions is not None:
-        captioning.check_kind(Path(f"captions.{captions}"))
+    if captions is not None and f".{captions}" not in captioning.KINDS:
+        known = ", ".join(kind[1:] for kind in captioning.KINDS)
+        raise ValueError(f"captions={captions!r}: choose one of {known}")
 
 
 class Reader:

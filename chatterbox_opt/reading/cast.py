@@ -31,8 +31,8 @@ def load_cast(path: str | Path) -> dict[str, Role]:
     """Reads a TOML file, to which the paths in it are relative. Raises ValueError for unknown entries."""
     path = Path(path)
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:  # no TOML, or no UTF-8
         raise ValueError(f"{path}: {error}") from error
     return {name: _role(f"{path}: [{name}]", table, path.parent) for name, table in tables.items()}
 

@@ -281,7 +281,9 @@ def test_a_line_of_which_nothing_is_heard_is_tried_again_and_then_told(model, tm
     [
         ("a.docx", {}, "ends in .wav"),
         ("no/a.wav", {}, "there is no folder"),
-        ("a.wav", dict(captions="sub"), ".srt, .vtt, .json"),
+        ("a.wav", dict(captions="sub"), "one of srt, vtt, json"),
+        ("a.wav", dict(captions=".srt"), "one of srt, vtt, json"),
+        ("a.wav", dict(captions="SRT"), "one of srt, vtt, json"),
         ("a.wav", dict(kind="epub"), "one of text, markdown, dialogue"),
         ("a.wav", dict(temperature=-1), "temperature"),
         ("a.wav", dict(loudness=3), "LUFS"),
@@ -292,6 +294,12 @@ def test_what_is_wrong_is_told_ahead_of_the_first_sound(model, script, tmp_path,
     with pytest.raises((ValueError, TypeError), match=told):
         read_aloud(model, script, tmp_path / name, **how)
     assert not spoken
+
+
+def test_a_script_that_is_no_text_is_named(model, tmp_path):
+    (tmp_path / "a.txt").write_bytes("Grüße.".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a\.txt: .*utf-8"):
+        read_aloud(model, tmp_path / "a.txt", tmp_path / "a.wav")
 
 
 def test_memory_stays_flat_over_an_hour_of_speech(model, tmp_path, monkeypatch):

@@ -19,6 +19,8 @@ def test_a_cast_file(tmp_path):
     assert cast_of(path) == load_cast(path)
     assert cast_of({"Anna": "anna.wav", "Ben": Role(seed=3)}) == {"Anna": Role("anna.wav"), "Ben": Role(seed=3)}
     assert cast_of(None) == {}
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as some editors begin a file
+    assert load_cast(path)["narrator"] == Role(None, 7)
 
 
 def test_a_role_has_respellings_and_takes_of_its_own(tmp_path):
