@@ -155,6 +155,16 @@ def test_an_engine_survives_an_error():
     assert engine.stats()["failed"] == engine.stats()["finished"] == 1
 
 
+def test_ctrl_c_is_raised_where_it_came_and_nowhere_else():
+    engine = scripted_engine(work=fail_after(3, KeyboardInterrupt))
+    own, other = stream_of(engine, HUNDRED), stream_of(engine, HUNDRED)
+    engine.inbox.append(other._call)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(own._call)
+    assert isinstance(other._call.error, RuntimeError)
+    assert torch.cat(list(stream_of(engine, HUNDRED)), 1)[0].tolist() == HUNDRED
+
+
 def test_a_call_without_memory_fails_alone():
     engine, asked = scripted_engine(), []
 

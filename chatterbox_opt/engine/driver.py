@@ -172,8 +172,11 @@ class Driver:
             try:
                 with self._place():
                     self._steps(done)
-            except BaseException as error:  # such as Ctrl-C in the middle of a step
+            except Exception as error:
                 self.end_all(error)
+                raise
+            except BaseException:  # such as Ctrl-C in the middle of a step: for this thread alone, and no step goes on
+                self.end_all(RuntimeError("the thread that computed for all calls was interrupted; call again"))
                 raise
             finally:
                 self._driving = None
