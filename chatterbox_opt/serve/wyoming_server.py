@@ -49,7 +49,11 @@ async def listening(service: Service) -> AsyncIterator[asyncio.Server]:
             writer.close()
 
     settings = service.settings
-    server = await asyncio.start_server(connected, settings.host, settings.wyoming_port, limit=LINE)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: asyncio.StreamReaderProtocol(Reader(settings.max_json, loop), connected, loop),
+        settings.host, settings.wyoming_port,
+    )
     logger.info("Wyoming on port %d", server.sockets[0].getsockname()[1])
     try:
         yield server
@@ -58,6 +62,19 @@ async def listening(service: Service) -> AsyncIterator[asyncio.Server]:
         for task in list(connections):
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
+
+
+class Reader(asyncio.StreamReader):
+    """Holds no more of an event than `most` bytes, whatever its header says that will come."""
+
+    def __init__(self, most: int, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(LINE, loop)
+        self.most = most
+
+    async def readexactly(self, n: int) -> bytes:
+        if n > self.most:
+            raise RuntimeError(f"an event of {n} bytes; {self.most} are taken")
+        return await super().readexactly(n)
 
 
 class Handler(AsyncEventHandler):

@@ -122,6 +122,15 @@ def test_malformed_events_do_not_stop_the_server(wyoming_server):
     assert exchange(port, [Ping(text="x")], Pong)
 
 
+@pytest.mark.parametrize("length", ["data_length", "payload_length"])
+def test_an_event_without_end_is_not_collected(wyoming_server, length):
+    _, port = wyoming_server
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(json.dumps({"type": "ping", length: 1 << 40}).encode() + b"\n")
+        with contextlib.suppress(ConnectionError):
+            assert connection.recv(100) == b"", "it is closed, and nothing more waited for"
+
+
 def test_a_disconnected_client_frees_its_rows(wyoming_server):
     server, port = wyoming_server
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
