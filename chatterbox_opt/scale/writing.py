@@ -84,6 +84,7 @@ def _parquet(speeches: list[Speech], kind: str) -> bytes:
     from pyarrow import parquet
 
     columns = {name: [record[name] for record, _ in speeches] for name in ("id", "seed", "duration", "tokens")}
+    columns["seed"] = [(seed + 2**63) % 2**64 - 2**63 for seed in columns["seed"]]  # the same seed, in an int64
     columns["record"] = [json.dumps(record) for record, _ in speeches]  # as text: a judge may add fields to some
     columns[kind] = pa.array([data for _, data in speeches], pa.large_binary())
     file = io.BytesIO()

@@ -18,6 +18,7 @@ from chatterbox_opt.cli import main
 from chatterbox_opt.scale.batch import speak_table
 from chatterbox_opt.scale.rows import read_rows
 from chatterbox_opt.scale.speaking import Failed, speak
+from chatterbox_opt.scale.writing import PACKINGS
 from chatterbox_opt.text.pronounce import Pronunciations
 
 WORDS = ["--model", "mini", "--device", "cpu"]
@@ -278,6 +279,15 @@ def test_parquet_files_hold_the_same_sound_and_can_be_continued(model, tmp_path)
         assert made[row["id"]]["duration"] == row["duration"] == json.loads(row["record"])["duration"]
     with pytest.raises(ValueError, match="--shard"):
         speak_into(model, rows, tmp_path / "none", packing="parquet")
+
+
+def test_a_seed_of_any_size_has_its_row_in_parquet():
+    parquet = pytest.importorskip("pyarrow.parquet", reason="parquet needs pyarrow")
+    seeds = [0, -1, 2**63 - 1, 2**64 - 1, 10**30]
+    speeches = [({"id": str(s), "seed": s, "duration": 1.0, "tokens": 25}, b"sound") for s in seeds]
+    found = parquet.read_table(io.BytesIO(PACKINGS["parquet"](speeches, "flac"))).to_pylist()
+    assert [(row["seed"] - seed) % 2**64 for row, seed in zip(found, seeds)] == [0] * 5, "the same speech"
+    assert [row["seed"] for row in found][:3] == seeds[:3]
 
 
 def test_an_id_with_a_dot_is_refused_in_tar_files_only(model, tmp_path):
