@@ -74,6 +74,12 @@ def handle_invalid(request: Request, error: RequestValidationError) -> Response:
     if fault["type"] == "missing":
         what = f"Missing required parameter: {name}" if name else "The request has no body"
         return ApiError(400, what, param=name, code="missing_parameter").response()
+    if fault["type"] == "json_invalid":  # where: the character
+        message = f"The request's body is no JSON: {fault['ctx']['error']} at character {name}"
+        return ApiError(400, message, code="invalid_json").response()
+    if fault["type"] == "model_attributes_type":
+        message = "The request's body must be a JSON object, sent with content-type: application/json"
+        return ApiError(400, message, code="invalid_value").response()
     return ApiError(400, f"{name or 'body'}: {fault['msg']}", param=name, code="invalid_value").response()
 
 

@@ -177,6 +177,17 @@ def test_malformed_bodies(mini, body):
     assert answer.json()["error"]["message"]
 
 
+def test_a_body_that_is_no_json_object_is_told_what_it_must_be(mini):
+    def fault(body, kind="application/json"):
+        answer = httpx.post(f"{mini.url}/v1/audio/speech", content=body, headers={"content-type": kind})
+        return answer.json()["error"]
+
+    assert fault(b'{"input": ')["param"] is None
+    assert "no JSON" in fault(b'{"input": ')["message"]
+    form = fault(b'{"input": "Hi."}', "application/x-www-form-urlencoded")  # as curl sends it unasked
+    assert "content-type: application/json" in form["message"]
+
+
 def test_half_a_surrogate_pair_is_no_server_error(mini):
     answer = httpx.post(
         f"{mini.url}/v1/audio/speech", content=b'{"input": "Hello \\ud800 there.", "response_format": "pcm"}',
