@@ -1,10 +1,16 @@
-"""Output files of the commands, checked before the work begins."""
+"""Files of the commands, checked before a model is downloaded and loaded."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 from typing import Any
+
+
+def check_inputs(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None and not path.exists():
+            raise ValueError(f"{path}: there is no such file (looked for from {Path.cwd()})")
 
 
 def check_output(path: Path) -> None:
