@@ -23,6 +23,7 @@ from .checks import (
     usable_device,
 )
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
+from .device_lock import own_modes
 from .engine.resolve import indexed, is_mlx
 from .executor import t3_on_device, voice_encoder
 from .loading import LoadedModel, load_parts
@@ -103,12 +104,13 @@ class Speaker(Voiced, LoadedModel):
         **options: Any,
     ) -> Self:
         device = usable_device(device)
-        parts, keywords = load_parts(folder, device, family, options, t3_file, decoder, cache_packed)
-        conds = Conditionals.load(parts.conds_file, map_location="cpu") if parts.conds_file else None
-        if conds is not None:
-            conds.check(parts.config, parts.conds_file)
-        tokenizer = load_tokenizer(folder, parts.config)
-        return cls(parts.t3, parts.s3gen, parts.ve, tokenizer, device, conds, **keywords)
+        with own_modes(indexed(device)):
+            parts, keywords = load_parts(folder, device, family, options, t3_file, decoder, cache_packed)
+            conds = Conditionals.load(parts.conds_file, map_location="cpu") if parts.conds_file else None
+            if conds is not None:
+                conds.check(parts.config, parts.conds_file)
+            tokenizer = load_tokenizer(folder, parts.config)
+            return cls(parts.t3, parts.s3gen, parts.ve, tokenizer, device, conds, **keywords)
 
     @classmethod
     def from_random(

@@ -15,6 +15,7 @@ from torch import Tensor
 from .audio.joins import ChunkJoiner
 from .calls import GenerateOptions
 from .config import SILENCE_TOKEN, START_TEXT, STOP_TEXT, TOKEN_RATE, ModelConfig
+from .device_lock import own_modes
 from .engine.captures import captured_parts, in_words
 from .engine.chunks import chunk_sizes
 from .engine.engine import Engine
@@ -199,6 +200,10 @@ class Pipeline:
     # ---- text -> utterances ----------------------------------------------------------------------
 
     def _utterances(self, job: Job, options: GenerateOptions) -> list[Utterance]:
+        with own_modes(self.device):
+            return self._cut(job, options)
+
+    def _cut(self, job: Job, options: GenerateOptions) -> list[Utterance]:
         limit = options.max_chars
         if limit is not None:
             limit = min(limit, self.config.max_chars or limit)
@@ -243,7 +248,7 @@ class Pipeline:
         """Returns one source per utterance, so that the draws of one do not shift those of another."""
         if seed is None and alone:
             return [RequestNoise(self.device, None)]
-        seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
+        seed = int(torch.randint(2**62, (), device="cpu").item()) if seed is None else seed
         return [RequestNoise(self.device, piece_seed(seed, k)) for k in range(count)]
 
     def text_ids(self, text: str, language: str | None = None) -> Tensor:

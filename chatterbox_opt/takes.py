@@ -92,7 +92,7 @@ class _Piece:
 
 
 def _pieces(job: Any, utterances: Sequence[Utterance]) -> list[_Piece]:
-    seed = int(torch.randint(2**62, ()).item()) if job.seed is None else job.seed
+    seed = int(torch.randint(2**62, (), device="cpu").item()) if job.seed is None else job.seed
     return [_Piece(u, k, seed) for k, u in enumerate(utterances)]
 
 

@@ -13,7 +13,7 @@ from .audio.io import read, resample
 from .audio.watermark import Watermarker
 from .checks import check_seed, check_steps, check_watchers, is_recording, usable_device
 from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
-from .device_lock import device_lock
+from .device_lock import device_lock, own_modes
 from .engine.chunks import whole_tokens
 from .engine.resolve import indexed, is_mlx
 from .loading import LoadedModel, load_parts
@@ -82,9 +82,10 @@ class OptimizedChatterboxVC(LoadedModel):
         **options: Unpack[ModelKeywords],
     ) -> Self:
         device = usable_device(device)
-        parts, keywords = load_parts(ckpt_dir, device, "vc", options, decoder=decoder)
-        ref_dict = Conditionals.load(parts.conds_file).gen if parts.conds_file else None
-        return cls(parts.s3gen, device, ref_dict, **keywords)
+        with own_modes(indexed(device)):
+            parts, keywords = load_parts(ckpt_dir, device, "vc", options, decoder=decoder)
+            ref_dict = Conditionals.load(parts.conds_file).gen if parts.conds_file else None
+            return cls(parts.s3gen, device, ref_dict, **keywords)
 
     @classmethod
     def from_random(

@@ -29,7 +29,7 @@ from .config import (
     XVECTOR_DIM,
     ModelConfig,
 )
-from .device_lock import device_lock
+from .device_lock import device_lock, own_modes
 from .models.mel import SHORTEST, kaldi_fbank, prompt_mel, s3_mel
 from .models.s3_tokenizer import memory, memory_by_taps
 from .models.voice_encoder import speaker_embedding
@@ -240,8 +240,8 @@ class VoicePreparer:
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Inside, this thread uses the device, in float32 even within a caller's torch.autocast(): voices are kept."""
-        with device_lock(self.device), torch.autocast(self.device.type, enabled=False):
+        """Inside, this thread uses the device, without the modes of the caller: voices are kept."""
+        with device_lock(self.device), own_modes(self.device):
             yield
 
     def _saved(self, path: str | os.PathLike) -> Conditionals:

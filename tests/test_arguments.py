@@ -43,18 +43,24 @@ def recording(tmp_path_factory):
     return path
 
 
-def test_autocast_of_the_caller_changes_nothing(model, vc, recording):
-    """It belongs to the caller's thread, which may do the work of others, and whose voices are kept for all."""
+@pytest.mark.parametrize(
+    "mode", [torch.autocast("cpu", dtype=torch.bfloat16), torch.device("meta")], ids=["autocast", "device"]
+)
+def test_modes_of_the_caller_change_nothing(model, vc, recording, mode):
+    """They are of the caller's thread, which may do the work of others, and whose voices are kept for all."""
     calls = [
         lambda: model.generate("Hello.", seed=3, **SHORT),
+        lambda: model.generate("Hello. " * 9, seed=3, max_chars=40, takes=2, **SHORT),
         lambda: model.prepare_voice(recording).t3.speaker_emb,
         lambda: vc.generate(recording, seed=3),
+        lambda: OptimizedChatterboxTTS.from_mini().t3.state_dict()["speech_emb.weight"],
     ]
     for call in calls:
         wanted = call()
         model.voices._kept.clear()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert torch.equal(call(), wanted)
+        with mode:
+            got = call()
+        assert torch.equal(got, wanted)
 
 
 # ---- numbers -------------------------------------------------------------------------------------

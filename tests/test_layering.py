@@ -41,7 +41,7 @@ LAYERS["whole_speech"] = {"audio", "config", "engine", "voice"}
 LAYERS["calls"] = {"checks", "scores", "takes", "text"}
 LAYERS["keywords"] = {"config", "options", "scores"}
 LAYERS["pipeline"] = LAYERS["streaming"] | {
-    "options", "text", "models", "streaming", "executor", "takes", "calls", "whole_speech",
+    "options", "text", "models", "streaming", "executor", "takes", "calls", "whole_speech", "device_lock",
 }
 LAYERS["packing"] = {
     "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "keywords", "__version__",

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 
 import torch
 
-from ..device_lock import device_lock
+from ..device_lock import device_lock, own_modes
 from .openmp import dismiss_workers
 from .recording import own_stream
 from .request import Call
@@ -205,10 +205,9 @@ class Driver:
                     return
 
     def _place(self) -> AbstractContextManager:
-        """Selects the engine's own CUDA stream, whatever the caller's is, so that all its work is in one order; and its
-        own precision, as a caller within torch.autocast() may drive for others that are not."""
+        """Selects the engine's own CUDA stream, whatever the caller's is, so that all its work is in one order."""
         stack = ExitStack()
-        stack.enter_context(torch.autocast(self.device.type, enabled=False))
+        stack.enter_context(own_modes(self.device))
         if self._stream is not None:
             stack.enter_context(torch.cuda.device(self.device))
             stack.enter_context(torch.cuda.stream(self._stream))

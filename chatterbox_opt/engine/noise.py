@@ -28,7 +28,7 @@ class RequestNoise:
             self._lent = [(lender, copy_of(lender), lender.get_state()) for lender in lenders]
             self.cpu, self.local = self._lent[0][1], self._lent[-1][1]
             return
-        seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
+        seed = int(torch.randint(2**62, (), device="cpu").item()) if seed is None else seed
         self.cpu = torch.Generator("cpu").manual_seed(seed)
         # On the CPU upstream's device draws and host draws come from one stream.
         self.local = self.cpu if on_host else torch.Generator(self.device).manual_seed(seed)
