@@ -47,7 +47,8 @@ class ChunkQueue:
         """Returns (first sample, past the last) of a complete utterance, None of others."""
         if self.placed is not None:
             return self.placed(utterance)
-        return dict(enumerate(self.joiner.places)).get(utterance.index)
+        complete = self.joiner.places
+        return complete[utterance.index] if utterance.index < len(complete) else None
 
     def finish(self) -> None:
         if not self.joiner.sounding:

@@ -355,6 +355,19 @@ def test_take_and_notify():
     assert told[-1] == "late", "what is there already is told of at once"
 
 
+def test_a_long_texts_pieces_are_not_searched_one_for_another():
+    """Of an hour that would take a second, for a listener that asks after every chunk."""
+
+    class Places(list):
+        def __iter__(self):
+            raise AssertionError("all of them are looked at for one")
+
+    stream = stream_of(scripted_engine(), *[list(range(1, 40))] * 5)
+    stream._queue.joiner.places = Places()
+    assert [len(stream.pieces) for _ in stream][-1] == 5
+    assert [piece.samples[0] < piece.samples[1] for piece in stream.pieces] == [True] * 5
+
+
 def test_no_sound_at_all():
     for script in ([], [CONTROL] * 60):
         with pytest.raises(ValueError, match="no sound"):
