@@ -2,6 +2,7 @@
 
 import gc
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -164,6 +165,25 @@ def test_ctrl_c_is_raised_where_it_came_and_nowhere_else():
         engine.run(own._call)
     assert isinstance(other._call.error, RuntimeError)
     assert torch.cat(list(stream_of(engine, HUNDRED)), 1)[0].tolist() == HUNDRED
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
+def test_a_waiter_that_is_interrupted_leaves_nothing_behind():
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    engine = scripted_engine(work=one_millisecond)
+    driving = stream_of(engine, ENDLESS)
+    next(driving)  # another thread drives
+    before = signal.signal(signal.SIGALRM, interrupted)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            engine.run(Call([scripted_utterance(ENDLESS)]))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert soon(lambda: engine.calls == [driving._call], 5), "its slot is free"
+    driving.close()
 
 
 def test_a_call_without_memory_fails_alone():

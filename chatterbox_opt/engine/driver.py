@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 LOOK = 0.02  # s between two checks of `cancel` while all remaining work waits for listeners
 
+NOBODY_WAITS = threading.Event()
+NOBODY_WAITS.set()
+
 _engines: weakref.WeakSet[Driver] = weakref.WeakSet()
 
 
@@ -65,7 +68,11 @@ class Driver:
         """Returns when the call is done; raises what ended it."""
         self.check_may_wait()
         self._submit(call)
-        self._drive(lambda: call.done)
+        try:
+            self._drive(lambda: call.done)
+        except BaseException:  # such as Ctrl-C while another thread drives
+            call.cancel = NOBODY_WAITS
+            raise
         if call.error is not None:
             raise call.error
 
