@@ -96,8 +96,9 @@ class Session:
                 fault = ApiError(400, f"{str(kind)[:40]!r}: input.text with a text, or input.done, is needed")
                 await self._send(_error(fault))
         text.finish()
-        while True:  # only to hear that the client has left
-            await self.socket.receive_text()
+        while (await self.socket.receive())["type"] != "websocket.disconnect":
+            pass  # only to hear that the client has left
+        raise WebSocketDisconnect
 
     async def _message(self) -> dict[str, Any] | None:
         """The next one; None when the server drains."""

@@ -110,6 +110,12 @@ def test_unknown_messages_are_reported_and_skipped(mini):
     assert len(sounds(received)) == 1
 
 
+def test_a_binary_frame_after_the_text_does_not_end_the_session(mini):
+    received, code = exchange(mini, [config(), text_message(FIRST), DONE, b"x", {"type": "more"}])
+    assert code == 1000
+    assert received[-1] == {"type": "session.done", "total_sentences": 1}
+
+
 def test_a_refused_sentence_does_not_end_the_session(mini):
     received, code = exchange(mini, [config(top_p=7), text_message(FIRST), DONE])
     assert code == 1000
