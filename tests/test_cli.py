@@ -288,11 +288,12 @@ def test_missing_mlx_says_what_to_install(monkeypatch, capsys):
 def test_options_of_say_reach_the_call(source, tmp_path, spoken):
     tables = '{"words": {"SQL": "sequel"}, "voice": {"anna": {"words": {"SQL": "squeal"}}}}'
     (tmp_path / "names.json").write_text(tables)
+    (tmp_path / "anna.wav").touch()
     say = ["say", "Hello.", "-o", str(tmp_path / "a.wav"), *source]
     respelt = ["--pronounce", str(tmp_path / "names.json")]
     assert main(say) == 0
     assert main([*say, "--spoken", "--takes", "3", "--retries", "2", "--score", "voice", *respelt]) == 0
-    assert main([*say, "--spoken-by", "nemo", "--voice", "anna.wav", *respelt]) == 0
+    assert main([*say, "--spoken-by", "nemo", "--voice", str(tmp_path / "anna.wav"), *respelt]) == 0
     plain, first, second = (keywords for *_, keywords in spoken)
     assert {k: plain[k] for k in ("spoken", "takes", "score", "retries")} == dict(
         spoken=False, takes=1, score=None, retries=0
