@@ -13,6 +13,7 @@ from chatterbox_opt.config import tiny
 from chatterbox_opt.weights.files import MINI
 from chatterbox_opt.weights.random_init import write_checkpoint
 
+pytestmark = pytest.mark.kernels
 pytest.importorskip("chatterbox", reason=NEEDS_UPSTREAM)
 EXACT = dict(engine=EngineOptions.exact(), enable_watermark=False)
 LIMIT = 72  # tokens; upstream's own limit of 1000 is written into its generate()

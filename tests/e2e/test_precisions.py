@@ -5,6 +5,7 @@ import torch
 
 from chatterbox_opt import EngineOptions, OptimizedChatterboxTTS
 
+pytestmark = pytest.mark.kernels
 MAKE = {"random": OptimizedChatterboxTTS.from_random, "mini": OptimizedChatterboxTTS.from_mini}
 
 

@@ -42,6 +42,7 @@ def test_a_seed_is_torch_manual_seed(model):
     assert torch.equal(seeded, model.generate("Hello there.", max_new_tokens=12))
 
 
+@pytest.mark.kernels
 def test_a_row_is_what_it_is_alone(model):
     texts = ["Hello there.", "A rather longer sentence, with a comma.", "No."]
     how = dict(cfg_weight=[0.5, 0.0, 0.3], exaggeration=[0.5, 0.7, 0.2], temperature=[0.8, 1.0, 0.5])
@@ -254,6 +255,7 @@ def test_progress_bar_is_on_stderr_only(model, capsys):
     assert "at most" in out.err
 
 
+@pytest.mark.kernels
 def test_threads_give_what_one_after_another_gives(model):
     texts = [f"This is line {i}." for i in range(8)]
     apart = [model.generate(t, seed=i, exaggeration=0.1 * i, max_new_tokens=8) for i, t in enumerate(texts)]
@@ -327,6 +329,7 @@ def test_every_exact_option_is_tested():
     assert set(OTHER) == {line.split(":")[0].strip() for line in lines if "  # exact. " in line}
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("field", OTHER)
 def test_exact_options_change_nothing(field):
     exact = EngineOptions.exact()

@@ -34,6 +34,7 @@ def load(family: str):
     return OptimizedChatterboxTTS.from_random(size="tiny"), {}
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("family", ["tts", "mtl", "turbo"])
 def test_as_long_as_what_generate_says(family):
     model, how = load(family)
@@ -50,6 +51,7 @@ def test_as_long_as_what_generate_says(family):
     assert torch.equal(again, got), "the same text, voice and seed give the same audio"
 
 
+@pytest.mark.kernels
 def test_its_tokens_are_generates(model, monkeypatch):
     jobs, row = [], model.pipeline.mel.row
     monkeypatch.setattr(model.pipeline.mel, "row", lambda job: (jobs.append(job), row(job))[1])
@@ -115,6 +117,7 @@ def test_other_speech_while_a_stream_waits(model):
         assert torch.equal(model.generate("No.", seed=1, max_new_tokens=6), wanted)
 
 
+@pytest.mark.kernels
 def test_streams_side_by_side(model):
     texts = ["Hello there.", "Good morning.", "No."]
     alone = [torch.cat(list(model.generate_stream(t, seed=i, max_new_tokens=60)), 1) for i, t in enumerate(texts)]
@@ -125,6 +128,7 @@ def test_streams_side_by_side(model):
     assert all(torch.equal(torch.cat(parts, 1), wanted) for parts, wanted in zip(heard, alone))
 
 
+@pytest.mark.kernels
 def test_what_is_submitted_is_generates(model):
     """Without first_chunk the speech comes as one chunk; with it, in the chunks of a stream."""
     how = dict(seed=3, max_new_tokens=40)

@@ -9,6 +9,7 @@ from t3_pairs import random_t3
 from chatterbox_opt.engine.cache import GRAIN, Decode, DecodeEach, Prefill, StaticKVCache, empty_kv, paste
 from chatterbox_opt.models.layers import rope_table
 
+pytestmark = pytest.mark.kernels
 CPU = torch.device("cpu")
 SPOKEN = [(2, 37), (1, 12), (2, 61), (1, 0)]  # rows of an utterance, and the position it writes
 

@@ -87,6 +87,7 @@ def nine_requests(config) -> list:
     ])]  # fmt: skip
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 def test_padded_batches_of_changing_size(family, llama, gpt):
     """Captured batches have 1, 2, 4... slots: padding must stay inside every table and change no other row."""
@@ -99,6 +100,7 @@ def test_padded_batches_of_changing_size(family, llama, gpt):
         assert {1, 2, 4} <= {n for n, *_ in keys_of(engine)}
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @pytest.mark.parametrize("poll", [1, 8])
 @torch.inference_mode()

@@ -17,6 +17,7 @@ from chatterbox_opt.engine.wav import SIZES, WavRunner, fade_in
 from chatterbox_opt.models.hift import Hift
 from chatterbox_opt.options import EngineOptions
 
+pytestmark = pytest.mark.kernels
 CPU = torch.device("cpu")
 EXACT = EngineOptions.exact()
 

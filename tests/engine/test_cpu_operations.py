@@ -16,6 +16,7 @@ from chatterbox_opt.models.hift import VOCODER_REFERENCE, Hift
 from chatterbox_opt.models.llama import RMSNorm
 from chatterbox_opt.options import EngineOptions
 
+pytestmark = pytest.mark.kernels
 EXACT = EngineOptions.exact()
 
 

@@ -49,6 +49,7 @@ class Steps:
 # ---- joining and leaving -------------------------------------------------------------------------
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("poll", [1, 8])
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 @everywhere
@@ -83,6 +84,7 @@ def test_requests_wait_for_free_slots(llama):
     assert [r.tokens for r in requests] == [tokens_of(llama, [r])[0] for r in mixed(llama.config, 6)]
 
 
+@pytest.mark.kernels
 def test_half_precision_and_int8_are_the_same_in_any_batch(llama):
     """There a last bit can change a token: every utterance attends in its own call."""
     import copy
@@ -99,6 +101,7 @@ def test_half_precision_and_int8_are_the_same_in_any_batch(llama):
         assert [r.tokens for r in requests] == alone
 
 
+@pytest.mark.kernels
 @everywhere
 def test_concurrent_streams_batches_and_single_calls(model):
     texts = ["Hello there.", "Good morning to you all.", "No.", "Well, well."]
@@ -315,6 +318,7 @@ def resident() -> float:
     return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(
     ("device", "count"),
     [("cpu", 120), pytest.param("cpu", 1000, marks=pytest.mark.slow), pytest.param(*MLX.values, 120, marks=MLX.marks)],

@@ -17,6 +17,7 @@ from chatterbox_opt.models.conformer import HalfLinear, WindowConv
 from chatterbox_opt.models.flow import Flow
 from chatterbox_opt.options import EngineOptions
 
+pytestmark = pytest.mark.kernels
 CPU = torch.device("cpu")
 EXACT = EngineOptions.exact()
 

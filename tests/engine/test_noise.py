@@ -7,6 +7,7 @@ import torch
 
 from chatterbox_opt.engine.noise import RequestNoise
 
+pytestmark = pytest.mark.kernels
 CPU = torch.device("cpu")
 V = 8194
 

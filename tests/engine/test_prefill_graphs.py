@@ -13,6 +13,7 @@ from chatterbox_opt.engine.cache import StaticKVCache, empty_kv
 from chatterbox_opt.engine.request import Call
 from chatterbox_opt.engine.slots import Slots
 
+pytestmark = pytest.mark.kernels
 LENGTH = 640
 
 

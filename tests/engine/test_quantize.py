@@ -30,6 +30,7 @@ from chatterbox_opt.engine.request import Utterance
 from chatterbox_opt.engine.row_counts import MOST, least_rows
 from chatterbox_opt.options import SamplingOptions
 
+pytestmark = pytest.mark.kernels
 X86 = pytest.mark.skipif(not packs_float16(torch.device("cpu")), reason="torch packs float16 on x86 only")
 HALF = pytest.param(Float16WeightLinear, 1e-3, marks=X86)
 KINDS = [(FewRowsLinear, 1e-5), (Int8Linear, 0.03), (Int4Linear, 0.15), HALF]

@@ -17,6 +17,7 @@ from chatterbox_opt.engine.sampling import (
     penalize,
 )
 
+pytestmark = pytest.mark.kernels
 ALL = Filters(min_p=True, top_p=True, top_k=True)
 START = 6561
 

@@ -16,6 +16,7 @@ from token_runs import CPU, EXACT, N, draw, engine_of, everywhere, mixed, reques
 from chatterbox_opt.engine.noise import RequestNoise
 from chatterbox_opt.engine.request import Call, Cancelled
 
+pytestmark = pytest.mark.kernels
 # ---- against upstream ----------------------------------------------------------------------------
 
 

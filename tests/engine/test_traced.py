@@ -13,6 +13,7 @@ from chatterbox_opt.engine.kernels import cpu
 from chatterbox_opt.engine.mel import MelJob, MelRunner
 from chatterbox_opt.engine.noise import RequestNoise
 
+pytestmark = pytest.mark.kernels
 TRACED = EXACT.replace(compile="trace")
 
 

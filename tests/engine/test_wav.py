@@ -18,6 +18,7 @@ from chatterbox_opt.engine.wav import ROWS, SIZES, WavRunner, fade_in, windows
 from chatterbox_opt.models.hift import VOCODER_REFERENCE, Conv, Hift
 from chatterbox_opt.options import EngineOptions
 
+pytestmark = pytest.mark.kernels
 CPU = torch.device("cpu")
 
 

@@ -10,6 +10,7 @@ from chatterbox_opt.models.campplus import Campplus
 from chatterbox_opt.models.mel import kaldi_fbank
 from chatterbox_opt.weights.keymap import CAMPPLUS, remap
 
+pytestmark = pytest.mark.kernels
 CFG = dataclasses.replace(tiny("tts").campplus, block_layers=(3, 4, 2))
 
 

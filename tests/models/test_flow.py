@@ -9,6 +9,8 @@ from flow_pairs import pair, random_flow, tokens, voice
 from chatterbox_opt.models.conformer import position_waves
 from chatterbox_opt.models.flow import time_span
 
+pytestmark = pytest.mark.kernels
+
 
 def close(got, wanted, tolerance=1e-4):
     assert got.shape == wanted.shape

@@ -8,6 +8,8 @@ from chatterbox_opt.config import HiftConfig
 from chatterbox_opt.models.hift import reach, snake
 from chatterbox_opt.weights.keymap import HIFT, remap
 
+pytestmark = pytest.mark.kernels
+
 
 @pytest.fixture(scope="module")
 def pair():

@@ -6,6 +6,8 @@ import torch
 
 from chatterbox_opt.models import mel
 
+pytestmark = pytest.mark.kernels
+
 
 def noise(n: int) -> torch.Tensor:
     return torch.randn(n) * 0.1

@@ -9,6 +9,7 @@ from chatterbox_opt.config import tiny
 from chatterbox_opt.models.s3_tokenizer import MEMORY, S3Tokenizer, join_windows, memory, memory_by_taps, split_windows
 from chatterbox_opt.weights.keymap import S3_TOKENIZER
 
+pytestmark = pytest.mark.kernels
 CFG = dataclasses.replace(tiny("tts").s3_tokenizer, dim=128, heads=2)  # heads of 64, the published width
 
 

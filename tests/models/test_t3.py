@@ -6,6 +6,8 @@ from t3_pairs import pair, text, voice
 
 from chatterbox_opt.models.layers import rope_table
 
+pytestmark = pytest.mark.kernels
+
 
 def upstream_cond(v):
     from chatterbox.models.t3.modules.cond_enc import T3Cond

@@ -8,6 +8,8 @@ from chatterbox_opt.config import VoiceEncoderConfig
 from chatterbox_opt.models.voice_encoder import VoiceEncoder, cut, speaker_embedding, trim
 from chatterbox_opt.weights.keymap import VOICE_ENCODER
 
+pytestmark = pytest.mark.kernels
+
 
 def speech(seconds: float, silence: float = 0.5) -> torch.Tensor:
     """Noise with a slow beat, in silence."""

@@ -129,6 +129,7 @@ def test_other_respellings_or_takes_need_another_folder(tmp_path, capsys):
     assert capsys.readouterr().err.count("another folder") == 4
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("quantize", [None, "int8"])
 def test_a_row_sounds_the_same_alone_and_beside_others(quantize, tmp_path):
     from chatterbox_opt import ChatterboxTTS
