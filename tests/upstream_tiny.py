@@ -45,11 +45,22 @@ class NoWatermark:
         return wav
 
 
+@contextmanager
+def assembling(watermark: bool = False) -> Iterator[None]:
+    """While upstream builds a model: its networks draw no numbers, which the files would replace, and nothing marks."""
+    undrawn = {name: lambda tensor, *_, **__: tensor for name in ("normal_", "uniform_")}
+    with (
+        mock.patch.multiple(torch.Tensor, **undrawn),
+        mock.patch("perth.PerthImplicitWatermarker", NoWatermark) if not watermark else nullcontext(),
+    ):
+        yield
+
+
 def load(folder: str | Path, family: str, watermark: bool = False) -> Any:
     """ChatterboxTTS, ChatterboxMultilingualTTS, ChatterboxTurboTTS or ChatterboxVC (`family` "vc") on the CPU."""
     folder = Path(folder)
     config = read_config(folder, family)
-    with mock.patch("perth.PerthImplicitWatermarker", NoWatermark) if not watermark else nullcontext():
+    with assembling(watermark):
         return _assemble(folder, config, family)
 
 

@@ -8,8 +8,12 @@ import pytest
 import safetensors.torch
 import torch
 
-import chatterbox_opt
-from chatterbox_opt.options import EngineOptions
+from chatterbox_opt import (
+    EngineOptions,
+    OptimizedChatterboxMultilingualTTS,
+    OptimizedChatterboxTTS,
+    OptimizedChatterboxTurboTTS,
+)
 from chatterbox_opt.text.tokenizer import load_tokenizer
 from chatterbox_opt.weights.load import load_folder, read_config
 from chatterbox_opt.weights.random_init import random_folder, write_checkpoint
@@ -19,10 +23,9 @@ N = 48  # speech tokens
 
 
 def model(folder, family):
-    name = {"tts": "OptimizedChatterboxTTS", "mtl": "OptimizedChatterboxMultilingualTTS"}.get(family,
-        "OptimizedChatterboxTurboTTS")
+    doors = {"tts": OptimizedChatterboxTTS, "mtl": OptimizedChatterboxMultilingualTTS}
+    cls = doors.get(family, OptimizedChatterboxTurboTTS)
     extra = {"nano": True} if family == "nano" else {}
-    cls = getattr(chatterbox_opt, name)
     return cls.from_local(folder, "cpu", engine=EngineOptions.exact(), enable_watermark=False, **extra)
 
 
@@ -76,8 +79,8 @@ def test_the_same_seed_writes_the_same_files(folders, tmp_path):
     again = write_checkpoint(tmp_path / "again", "tts")
     names = sorted(p.name for p in again.iterdir())
     assert names == sorted(p.name for p in folders["tts"].iterdir())
-    match, mismatch, errors = filecmp.cmpfiles(again, folders["tts"], [n for n in names if n != "conds.pt"],
-        shallow=False)
+    compared = [name for name in names if name != "conds.pt"]
+    match, mismatch, errors = filecmp.cmpfiles(again, folders["tts"], compared, shallow=False)
     assert not mismatch + errors, match
     other = write_checkpoint(tmp_path / "other", "tts", seed=1)
     assert not filecmp.cmp(other / "t3_cfg.safetensors", again / "t3_cfg.safetensors", shallow=False)
@@ -129,15 +132,14 @@ def test_upstream_takes_the_tiny_folders(upstream, folders, family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["tts", "mtl", "turbo"])
-def test_upstream_itself_loads_the_full_size(upstream, tmp_path, family, monkeypatch):
+def test_upstream_itself_loads_a_multilingual_folder_of_full_size(upstream, tmp_path, monkeypatch):
+    """Those of other families: tests/e2e/test_parity.py."""
+    import upstream_tiny
     from chatterbox.models.tokenizers import tokenizer
     from chatterbox.mtl_tts import ChatterboxMultilingualTTS
-    from chatterbox.tts import ChatterboxTTS
-    from chatterbox.tts_turbo import ChatterboxTurboTTS
 
-    cls = {"tts": ChatterboxTTS, "mtl": ChatterboxMultilingualTTS, "turbo": ChatterboxTurboTTS}[family]
-    folder = write_checkpoint(tmp_path, family, "full")
+    folder = write_checkpoint(tmp_path, "mtl", "full")
     monkeypatch.setattr(tokenizer, "hf_hub_download", lambda filename, **_: str(folder / filename))
-    model = cls.from_local(folder, "cpu")
+    with upstream_tiny.assembling():
+        model = ChatterboxMultilingualTTS.from_local(folder, "cpu")
     assert sum(p.numel() for p in model.t3.parameters()) > 3e8
