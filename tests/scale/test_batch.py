@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 
 import numpy as np
 import pytest
 import soundfile
 from serving import load_tiny, recording
+from tables import QUICK, killed_after, lines, sounds, table
+from threads import soon
 
 from chatterbox_opt.cli import main
 from chatterbox_opt.scale.batch import speak_table
@@ -32,21 +33,8 @@ def model():
     model.close()
 
 
-def table(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def speak_into(model, rows, folder, **how):
     return speak_table(rows, folder, lambda left: speak(model, left, how.get("kind", "flac")), verbose=False, **how)
-
-
-def sounds(folder):
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.flac")}
 
 
 def test_a_row_becomes_the_sound_of_generate_and_a_line_of_the_manifest(tmp_path, capsys):
@@ -91,10 +79,7 @@ def test_closing_the_generator_cancels_the_rows_in_several_takes(model, tmp_path
     outcomes = speak(model, rows, "flac", in_flight=12)
     next(outcomes)
     outcomes.close()
-    until = time.monotonic() + 30
-    while model.stats()["calls"] and time.monotonic() < until:
-        time.sleep(0.01)
-    assert model.stats()["calls"] == 0
+    assert soon(lambda: model.stats()["calls"] == 0)
 
 
 def test_a_rows_own_respellings_come_before_those_of_its_voice_and_of_all(model, tmp_path, monkeypatch):
@@ -313,10 +298,7 @@ def test_closing_the_generator_cancels_its_rows(model, tmp_path):
     outcomes = speak(model, rows, "flac")
     next(outcomes)
     outcomes.close()
-    until = time.monotonic() + 30
-    while model.stats()["calls"] and time.monotonic() < until:
-        time.sleep(0.01)
-    assert model.stats()["calls"] == 0
+    assert soon(lambda: model.stats()["calls"] == 0)
 
 
 def test_voices_are_prepared_once(model, tmp_path, monkeypatch):
@@ -330,17 +312,10 @@ def test_voices_are_prepared_once(model, tmp_path, monkeypatch):
 
 
 def test_a_killed_run_is_continued_with_nothing_twice_and_nothing_missing(tmp_path):
-    given = table(tmp_path / "in.jsonl", [{"text": f"{text} And {i} more."} for i, text in enumerate(TEXTS * 4)])
-    words = ["batch", str(given), "-o", str(tmp_path / "out"), *WORDS]
-    run = subprocess.Popen([sys.executable, "-m", "chatterbox_opt", *words], stderr=subprocess.DEVNULL)
+    rows = [{"text": f"{text} And {i} more.", **QUICK} for i, text in enumerate(TEXTS * 4)]
+    words = ["batch", str(table(tmp_path / "in.jsonl", rows)), "-o", str(tmp_path / "out"), *WORDS]
     manifest = tmp_path / "out" / "manifest.jsonl"
-    until = time.monotonic() + 120
-    while run.poll() is None and time.monotonic() < until:
-        if manifest.exists() and manifest.read_bytes().count(b"\n") >= 5:
-            run.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.002)
-    assert run.wait(60) == -signal.SIGKILL
+    assert killed_after(5, words, tmp_path / "out") == -signal.SIGKILL
     before = manifest.read_bytes()
     sounds_before = sounds(tmp_path / "out")
     assert main(words) == 0

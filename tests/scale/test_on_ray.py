@@ -1,18 +1,17 @@
 """A table spoken by a Ray cluster: the same files as by one engine, whichever processes die."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 from argparse import Namespace
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from tables import QUICK, killed_after, lines, sounds, table
 
 from chatterbox_opt.cli import main
 from chatterbox_opt.scale.batch import speak_table
@@ -23,21 +22,7 @@ from chatterbox_opt.scale.speaking import speak
 from chatterbox_opt.scale.watch import Silence
 
 TEXTS = ["Good.", "Hello there.", "It is fine.", "One.", "We meet at noon.", "Not today."]
-QUICK = {"max_new_tokens": 4, "n_cfm_timesteps": 1}  # a core speaks more than 10 such rows a second
 ROWS = 500
-
-
-def table(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def sounds(folder):
-    return {path.name: path.read_bytes() for path in folder.glob("*.flac")}
 
 
 def mini():
@@ -66,12 +51,14 @@ def by_value():
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
-def dies_once(marker):
-    """Returns a judge that kills its process at the row "dies", but only once."""
+def dies(marker):
+    """Returns a judge that kills its process at the row "kills", and at the row "dies" only once."""
 
     def judge(row, wave, rate):
         if row.id == "dies" and not os.path.exists(marker):
             open(marker, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if row.id == "kills":
             os.kill(os.getpid(), signal.SIGKILL)
         return {}
 
@@ -113,48 +100,20 @@ def test_two_workers_in_a_killed_and_a_continued_run_make_what_one_engine_makes(
         assert reason in failures[number]
 
 
-def killed_after(rows, words, folder):
-    """Kills the command when so many rows are in the manifest. Returns its exit code."""
-    run = subprocess.Popen([sys.executable, "-m", "chatterbox_opt", *words], stderr=subprocess.DEVNULL)
-    manifest, until = folder / "manifest.jsonl", time.monotonic() + 180
-    while run.poll() is None and time.monotonic() < until:
-        if manifest.exists() and manifest.read_bytes().count(b"\n") >= rows:
-            break
-        time.sleep(0.01)
-    run.kill()
-    return run.wait(60)
-
-
 def records(folder):
     """Returns the manifest's lines by id, without what differs from run to run."""
     return {line.pop("id"): line | {"seconds": None} for line in lines(folder / "manifest.jsonl")}
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_loses_no_row(cluster, by_value, tmp_path):
-    texts = {str(i): text for i, text in enumerate(TEXTS * 2)} | {"dies": "One. Two."}
-    rows = [{"id": name, "text": text, **QUICK} for name, text in texts.items()]
-    rows = read_rows(table(tmp_path / "in.jsonl", rows))
-    done = by_workers(2, rows, tmp_path / "out", dies_once(str(tmp_path / "marker")))
-    assert (tmp_path / "marker").exists()
-    assert (done.made, done.failed) == (13, 0)
-    assert sorted(line["id"] for line in lines(tmp_path / "out" / "manifest.jsonl")) == sorted(row.id for row in rows)
-
-
-def dies_always(row, wave, rate):
-    """A judge that kills its process at the row "kills"."""
-    if row.id == "kills":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return {}
-
-
-@pytest.mark.slow
 def test_a_row_that_kills_every_process_fails_and_the_others_are_made(cluster, by_value, tmp_path):
-    texts = {str(i): text for i, text in enumerate(TEXTS * 2)} | {"kills": "One. Two."}
+    """One of them killed its process too, but only once."""
+    texts = {str(i): text for i, text in enumerate(TEXTS * 2)} | {"dies": "One. Two.", "kills": "One. Two. Three."}
     rows = [{"id": name, "text": text, **QUICK} for name, text in texts.items()]
     rows = read_rows(table(tmp_path / "in.jsonl", rows))
-    done = by_workers(2, rows, tmp_path / "out", dies_always)
-    assert (done.made, done.failed) == (12, 1)
+    done = by_workers(2, rows, tmp_path / "out", dies(str(tmp_path / "marker")))
+    assert (tmp_path / "marker").exists()
+    assert (done.made, done.failed) == (13, 1)
     (failure,) = lines(tmp_path / "out" / "failures.jsonl")
     assert (failure["id"], "process ended" in failure["reason"]) == ("kills", True)
     torch.set_num_threads(1)

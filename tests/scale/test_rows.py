@@ -1,8 +1,7 @@
 """Tables of texts: what is read from each kind of table, and the reasons given for bad rows."""
 
-import json
-
 import pytest
+from tables import table
 
 from chatterbox_opt.scale.rows import BadRow, Row, read_rows
 
@@ -10,13 +9,6 @@ GIVEN = [
     {"text": "One.", "id": "first", "seed": 7, "temperature": 0.5, "voice": "ann.wav"},
     {"text": "Two, with a comma.", "id": "second", "max_new_tokens": 40},
 ]
-
-
-def table(path, lines):
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
-    return path
-
-
 NAMES = ["text", "id", "seed", "temperature", "voice", "max_new_tokens"]
 
 
