@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks lose by more, and
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TQDM_DISABLE", "1")  # upstream draws bars unasked
 
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))  # processes that run tests on this machine's cores
 NEEDS_UPSTREAM = "chatterbox-tts 0.1.7 is not installed: pip install --no-deps chatterbox-tts==0.1.7"
 NEEDS_GPU = "needs a CUDA device"
 NEEDS_WEIGHTS = "needs the published weights: --weights FOLDER"
@@ -50,7 +51,7 @@ def _same_start(request: pytest.FixtureRequest):
     threads, level = torch.get_num_threads(), logging.getLogger("chatterbox_opt").level
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if request.node.get_closest_marker("slow"):
-        torch.set_num_threads(os.cpu_count() or 1)
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
     torch.manual_seed(0)
     yield
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32

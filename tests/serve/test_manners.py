@@ -5,7 +5,6 @@ import json
 import logging
 import socket
 import threading
-import time
 
 import httpx
 import openai
@@ -266,8 +265,7 @@ def test_draining_finishes_what_was_accepted(tmp_path):
             parts = answer.iter_raw()
             first = next(parts)
             server.uvicorn.handle_exit(15, None)
-            time.sleep(0.3)
-            assert httpx.get(f"{server.url}/health/ready").json() == {"status": "draining"}
+            assert soon(lambda: httpx.get(f"{server.url}/health/ready").json() == {"status": "draining"})
             assert httpx.post(f"{server.url}/v1/audio/speech", json=body()).status_code == 503
             assert first + b"".join(parts) == whole
         assert soon(lambda: server.uvicorn.should_exit, 60)
