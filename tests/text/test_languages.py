@@ -60,8 +60,8 @@ def test_a_failing_package_is_no_reason_to_fail(fresh, caplog, language, where):
     def fail(*_):
         raise RuntimeError("no model here")
 
-    build = fail if where == "build" else lambda: SimpleNamespace(convert=fail, cut=fail, add_diacritics=fail,
-        stress_text=fail)
+    tool = SimpleNamespace(convert=fail, cut=fail, add_diacritics=fail, stress_text=fail)
+    build = fail if where == "build" else lambda: tool
     fresh.setitem(languages.HELPERS, language, Helper(build, "thing", "it is skipped"))
     with caplog.at_level(logging.WARNING):
         assert prepare(TEXTS[language], language) == TEXTS[language]

@@ -1,3 +1,5 @@
+"""Punctuation, normalised as upstream normalises it."""
+
 import importlib
 import random
 
@@ -7,11 +9,9 @@ from chatterbox_opt.text.normalize import EMPTY_TEXT, punc_norm
 
 ODD = [
     "", " ", "\n\t \u3000", "a", "A", "ß", "ŉ", "ǆ", ".", ",", "...", "…", " ...", "…….", "x...y…z", "a - b - c",
-    "a -b- c",
-    " - ", "- ", "-", "—", "–a–", "a — b", "a;b;c;", "a ; b", "a : b:", "a ,b , c", "“q” ‘r’", "it’s", "“",
-    "He said:", "wait;",
-    "wait—", "no end", "end!", "end?", "end.", "end,", "end-", "end:", "end…", "end 。", "终。", "终，", "终、",
-    "终？", "终！", "終」",
+    "a -b- c", " - ", "- ", "-", "—", "–a–", "a — b", "a;b;c;", "a ; b", "a : b:", "a ,b , c", "“q” ‘r’", "it’s", "“",
+    "He said:", "wait;", "wait—", "no end", "end!", "end?", "end.", "end,", "end-", "end:", "end…", "end 。",
+    "终。", "终，", "终、", "终？", "终！", "終」",
     "hello\u00a0world\u2003x", "a\x00b\x07c", "tab\tnew\nline\r\nend", "  lead and trail  ", "multi   space",
     "emoji 😀👩‍👩‍👧 🇩🇪",
     "e\u0301clair", "ÉCLAIR", "éclair", "İstanbul", "ıSPARTA", "нет", "مرحبا؟", "שלום", "नमस्ते।", "γεια;", "12:30",
@@ -21,8 +21,10 @@ ODD = [
     "\ud7a3", "[laugh] ha", "[SPACE][STOP]", "<b>hi</b>", "it's 5 o‘clock", "„unten“", "«guillemets»",
     "a\u2028b\u2029c",
 ]
-MODULES = {"tts": "chatterbox.tts", "mtl": "chatterbox.mtl_tts", "turbo": "chatterbox.tts_turbo",
-    "nano": "chatterbox.tts_turbo"}
+MODULES = {
+    "tts": "chatterbox.tts", "mtl": "chatterbox.mtl_tts",
+    "turbo": "chatterbox.tts_turbo", "nano": "chatterbox.tts_turbo",
+}
 
 
 def mixtures(n: int = 3000) -> list[str]:

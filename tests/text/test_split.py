@@ -1,3 +1,5 @@
+"""Texts in pieces: where they are cut, that nothing is lost, and how long it takes."""
+
 import random
 import re
 import time
@@ -24,7 +26,7 @@ def check(text: str, limit: int) -> list[str]:
 
 SENTENCES = {
     "abbreviations": ["Mr. and Mrs. Smith met Dr. J. R. Jones on Jan. 3 at No. 5 in Washington.",
-    "They talked, e.g. about the U.S. economy, vs. others."],
+                      "They talked, e.g. about the U.S. economy, vs. others."],
     "decimals": ["Pi is about 3.14159 and e is 2.71828 or so.", "Version 1.2.3 costs $4.50 at www.example.com today."],
     "quotes": ['"Stop!" he cried, and the car stopped at once.', '"Why?" she asked. “Because (he said) I must.”'],
     "ellipses": ["Well... maybe we should think about it… or not.", "Wait... The door is open."],
@@ -112,8 +114,7 @@ def test_marks_stay_with_their_letters():
 def test_nothing_is_lost_whatever_comes(seed):
     draw = random.Random(seed)
     parts = [*"abcXYZ .,!?;:-\n\t'\"()[]«»“”", "Mr. ", "3.14", "...", "。", "、", "字", "か", "한", "é", "e\u0301",
-        "😀", "  ",
-             "\n\n", "https://a.b", "\u00a0", "\u200b", "؟", "।", " - ", "word ", "word ", "word "]
+             "😀", "  ", "\n\n", "https://a.b", "\u00a0", "\u200b", "؟", "।", " - ", "word ", "word ", "word "]
     text = "".join(draw.choices(parts, k=3000))
     for limit in (20, 37, 100, 280, 1000):
         check(text, limit)

@@ -16,13 +16,17 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TTS = ["ve.safetensors", "t3_cfg.safetensors", "s3gen.safetensors", "tokenizer.json", "conds.pt"]
 GPT2 = ["vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"]
 REPO_FILES = {
-    "ResembleAI/chatterbox": [*TTS, "ve.pt", "s3gen.pt", "t3_mtl23ls_v2.safetensors", "t3_mtl23ls_v3.safetensors",
-    "t3_cfg.pt",
-                              "grapheme_mtl_merged_expanded_v1.json", "Cangjie5_TC.json", "README.md"],
-    "ResembleAI/chatterbox-turbo": ["ve.safetensors", "t3_turbo_v1.safetensors", "s3gen_meanflow.safetensors",
-                                    "s3gen.safetensors", "conds.pt", *GPT2],
-    "ResembleAI/chatterbox-nano": ["ve.safetensors", "t3_nano_v1.safetensors", "s3gen_meanflow.safetensors",
-    "conds.pt", *GPT2],
+    "ResembleAI/chatterbox": [
+        *TTS, "ve.pt", "s3gen.pt", "t3_mtl23ls_v2.safetensors", "t3_mtl23ls_v3.safetensors", "t3_cfg.pt",
+        "grapheme_mtl_merged_expanded_v1.json", "Cangjie5_TC.json", "README.md",
+    ],
+    "ResembleAI/chatterbox-turbo": [
+        "ve.safetensors", "t3_turbo_v1.safetensors", "s3gen_meanflow.safetensors", "s3gen.safetensors", "conds.pt",
+        *GPT2,
+    ],
+    "ResembleAI/chatterbox-nano": [
+        "ve.safetensors", "t3_nano_v1.safetensors", "s3gen_meanflow.safetensors", "conds.pt", *GPT2,
+    ],
     "someone/french": ["ve.pt", "t3_fr.safetensors", "s3gen.pt", "grapheme_fr.json"],
     "someone/cats": ["model.safetensors"],
 }
@@ -70,9 +74,10 @@ def fake_hub(monkeypatch):
 WANTED = {
     "tts": set(TTS),
     "vc": {"s3gen.safetensors", "conds.pt"},
-    "mtl": {"ve.safetensors", "s3gen.safetensors", "t3_mtl23ls_v2.safetensors",
-    "grapheme_mtl_merged_expanded_v1.json", "conds.pt",
-            "Cangjie5_TC.json"},
+    "mtl": {
+        "ve.safetensors", "s3gen.safetensors", "t3_mtl23ls_v2.safetensors", "grapheme_mtl_merged_expanded_v1.json",
+        "conds.pt", "Cangjie5_TC.json",
+    },
     "turbo": {"ve.safetensors", "t3_turbo_v1.safetensors", "s3gen_meanflow.safetensors", "conds.pt", *GPT2},
     "nano": {"ve.safetensors", "t3_nano_v1.safetensors", "s3gen_meanflow.safetensors", "conds.pt", *GPT2},
 }

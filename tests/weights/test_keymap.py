@@ -1,3 +1,5 @@
+"""Rules that turn the keys of published files into those of the networks."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""Folders of weights: what is read from which file, and errors that name what is wrong."""
+
 import json
 import logging
 import os
@@ -15,12 +17,6 @@ from chatterbox_opt.weights.load import load_folder, weight_files
 from chatterbox_opt.weights.random_init import write_checkpoint
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def folder(folders, tmp_path):
-    """A copy that a test may change."""
-    return shutil.copytree(folders["tts"], tmp_path / "tts")
 
 
 def load(folder, family="tts", dtype=torch.float32, **how):
@@ -65,8 +61,8 @@ def test_twins_and_wrapped_states(folder):
     for name in ("t3_cfg", "s3gen", "ve"):
         file = folder / f"{name}.safetensors"
         state = safetensors.torch.load_file(file)
-        torch.save({"model": [state]} if name == "t3_cfg" else {"model": state} if name == "ve" else state,
-            file.with_suffix(".pt"))
+        wrapped = {"t3_cfg": {"model": [state]}, "ve": {"model": state}}.get(name, state)
+        torch.save(wrapped, file.with_suffix(".pt"))
         file.unlink()
     got = load(folder)
     assert same(got.t3, wanted.t3)
@@ -216,8 +212,9 @@ def test_broken_pickles(folder, content):
 
 
 def test_broken_headers(folder):
-    for header in (b"[]", b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 4]}}', b'{"a": {"dtype": "Q4"}}',
-        b"{", b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}'):
+    too_short = b'{"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 4]}}'
+    before_the_data = b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}'
+    for header in (b"[]", too_short, before_the_data, b'{"a": {"dtype": "Q4"}}', b"{"):
         (folder / "ve.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 64)
         with pytest.raises(ValueError, match=r"ve\.safetensors has a broken header"):
             load(folder)

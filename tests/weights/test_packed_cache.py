@@ -14,17 +14,6 @@ import torch
 from chatterbox_opt import OptimizedChatterboxTTS
 from chatterbox_opt.packing import cache
 from chatterbox_opt.weights.packed import MARKER, NAMES
-from chatterbox_opt.weights.random_init import write_checkpoint
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp("tts"), "tts")
-
-
-@pytest.fixture
-def folder(written, tmp_path):
-    return shutil.copytree(written, tmp_path / "tts")
 
 
 @pytest.fixture
@@ -110,9 +99,9 @@ def test_a_spoilt_entry_is_made_anew(folder, root, caplog, name):
     assert bytes(data) != (entry / name).read_bytes()
 
 
-def test_another_files_t3_and_decoder_have_entries_of_their_own(folder, written, root):
-    shutil.copy(written / "t3_cfg.safetensors", folder / "t3_mine.safetensors")
-    for how in ({}, {"t3_file": "t3_mine.safetensors"}, {"decoder": str(written / "s3gen.safetensors")}):
+def test_another_files_t3_and_decoder_have_entries_of_their_own(folder, folders, root):
+    shutil.copy(folders["tts"] / "t3_cfg.safetensors", folder / "t3_mine.safetensors")
+    for how in ({}, {"t3_file": "t3_mine.safetensors"}, {"decoder": str(folders["tts"] / "s3gen.safetensors")}):
         start(folder, root, **how)
         start(folder, root, **how)
     assert len(entries(root)) == 3
