@@ -54,6 +54,11 @@ def check_steps(value: int | None) -> None:
         raise ValueError(f"n_cfm_timesteps={value!r}: a whole number from 1 to 100 is needed")
 
 
+def check_batch(value: int) -> None:
+    if not (_whole(value) and value >= 1):
+        raise ValueError(f"batch={value!r}: a whole number of at least 1 is needed")
+
+
 def check_seed(value: int | None) -> int | None:
     """Returns the seed in the range of torch's generators, as upstream accepts seeds of any size."""
     if value is None:

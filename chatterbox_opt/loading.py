@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .audio.watermark import Watermarker, mark
+from .checks import check_batch
 from .packing.load import load_any
 from .pipeline import Pipeline
 from .presets import choose_decoder
@@ -27,6 +28,7 @@ class LoadedModel:
     def warmup(self, batch: int = 1) -> None:
         """Captures graphs, compiles kernels and allocates memory for `batch` utterances side by side, so that the first
         requests do not wait for it."""
+        check_batch(batch)
         self.pipeline.warmup(batch)
 
     def close(self) -> None:

@@ -107,6 +107,13 @@ def test_numpy_integers(model):
     assert torch.equal(numpys, model.generate("Hello.", n_cfm_timesteps=2, seed=1, **SHORT))
 
 
+@pytest.mark.parametrize("batch", [0, -1, 1.5, True, None])
+def test_a_warm_up_is_for_a_whole_number(model, vc, batch):
+    for warm in (model, vc):
+        with pytest.raises(ValueError, match="batch="):
+            warm.warmup(batch)
+
+
 def test_engine_must_be_options():
     with pytest.raises(ValueError, match="engine is dict"):
         OptimizedChatterboxTTS.from_random(engine={"slots": 2})

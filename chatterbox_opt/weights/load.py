@@ -108,7 +108,7 @@ def read_config(folder: Path, family: str) -> ModelConfig:
             data = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{file} is not JSON: {error}") from error
-        if "family" in data:  # and not a tokenizer's or another library's
+        if isinstance(data, dict) and "family" in data:  # and not a tokenizer's or another library's
             config = ModelConfig.from_dict(data)
             wanted = "tts" if family == "vc" else family
             if config.family != wanted:

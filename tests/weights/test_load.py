@@ -248,8 +248,12 @@ def test_config_json(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         load(folder)
-    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))  # another library's
-    with pytest.raises(ValueError, match="of this model family"):
+    for others in ({"model_type": "gpt2"}, 5, ["family"]):  # another library's
+        (folder / "config.json").write_text(json.dumps(others))
+        with pytest.raises(ValueError, match="of this model family"):
+            load(folder)
+    (folder / "config.json").write_text(json.dumps({"family": "tts", "t3": 5}))
+    with pytest.raises(ValueError, match=r"config\.t3=5: an object is needed"):
         load(folder)
 
 
