@@ -11,8 +11,8 @@ import tarfile
 import numpy as np
 import pytest
 import soundfile
+from batches import QUICK, killed_after, lines, sounds, table
 from serving import load_tiny, recording
-from tables import QUICK, killed_after, lines, sounds, table
 from threads import soon
 
 from chatterbox_opt.cli import main

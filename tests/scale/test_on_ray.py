@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tables import QUICK, killed_after, lines, sounds, table
+from batches import QUICK, killed_after, lines, sounds, table
 
 from chatterbox_opt.cli import main
 from chatterbox_opt.scale.batch import speak_table

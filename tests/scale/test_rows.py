@@ -1,7 +1,7 @@
 """Tables of texts: what is read from each kind of table, and the reasons given for bad rows."""
 
 import pytest
-from tables import table
+from batches import table
 
 from chatterbox_opt.scale.rows import BadRow, Row, read_rows
 
