@@ -46,7 +46,7 @@ LAYERS["pipeline"] = LAYERS["streaming"] | {
 LAYERS["packing"] = {
     "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "keywords", "__version__",
 }
-LAYERS["loading"] = {"audio", "packing", "pipeline", "presets", "switches", "weights"}
+LAYERS["loading"] = {"audio", "checks", "packing", "pipeline", "presets", "switches", "weights"}
 LAYERS["base"] = LAYERS["pipeline"] | {
     "keywords", "loading",
     "marks", "weights", "checks", "pipeline", "progress", "presets", "switches", "packing", "executor", "scores",
