@@ -23,12 +23,12 @@ from .checks import (
     usable_device,
 )
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
-from .device_lock import own_modes
 from .engine.resolve import indexed, is_mlx
 from .executor import t3_on_device, voice_encoder
 from .loading import LoadedModel, load_parts
 from .marks import marked
 from .options import EngineOptions, SamplingOptions
+from .own_modes import own_modes
 from .pipeline import Job, NoSpeech, Pipeline, Speech
 from .progress import ProgressBar, progress_bar
 from .speech import Align

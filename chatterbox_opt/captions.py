@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 LINE = 42  # characters per line of a subtitle at most
@@ -26,15 +25,15 @@ class Cue(NamedTuple):
     text: str
 
 
-def check_kind(path: Path) -> None:
-    if path.suffix.lower() not in KINDS:
-        raise ValueError(f"{path}: captions are written as {', '.join(KINDS)}")
+def check_kind(kind: str, where: object) -> None:
+    """`where`: what the message begins with."""
+    if kind not in KINDS:
+        raise ValueError(f"{where}: captions are one of {', '.join(kind[1:] for kind in KINDS)}")
 
 
 def written(kind: str, records: Sequence[Record], **further: Any) -> str:
     """Returns the text of a file whose name ends in `kind`; `further` is added to JSON beside the pieces."""
-    if kind not in KINDS:
-        raise ValueError(f"captions {kind!r}: choose one of {', '.join(KINDS)}")
+    check_kind(kind, repr(kind))
     if kind == ".json":
         return json.dumps({**further, "pieces": list(records)}, ensure_ascii=False, indent=1) + "\n"
     return (srt if kind == ".srt" else vtt)(records)

@@ -1,10 +1,9 @@
-"""Lets one thread at a time use a device that cannot be used by several, without the modes that callers have set."""
+"""Lets one thread at a time use a device that cannot be used by several."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -40,12 +39,3 @@ _lock = FairLock()  # one for the process, as the device's queue is one for all 
 def device_lock(device: torch.device) -> AbstractContextManager[None]:
     """Inside, no other thread that calls this uses the device, if it is one of ONE_THREAD."""
     return _lock if device.type in ONE_THREAD else nullcontext()
-
-
-@contextmanager
-def own_modes(device: torch.device) -> Iterator[None]:
-    """Inside, torch.autocast() and torch.set_default_device() of the caller do not hold: its thread may compute for
-    others, and what it measures and loads is kept."""
-    plain = torch.get_default_device().type == "cpu"  # torch.device() as a context slows down every operation
-    with torch.autocast(device.type, enabled=False), nullcontext() if plain else torch.device("cpu"):
-        yield

@@ -15,7 +15,6 @@ from torch import Tensor
 from .audio.joins import ChunkJoiner
 from .calls import GenerateOptions
 from .config import SILENCE_TOKEN, START_TEXT, STOP_TEXT, TOKEN_RATE, ModelConfig
-from .device_lock import own_modes
 from .engine.captures import captured_parts, in_words
 from .engine.chunks import chunk_sizes
 from .engine.engine import Engine
@@ -27,6 +26,7 @@ from .engine.seeds import piece_seed
 from .engine.shape_caches import bound_shape_caches
 from .executor import sound_runners, token_runner
 from .options import EngineOptions, SamplingOptions
+from .own_modes import own_modes
 from .speech import Speech, audible, pieces_of
 from .streaming import ChunkQueue, SpeechStream
 from .takes import Choice, TakeSelection

@@ -13,11 +13,12 @@ from .audio.io import read, resample
 from .audio.watermark import Watermarker
 from .checks import check_seed, check_steps, check_watchers, is_recording, usable_device
 from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
-from .device_lock import device_lock, own_modes
+from .device_lock import device_lock
 from .engine.chunks import whole_tokens
 from .engine.resolve import indexed, is_mlx
 from .loading import LoadedModel, load_parts
 from .options import EngineOptions
+from .own_modes import own_modes
 from .pipeline import Pipeline
 from .speech import Piece, Speech
 from .switches import fetch_decoder, random_decoder, resolve_switches, switch_options

@@ -29,10 +29,11 @@ from .config import (
     XVECTOR_DIM,
     ModelConfig,
 )
-from .device_lock import device_lock, own_modes
+from .device_lock import device_lock
 from .models.mel import SHORTEST, kaldi_fbank, prompt_mel, s3_mel
 from .models.s3_tokenizer import memory, memory_by_taps
 from .models.voice_encoder import speaker_embedding
+from .own_modes import own_modes
 
 logger = logging.getLogger(__name__)
 

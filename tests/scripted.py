@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 
 from chatterbox_opt.audio.joins import ChunkJoiner
-from chatterbox_opt.config import tiny
+from chatterbox_opt.config import SPEECH_CODES, tiny
 from chatterbox_opt.engine.chunks import LOOKAHEAD, chunk_sizes
 from chatterbox_opt.engine.engine import Engine
 from chatterbox_opt.engine.noise import RequestNoise
@@ -18,6 +18,7 @@ from chatterbox_opt.options import EngineOptions
 from chatterbox_opt.streaming import ChunkQueue, SpeechStream
 
 CPU = torch.device("cpu")
+CONTROL = SPEECH_CODES + 3  # a token without sound
 
 
 class Recorder:

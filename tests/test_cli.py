@@ -160,7 +160,7 @@ def test_convert(source, tmp_path):
         (["say", "  ", "--dir", "nowhere"], "no text"),
         (["say", "Hi.", "--dir", "nowhere", "--stream", "-o", "speech.wav"], "into a pipe"),
         (["convert", "missing.wav", "--dir", "nowhere", "-o", "."], "cannot be written"),
-        (["say", "Hi.", "--dir", "nowhere", "--captions", "a.sub"], ".srt, .vtt, .json"),
+        (["say", "Hi.", "--dir", "nowhere", "--captions", "a.sub"], "srt, vtt, json"),
         (["say", "Hi.", "--dir", "nowhere", "--captions", "no/a.srt"], "there is no folder"),
         (["say", "Hi.", "--dir", "nowhere", "--words"], "--captions"),
         (["say", "Hi.", "--dir", "nowhere", "--stream", "--captions", "a.srt"], "need the whole"),
@@ -288,7 +288,7 @@ def test_missing_mlx_says_what_to_install(monkeypatch, capsys):
 def test_options_of_say_reach_the_call(source, tmp_path, spoken):
     tables = '{"words": {"SQL": "sequel"}, "voice": {"anna": {"words": {"SQL": "squeal"}}}}'
     (tmp_path / "names.json").write_text(tables)
-    (tmp_path / "anna.wav").touch()
+    (tmp_path / "anna.wav").write_bytes(b"RIFF")
     say = ["say", "Hello.", "-o", str(tmp_path / "a.wav"), *source]
     respelt = ["--pronounce", str(tmp_path / "names.json")]
     assert main(say) == 0

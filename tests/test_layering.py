@@ -13,13 +13,14 @@ LAYERS = {
     "config": set(),
     "options": set(),
     "device_lock": set(),
+    "own_modes": set(),
     "presets": {"config", "options"},
     "text": {"config"},
     "models": {"config"},
     "weights": {"config", "models"},
-    "engine": {"config", "options", "models", "device_lock", "__version__"},
+    "engine": {"config", "options", "models", "device_lock", "own_modes", "__version__"},
     "audio": {"config", "models"},
-    "voice": {"config", "models", "audio", "device_lock"},
+    "voice": {"config", "models", "audio", "device_lock", "own_modes"},
     "checks": {"config"},
     "files": set(),
     "progress": set(),
@@ -41,7 +42,7 @@ LAYERS["whole_speech"] = {"audio", "config", "engine", "voice"}
 LAYERS["calls"] = {"checks", "scores", "takes", "text"}
 LAYERS["keywords"] = {"config", "options", "scores"}
 LAYERS["pipeline"] = LAYERS["streaming"] | {
-    "options", "text", "models", "streaming", "executor", "takes", "calls", "whole_speech", "device_lock",
+    "options", "text", "models", "streaming", "executor", "takes", "calls", "whole_speech", "own_modes",
 }
 LAYERS["packing"] = {
     "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "keywords", "__version__",

@@ -88,7 +88,7 @@ def _decode(file: Any, seconds: float | None) -> tuple[np.ndarray, int]:
     name, opened = label(file), hasattr(file, "read")
     start = file.tell() if opened else 0
     if not opened:
-        _must_be_file(Path(file))
+        must_be_file(Path(file))
         file = os.fspath(file)
     try:
         with soundfile.SoundFile(file) as sound:
@@ -106,7 +106,7 @@ def _decode(file: Any, seconds: float | None) -> tuple[np.ndarray, int]:
     return data.mean(1), rate
 
 
-def _must_be_file(path: Path) -> None:
+def must_be_file(path: Path) -> None:
     if path.is_dir():
         raise ValueError(f"{path}: this is a folder; give the recording itself")
     if not path.exists():
@@ -157,7 +157,7 @@ def fingerprint(audio: Any, sample_rate: int | None = None) -> str:
     digest = hashlib.blake2b(digest_size=20)
     if isinstance(audio, (str, os.PathLike)):
         _no_rate(sample_rate)
-        _must_be_file(Path(audio))
+        must_be_file(Path(audio))
         with open(audio, "rb") as file:
             _digest_file(file, digest)
     elif hasattr(audio, "read"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import model as models
-from .files import check_inputs, check_output, save
+from .files import check_output, check_recordings, save
 
 
 def add_command(commands: Any) -> None:
@@ -24,6 +24,6 @@ def run(args: argparse.Namespace) -> None:
     from ..vc import OptimizedChatterboxVC
 
     check_output(args.output)
-    check_inputs(args.input, args.target)
+    check_recordings(args.input, args.target)
     model = models.source(OptimizedChatterboxVC, args)
     save(args.output, model.generate(args.input, args.target, seed=args.seed), model.sr)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 
-def check_inputs(*paths: Path | None) -> None:
+def check_recordings(*paths: Path | None) -> None:
+    from ..audio.io import must_be_file
+
     for path in paths:
-        if path is not None and not path.exists():
-            raise ValueError(f"{path}: there is no such file (looked for from {Path.cwd()})")
+        if path is not None:
+            must_be_file(path)
 
 
 def check_output(path: Path) -> None:
@@ -27,7 +29,7 @@ def check_output(path: Path) -> None:
 def check_captions(path: Path) -> None:
     from ..captions import check_kind
 
-    check_kind(path)
+    check_kind(path.suffix.lower(), path)
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}")
 

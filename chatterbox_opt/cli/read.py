@@ -13,7 +13,7 @@ from typing import Any
 from ..reading.script import KINDS
 from . import model as models
 from . import speech as speeches
-from .files import check_inputs
+from .files import check_recordings
 
 
 def add_command(commands: Any) -> None:
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     models.check(args)
     if not args.script.is_file():
         raise ValueError(f"{args.script}: there is no such file")
-    check_inputs(args.voice)
+    check_recordings(args.voice)
     if args.words and not args.captions:
         raise ValueError("--words needs --captions")
     cast = cast_of(args.voices)

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import model as models
 from . import speech as speeches
-from .files import check_captions, check_inputs, check_output, save
+from .files import check_captions, check_output, check_recordings, save
 
 
 def add_command(commands: Any) -> None:
@@ -70,7 +70,7 @@ def check(args: argparse.Namespace, text: str, output: Path) -> None:
         raise ValueError("--stream takes neither --captions nor --loudness: both need the whole speech")
     if args.words and not args.captions:
         raise ValueError("--words needs --captions")
-    check_inputs(args.voice)
+    check_recordings(args.voice)
     if not args.stream:
         check_output(output)
     if args.captions:

@@ -19,7 +19,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 
 import torch
 
-from ..device_lock import device_lock, own_modes
+from ..device_lock import device_lock
+from ..own_modes import own_modes
 from .openmp import dismiss_workers
 from .recording import own_stream
 from .request import Call
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 LOOK = 0.02  # s between two checks of `cancel` while all remaining work waits for listeners
 
-NOBODY_WAITS = threading.Event()
+NOBODY_WAITS = threading.Event()  # the `cancel` of a call whose caller has been interrupted
 NOBODY_WAITS.set()
 
 _engines: weakref.WeakSet[Driver] = weakref.WeakSet()
@@ -212,7 +213,7 @@ class Driver:
                     return
 
     def _place(self) -> AbstractContextManager:
-        """Selects the engine's own CUDA stream, whatever the caller's is, so that all its work is in one order."""
+        """Selects the engine's own modes and CUDA stream, whatever the caller's are: all its work is in one order."""
         stack = ExitStack()
         stack.enter_context(own_modes(self.device))
         if self._stream is not None:

@@ -81,9 +81,8 @@ def check(output: Path, captions: str | None) -> None:
         raise ValueError(f"{output}: there is no folder {output.parent}")
     if output.is_dir() or not output.suffix or output.suffix[1:].upper() not in writable_kinds():
         raise ValueError(f"{output}: a name that ends in .wav, .flac, .ogg or .mp3 is needed")
-    if captions is not None and f".{captions}" not in captioning.KINDS:
-        known = ", ".join(kind[1:] for kind in captioning.KINDS)
-        raise ValueError(f"captions={captions!r}: choose one of {known}")
+    if captions is not None:
+        captioning.check_kind(f".{captions}", f"captions={captions!r}")
 
 
 class Reader:
