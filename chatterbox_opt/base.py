@@ -22,13 +22,13 @@ from .checks import (
     one_per_text,
     usable_device,
 )
+from .computing import computing
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
 from .engine.resolve import indexed, is_mlx
 from .executor import t3_on_device, voice_encoder
 from .loading import LoadedModel, load_parts
 from .marks import marked
 from .options import EngineOptions, SamplingOptions
-from .own_modes import own_modes
 from .pipeline import Job, NoSpeech, Pipeline, Speech
 from .progress import ProgressBar, progress_bar
 from .speech import Align
@@ -104,7 +104,7 @@ class Speaker(Voiced, LoadedModel):
         **options: Any,
     ) -> Self:
         device = usable_device(device)
-        with own_modes(indexed(device)):
+        with computing(indexed(device)):
             parts, keywords = load_parts(folder, device, family, options, t3_file, decoder, cache_packed)
             conds = Conditionals.load(parts.conds_file, map_location="cpu") if parts.conds_file else None
             if conds is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .audio.joins import ChunkJoiner
 from .calls import GenerateOptions
+from .computing import computing
 from .config import SILENCE_TOKEN, START_TEXT, STOP_TEXT, TOKEN_RATE, ModelConfig
 from .engine.captures import captured_parts, in_words
 from .engine.chunks import chunk_sizes
@@ -26,7 +27,6 @@ from .engine.seeds import piece_seed
 from .engine.shape_caches import bound_shape_caches
 from .executor import sound_runners, token_runner
 from .options import EngineOptions, SamplingOptions
-from .own_modes import own_modes
 from .speech import Speech, audible, pieces_of
 from .streaming import ChunkQueue, SpeechStream
 from .takes import Choice, TakeSelection
@@ -200,7 +200,7 @@ class Pipeline:
     # ---- text -> utterances ----------------------------------------------------------------------
 
     def _utterances(self, job: Job, options: GenerateOptions) -> list[Utterance]:
-        with own_modes(self.device):
+        with computing(self.device):
             return self._cut(job, options)
 
     def _cut(self, job: Job, options: GenerateOptions) -> list[Utterance]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .audio.io import resample
+from .computing import computing
 from .config import S3_RATE, TOKEN_RATE
 from .device_lock import device_lock
 from .listening import Listener, word_errors
@@ -78,8 +79,8 @@ class VoiceLikeness:
     def __call__(self, take: Take) -> float:
         if take.wav is None:
             raise ValueError("the take has no sound, by which its voice is compared")
-        wav = resample(take.wav[0], take.sr, S3_RATE)
-        with device_lock(self.device):
+        with device_lock(self.device), computing(self.device):
+            wav = resample(take.wav[0], take.sr, S3_RATE)
             wanted = take.voice.t3.speaker_emb.to(self.device).float()
             found = speaker_embedding(self.encoder, wav.to(self.device)).float()
             return float(torch.cosine_similarity(found, wanted)[0])

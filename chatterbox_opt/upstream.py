@@ -17,6 +17,7 @@ from chatterbox.vc import ChatterboxVC
 
 from . import mtl_tts, tts, tts_turbo, vc
 from .base import Speaker
+from .computing import computing
 from .config import MODELS, ModelConfig
 from .engine.resolve import indexed, resolve
 from .executor import load_t3
@@ -61,6 +62,13 @@ def optimize(
     if isinstance(model, (Speaker, vc.OptimizedChatterboxVC)):
         raise ValueError("optimize(): this model is optimized already; give the upstream object it was made of")
     device = indexed(model.device)
+    with computing(device):
+        return _optimized(model, device, config, decoder, options)
+
+
+def _optimized(
+    model: Any, device: torch.device, config: ModelConfig | None, decoder: str | Path | None, options: SwitchKeywords
+) -> Any:
     if isinstance(model, ChatterboxVC):
         config = config or MODELS["tts"]
         s3gen, config = _s3gen(model, decoder, "vc", config, options.get("preset"))

@@ -12,13 +12,13 @@ from torch import Tensor
 from .audio.io import read, resample
 from .audio.watermark import Watermarker
 from .checks import check_seed, check_steps, check_watchers, is_recording, usable_device
+from .computing import computing
 from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
 from .device_lock import device_lock
 from .engine.chunks import whole_tokens
 from .engine.resolve import indexed, is_mlx
 from .loading import LoadedModel, load_parts
 from .options import EngineOptions
-from .own_modes import own_modes
 from .pipeline import Pipeline
 from .speech import Piece, Speech
 from .switches import fetch_decoder, random_decoder, resolve_switches, switch_options
@@ -83,7 +83,7 @@ class OptimizedChatterboxVC(LoadedModel):
         **options: Unpack[ModelKeywords],
     ) -> Self:
         device = usable_device(device)
-        with own_modes(indexed(device)):
+        with computing(indexed(device)):
             parts, keywords = load_parts(ckpt_dir, device, "vc", options, decoder=decoder)
             ref_dict = Conditionals.load(parts.conds_file).gen if parts.conds_file else None
             return cls(parts.s3gen, device, ref_dict, **keywords)

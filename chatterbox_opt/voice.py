@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .audio.io import fingerprint, label, read, resample
 from .audio.loudness import normalize_loudness
+from .computing import computing
 from .config import (
     FRAMES_PER_TOKEN,
     MEL_BINS,
@@ -33,7 +34,6 @@ from .device_lock import device_lock
 from .models.mel import SHORTEST, kaldi_fbank, prompt_mel, s3_mel
 from .models.s3_tokenizer import memory, memory_by_taps
 from .models.voice_encoder import speaker_embedding
-from .own_modes import own_modes
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +242,7 @@ class VoicePreparer:
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Inside, this thread uses the device, without the modes of the caller: voices are kept."""
-        with device_lock(self.device), own_modes(self.device):
+        with device_lock(self.device), computing(self.device):
             yield
 
     def _saved(self, path: str | os.PathLike) -> Conditionals:

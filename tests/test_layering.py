@@ -13,14 +13,15 @@ LAYERS = {
     "config": set(),
     "options": set(),
     "device_lock": set(),
-    "own_modes": set(),
+    "openmp": set(),
+    "computing": {"openmp"},
     "presets": {"config", "options"},
     "text": {"config"},
     "models": {"config"},
     "weights": {"config", "models"},
-    "engine": {"config", "options", "models", "device_lock", "own_modes", "__version__"},
-    "audio": {"config", "models"},
-    "voice": {"config", "models", "audio", "device_lock", "own_modes"},
+    "engine": {"config", "options", "models", "device_lock", "computing", "openmp", "__version__"},
+    "audio": {"config", "models", "computing"},
+    "voice": {"config", "models", "audio", "device_lock", "computing"},
     "checks": {"config"},
     "files": set(),
     "progress": set(),
@@ -28,7 +29,7 @@ LAYERS = {
     "captions": set(),
     "whisper": set(),
     "listening": {"config", "audio", "whisper"},
-    "scores": {"config", "audio", "models", "text", "listening", "device_lock"},
+    "scores": {"config", "audio", "models", "text", "listening", "device_lock", "computing"},
     "takes": {"config", "engine", "voice", "scores"},
     "speech": {"captions", "config", "engine", "takes"},
     "marks": {"config", "text", "voice"},
@@ -42,7 +43,7 @@ LAYERS["whole_speech"] = {"audio", "config", "engine", "voice"}
 LAYERS["calls"] = {"checks", "scores", "takes", "text"}
 LAYERS["keywords"] = {"config", "options", "scores"}
 LAYERS["pipeline"] = LAYERS["streaming"] | {
-    "options", "text", "models", "streaming", "executor", "takes", "calls", "whole_speech", "own_modes",
+    "options", "text", "models", "streaming", "executor", "takes", "calls", "whole_speech", "computing",
 }
 LAYERS["packing"] = {
     "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "keywords", "__version__",

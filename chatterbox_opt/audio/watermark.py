@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..computing import computing
 from ..config import S3GEN_RATE
 from .io import resample
 from .perth_net import Decoder, Encoder, Facts, added_by, analyse, synthesise
@@ -67,12 +68,18 @@ class Watermarker:
 
     def apply_watermark(self, wav: np.ndarray, sample_rate: int, watermark: Any = None, **_: Any) -> np.ndarray:
         """Returns (N,) or (B, N) samples marked, in float32. There is only one watermark: `watermark` is ignored."""
-        return self.apply(_tensor(wav), sample_rate).cpu().numpy()
+        with computing(self.device):
+            return self.apply(_tensor(wav), sample_rate).cpu().numpy()
 
-    @torch.inference_mode()
     def get_watermark(self, wav: np.ndarray, sample_rate: int, round: bool = True, **_: Any) -> np.ndarray:
         """Returns 1 if the (N,) samples are marked, else 0; the confidence with round=False."""
-        samples, rate = _tensor(wav).to(self.device).reshape(-1), _check_rate(sample_rate)
+        with computing(self.device):
+            sure = self._detect(_tensor(wav).to(self.device).reshape(-1), _check_rate(sample_rate))
+            return (sure.round() if round else sure).cpu().numpy()
+
+    @torch.inference_mode()
+    def _detect(self, samples: Tensor, rate: int) -> Tensor:
+        """(N,) -> the confidence, a scalar."""
         if not len(samples):
             raise ValueError("no samples were given; a watermark is detected in a second of speech, as a rule")
         found = analyse(self._rate(samples, rate, self.facts.sample_rate), self.facts)
@@ -80,8 +87,7 @@ class Watermarker:
             if self._decoder is None:
                 self._decoder = _load(Decoder(self.facts), "decoder.", self._file).to(self.device)
             decoder = self._decoder
-        sure = decoder(found.decibels[None], found.loud[None])[0].clamp(0, 1)
-        return (sure.round() if round else sure).cpu().numpy()
+        return decoder(found.decibels[None], found.loud[None])[0].clamp(0, 1)
 
     def _mark(self, wavs: list[Tensor], rate: int) -> list[Tensor]:
         out: list[Any] = [None] * len(wavs)

@@ -19,9 +19,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 
 import torch
 
+from ..computing import computing
 from ..device_lock import device_lock
-from ..own_modes import own_modes
-from .openmp import dismiss_workers
+from ..openmp import dismiss_workers
 from .recording import own_stream
 from .request import Call
 
@@ -190,7 +190,6 @@ class Driver:
                 self._driving = None
                 self._turn.release()
                 self.wake()
-                dismiss_workers()  # left waiting, they would slow down the thread that drives next
 
     def _steps(self, done: Callable[[], bool]) -> None:
         while not done():
@@ -215,7 +214,7 @@ class Driver:
     def _place(self) -> AbstractContextManager:
         """Selects the engine's own modes and CUDA stream, whatever the caller's are: all its work is in one order."""
         stack = ExitStack()
-        stack.enter_context(own_modes(self.device))
+        stack.enter_context(computing(self.device))
         if self._stream is not None:
             stack.enter_context(torch.cuda.device(self.device))
             stack.enter_context(torch.cuda.stream(self._stream))

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from ..config import S3GEN_RATE
 from ..device_lock import device_lock
+from ..openmp import on_cores
 from ..options import EngineOptions
 from .captures import captured_parts, counts
 from .driver import Driver
 from .mel import MelRunner
-from .openmp import on_cores
 from .rendering import Renderer
 from .request import Call, Cancelled, NotFinite, Utterance, check, positions
 from .scheduler import Scheduler

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .openmp import can_choose_cores, use_cores
+from ..openmp import can_choose_cores, use_cores
 
 
 class Workers:

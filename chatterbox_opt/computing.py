@@ -1,0 +1,23 @@
+"""What holds while a caller's own thread computes for this package, and what is left of it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+from .openmp import dismiss_workers
+
+
+@contextmanager
+def computing(device: torch.device) -> Iterator[None]:
+    """Inside, torch.autocast() and torch.set_default_device() of the caller do not hold: its thread may compute for
+    others, and what it measures and loads is kept. Afterwards the thread has no OpenMP workers, which would slow down
+    the thread that computes next: a model is often loaded in one thread and called in others."""
+    plain = torch.get_default_device().type == "cpu"  # torch.device() as a context slows down every operation
+    try:
+        with torch.autocast(device.type, enabled=False), nullcontext() if plain else torch.device("cpu"):
+            yield
+    finally:
+        dismiss_workers()

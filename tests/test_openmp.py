@@ -1,0 +1,85 @@
+"""No thread that a model was used in keeps OpenMP workers, which would slow down the threads that use it next."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from threads import in_threads
+
+from chatterbox_opt import OptimizedChatterboxTTS, OptimizedChatterboxVC
+from chatterbox_opt.openmp import can_choose_cores, use_cores
+from chatterbox_opt.scores import Take, VoiceLikeness
+
+pytestmark = pytest.mark.skipif(not can_choose_cores(), reason="no GNU OpenMP in this torch")
+
+TOKENS = torch.arange(60)
+
+
+def others() -> int:
+    """Returns the number of this process's threads that are not Python's."""
+    known = {thread.native_id for thread in threading.enumerate()}
+    return len({int(task.name) for task in Path("/proc/self/task").iterdir()} - known)
+
+
+def left_by(work) -> int:
+    """Returns how many workers the work leaves behind in a thread of its own, which may use two cores."""
+    found = []
+
+    def measure():
+        use_cores(2)
+        before = others()
+        work()
+        found.append(others() - before)
+
+    in_threads(measure)
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    path = tmp_path_factory.mktemp("voice") / "voice.wav"
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * 180 * np.arange(48_000) / 24_000), 24_000)
+    return path
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return OptimizedChatterboxTTS.from_mini()
+
+
+@pytest.fixture(scope="module")
+def clones():
+    return OptimizedChatterboxTTS.from_random(size="tiny", seed=0)
+
+
+def test_ordinary_work_leaves_some():
+    assert left_by(lambda: torch.ones(1 << 22).sin()) > 0
+
+
+def test_loading_warming_up_and_speaking(mini):
+    for work in (
+        OptimizedChatterboxTTS.from_mini,
+        lambda: mini.warmup(2),
+        lambda: mini.generate_tokens("Hello there.", seed=0, max_new_tokens=9),
+        lambda: mini.generate("Hello there.", seed=0, max_new_tokens=9),
+        lambda: mini.tokens_to_wav(TOKENS, seed=0),
+    ):
+        assert left_by(work) == 0
+
+
+def test_voices_their_scores_and_watermarks(clones, recording):
+    sound = np.random.default_rng(0).normal(0, 0.1, 96_000).astype(np.float32)
+    voice = clones.prepare_voice(recording)
+    take = Take("a", "a", TOKENS, "eos", 0, voice, 24_000, torch.from_numpy(sound)[None])
+    converter = OptimizedChatterboxVC.from_random(size="tiny", seed=0)
+    for work in (
+        lambda: clones.prepare_voice(np.sin(np.arange(48_000) / 20), sample_rate=24_000),
+        lambda: VoiceLikeness(clones)(take),
+        lambda: clones.watermarker.apply_watermark(sound, 24_000),
+        lambda: clones.watermarker.get_watermark(sound, 24_000),
+        lambda: converter.generate(recording, seed=0),
+    ):
+        assert left_by(work) == 0
