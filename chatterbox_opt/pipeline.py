@@ -74,7 +74,7 @@ class Pipeline:
     ) -> None:
         self.config, self.tokenizer, self.device, self.options = config, tokenizer, indexed(device), options
         disable_cudnn_attention(self.device)
-        bound_shape_caches(self.device, half=options.s3gen_dtype != "float32")
+        bound_shape_caches(self.device)
         self.tokens = token_runner(t3, options)
         self.mel, self.wav = sound_runners(s3gen, device, options)
         self.engine = Engine(self.tokens, self.mel, self.wav, options, self.device)

@@ -35,9 +35,9 @@ def flow_operations(flow: Flow, options: EngineOptions) -> FlowOperations:
     """Returns the flow's operations. Its weights must have their final precision, but not be int8 yet."""
     attention = next(part for part in flow.decoder.estimator.modules() if isinstance(part, Attention))
     norm = flow.decoder.estimator.down.blocks[0].norm3
-    weight, changes = attention.qkv.weight, {}
+    weight, changes = attention.qkv.weight, dict[str, Callable]()
     if weight.is_cpu:
-        changes["attend_biased"] = cpu.attend_biased
+        changes |= {"attend_biased": cpu.attend_biased, "mish": cpu.mish}
         if weight.dtype == torch.bfloat16:
             changes["attend_all"] = cpu.attend_all
         return dataclasses.replace(FLOW_REFERENCE, **changes)

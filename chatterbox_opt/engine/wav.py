@@ -30,7 +30,8 @@ from .operations import vocoder_operations
 
 SIZES = (512, 256, 128, 64)  # mel frames of a captured window
 ROWS = (1, 2, 4, 8)  # windows per captured batch
-GRAIN = 32  # mel frames: on a CPU oneDNN prepares operations for each length anew, which takes as long as they do
+GRAIN = 32  # mel frames: on a CPU oneDNN prepares operations for each length anew, with a small vocoder for as long as
+# they take; float32 sounds then differ in their last bits, as a convolution of another length sums in another order
 F0_REACH = 5  # mel frames on either side that a frame's fundamental frequency depends on
 FADE = S3GEN_RATE // 50  # samples: 20 ms of silence, then 20 ms of fade, as the voice prompt leaks into the start
 
@@ -60,8 +61,7 @@ class WavRunner:
         self.captured = Captured("cudagraph" if recorded else None, self.device, trial=trial)
         self._inputs: dict[tuple[int, int], tuple[Tensor, Tensor] | None] = {}  # None: it could not be captured
         dtype = getattr(torch, "float32" if options.s3gen_dtype == "auto" else options.s3gen_dtype)
-        # in float32 a convolution of another length may sum in another order
-        self.grain = GRAIN if self.device.type == "cpu" and dtype != torch.float32 else 1
+        self.grain = GRAIN if self.device.type == "cpu" else 1
         for name, part in hift.named_children():
             part.to(torch.float32 if name in FLOAT32 else dtype)
         self.operations = vocoder_operations(hift, options)

@@ -19,6 +19,7 @@ from .conformer import HalfLinear, Norm, WindowConv
 CONSTANT = 3 * MEL_BINS  # of the input's channels: mu, speaker and prompt do not change between steps
 AttendAll = Callable[[Tensor, Tensor | None, int], Tensor]  # attend_all and what may stand in its place
 AddNorm = Callable[[Tensor, Tensor, Norm], tuple[Tensor, Tensor]]  # the same of add_norm
+Activate = Callable[[Tensor], Tensor]  # the same of F.mish
 
 
 def causal_conv(n_in: int, n_out: int) -> WindowConv:
@@ -48,12 +49,12 @@ class ConvBlock(nn.Module):
         self.conv = causal_conv(n_in, n_out)
         self.norm = Norm(n_out)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.finish(self.conv(x))
+    def forward(self, x: Tensor, mish: Activate) -> Tensor:
+        return self.finish(self.conv(x), mish)
 
-    def finish(self, x: Tensor) -> Tensor:
+    def finish(self, x: Tensor, mish: Activate) -> Tensor:
         """What follows the convolution."""
-        return F.mish(self.norm(x))
+        return mish(self.norm(x))
 
 
 class Resnet(nn.Module):
@@ -64,8 +65,8 @@ class Resnet(nn.Module):
         self.block2 = ConvBlock(n_out, n_out)
         self.res_conv = HalfLinear(n_in, n_out)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return self.block2(self.block1(x) + time) + self.res_conv(x)
+    def forward(self, x: Tensor, time: Tensor, mish: Activate) -> Tensor:
+        return self.block2(self.block1(x, mish) + time, mish) + self.res_conv(x)
 
 
 class FirstResnet(Resnet):
@@ -80,14 +81,14 @@ class FirstResnet(Resnet):
         through = F.linear(conv.windows(channels), weight, conv.bias)
         return through.float(), F.linear(channels, short.weight[:, MEL_BINS:], short.bias).float()
 
-    def forward(self, x: Tensor, time: Tensor, constant: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, mish: Activate, constant: tuple[Tensor, Tensor]) -> Tensor:
         """x (B, T, 80) -> (rows of `constant`, T, C). These are B, or 2B: with guidance both halves have the same x."""
         conv, copies = self.block1.conv, constant[0].shape[0] // x.shape[0]
         weight = conv.weight.unflatten(1, (conv.taps, -1))[:, :, :MEL_BINS].flatten(1)
         x = x.to(weight.dtype)
         through = F.linear(conv.windows(x), weight).repeat(copies, 1, 1) + constant[0]
         short = F.linear(x, self.res_conv.weight[:, :MEL_BINS]).repeat(copies, 1, 1) + constant[1]
-        return self.block2(self.block1.finish(through) + time) + short
+        return self.block2(self.block1.finish(through, mish) + time, mish) + short
 
 
 def attend_all(qkv: Tensor, mask: Tensor | None, heads: int) -> Tensor:
@@ -108,6 +109,7 @@ class EstimatorOperations:
 
     attend_all: AttendAll = attend_all
     add_norm: AddNorm = add_norm
+    mish: Activate = F.mish
 
 
 ESTIMATOR_REFERENCE = EstimatorOperations()
@@ -189,9 +191,9 @@ class Estimator(nn.Module):
     ) -> Tensor:  # fmt: skip
         """x (B, T, 80), time (stages, C), constant as `constant` returns it, for B or 2B rows -> velocities
         (B | 2B, T, 80) in float32. `mask` (rows, 1, 1, T) is True at keys that exist, or 0 there and -inf elsewhere."""
-        skip = x = self.down(self.down.resnet(x, time[0], constant), mask, ops)
+        skip = x = self.down(self.down.resnet(x, time[0], ops.mish, constant), mask, ops)
         x = self.down.conv(x).float()
         for i, stage in enumerate(self.mid):
-            x = stage(stage.resnet(x, time[1 + i]), mask, ops)
-        x = self.up(self.up.resnet(torch.cat([x, skip], -1), time[-1]), mask, ops)
-        return self.final_proj(self.final_block(self.up.conv(x))).float()
+            x = stage(stage.resnet(x, time[1 + i], ops.mish), mask, ops)
+        x = self.up(self.up.resnet(torch.cat([x, skip], -1), time[-1], ops.mish), mask, ops)
+        return self.final_proj(self.final_block(self.up.conv(x), ops.mish)).float()

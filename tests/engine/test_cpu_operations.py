@@ -47,6 +47,16 @@ def test_a_traced_norm_does_not_compute_its_constants():
     }
 
 
+@torch.inference_mode()
+def test_mish_is_as_precise_as_torchs():
+    x = torch.cat([torch.linspace(-30, 30, 60_001), torch.tensor([-1e38, -200.0, 44.0, 89.0, 200.0, 1e38])])
+    before, wanted = x.clone(), torch.nn.functional.mish(x.double())
+    errors = [(f(x) - wanted).abs() / wanted.abs().clamp(min=1e-30) for f in (cpu.mish, torch.nn.functional.mish)]
+    assert errors[0].max() <= 2 * errors[1].max() < 2e-6
+    assert torch.equal(x, before)
+    assert cpu.mish(torch.tensor([torch.nan, torch.inf, -torch.inf])).isnan().tolist() == [True, False, True]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.inference_mode()
 def test_rotation_is_the_networks_rotation(dtype):

@@ -52,6 +52,14 @@ def rotate_(x: Tensor, rope: Tensor) -> None:
         x.copy_(layers.rotate(x, rope))
 
 
+def mish(x: Tensor) -> Tensor:
+    """F.mish in float32, with one exponential instead of three functions: tanh(log(1 + e^x)) = n / (n + 1), where n is
+    e^x + e^2x / 2, to the same precision. Above 20 the quotient is 1, and e^2x would overflow later."""
+    n = x.clamp(max=20).exp_()
+    n.addcmul_(n, n, value=0.5)
+    return n.div_(n + 1).mul_(x)
+
+
 def attend_biased(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
     """conformer.attend_biased without the copy of the bias."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
