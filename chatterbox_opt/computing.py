@@ -7,17 +7,23 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-from .openmp import dismiss_workers
+from .cpu_limit import threads_within_limit
+from .openmp import dismiss_workers, on_cores
 
 
 @contextmanager
 def computing(device: torch.device) -> Iterator[None]:
     """Inside, torch.autocast() and torch.set_default_device() of the caller do not hold: its thread may compute for
-    others, and what it measures and loads is kept. Afterwards the thread has no OpenMP workers, which would slow down
-    the thread that computes next: a model is often loaded in one thread and called in others."""
+    others, and what it measures and loads is kept. It computes on no more cores than a container has time for.
+    Afterwards the thread has no OpenMP workers, which would slow down the thread that computes next: a model is often
+    loaded in one thread and called in others."""
     plain = torch.get_default_device().type == "cpu"  # torch.device() as a context slows down every operation
     try:
-        with torch.autocast(device.type, enabled=False), nullcontext() if plain else torch.device("cpu"):
+        with (
+            torch.autocast(device.type, enabled=False),
+            nullcontext() if plain else torch.device("cpu"),
+            on_cores(threads_within_limit(torch.get_num_threads())),
+        ):
             yield
     finally:
         dismiss_workers()

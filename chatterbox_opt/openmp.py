@@ -1,4 +1,5 @@
-"""Controls OpenMP, whose workers compute torch's CPU operations. The only file that calls it."""
+"""Controls the threads that compute torch's CPU operations: OpenMP's workers, and how many of them MKL uses. The only
+file that calls these libraries."""
 
 from __future__ import annotations
 
@@ -27,32 +28,56 @@ def use_cores(count: int) -> None:
     torch.get_num_threads()  # torch sets the count at a thread's first use, which would undo this
     for library in _libraries():
         library.omp_set_num_threads(count)
+    _products_on(count)
 
 
 @contextmanager
 def on_cores(count: int | None) -> Iterator[None]:
     """Inside, the calling thread computes on so many cores, because other threads keep the rest busy; None: on all."""
-    if count is None:
+    if count is None or not can_choose_cores():
         yield
         return
-    before = torch.get_num_threads()
+    before, products = torch.get_num_threads(), _products_on(count)
     use_cores(count)
     try:
         yield
     finally:
         use_cores(before)
+        _products_on(products)
 
 
 def can_choose_cores() -> bool:
     return bool(_libraries())
 
 
+def products_on() -> int | None:
+    """Returns on how many cores this thread computes products by MKL, None where torch has no MKL."""
+    mkl = _mkl()
+    return None if mkl is None else mkl.MKL_Get_Max_Threads()
+
+
+def _products_on(count: int) -> int:
+    """torch.set_num_threads() gives MKL a number for the process, which precedes OpenMP's of a thread; this precedes
+    both. 0 takes it back. Returns what this thread had."""
+    mkl = _mkl()
+    return 0 if mkl is None else mkl.MKL_Set_Num_Threads_Local(count)
+
+
 @cache
 def _libraries() -> list[ctypes.CDLL]:
     """Returns the GNU OpenMP libraries loaded into this process. Other implementations do not need this."""
+    return [lib for lib in _loaded("libgomp") if hasattr(lib, "omp_pause_resource_all")]
+
+
+@cache
+def _mkl() -> ctypes.CDLL | None:
+    """Returns the library that has MKL: torch's own, or one beside it."""
+    return next((lib for lib in _loaded("libtorch_cpu", "libmkl") if hasattr(lib, "MKL_Set_Num_Threads_Local")), None)
+
+
+def _loaded(*names: str) -> list[ctypes.CDLL]:
     with suppress(OSError):  # /proc exists on Linux only
         lines = Path("/proc/self/maps").read_text().splitlines()
-        paths = {line.split(maxsplit=5)[-1] for line in lines if "libgomp" in line}
-        found = [ctypes.CDLL(path) for path in sorted(paths) if Path(path).is_file()]
-        return [lib for lib in found if hasattr(lib, "omp_pause_resource_all")]
+        paths = {line.split(maxsplit=5)[-1] for line in lines if any(name in line for name in names)}
+        return [ctypes.CDLL(path) for path in sorted(paths) if Path(path).is_file()]
     return []

@@ -14,7 +14,8 @@ LAYERS = {
     "options": set(),
     "device_lock": set(),
     "openmp": set(),
-    "computing": {"openmp"},
+    "cpu_limit": set(),
+    "computing": {"openmp", "cpu_limit"},
     "presets": {"config", "options"},
     "text": {"config"},
     "models": {"config"},
@@ -63,7 +64,7 @@ LAYERS["reading"] = {
 }
 LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "files", "__version__"} | DOORS
 LAYERS["scale"] = {"files", "serve", "text", "cli"}  # its serve.py is an entry point, as the command is
-LAYERS["doctor"] = {"options", "config", "engine", "pipeline", "weights", "__version__"} | DOORS
+LAYERS["doctor"] = {"options", "config", "engine", "pipeline", "weights", "cpu_limit", "__version__"} | DOORS
 LAYERS["cli"] = {
     "options", "checks", "presets", "config", "audio", "weights", "serve", "packing", "doctor", "captions", "pipeline",
     "reading", "scale", "scores", "text", "align",

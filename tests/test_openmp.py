@@ -1,4 +1,4 @@
-"""No thread that a model was used in keeps OpenMP workers, which would slow down the threads that use it next."""
+"""Threads that compute: on how many cores, and that none keeps OpenMP workers, which would slow down the next."""
 
 import threading
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from threads import in_threads
 
 from chatterbox_opt import OptimizedChatterboxTTS, OptimizedChatterboxVC
-from chatterbox_opt.openmp import can_choose_cores, use_cores
+from chatterbox_opt.openmp import can_choose_cores, on_cores, products_on, use_cores
 from chatterbox_opt.scores import Take, VoiceLikeness
 
 pytestmark = pytest.mark.skipif(not can_choose_cores(), reason="no GNU OpenMP in this torch")
@@ -83,3 +83,22 @@ def test_voices_their_scores_and_watermarks(clones, recording):
         lambda: converter.generate(recording, seed=0),
     ):
         assert left_by(work) == 0
+
+
+@pytest.mark.skipif(products_on() is None, reason="no MKL in this torch")
+def test_products_too_are_computed_on_as_many_cores_as_a_thread_has():
+    """MKL goes by torch.set_num_threads() of any thread, once that was called."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with on_cores(1):
+            assert products_on() == 1
+            with on_cores(2):
+                assert (products_on(), torch.get_num_threads()) == (2, 2)
+            assert products_on() == 1
+        assert (products_on(), torch.get_num_threads()) == (3, 3)
+        assert in_threads(lambda: (use_cores(1), products_on())[1]) == [1]
+        torch.set_num_threads(2)
+        assert products_on() == 2, "what a program asks for later holds"
+    finally:
+        torch.set_num_threads(before)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..cpu_limit import cpu_limit
 from ..engine import resolve
 from ..engine.first_trial import allocator_settings, driver
 from ..engine.kernels.language import available
@@ -31,6 +32,8 @@ def facts(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(), "torch": torch.__version__, "chatterbox_opt": __version__,
         "cores": os.cpu_count(), "threads": torch.get_num_threads(),
     }
+    if (limit := cpu_limit()) is not None:
+        record["cpu_limit"] = limit
     if device.type == "cuda":
         about = torch.cuda.get_device_properties(device)
         record |= {
