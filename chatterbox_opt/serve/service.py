@@ -24,6 +24,7 @@ ENCODING_THREADS = 4
 LOOKING_THREADS = 4  # for voices, which may be far away
 MOST_CHANGES = 16  # uploads and deletions in hand
 MOST_SESSIONS = 1000  # that text comes over, most of them silent most of the time
+LONG = 5_000  # characters: cutting up and reading out such a text takes some tenths of a second, of 100,000 several
 RECENT = 32  # speeches whose duration tells how long the others will wait
 
 
@@ -42,7 +43,8 @@ class Service:
         self._entering = 0  # speeches on their way into the engine
         self._durations: collections.deque[float] = collections.deque(maxlen=RECENT)
         self._encoding = ThreadPoolExecutor(ENCODING_THREADS, "serve-encode")
-        self._entry = ThreadPoolExecutor(1, "serve-submit")  # one: speeches begin in the order they came
+        # One thread each: speeches begin in the order they came, and short ones do not wait for a long text.
+        self._entry, self._long_entry = (ThreadPoolExecutor(1, f"serve-submit-{name}") for name in ("short", "long"))
         self._preparing = ThreadPoolExecutor(1, "serve-voices")
         self._looking_up = ThreadPoolExecutor(LOOKING_THREADS, "serve-look-up")
 
@@ -57,7 +59,7 @@ class Service:
             live.close()
         if self.model is not None:
             self.model.close()
-        for pool in (self._encoding, self._entry, self._preparing, self._looking_up):
+        for pool in (self._encoding, self._entry, self._long_entry, self._preparing, self._looking_up):
             pool.shutdown(cancel_futures=True)
         if self.converter is not None:
             self.converter.close()
@@ -119,9 +121,8 @@ class Service:
             if self.waiting() > self.settings.max_waiting:
                 self.refused += 1
                 raise busy(self.retry_after())
-            entry = asyncio.get_running_loop().run_in_executor(
-                self._entry, lambda: self.model.submit(text, **arguments)
-            )
+            pool = self._entry if len(text) < LONG else self._long_entry
+            entry = asyncio.get_running_loop().run_in_executor(pool, lambda: self.model.submit(text, **arguments))
             try:
                 speech = await asyncio.shield(entry)
             except asyncio.CancelledError:  # whoever asked has left meanwhile

@@ -66,6 +66,28 @@ def test_the_official_client_retries_until_it_is_served(small_server):
     assert len(set(sounds)) == 1
 
 
+def test_a_short_text_does_not_wait_for_a_long_one_to_be_cut_up(small_server, monkeypatch):
+    submit, may, begun = small_server.model.submit, threading.Event(), threading.Event()
+
+    def slow(text, **how):
+        if len(text) > 1000:
+            begun.set()
+            assert may.wait(60)
+        return submit(text[:20], **how)
+
+    monkeypatch.setattr(small_server.model, "submit", slow)
+    with httpx.Client(base_url=small_server.url, timeout=60) as client:
+        long = threading.Thread(target=client.post, args=["/v1/audio/speech"], kwargs={"json": body("Word. " * 2000)})
+        long.start()
+        assert begun.wait(60)
+        try:
+            assert client.post("/v1/audio/speech", json=body("Hello there.")).status_code == 200
+        finally:
+            may.set()
+            long.join(60)
+    assert goes_idle(small_server.service)
+
+
 @pytest.mark.parametrize("turns", range(6))
 def test_a_cancellation_during_a_send_is_not_lost(turns):
     """In whichever turn of the event loop it comes."""
