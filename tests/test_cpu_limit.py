@@ -85,8 +85,10 @@ def test_a_thread_computes_on_no_more_cores_and_has_its_own_number_again(limited
                     assert torch.get_num_threads() == threads
             assert torch.get_num_threads() == 5
         limited("0::/\n", {"cpu.max": "200000 100000"})
-        renderer = OptimizedChatterboxTTS.from_random(size="tiny", seed=0).pipeline.engine.renderer
-        assert renderer.workers.count == 2
+        loaded = OptimizedChatterboxTTS.from_random(size="tiny", seed=0)
+        parts = loaded.t3, loaded.s3gen, loaded.ve, loaded.tokenizer, "cpu"
+        for model in (loaded, OptimizedChatterboxTTS(*parts, config=loaded.config)):
+            assert model.pipeline.engine.renderer.workers.count == 2
     finally:
         torch.set_num_threads(before)
 
