@@ -10,9 +10,10 @@ import soundfile
 import torch
 from threads import in_threads
 
-from chatterbox_opt import OptimizedChatterboxTTS, OptimizedChatterboxVC
+from chatterbox_opt import OptimizedChatterboxTTS, OptimizedChatterboxVC, openmp
 from chatterbox_opt.align import WhisperAligner
 from chatterbox_opt.audio.io import pcm16, read
+from chatterbox_opt.computing import computing
 from chatterbox_opt.engine.workers import Workers
 from chatterbox_opt.listening import Listener
 from chatterbox_opt.openmp import can_choose_cores, on_cores, products_on, use_cores
@@ -146,3 +147,26 @@ def test_products_too_are_computed_on_as_many_cores_as_a_thread_has():
         assert products_on() == 2, "what a program asks for later holds"
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(products_on() is None, reason="no MKL in this torch")
+def test_numpys_mkl_is_not_torchs(monkeypatch, tmp_path):
+    """In an environment of conda's, NumPy's lies in a folder that sorts before torch's."""
+    other = tmp_path / "libmkl_rt.so.2"
+    other.touch()
+    maps = f"7f00-7f01 r-xp 00000000 00:00 1 {other}\n" + Path("/proc/self/maps").read_text()
+    numpys = SimpleNamespace(MKL_Set_Num_Threads_Local=None)
+    load = openmp.ctypes.CDLL
+    monkeypatch.setattr(openmp.Path, "read_text", lambda path: maps)
+    monkeypatch.setattr(openmp.ctypes, "CDLL", lambda path: numpys if path == str(other) else load(path))
+    assert openmp._loaded("libmkl")[0] is numpys
+    assert openmp._mkl.__wrapped__() is not numpys
+
+
+def test_without_these_libraries_nothing_is_chosen(monkeypatch):
+    """macOS, Windows, and processors of other makers than MKL's."""
+    monkeypatch.setattr(openmp, "_libraries", list)
+    monkeypatch.setattr(openmp, "_mkl", lambda: None)
+    before = torch.get_num_threads()
+    with computing(CPU), on_cores(1):
+        assert (products_on(), torch.get_num_threads()) == (None, before)
