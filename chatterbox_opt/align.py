@@ -10,6 +10,7 @@ import torch
 
 from . import whisper
 from .audio.io import resample
+from .computing import computing
 from .config import S3_RATE
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,8 @@ class WhisperAligner:
             seconds = len(wave) / sample_rate
             logger.warning("%.1f s are too long for Whisper: no word times for %r...", seconds, text[:40])
             return []
-        heard = resample(torch.as_tensor(wave).float(), sample_rate, S3_RATE).numpy()
+        with computing(torch.device("cpu")):
+            heard = resample(torch.as_tensor(wave).float(), sample_rate, S3_RATE).numpy()
         starts, end = self._times(heard, tokens)
         bounds = np.maximum(np.array([*starts, end]) - EARLY, 0.0)
         sounding = _sounding(heard)

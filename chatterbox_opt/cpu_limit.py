@@ -15,7 +15,7 @@ GROUPS, MOUNTED = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 @cache
 def cpu_limit() -> float | None:
     """Returns the smallest limit of the process's control groups in processors; None: there is none."""
-    with suppress(OSError):
+    with suppress(OSError, ValueError):  # a group's name may be in another encoding
         return min(_limits(GROUPS.read_text(), MOUNTED), default=None)
     return None
 
@@ -32,7 +32,10 @@ def _limits(groups: str, mounted: Path) -> Iterator[float]:
     controllers, of the second with none. Inside a container a path may be the host's, and the mounted root be its
     own group: what does not exist is skipped."""
     for line in groups.splitlines():
-        _, controllers, path = line.split(":", 2)
+        _, _, named = line.partition(":")
+        controllers, colon, path = named.partition(":")
+        if not colon:
+            continue
         if not controllers:
             roots, read = [mounted, mounted / "unified"], _second
         elif "cpu" in controllers.split(","):
@@ -42,7 +45,7 @@ def _limits(groups: str, mounted: Path) -> Iterator[float]:
         for root in roots:
             group = root / path.strip("/")
             for folder in (group, *group.parents):
-                with suppress(OSError, ValueError):
+                with suppress(OSError, ValueError, ZeroDivisionError):
                     yield read(folder)
                 if folder == root:
                     break

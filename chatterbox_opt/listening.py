@@ -50,8 +50,10 @@ class Listener:
         import torch  # not needed for counting words
 
         from .audio.io import resample
+        from .computing import computing
 
-        wav = resample(torch.as_tensor(wav).float().reshape(-1).cpu(), rate, S3_RATE)
+        with computing(torch.device("cpu")):
+            wav = resample(torch.as_tensor(wav).float().reshape(-1).cpu(), rate, S3_RATE)
         segments, _ = self.model.transcribe(
             wav.numpy(), language=self.language, beam_size=5, condition_on_previous_text=False
         )

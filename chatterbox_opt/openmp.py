@@ -71,13 +71,14 @@ def _libraries() -> list[ctypes.CDLL]:
 
 @cache
 def _mkl() -> ctypes.CDLL | None:
-    """Returns the library that has MKL: torch's own, or one beside it."""
-    return next((lib for lib in _loaded("libtorch_cpu", "libmkl") if hasattr(lib, "MKL_Set_Num_Threads_Local")), None)
+    """Returns the library that has torch's MKL: its own, or one beside it. NumPy may have loaded another MKL."""
+    found = [*_loaded("libtorch_cpu"), *_loaded("libmkl")]
+    return next((lib for lib in found if hasattr(lib, "MKL_Set_Num_Threads_Local")), None)
 
 
-def _loaded(*names: str) -> list[ctypes.CDLL]:
+def _loaded(name: str) -> list[ctypes.CDLL]:
     with suppress(OSError):  # /proc exists on Linux only
         lines = Path("/proc/self/maps").read_text().splitlines()
-        paths = {line.split(maxsplit=5)[-1] for line in lines if any(name in line for name in names)}
+        paths = {line.split(maxsplit=5)[-1] for line in lines if name in line}
         return [ctypes.CDLL(path) for path in sorted(paths) if Path(path).is_file()]
     return []

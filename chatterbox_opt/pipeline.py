@@ -75,9 +75,10 @@ class Pipeline:
         self.config, self.tokenizer, self.device, self.options = config, tokenizer, indexed(device), options
         disable_cudnn_attention(self.device)
         bound_shape_caches(self.device)
-        self.tokens = token_runner(t3, options)
-        self.mel, self.wav = sound_runners(s3gen, device, options)
-        self.engine = Engine(self.tokens, self.mel, self.wav, options, self.device)
+        with computing(self.device):  # a constructor may be called by a program itself, with networks of its own
+            self.tokens = token_runner(t3, options)
+            self.mel, self.wav = sound_runners(s3gen, device, options)
+            self.engine = Engine(self.tokens, self.mel, self.wav, options, self.device)
 
     def warmup(self, batch: int = 1) -> None:
         """Allocates and captures now what `batch` utterances side by side use."""

@@ -83,8 +83,9 @@ class Conditionals:
 
     def save(self, fpath: str | os.PathLike) -> None:
         """Writes a conds.pt, which upstream can load too."""
-        torch.save({"t3": {k: detached_copy(v, "cpu") for k, v in _fields(self.t3).items()},
-                    "gen": {k: detached_copy(v, "cpu") for k, v in self.gen.items()}}, fpath)
+        with computing(torch.device("cpu")):
+            torch.save({"t3": {k: detached_copy(v, "cpu") for k, v in _fields(self.t3).items()},
+                        "gen": {k: detached_copy(v, "cpu") for k, v in self.gen.items()}}, fpath)
 
     @classmethod
     def load(cls, fpath: str | os.PathLike, map_location: Any = "cpu") -> Conditionals:

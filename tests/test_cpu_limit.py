@@ -47,11 +47,21 @@ FIRST = {"cpu/cpu.cfs_period_us": "100000\n"}
         ("3:cpuset:/\n1:cpu:/x\n0::/\n", FIRST | {"cpu/cpu.cfs_quota_us": "300000\n"}, 3),  # the host's path
         ("4:cpu,cpuacct:/\n", {"cpu,cpuacct/cpu.cfs_quota_us": "100000", "cpu,cpuacct/cpu.cfs_period_us": "50000"}, 2),
         ("1:cpu:/\n", FIRST | {"cpu/cpu.cfs_quota_us": "-1\n"}, None),
+        ("\nnothing\n0:\n0::/\n", {"cpu.max": "200000 100000\n"}, 2),  # lines of another form
+        ("0::/\n", {"cpu.max": "200000 0\n"}, None),
+        ("0::/../b\n", {"b/cpu.max": "max 100000\n", "cpu.max": "200000 100000\n"}, 2),  # outside the namespace
         ("5:memory:/\n", FIRST | {"cpu/cpu.cfs_quota_us": "100000\n"}, None),
     ],
 )
 def test_limits_as_systems_write_them(limited, groups, files, wanted):
     assert limited(groups, files) == wanted
+
+
+def test_a_name_in_another_encoding(limited, tmp_path):
+    limited("", {"cpu.max": "200000 100000"})
+    (tmp_path / "groups").write_bytes(b"0::/caf\xe9\n")
+    cpu_limit.cpu_limit.cache_clear()
+    assert cpu_limit.cpu_limit() is None
 
 
 def test_a_system_without_control_groups(limited, monkeypatch, tmp_path):
@@ -75,8 +85,10 @@ def test_a_thread_computes_on_no_more_cores_and_has_its_own_number_again(limited
                     assert torch.get_num_threads() == threads
             assert torch.get_num_threads() == 5
         limited("0::/\n", {"cpu.max": "200000 100000"})
-        renderer = OptimizedChatterboxTTS.from_random(size="tiny", seed=0).pipeline.engine.renderer
-        assert renderer.workers.count == 2
+        loaded = OptimizedChatterboxTTS.from_random(size="tiny", seed=0)
+        parts = loaded.t3, loaded.s3gen, loaded.ve, loaded.tokenizer, "cpu"
+        for model in (loaded, OptimizedChatterboxTTS(*parts, config=loaded.config)):
+            assert model.pipeline.engine.renderer.workers.count == 2
     finally:
         torch.set_num_threads(before)
 

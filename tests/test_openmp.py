@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,19 +10,28 @@ import soundfile
 import torch
 from threads import in_threads
 
-from chatterbox_opt import OptimizedChatterboxTTS, OptimizedChatterboxVC
+from chatterbox_opt import OptimizedChatterboxTTS, OptimizedChatterboxVC, openmp
+from chatterbox_opt.align import WhisperAligner
+from chatterbox_opt.audio.io import pcm16, read
+from chatterbox_opt.computing import computing
+from chatterbox_opt.engine.workers import Workers
+from chatterbox_opt.listening import Listener
 from chatterbox_opt.openmp import can_choose_cores, on_cores, products_on, use_cores
 from chatterbox_opt.scores import Take, VoiceLikeness
+from chatterbox_opt.voice import Conditionals, T3Cond
 
 pytestmark = pytest.mark.skipif(not can_choose_cores(), reason="no GNU OpenMP in this torch")
 
 TOKENS = torch.arange(60)
+CPU = torch.device("cpu")
+FEATURES = torch.zeros(1, 500, 80)  # 10 s
 
 
-def others() -> int:
-    """Returns the number of this process's threads that are not Python's."""
+def others() -> set[int]:
+    """Returns the ids of this process's threads that are not Python's. One that Python has joined may not be gone yet.
+    """
     known = {thread.native_id for thread in threading.enumerate()}
-    return len({int(task.name) for task in Path("/proc/self/task").iterdir()} - known)
+    return {int(task.name) for task in Path("/proc/self/task").iterdir()} - known
 
 
 def left_by(work) -> int:
@@ -32,7 +42,7 @@ def left_by(work) -> int:
         use_cores(2)
         before = others()
         work()
-        found.append(others() - before)
+        found.append(len(others() - before))
 
     in_threads(measure)
     return found[0]
@@ -43,6 +53,21 @@ def recording(tmp_path_factory):
     path = tmp_path_factory.mktemp("voice") / "voice.wav"
     soundfile.write(path, 0.3 * np.sin(2 * np.pi * 180 * np.arange(48_000) / 24_000), 24_000)
     return path
+
+
+def listener() -> Listener:
+    """Returns one whose Whisper hears nothing, without starting threads of its own."""
+    found = object.__new__(Listener)
+    found.language, found.model = "en", SimpleNamespace(transcribe=lambda *_, **how: ([], None))
+    return found
+
+
+def aligner() -> WhisperAligner:
+    """The same of an aligner."""
+    found = object.__new__(WhisperAligner)
+    found.model, found.tokenizer = SimpleNamespace(max_length=448), SimpleNamespace(encode=lambda text: [0])
+    found._times = lambda heard, tokens: (np.arange(len(tokens)), len(tokens))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +110,26 @@ def test_voices_their_scores_and_watermarks(clones, recording):
         assert left_by(work) == 0
 
 
+def test_sound_that_is_read_heard_and_sent(recording, tmp_path):
+    wave, voice = torch.full((1, 240_000), 0.1), Conditionals(T3Cond(torch.zeros(1, 256)), {"prompt_feat": FEATURES})
+    works = (
+        lambda: read(recording),
+        lambda: pcm16(wave),
+        lambda: voice.save(tmp_path / "voice.pt"),
+        lambda: listener().hear(wave, 24_000),
+        lambda: aligner()(wave[0].numpy(), 24_000, "Hello there."),
+    )
+    assert [left_by(work) for work in works] == [0] * len(works)
+
+
+def test_threads_that_render_on_several_cores():
+    workers, sines = Workers(CPU, 2), lambda size: torch.ones(size).sin()
+    try:
+        assert left_by(lambda: workers.start(sines, 1 << 22, cores=2).result()) == 0
+    finally:
+        workers.close()
+
+
 @pytest.mark.skipif(products_on() is None, reason="no MKL in this torch")
 def test_products_too_are_computed_on_as_many_cores_as_a_thread_has():
     """MKL goes by torch.set_num_threads() of any thread, once that was called."""
@@ -102,3 +147,26 @@ def test_products_too_are_computed_on_as_many_cores_as_a_thread_has():
         assert products_on() == 2, "what a program asks for later holds"
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(products_on() is None, reason="no MKL in this torch")
+def test_numpys_mkl_is_not_torchs(monkeypatch, tmp_path):
+    """In an environment of conda's, NumPy's lies in a folder that sorts before torch's."""
+    other = tmp_path / "libmkl_rt.so.2"
+    other.touch()
+    maps = f"7f00-7f01 r-xp 00000000 00:00 1 {other}\n" + Path("/proc/self/maps").read_text()
+    numpys = SimpleNamespace(MKL_Set_Num_Threads_Local=None)
+    load = openmp.ctypes.CDLL
+    monkeypatch.setattr(openmp.Path, "read_text", lambda path: maps)
+    monkeypatch.setattr(openmp.ctypes, "CDLL", lambda path: numpys if path == str(other) else load(path))
+    assert openmp._loaded("libmkl")[0] is numpys
+    assert openmp._mkl.__wrapped__() is not numpys
+
+
+def test_without_these_libraries_nothing_is_chosen(monkeypatch):
+    """macOS, Windows, and processors of other makers than MKL's."""
+    monkeypatch.setattr(openmp, "_libraries", list)
+    monkeypatch.setattr(openmp, "_mkl", lambda: None)
+    before = torch.get_num_threads()
+    with computing(CPU), on_cores(1):
+        assert (products_on(), torch.get_num_threads()) == (None, before)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..openmp import can_choose_cores, use_cores
+from ..openmp import can_choose_cores, dismiss_workers, use_cores
 
 
 class Workers:
@@ -44,4 +44,7 @@ def outcome(work: Callable[[Any], None], item: Any, cores: int | None = None) ->
             work(item)
     except Exception as error:
         return error
+    finally:
+        if cores is not None:
+            dismiss_workers()  # of a thread that may have nothing more to do
     return None
