@@ -28,7 +28,7 @@ def use_cores(count: int) -> None:
     torch.get_num_threads()  # torch sets the count at a thread's first use, which would undo this
     for library in _libraries():
         library.omp_set_num_threads(count)
-    _products_on(count)
+    _set_product_cores(count)
 
 
 @contextmanager
@@ -37,26 +37,26 @@ def on_cores(count: int | None) -> Iterator[None]:
     if count is None or not can_choose_cores():
         yield
         return
-    before, products = torch.get_num_threads(), _products_on(count)
+    before, products = torch.get_num_threads(), _set_product_cores(count)
     use_cores(count)
     try:
         yield
     finally:
         use_cores(before)
-        _products_on(products)
+        _set_product_cores(products)
 
 
 def can_choose_cores() -> bool:
     return bool(_libraries())
 
 
-def products_on() -> int | None:
+def product_cores() -> int | None:
     """Returns on how many cores this thread computes products by MKL, None where torch has no MKL."""
     mkl = _mkl()
     return None if mkl is None else mkl.MKL_Get_Max_Threads()
 
 
-def _products_on(count: int) -> int:
+def _set_product_cores(count: int) -> int:
     """torch.set_num_threads() gives MKL a number for the process, which precedes OpenMP's of a thread; this precedes
     both. 0 takes it back. Returns what this thread had."""
     mkl = _mkl()

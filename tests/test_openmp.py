@@ -16,7 +16,7 @@ from chatterbox_opt.audio.io import pcm16, read
 from chatterbox_opt.computing import computing
 from chatterbox_opt.engine.workers import Workers
 from chatterbox_opt.listening import Listener
-from chatterbox_opt.openmp import can_choose_cores, on_cores, products_on, use_cores
+from chatterbox_opt.openmp import can_choose_cores, on_cores, product_cores, use_cores
 from chatterbox_opt.scores import Take, VoiceLikeness
 from chatterbox_opt.voice import Conditionals, T3Cond
 
@@ -130,26 +130,26 @@ def test_threads_that_render_on_several_cores():
         workers.close()
 
 
-@pytest.mark.skipif(products_on() is None, reason="no MKL in this torch")
+@pytest.mark.skipif(product_cores() is None, reason="no MKL in this torch")
 def test_products_too_are_computed_on_as_many_cores_as_a_thread_has():
     """MKL goes by torch.set_num_threads() of any thread, once that was called."""
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
         with on_cores(1):
-            assert products_on() == 1
+            assert product_cores() == 1
             with on_cores(2):
-                assert (products_on(), torch.get_num_threads()) == (2, 2)
-            assert products_on() == 1
-        assert (products_on(), torch.get_num_threads()) == (3, 3)
-        assert in_threads(lambda: (use_cores(1), products_on())[1]) == [1]
+                assert (product_cores(), torch.get_num_threads()) == (2, 2)
+            assert product_cores() == 1
+        assert (product_cores(), torch.get_num_threads()) == (3, 3)
+        assert in_threads(lambda: (use_cores(1), product_cores())[1]) == [1]
         torch.set_num_threads(2)
-        assert products_on() == 2, "what a program asks for later holds"
+        assert product_cores() == 2, "what a program asks for later holds"
     finally:
         torch.set_num_threads(before)
 
 
-@pytest.mark.skipif(products_on() is None, reason="no MKL in this torch")
+@pytest.mark.skipif(product_cores() is None, reason="no MKL in this torch")
 def test_numpys_mkl_is_not_torchs(monkeypatch, tmp_path):
     """In an environment of conda's, NumPy's lies in a folder that sorts before torch's."""
     other = tmp_path / "libmkl_rt.so.2"
@@ -169,4 +169,4 @@ def test_without_these_libraries_nothing_is_chosen(monkeypatch):
     monkeypatch.setattr(openmp, "_mkl", lambda: None)
     before = torch.get_num_threads()
     with computing(CPU), on_cores(1):
-        assert (products_on(), torch.get_num_threads()) == (None, before)
+        assert (product_cores(), torch.get_num_threads()) == (None, before)
