@@ -80,8 +80,8 @@ class Engine(Driver):
     def stats(self) -> dict[str, Any]:
         live = self.tokens.live if self.tokens else []
         captured = counts(captured_parts(self.tokens, self.renderer.mel, self.renderer.wav))
-        rows, waiting = sum(len(slot.rows) for slot in live), len(self.waiting)
-        return self.counted.read(live=len(live), waiting=waiting, rows=rows, calls=len(self.calls), captured=captured)
+        sizes = dict(live=len(live), waiting=len(self.waiting), rows=sum(len(slot.rows) for slot in live))
+        return self.counted.read(**sizes, calls=len(self.calls), captured=captured)
 
     # ---- the parts of a step -----------------------------------------------------------------------
 
@@ -142,7 +142,7 @@ class Engine(Driver):
         call = u.call
         with self.errors_end(call):
             if not wave.isfinite().all():
-                raise NotFinite("the sound is not finite: broken weights, or a precision too low for them")
+                raise NotFinite("the sound is")
             if len(wave):
                 self.counted.sounded(call, len(wave))
                 call.first_sound = call.first_sound or time.perf_counter()
@@ -158,12 +158,9 @@ class Engine(Driver):
             return
         gone = [s for s in self.tokens.live if s.utterance.stopped or s.utterance.call.done]
         self.tokens.release(gone)
-        for u in (slot.utterance for slot in gone):
-            if u.call.done:
-                continue
+        for u in (slot.utterance for slot in gone if not slot.utterance.call.done):
             if u.stopped == "broken":
-                error = NotFinite("the logits are not finite: broken weights, or a precision too low for them")
-                self.end(u.call, error)
+                self.end(u.call, NotFinite("the logits are"))
             elif u.voice is None:
                 with self.errors_end(u.call):
                     self.complete(u)

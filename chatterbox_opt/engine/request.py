@@ -20,7 +20,10 @@ class Cancelled(RuntimeError):
 
 
 class NotFinite(RuntimeError):
-    """Raised when a network returns NaN or infinity: broken weights, or a precision too low for them."""
+    """Raised when a network returns NaN or infinity."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} not finite: broken weights, or a precision too low for them")
 
 
 @dataclass(eq=False)

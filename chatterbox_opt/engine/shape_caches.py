@@ -7,8 +7,8 @@ import os
 import torch
 
 # A mel and its sound use about a hundred prepared operations, over and over, on one core and on several. Their lengths
-# are padded (GRAIN in mel.py and wav.py), so that oneDNN's cache can hold what all lengths need: with its own 1,024 the
-# small voice takes 1.07 times as long. torch's bridge to it keeps 1,024 more in every thread, for nothing.
+# are padded (GRAIN in mel.py and wav.py), so that oneDNN's cache can hold what all lengths need, which its own 1,024 do
+# not. torch's bridge to it keeps 1,024 more in every thread, for nothing.
 CAPACITIES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "2048", "LRU_CACHE_CAPACITY": "64"}
 
 
