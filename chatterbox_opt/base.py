@@ -25,10 +25,15 @@ from .checks import (
 from .computing import computing
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
 from .engine.resolve import indexed, is_mlx
-from .executor import t3_on_device, voice_encoder
+from .executor import voice_encoder
 from .loading import LoadedModel, load_parts
 from .marks import marked
 from .options import EngineOptions, SamplingOptions
+from .parts.convert import own_s3gen, own_t3, own_voice_encoder
+from .parts.model import WithParts
+from .parts.s3gen import S3GenPart
+from .parts.t3 import T3Part
+from .parts.voice_encoder import VoiceEncoderPart
 from .pipeline import Job, NoSpeech, Pipeline, Speech
 from .progress import ProgressBar, progress_bar
 from .speech import Align
@@ -50,7 +55,7 @@ __all__ = ["MAX_CHARS", "Speaker"]
 PLURALS = {"seed": "seeds", "voice": "voices", "audio_prompt_path": "voices", "language_id": "language_ids"}
 
 
-class Speaker(Voiced, LoadedModel):
+class Speaker(WithParts, Voiced, LoadedModel):
     """A loaded model. The constructor keeps upstream's order; everything new is keyword-only."""
 
     family = "tts"
@@ -77,18 +82,22 @@ class Speaker(Voiced, LoadedModel):
         preset: str | None = None,
     ) -> None:
         self.sr = S3GEN_RATE
-        self.s3gen, self.ve, self.tokenizer = s3gen, ve, tokenizer
         self.device, place = device, indexed(device)
         self.config = config or MODELS[self.family]
         self.conds = conds.to(place) if conds is not None else None
         asked = (engine, enable_compilation, use_mixed_precision, attention, quantize, preset)
         self.options = resolve_switches(device, self.config, switch_options(device, self.config, *asked), preset)
-        self.t3 = t3_on_device(t3, device, self.options)
         self.watermarker = Watermarker(place) if enable_watermark else None
-        encoder = voice_encoder(ve, self.config, device)
-        self.voices = VoicePreparer(self.config, encoder, s3gen, place, self.options.resampler)
         runs_on = device if is_mlx(device) else place
-        self.pipeline = Pipeline(self.config, self.t3, s3gen, tokenizer, runs_on, self.options)
+        with computing(place):
+            t3 = own_t3(t3, self.config, runs_on, self.options)
+            s3gen, ve = own_s3gen(s3gen, self.config, place), own_voice_encoder(ve, self.config, place)
+        self.voices = VoicePreparer(
+            self.config, voice_encoder(ve, self.config, runs_on), s3gen, place, self.options.resampler
+        )
+        self.pipeline = Pipeline(self.config, t3, s3gen, tokenizer, runs_on, self.options)
+        self._t3, self._s3gen = T3Part(self.pipeline), S3GenPart(self.pipeline, self.voices)
+        self._ve = VoiceEncoderPart(ve, self.config, self.voices, runs_on)
 
     # ---- where a model comes from ----------------------------------------------------------------
 

@@ -34,7 +34,7 @@ from .text.markup import Segment, unescaped, whole
 from .text.normalize import punc_norm
 from .text.reading import Reading, pieces
 from .text.split import breath, spans
-from .voice import Conditionals
+from .voice import Conditionals, T3Cond
 from .whole_speech import Mark, WholeSpeech
 
 __all__ = ["Cancelled", "Job", "NoSpeech", "Pipeline", "Speech"]
@@ -73,12 +73,25 @@ class Pipeline:
         options: EngineOptions,
     ) -> None:
         self.config, self.tokenizer, self.device, self.options = config, tokenizer, indexed(device), options
+        self.t3, self.s3gen, self.runs_on = t3, s3gen, device
         disable_cudnn_attention(self.device)
         bound_shape_caches(self.device)
         with computing(self.device):  # a constructor may be called by a program itself, with networks of its own
             self.tokens = token_runner(t3, options)
             self.mel, self.wav = sound_runners(s3gen, device, options)
             self.engine = Engine(self.tokens, self.mel, self.wav, options, self.device)
+
+    def use(self, t3: Any = None, s3gen: Any = None) -> None:
+        """Speaks with another T3 or S3Gen from now on, once nothing is being spoken; what is asked for meanwhile waits.
+        """
+        with self.engine.idle():
+            if t3 is not None:
+                self.tokens = self.engine.tokens = token_runner(t3, self.options)
+                self.t3 = t3
+            if s3gen is not None:
+                self.mel, self.wav = sound_runners(s3gen, self.runs_on, self.options)
+                self.engine.renderer.mel, self.engine.renderer.wav = self.mel, self.wav
+                self.s3gen = s3gen
 
     def warmup(self, batch: int = 1) -> None:
         """Allocates and captures now what `batch` utterances side by side use."""
@@ -164,6 +177,12 @@ class Pipeline:
         return SpeechStream(self.engine, queue, call, lambda: self._seed([job], [utterances]))
 
     # ---- the stages by themselves ----------------------------------------------------------------
+
+    def draw(self, text_ids: Tensor, cond: T3Cond, sampling: SamplingOptions) -> Utterance:
+        """Returns an utterance with its tokens, drawn from torch's global generators."""
+        utterance = Utterance(text_ids, cond, sampling, noise=RequestNoise(self.device, None))
+        self.engine.run(Call([utterance]))
+        return utterance
 
     def generate_tokens(
         self, job: Job, cancel: Any = None, progress: Callable[[int, int], None] | None = None

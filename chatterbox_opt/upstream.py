@@ -19,12 +19,11 @@ from . import mtl_tts, tts, tts_turbo, vc
 from .base import Speaker
 from .computing import computing
 from .config import MODELS, ModelConfig
-from .engine.resolve import indexed, resolve
-from .executor import load_t3
+from .engine.resolve import indexed
 from .presets import choose_decoder
-from .switches import SWITCHES, fetch_decoder, switch_options
+from .switches import fetch_decoder
 from .voice import Conditionals, T3Cond
-from .weights.load import build_s3gen, build_voice_encoder, load_decoder
+from .weights.load import load_decoder
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -76,20 +75,9 @@ def _optimized(
     cls, family = _twin(model)
     config = config or MODELS[family]
     s3gen, config = _s3gen(model, decoder, family, config, options.get("preset"))
-    switches: dict[str, Any] = {name: value for name, value in options.items() if name in SWITCHES}
-    engine = resolve(switch_options(device, config, **switches), device)
     extra = {"model_label": family.capitalize()} if cls is OptimizedChatterboxTurboTTS else {}
-    return cls(
-        load_t3(model.t3.state_dict(), config, device, engine),
-        s3gen,
-        build_voice_encoder(model.ve.state_dict(), config, device),
-        model.tokenizer,
-        model.device,
-        _conditionals(model.conds),
-        config=config,
-        **extra,
-        **options,
-    )
+    conds = _conditionals(model.conds)
+    return cls(model.t3, s3gen, model.ve, model.tokenizer, model.device, conds, config=config, **extra, **options)
 
 
 def _s3gen(
@@ -100,7 +88,7 @@ def _s3gen(
     if decoder == "meanflow" and not config.flow.meanflow:
         decoder = fetch_decoder(family, {"decoder": decoder})["decoder"]
     elif decoder in (None, "standard", "meanflow"):
-        return build_s3gen(model.s3gen.state_dict(), config, device), config
+        return model.s3gen, config
     return load_decoder(Path(), decoder, family, config, device)
 
 

@@ -19,6 +19,9 @@ from .engine.chunks import whole_tokens
 from .engine.resolve import indexed, is_mlx
 from .loading import LoadedModel, load_parts
 from .options import EngineOptions
+from .parts.convert import own_s3gen
+from .parts.model import WithDecoder
+from .parts.s3gen import S3GenPart
 from .pipeline import Pipeline
 from .speech import Piece, Speech
 from .switches import fetch_decoder, random_decoder, resolve_switches, switch_options
@@ -38,7 +41,7 @@ PIECE = 20.0  # s of input converted at a time: the flow's attention is quadrati
 OVERLAP = 0.2  # s of audio rendered twice, and cross-faded, where two pieces meet
 
 
-class OptimizedChatterboxVC(LoadedModel):
+class OptimizedChatterboxVC(WithDecoder, LoadedModel):
     ENC_COND_LEN = 6 * S3_RATE
     DEC_COND_LEN = 10 * S3GEN_RATE
 
@@ -58,15 +61,18 @@ class OptimizedChatterboxVC(LoadedModel):
         preset: str | None = None,
     ) -> None:
         self.sr = S3GEN_RATE
-        self.s3gen, self.device, place = s3gen, device, indexed(device)
+        self.device, place = device, indexed(device)
         self.config = config or MODELS["tts"]
         asked = (engine, enable_compilation, use_mixed_precision, attention, quantize, preset)
         switches = switch_options(device, self.config, *asked)
         self.options = resolve_switches(device, self.config, switches, preset)
         self.watermarker = Watermarker(place) if enable_watermark else None
+        with computing(place):
+            s3gen = own_s3gen(s3gen, self.config, place)
         self.voices = VoicePreparer(self.config, None, s3gen, place, self.options.resampler)
         runs_on = device if is_mlx(device) else place
         self.pipeline = Pipeline(self.config, None, s3gen, None, runs_on, self.options)
+        self._s3gen = S3GenPart(self.pipeline, self.voices)
         self.ref_dict = ref_dict and {k: v.to(place) if torch.is_tensor(v) else v for k, v in ref_dict.items()}
 
     @classmethod

@@ -105,7 +105,7 @@ class Conditionals:
         kept["cond_prompt_speech_emb"] = None  # stale as soon as T3's weights or type differ
         kept["cond_prompt_speech_tokens"] = torch.atleast_2d(kept["cond_prompt_speech_tokens"].long())
         emotion = kept.get("emotion_adv")
-        kept["emotion_adv"] = _emotion(0.5 if emotion is None else emotion, kept["speaker_emb"].device)
+        kept["emotion_adv"] = as_emotion(0.5 if emotion is None else emotion, kept["speaker_emb"].device)
         gen["prompt_token"] = torch.atleast_2d(gen["prompt_token"].long())
         for ids in (kept["cond_prompt_speech_tokens"], gen["prompt_token"]):
             if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < SPEECH_CODES:  # a GPU would not survive it
@@ -160,7 +160,7 @@ def _fields(cond: T3Cond) -> dict[str, Any]:
     return {f.name: getattr(cond, f.name) for f in dataclasses.fields(cond)}
 
 
-def _emotion(value: Any, device: Any) -> Tensor:
+def as_emotion(value: Any, device: Any) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float32, device=device).reshape(1, 1, 1)
 
 
@@ -177,7 +177,7 @@ def with_exaggeration(voice: Conditionals, exaggeration: float | None) -> Condit
     """Returns a voice with that exaggeration, or with its own if that is None. All other tensors are shared."""
     own = 0.5 if voice.t3.emotion_adv is None else voice.t3.emotion_adv
     with torch.inference_mode(False), torch.no_grad():
-        emotion = _emotion(float(own if exaggeration is None else exaggeration), voice.t3.speaker_emb.device)
+        emotion = as_emotion(float(own if exaggeration is None else exaggeration), voice.t3.speaker_emb.device)
     return Conditionals(dataclasses.replace(voice.t3, emotion_adv=emotion), dict(voice.gen))
 
 
@@ -202,14 +202,23 @@ class VoicePreparer:
         resampler: str = "auto",
         kept: int = CACHED,
     ) -> None:
-        self.config, self.ve, self.device = config, ve, torch.device(device)
-        self.tokenizer, self.speaker_encoder = s3gen.tokenizer, s3gen.speaker_encoder
+        self.config, self.device = config, torch.device(device)
         self.memory = memory_by_taps if self.device.type == "cpu" else memory
         self.exact = resampler == "exact"
         self._kept: OrderedDict[tuple, Any] = OrderedDict()
         self._limit, self._lock = kept, threading.Lock()
+        self.ve: Any = None
+        self.use(ve, s3gen)
+
+    def use(self, ve: Any = None, s3gen: Any = None) -> None:
+        """Measures with these encoders from now on; what is None stays. Voices of the same recordings change."""
+        if s3gen is not None:
+            self.tokenizer, self.speaker_encoder = s3gen.tokenizer, s3gen.speaker_encoder
         if ve is not None and self.device.type == "cuda":
             ve.lstm.flatten_parameters()  # weights loaded one by one are scattered, which cuDNN gathers at every call
+        with self._lock:
+            self.ve = ve or self.ve
+            self._kept.clear()
 
     def prepare(
         self,
@@ -310,7 +319,7 @@ class VoicePreparer:
         gen, tokens = self._gen(wav, first, limit)
         speaker = speaker_embedding(self.ve, heard)
         cond = T3Cond(
-            speaker_emb=speaker, cond_prompt_speech_tokens=tokens[None], emotion_adv=_emotion(0.5, self.device)
+            speaker_emb=speaker, cond_prompt_speech_tokens=tokens[None], emotion_adv=as_emotion(0.5, self.device)
         )
         return _finite(Conditionals(T3Cond(**{k: detached_copy(v) for k, v in _fields(cond).items()}), gen), audio)
 
@@ -323,7 +332,12 @@ class VoicePreparer:
         tokenized in the same batch; empty without it."""
         wav = wav[: PROMPT_SECONDS * S3GEN_RATE]
         # Always the windowed sinc, as upstream: this is where it uses torchaudio, whatever it read the file with.
-        low = resample(wav, S3GEN_RATE, S3_RATE)
+        return self.sound_half(wav, resample(wav, S3GEN_RATE, S3_RATE), first, limit)
+
+    def sound_half(
+        self, wav: Tensor, low: Tensor, first: Tensor | None = None, limit: int = 0
+    ) -> tuple[dict[str, Any], Tensor]:
+        """As _gen(), of a recording (N,) at 24 kHz that is there at 16 kHz too, `low`, and used as a whole."""
         mels, prompt = [s3_mel(low)], prompt_mel(wav)
         # The same samples give the same ids: of a short recording both uses see all of it.
         shared = first is not None and not self.exact and len(first) == len(low)

@@ -46,6 +46,9 @@ LAYERS["keywords"] = {"config", "options", "scores"}
 LAYERS["pipeline"] = LAYERS["streaming"] | {
     "options", "text", "models", "streaming", "executor", "takes", "calls", "whole_speech", "computing",
 }
+LAYERS["parts"] = {
+    "config", "options", "models", "audio", "voice", "computing", "engine", "executor", "pipeline", "weights",
+}
 LAYERS["packing"] = {
     "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "keywords", "__version__",
 }
@@ -53,7 +56,7 @@ LAYERS["loading"] = {"audio", "checks", "packing", "pipeline", "presets", "switc
 LAYERS["base"] = LAYERS["pipeline"] | {
     "keywords", "loading",
     "marks", "weights", "checks", "pipeline", "progress", "presets", "switches", "packing", "executor", "scores",
-    "voiced", "device_lock",
+    "voiced", "device_lock", "parts",
 }
 DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:

@@ -75,7 +75,7 @@ class Engine(Driver):
         return self.tokens.free, self.tokens.fits
 
     def busy(self) -> bool:
-        return bool(self.tokens and self.tokens.live)
+        return bool(self.renderer.begun or (self.tokens and self.tokens.live))
 
     def stats(self) -> dict[str, Any]:
         live = self.tokens.live if self.tokens else []

@@ -233,7 +233,7 @@ class Int4Linear(nn.Module):
             self.product = torch._weight_int4pack_mm
         self.register_buffer("packed", packed, persistent=False)
         self.register_buffer("table", table, persistent=False)
-        self.bias = linear.bias
+        self.in_features, self.bias = linear.in_features, linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.reshape(-1, x.shape[-1]).to(torch.bfloat16)

@@ -80,13 +80,22 @@ class WavRunner:
                     f"mel {i} has shape {tuple(mel.shape)}: ({MEL_BINS}, frames) with at least one frame is needed; "
                     "no frames means that no speech tokens came before"
                 )
-        harmonics, spectra = self.hift.cfg.harmonics + 1, []
-        for mel, noise in zip(mels, noises):
-            samples = SAMPLES_PER_FRAME * mel.shape[1]
-            phases, normal = noise.phases(harmonics), noise.normal((1, harmonics, samples))
-            noise.normal((1, samples, 1))  # upstream draws this too, and does not use it
-            spectra.append(self.spectrum(mel, phases, normal))
+        spectra = [self.spectrum(mel, *self._source_noise(mel, noise)) for mel, noise in zip(mels, noises)]
         return [fade_in(wave) for wave in self.decode(mels, spectra)]
+
+    @torch.inference_mode()
+    def continued(self, mel: Tensor, noise: RequestNoise, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Mel (80, T) whose source begins with `source` (n,) -> its wave and its source, both (480 T,), no fade."""
+        with full_float32(self.device):
+            whole = self.hift.source(mel[None], *self._source_noise(mel, noise), self.operations)
+            whole[0, : len(source)] = source
+            return self._decode([mel], [self.hift.spectrum(whole)])[0], whole[0]
+
+    def _source_noise(self, mel: Tensor, noise: RequestNoise) -> tuple[Tensor, Tensor]:
+        harmonics, samples = self.hift.cfg.harmonics + 1, SAMPLES_PER_FRAME * mel.shape[1]
+        drawn = noise.phases(harmonics), noise.normal((1, harmonics, samples))
+        noise.normal((1, samples, 1))  # upstream draws this too, and does not use it
+        return drawn
 
     def spectrum(self, mel: Tensor, phases: Tensor, normal: Tensor) -> Tensor:
         """Mel (80, T) and the noise of its source -> the source's spectrum (1, 120 T + 1, 18)."""

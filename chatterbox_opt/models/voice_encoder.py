@@ -12,7 +12,8 @@ from ..config import SPEAKER_DIM, VoiceEncoderConfig
 from .mel import SHORTEST, voice_mel
 
 WINDOW = 160  # frames of 10 ms
-STEP = 77  # frames between windows, which are 1.3 per second: 16000 / 1.3 / 160
+RATE = 1.3  # windows per second
+STEP = 77  # frames between windows: 16000 / 1.3 / 160
 COVERAGE = 0.8  # of the last window that must be sound for it to count
 WINDOWS_AT_ONCE = 64  # bounds the LSTM's gates at 42 MB
 TRIM_DB = 20.0  # frames this much quieter than the loudest are silence, at both ends
@@ -32,9 +33,10 @@ class VoiceEncoder(nn.Module):
         return raw / raw.norm(dim=1, keepdim=True)
 
 
-def speaker_embedding(encoder: Callable[[Tensor], Tensor], wav: Tensor) -> Tensor:
-    """Samples (N,) at 16 kHz -> embedding (1, 256) of length 1. `encoder` is a VoiceEncoder, or an equal function."""
-    windows = cut(voice_mel(trim(wav)))
+def speaker_embedding(encoder: Callable[[Tensor], Tensor], wav: Tensor, trimmed: bool = True) -> Tensor:
+    """Samples (N,) at 16 kHz -> embedding (1, 256) of length 1. `encoder` is a VoiceEncoder, or an equal function;
+    `trimmed`: without the silence at both ends."""
+    windows = cut(voice_mel(trim(wav) if trimmed else wav))
     mean = torch.cat([encoder(part) for part in windows.split(WINDOWS_AT_ONCE)]).mean(0, keepdim=True)
     return mean / mean.norm(dim=1, keepdim=True)
 

@@ -125,7 +125,7 @@ def _described(options: Mapping[str, Any]) -> dict[str, str]:
 def weights(model: Any) -> str:
     """Returns a hash that is equal for equal checkpoints, of a sample of each tensor."""
     digest = hashlib.blake2b(digest_size=16)
-    for network in (model.t3, model.s3gen):
+    for network in (model.t3.network, model.s3gen.network):
         is_torch = isinstance(network, torch.nn.Module)
         for name, tensor in network.state_dict().items() if is_torch else network.named_tensors():
             digest.update(name.encode())

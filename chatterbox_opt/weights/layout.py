@@ -32,6 +32,11 @@ MEANFLOW_KEY = ESTIMATOR + MIXER
 COMPUTED = ("tokenizer._mel_filters", "tokenizer.window")  # constants of s3gen, which a file may lack
 
 
+def spare_in_s3gen(key: str) -> bool:
+    """Whether a file may lack this key."""
+    return key in COMPUTED or key.endswith(BATCH_COUNT)
+
+
 def t3(cfg: T3Config) -> Layout:
     backbone = _gpt2(cfg) if cfg.is_gpt else _llama(cfg)
     out = _under("tfmr", backbone) | _linear("cond_enc.spkr_enc", cfg.dim, SPEAKER_DIM)

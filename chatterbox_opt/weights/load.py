@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..config import MODELS, ModelConfig
+from ..config import MODELS, ModelConfig, T3Config
 from ..models.s3gen import S3Gen
 from ..models.t3 import T3
 from ..models.voice_encoder import VoiceEncoder
@@ -140,7 +140,7 @@ def read_t3(source: Source | dict[str, Tensor], config: ModelConfig) -> Iterator
 def _checked_t3(source: Source, config: ModelConfig) -> tuple[list[keymap.Rule], list[str]]:
     """Returns the rules for its keys, and the keys to be read. Raises ValueError if the file does not fit."""
     cfg = config.t3
-    rules = keymap.T3_GPT2 if cfg.is_gpt else keymap.t3_llama(cfg.head_dim)
+    rules = _t3_rules(cfg)
     wanted, unread = layout.t3(cfg), _unread(rules)
     source.check(wanted, optional=unread.__contains__)
     foreign = [k for k in source.unknown if k not in unread and not k.startswith(COPIES)]
@@ -149,10 +149,19 @@ def _checked_t3(source: Source, config: ModelConfig) -> tuple[list[keymap.Rule],
     return rules, [k for k in wanted if k not in unread]
 
 
+def _t3_rules(config: T3Config) -> list[keymap.Rule]:
+    return keymap.T3_GPT2 if config.is_gpt else keymap.t3_llama(config.head_dim)
+
+
+def unread_of_t3(config: T3Config) -> frozenset[str]:
+    """Returns the keys of a T3's file that speaking does not need."""
+    return _unread(_t3_rules(config))
+
+
 def build_s3gen(source: Source | dict[str, Tensor], config: ModelConfig, device: torch.device) -> S3Gen:
     source = _as_source(source)
     wanted = layout.s3gen(config)
-    source.check(wanted, optional=lambda key: key in layout.COMPUTED or key.endswith(layout.BATCH_COUNT))
+    source.check(wanted, optional=layout.spare_in_s3gen)
     state = source.read(torch.float32, device, [k for k in wanted if k not in layout.COMPUTED])
     return fill(lambda: S3Gen(config), state, keymap.S3GEN, source.name)
 
@@ -161,11 +170,15 @@ def build_voice_encoder(
     source: Source | dict[str, Tensor], config: ModelConfig, device: torch.device
 ) -> VoiceEncoder:
     source = _as_source(source)
-    unread = _unread(keymap.VOICE_ENCODER)
+    unread = unread_of_voice_encoder()
     wanted = layout.voice_encoder(config.voice_encoder)
     source.check(wanted, optional=unread.__contains__)
     state = source.read(torch.float32, device, [k for k in wanted if k not in unread])
     return fill(lambda: VoiceEncoder(config.voice_encoder), state, keymap.VOICE_ENCODER, source.name)
+
+
+def unread_of_voice_encoder() -> frozenset[str]:
+    return _unread(keymap.VOICE_ENCODER)
 
 
 class Undrawn(TorchFunctionMode):

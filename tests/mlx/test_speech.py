@@ -49,7 +49,7 @@ def test_mini_says_through_mlx_what_it_says_through_torch(by_torch):
 )
 def test_what_fewer_bits_cost(by_torch, dtype, quantize, most):
     """On the history of the exact model; the conditional row."""
-    t3, cond = by_torch.t3, by_torch.conds.t3
+    t3, cond = by_torch.t3.network, by_torch.conds.t3
     ids = by_torch.pipeline.text_ids(TEXTS[0])
     speech = by_torch.generate_tokens(TEXTS[0], seed=1)[:60]
     exact, got = (mlx_logits(of_torch(t3, *how), cond, ids, speech)[0] for how in ((), (dtype, quantize)))

@@ -53,7 +53,7 @@ def test_a_folders_weights_are_those_of_torch(tmp_path):
     folder = write_checkpoint(tmp_path / "model", "turbo")
     by_torch = OptimizedChatterboxTTS._load(folder, "cpu", "turbo", engine=EXACT)
     by_mlx = OptimizedChatterboxTTS._load(folder, "mlx", "turbo", engine=EXACT)
-    assert isinstance(by_mlx.t3, T3)
+    assert isinstance(by_mlx.t3.network, T3)
     assert torch.equal(to_torch(by_mlx.t3.speech_emb), by_torch.t3.speech_emb.weight)
     assert torch.equal(to_torch(by_mlx.t3.tfmr.layers[1][4].weight), by_torch.t3.tfmr.h[1].mlp.c_fc.weight)
 
