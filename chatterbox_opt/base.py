@@ -29,6 +29,7 @@ from .executor import voice_encoder
 from .loading import LoadedModel, load_parts
 from .marks import marked
 from .options import EngineOptions, SamplingOptions
+from .parts.by_parts import through_parts
 from .parts.convert import own_s3gen, own_t3, own_voice_encoder
 from .parts.model import WithParts
 from .parts.s3gen import S3GenPart
@@ -44,6 +45,7 @@ from .text.tokenizer import load_tokenizer
 from .voice import Conditionals, VoicePreparer
 from .voiced import Voiced
 from .weights.random_init import random_folder
+from .whole_speech import WholeSpeech
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -153,10 +155,18 @@ class Speaker(WithParts, Voiced, LoadedModel):
             return self.pipeline.speak(jobs, options=options, watermark=self._mark())
 
     def _one(self, job: Job, options: GenerateOptions) -> Tensor:
-        (speech,) = self._speak([job], options)
-        if not speech.wav.numel():
+        replaced = self.t3.replaces(*self.t3.called) or self.s3gen.replaces(*self.s3gen.called)
+        wav = self._by_parts(job, options) if replaced else self._speak([job], options)[0].wav
+        if not wav.numel():
             raise NoSpeech(job.text)
-        return speech.wav
+        return wav
+
+    def _by_parts(self, job: Job, options: GenerateOptions) -> Tensor:
+        utterances = self.pipeline.utterances(job, options)
+        sink = WholeSpeech([utterances], self._mark(), levels=[job.loudness])
+        with computing(self.pipeline.device):
+            through_parts(self.t3, self.s3gen, utterances, job.seed, sink, options.cancel)
+        return sink.waves[0]
 
     def jobs(
         self,

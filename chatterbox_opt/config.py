@@ -159,6 +159,9 @@ class ModelConfig:
     flow: FlowConfig = field(default_factory=FlowConfig)
     hift: HiftConfig = field(default_factory=HiftConfig)
 
+    def with_text_vocab(self, size: int) -> ModelConfig:
+        return dataclasses.replace(self, t3=dataclasses.replace(self.t3, text_vocab=size))
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from .base import MAX_CHARS, Speaker
 from .calls import GenerateOptions
 from .checks import NEUTRAL
+from .parts.names import S3_SR, S3GEN_SR, drop_invalid_tokens
 from .pipeline import Job
 from .scores import Take
 from .switches import fetch_decoder
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from .keywords import BatchKeywords, LoadKeywords
 
 __all__ = [
-    "REPO_ID", "SUPPORTED_LANGUAGES", "ChatterboxMultilingualTTS", "Conditionals",
-    "OptimizedChatterboxMultilingualTTS", "T3Cond", "punc_norm",
+    "REPO_ID", "S3GEN_SR", "S3_SR", "SUPPORTED_LANGUAGES", "ChatterboxMultilingualTTS", "Conditionals",
+    "OptimizedChatterboxMultilingualTTS", "T3Cond", "drop_invalid_tokens", "punc_norm",
 ]
 REPO_ID = REPOS["mtl"]
 punc_norm = partial(any_punc_norm, family="mtl")

@@ -113,7 +113,7 @@ class Pipeline:
         watermark: Mark | None = None,
     ) -> list[Speech]:
         start = time.perf_counter()
-        per_job = [self._utterances(job, options) for job in jobs]
+        per_job = [self.utterances(job, options) for job in jobs]
         cancel, progress = options.cancel, options.progress
         seconds = {"text": time.perf_counter() - start}
         choices: list[list[Choice]] = [[] for _ in jobs]
@@ -153,7 +153,7 @@ class Pipeline:
         if first_chunk is not None and job.loudness is not None:
             raise ValueError(f"loudness={job.loudness!r}: of a piece that is still being spoken it is not known; "
                              "use generate(), or submit() with first_chunk=None")
-        utterances = self._utterances(job, options)
+        utterances = self.utterances(job, options)
         joiner = ChunkJoiner(len(utterances), watermark, [u.before for u in utterances], utterances[-1].after)
         queue = ChunkQueue(joiner, options.cancel, lambda: NoSpeech(job.text))
 
@@ -188,7 +188,7 @@ class Pipeline:
         self, job: Job, cancel: Any = None, progress: Callable[[int, int], None] | None = None
     ) -> Tensor:
         """Returns (n,) speech tokens of the job, spoken as one utterance."""
-        (utterance,) = self._utterances(job, GenerateOptions(max_chars=None))
+        (utterance,) = self.utterances(job, GenerateOptions(max_chars=None))
         utterance.voice = None
         self._seed([job], [[utterance]])
         self.engine.run(Call([utterance], cancel=cancel, progress=progress))
@@ -208,9 +208,7 @@ class Pipeline:
     ) -> Tensor:
         """Renders each part of (n,) speech tokens separately and joins them by `joined` (default: join()). Returns
         (1, N) float32 on the CPU."""
-        check_codes(parts)
-        gen = voice if isinstance(voice, dict) else voice.gen
-        utterances = [Utterance(voice=gen, steps=steps, tokens=part.tolist(), stopped="given") for part in parts]
+        utterances = given(parts, voice, steps)
         for utterance, noise in zip(utterances, self._noises(seed, len(parts), alone=len(parts) == 1)):
             utterance.noise = noise
         sink = WholeSpeech([utterances], watermark, joined)
@@ -219,7 +217,7 @@ class Pipeline:
 
     # ---- text -> utterances ----------------------------------------------------------------------
 
-    def _utterances(self, job: Job, options: GenerateOptions) -> list[Utterance]:
+    def utterances(self, job: Job, options: GenerateOptions) -> list[Utterance]:
         with computing(self.device):
             return self._cut(job, options)
 
@@ -279,6 +277,13 @@ class Pipeline:
         args = (text, language) if self.config.family == "mtl" else (text,)
         ids = self.tokenizer.text_to_tokens(*args).view(-1)
         return torch.cat([ids.new_tensor([START_TEXT]), ids, ids.new_tensor([STOP_TEXT])])
+
+
+def given(parts: Sequence[Tensor], voice: Conditionals | dict, steps: int | None) -> list[Utterance]:
+    """Returns utterances of (n,) speech tokens that are there already."""
+    check_codes(parts)
+    gen = voice if isinstance(voice, dict) else voice.gen
+    return [Utterance(voice=gen, steps=steps, tokens=part.tolist(), stopped="given") for part in parts]
 
 
 def _warn(job: Job, utterances: Sequence[Utterance]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from .base import MAX_CHARS, Speaker
 from .calls import GenerateOptions
 from .checks import NEUTRAL
+from .parts.names import S3_SR, S3GEN_SR, drop_invalid_tokens
 from .scores import Take
 from .switches import fetch_decoder
 from .text.normalize import punc_norm
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
     from .keywords import LoadKeywords
 
-__all__ = ["REPO_ID", "ChatterboxTTS", "Conditionals", "OptimizedChatterboxTTS", "T3Cond", "punc_norm"]
+__all__ = [
+    "REPO_ID", "S3GEN_SR", "S3_SR", "ChatterboxTTS", "Conditionals", "OptimizedChatterboxTTS", "T3Cond",
+    "drop_invalid_tokens", "punc_norm",
+]
 REPO_ID = REPOS["tts"]
 
 

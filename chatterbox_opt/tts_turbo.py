@@ -17,6 +17,7 @@ from .base import MAX_CHARS, Speaker
 from .calls import GenerateOptions
 from .config import S3_RATE
 from .options import SamplingOptions
+from .parts.names import S3_SR, S3GEN_SIL, S3GEN_SR
 from .pipeline import Job
 from .scores import Take
 from .streaming import SpeechStream
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 
     from .keywords import LoadKeywords, ModelKeywords, StreamKeywords, SubmitKeywords
 
-__all__ = ["REPO_ID", "ChatterboxTurboTTS", "Conditionals", "OptimizedChatterboxTurboTTS", "T3Cond", "punc_norm"]
+__all__ = [
+    "REPO_ID", "S3GEN_SIL", "S3GEN_SR", "S3_SR", "ChatterboxTurboTTS", "Conditionals", "OptimizedChatterboxTurboTTS",
+    "T3Cond", "punc_norm",
+]
 REPO_ID = REPOS["turbo"]
 punc_norm = partial(any_punc_norm, family="turbo")
 logger = logging.getLogger(__name__)

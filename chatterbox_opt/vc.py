@@ -19,10 +19,11 @@ from .engine.chunks import whole_tokens
 from .engine.resolve import indexed, is_mlx
 from .loading import LoadedModel, load_parts
 from .options import EngineOptions
+from .parts.by_parts import through_parts
 from .parts.convert import own_s3gen
 from .parts.model import WithDecoder
 from .parts.s3gen import S3GenPart
-from .pipeline import Pipeline
+from .pipeline import Pipeline, given
 from .speech import Piece, Speech
 from .switches import fetch_decoder, random_decoder, resolve_switches, switch_options
 from .voice import Conditionals, VoicePreparer
@@ -30,6 +31,7 @@ from .voiced import MissingVoice
 from .weights import hub
 from .weights.files import REPOS
 from .weights.random_init import random_folder
+from .whole_speech import WholeSpeech
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -144,11 +146,18 @@ class OptimizedChatterboxVC(WithDecoder, LoadedModel):
         check_watchers(cancel, None)
         with device_lock(self.voices.device):
             tokens = self.tokens(audio, sample_rate).cpu()
-        parts = overlapping(tokens)
-        wav = self.pipeline.render(
-            parts, voice if len(parts) == 1 else whole_tokens(voice), check_seed(seed), steps=n_cfm_timesteps,
-            joined=cross_faded, watermark=self._mark(), cancel=cancel,
-        )
+        parts, seed = overlapping(tokens), check_seed(seed)
+        voice = voice if len(parts) == 1 else whole_tokens(voice)
+        if self.s3gen.replaces("inference"):
+            utterances = given(parts, voice, n_cfm_timesteps)
+            sink = WholeSpeech([utterances], self._mark(), cross_faded)
+            with computing(self.pipeline.device):
+                through_parts(None, self.s3gen, utterances, seed, sink, cancel)
+            wav = sink.waves[0]
+        else:
+            wav = self.pipeline.render(
+                parts, voice, seed, steps=n_cfm_timesteps, joined=cross_faded, watermark=self._mark(), cancel=cancel
+            )
         piece = Piece("", (0, 0), (0, wav.shape[-1]), tokens, "given")
         return Speech(wav, [tokens], ["given"], pieces=[piece])
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from documents import DOCS, PAGES, ROOT, anchors, blocks, check_imports, page_names, prose, read, run
+from safetensors.torch import save_file
 
 ARCHITECTURE = read(ROOT / "docs" / "architecture.md")
 
@@ -55,6 +57,18 @@ def test_the_python_of_usage_runs(tmp_path, monkeypatch):
 def test_the_python_of_a_page_runs_on_mini(tmp_path, monkeypatch, name):
     codes, names = blocks(read(ROOT / "docs" / f"{name}.md"), "python"), page_names(tmp_path, monkeypatch, "mini")
     run(codes, names, {"cuda": "cpu", '"DIR"': "MINI"})
+
+
+def test_the_python_of_parts_runs(tmp_path, monkeypatch):
+    names = page_names(tmp_path, monkeypatch, "tiny")
+    state = {name: tensor.clone() for name, tensor in names["model"].t3.state_dict().items()}
+    rows = len(state["text_emb.weight"]) + 5
+    save_file(state, "my_t3.safetensors")
+    save_file(state | {"text_emb.weight": torch.ones(rows, names["model"].t3.dim)}, "my_larger_t3.safetensors")
+    names |= {"device": "cpu", "rows": rows, "torch": torch, "my_tokenizer": names["model"].tokenizer}
+    run(blocks(read(ROOT / "docs" / "parts.md"), "python"), names, {})
+    assert torch.equal(names["model"].t3.text_emb.weight.float(), torch.ones(rows, names["model"].t3.dim))
+    assert names["model"].generate("Hello.").numel()
 
 
 def test_every_file_of_the_tree_exists():

@@ -48,6 +48,7 @@ LAYERS["pipeline"] = LAYERS["streaming"] | {
 }
 LAYERS["parts"] = {
     "config", "options", "models", "audio", "voice", "computing", "engine", "executor", "pipeline", "weights",
+    "whole_speech",
 }
 LAYERS["packing"] = {
     "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "keywords", "__version__",
@@ -56,7 +57,7 @@ LAYERS["loading"] = {"audio", "checks", "packing", "pipeline", "presets", "switc
 LAYERS["base"] = LAYERS["pipeline"] | {
     "keywords", "loading",
     "marks", "weights", "checks", "pipeline", "progress", "presets", "switches", "packing", "executor", "scores",
-    "voiced", "device_lock", "parts",
+    "voiced", "device_lock", "parts", "whole_speech",
 }
 DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:

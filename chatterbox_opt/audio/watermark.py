@@ -118,7 +118,7 @@ def mark(watermarker: Any, wavs: Sequence[Tensor], rate: int = S3GEN_RATE) -> li
     """Returns the waves marked by `model.watermarker`: ours, another one with Perth's interface, or None."""
     if watermarker is None:
         return list(wavs)
-    if isinstance(watermarker, Watermarker):
+    if isinstance(watermarker, Watermarker) and "apply_watermark" not in vars(watermarker):  # not replaced
         return watermarker.apply(wavs, rate)
     marked = [watermarker.apply_watermark(w.float().cpu().numpy(), sample_rate=rate) for w in wavs]
     return [torch.as_tensor(np.asarray(m), dtype=torch.float32).to(w.device) for m, w in zip(marked, wavs)]

@@ -27,6 +27,11 @@ class Prefix:
         return self.k.shape[2]
 
 
+def _identity(tensor: Tensor) -> tuple[int, int]:
+    """Changes when a tensor is written into, as far as torch counts that."""
+    return id(tensor), 0 if tensor.is_inference() else tensor._version
+
+
 class _Collect:
     """T3's `kv` argument: collects keys and values and attends to just these."""
 
@@ -50,7 +55,7 @@ class PrefixCache:
     def get(self, cond: Any) -> Prefix:
         emotion = None if self.t3.config.is_gpt else cond.emotion_adv
         feeling = None if emotion is None else float(emotion.view(-1)[0])
-        key = (id(cond.speaker_emb), id(cond.cond_prompt_speech_tokens), feeling)
+        key = (*_identity(cond.speaker_emb), *_identity(cond.cond_prompt_speech_tokens), feeling)
         if key in self._known:
             self._known.move_to_end(key)
             return self._known[key]

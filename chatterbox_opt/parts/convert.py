@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 from typing import Any
 
 import torch
@@ -20,26 +20,31 @@ from .part import Part
 
 def own_t3(network: Any, config: ModelConfig, device: Any, options: EngineOptions) -> Any:
     """The text vocabulary may have any size: fine-tuned models add characters."""
+    network = _bare(network)
     state = _foreign(network, T3)
     if state is None:
-        return t3_on_device(_bare(network), device, options)
+        return t3_on_device(network, device, options)
     if "text_emb.weight" in state:
-        t3 = dataclasses.replace(config.t3, text_vocab=len(state["text_emb.weight"]))
-        config = dataclasses.replace(config, t3=t3)
+        config = config.with_text_vocab(len(state["text_emb.weight"]))
     return load_t3(state, config, device, options)
 
 
 def own_s3gen(network: Any, config: ModelConfig, device: torch.device) -> Any:
+    network = _bare(network)
     state = _foreign(network, S3Gen)
-    return _bare(network) if state is None else build_s3gen(state, config, device)
+    return network if state is None else build_s3gen(state, config, device)
 
 
 def own_voice_encoder(network: Any, config: ModelConfig, device: torch.device) -> Any:
+    network = _bare(network)
     state = _foreign(network, VoiceEncoder)
-    return _bare(network) if state is None else build_voice_encoder(state, config, device)
+    return network if state is None else build_voice_encoder(state, config, device)
 
 
 def _bare(network: Any) -> Any:
+    """Unwraps parts, and what torch's compiler makes of them: they are compiled or captured as options say."""
+    network = inspect.unwrap(network) if callable(network) else network  # of a part, a function is made
+    network = getattr(network, "_orig_mod", network)  # of a module, another module
     return network.network if isinstance(network, Part) else network
 
 

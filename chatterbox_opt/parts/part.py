@@ -22,6 +22,7 @@ class Part(ABC):
     not defined here is the network's own. Where it computes, and in which precision, was chosen when it was loaded."""
 
     named = ""  # in messages: the attribute of the model
+    called: tuple[str, ...] = ()  # methods that generate() calls once they are replaced
     device: torch.device
 
     @property
@@ -44,10 +45,24 @@ class Part(ABC):
         return getattr(self.network, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not name.startswith("_") and callable(getattr(type(self), name, None)):
-            logger.warning("model.%s.%s was replaced: whoever calls it by that name gets the new one, the model's own "
-                           "calls do not pass through it", self.named, name)
+        if getattr(value, "__self__", None) is self and getattr(value, "__name__", None) == name:
+            vars(self).pop(name, None)  # its own method is put back
+            return
         super().__setattr__(name, value)
+        if not name.startswith("_") and self.replaces(name):
+            seen = "generate() calls it, a piece at a time; batches and streams do not"
+            self._tell(f"{name} was replaced", f"%s: {seen if name in self.called else 'no call of the model uses it'}")
+
+    def replaces(self, *names: str) -> bool:
+        """Whether a program has put something of its own in the place of one of these methods."""
+        return any(name in vars(self) and callable(getattr(type(self), name, None)) for name in names)
+
+    def _tell(self, what: str, text: str) -> None:
+        """Warns once: programs move parts out of a GPU and back around every request."""
+        told = vars(self).setdefault("_told", set())
+        if what not in told:
+            told.add(what)
+            logger.warning(f"model.{self.named}.{text}", what)
 
     # ---- of nn.Module ------------------------------------------------------------------------------
 
@@ -56,7 +71,7 @@ class Part(ABC):
 
     def train(self, mode: bool = True) -> Part:
         if mode:
-            logger.warning("model.%s.train(): it speaks and does not learn; train with chatterbox-tts", self.named)
+            self._tell("train()", "%s: it speaks and does not learn; train with chatterbox-tts")
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> Part:
@@ -66,10 +81,10 @@ class Part(ABC):
         """Changes nothing, and says so if anything else was asked for."""
         device, dtype = _asked(*args, **kwargs)
         if device is not None and indexed(device) != indexed(self.device):
-            logger.warning("model.%s stays on %s: load the model with device=%r", self.named, self.device, str(device))
+            self._tell(f"to({str(device)!r})", f"%s: it stays on {self.device}, for which it was loaded")
         if dtype is not None and dtype != self.dtype:
-            logger.warning("model.%s stays in the precision it was loaded with, by default the quickest of the device: "
-                           "EngineOptions(dtype=..., s3gen_dtype=...) chooses another", self.named)
+            self._tell(f"to({dtype})", "%s: it stays in the precision it was loaded with, by default the device's "
+                       "quickest; EngineOptions(dtype=..., s3gen_dtype=...) chooses another")
         return self
 
     def cpu(self) -> Part:
@@ -112,4 +127,7 @@ def sorted_out(
                   (("keys are missing", missing), ("keys have no place", unexpected)) if keys]
     if wrong:
         raise RuntimeError(f"model.{name}.load_state_dict(): {'; '.join(wrong[:4])}")
+    if state and len(unexpected) == len(state):
+        logger.warning("model.%s.load_state_dict(): nothing was loaded, as none of the %d keys has a place; the first "
+                       "is %s", name, len(state), unexpected[0])
     return {key: state[key] for key in wanted if key in state}, _IncompatibleKeys(missing, unexpected)

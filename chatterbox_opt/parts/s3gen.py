@@ -15,7 +15,8 @@ from ..config import FRAMES_PER_TOKEN, MEL_BINS, S3_RATE, S3GEN_RATE
 from ..engine.chunks import LOOKAHEAD, whole_tokens
 from ..engine.mel import MelJob
 from ..engine.noise import RequestNoise
-from ..models.mel import s3_mel
+from ..engine.wav import FADE, fade_in
+from ..models.mel import prompt_mel, s3_mel
 from ..pipeline import Pipeline
 from ..voice import VoicePreparer, detached_copy
 from ..weights import layout
@@ -27,7 +28,8 @@ FRAMES_PER_ID = 4  # of the speech tokenizer's mel
 
 
 class S3GenPart(Part):
-    named = "s3gen"
+    named, called = "s3gen", ("inference",)
+    ignore_state_dict_missing = layout.COMPUTED
 
     def __init__(self, pipeline: Pipeline, voices: VoicePreparer) -> None:
         self.pipeline, self.voices, self.device = pipeline, voices, pipeline.device
@@ -44,6 +46,14 @@ class S3GenPart(Part):
     @property
     def meanflow(self) -> bool:
         return self.pipeline.config.flow.meanflow
+
+    @property
+    def trim_fade(self) -> Tensor:
+        """(960,): what inference() multiplies the first 40 ms of a wave by, and hift_inference() does not."""
+        return fade_in(torch.ones(2 * FADE, device=self.device))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("model.s3gen(...) is a step of training, which this model does not do; inference() makes sound")
 
     # ---- sound -------------------------------------------------------------------------------------
 
@@ -95,6 +105,10 @@ class S3GenPart(Part):
 
     # ---- a recording -------------------------------------------------------------------------------
 
+    def mel_extractor(self, wav: Tensor) -> Tensor:
+        """(1, N) at 24 kHz -> (1, 80, N // 480)."""
+        return prompt_mel(_samples(wav, self.device))[None]
+
     def embed_ref(
         self, ref_wav: Any, ref_sr: int, device: Any = "auto", ref_fade_out: bool = True
     ) -> dict[str, Any]:
@@ -134,8 +148,9 @@ class S3GenPart(Part):
     def take(self, network: Any) -> None:
         with computing(self.device):
             network = own_s3gen(network, self.pipeline.config, self.device)
-        self.pipeline.use(s3gen=network)
-        self.voices.use(s3gen=network)
+        if network is not None and network is not self.network:
+            self.pipeline.use(s3gen=network)
+            self.voices.use(s3gen=network)
 
 
 class SpeechTokenizerPart:
@@ -155,6 +170,18 @@ class SpeechTokenizerPart:
             ids = voices.tokenizer([mel[:, : max_len and FRAMES_PER_ID * max_len] for mel in mels], voices.memory)
             lengths = torch.tensor([len(row) for row in ids], device=voices.device)
             return detached_copy(pad_sequence(list(ids), batch_first=True)), detached_copy(lengths)
+
+    forward = __call__
+
+    @property
+    def device(self) -> torch.device:
+        return self.voices.device
+
+    def to(self, *args: Any, **kwargs: Any) -> SpeechTokenizerPart:
+        """Changes nothing: it stays with the rest of S3Gen, in float32."""
+        return self
+
+    eval = float = cpu = to
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

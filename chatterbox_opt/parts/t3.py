@@ -22,36 +22,18 @@ from ..weights import layout
 from ..weights.load import COPIES, unread_of_t3
 from ..weights.published import published_t3
 from .convert import own_t3
+from .hyperparameters import Hyperparameters
 from .part import Part, sorted_out
 
 LIMIT = 1000  # tokens, where a caller gives no limit
 
 
-@dataclasses.dataclass(frozen=True)
-class Hyperparameters:
-    """Names that programs read from `model.t3.hp`."""
-
-    text_tokens_dict_size: int
-    speech_tokens_dict_size: int
-    max_text_tokens: int
-    max_speech_tokens: int
-    speech_cond_prompt_len: int
-    n_channels: int
-    is_multilingual: bool
-    use_perceiver_resampler: bool
-    emotion_adv: bool
-    start_text_token: int = START_TEXT
-    stop_text_token: int = STOP_TEXT
-    start_speech_token: int = START_SPEECH
-    stop_speech_token: int = STOP_SPEECH
-    speaker_embed_size: int = 256
-
-
 class T3Part(Part):
-    named = "t3"
+    named, called = "t3", ("inference", "inference_turbo")
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline, self.device = pipeline, pipeline.device
+        self._hp: tuple[T3Config, Hyperparameters] | None = None
 
     @property
     def network(self) -> Any:
@@ -67,14 +49,14 @@ class T3Part(Part):
 
     @property
     def hp(self) -> Hyperparameters:
-        config: T3Config = self.network.config
-        return Hyperparameters(
-            text_tokens_dict_size=config.text_vocab, speech_tokens_dict_size=config.speech_vocab,
-            max_text_tokens=config.text_positions - 2, max_speech_tokens=config.speech_positions - 4,
-            speech_cond_prompt_len=config.prompt_tokens, n_channels=config.dim,
-            is_multilingual=self.pipeline.config.family == "mtl",
-            use_perceiver_resampler=not config.is_gpt, emotion_adv=not config.is_gpt,
-        )
+        """Its own until another network comes."""
+        config = self.network.config
+        if self._hp is None or self._hp[0] is not config:
+            self._hp = config, Hyperparameters.of(config)
+        return self._hp[1]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("model.t3(...) is a step of training, which this model does not do; inference() draws tokens")
 
     # ---- tokens ------------------------------------------------------------------------------------
 
@@ -128,19 +110,27 @@ class T3Part(Part):
         return published_t3(dense_state(self.network), self.network.config)
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
-        """As Part's. With strict=False weights that are missing stay as they are."""
-        config: T3Config = self.network.config
+        """As Part's. With strict=False weights that are missing stay as they are. A text vocabulary of another size is
+        taken where `hp` or a `text_emb` set by the program announces it."""
+        config = dataclasses.replace(self.network.config, text_vocab=self._text_vocab())
         given = {key: tensor for key, tensor in state_dict.items() if not key.startswith(COPIES)}
         optional = unread_of_t3(config).__contains__
         state, found = sorted_out(given, layout.t3(config), optional, strict, self.named)
         if found.missing_keys:
             state = self.state_dict() | state
         self.take(self._made(state, config))
+        vars(self).pop("text_emb", None)
         return found
 
     def take(self, network: Any) -> None:
         place = self.pipeline
-        self.pipeline.use(t3=own_t3(network, place.config, place.runs_on, place.options))
+        network = own_t3(network, place.config, place.runs_on, place.options)
+        if network is not None and network is not self.network:
+            self.pipeline.use(t3=network)
+
+    def _text_vocab(self) -> int:
+        announced = vars(self).get("text_emb")
+        return self.hp.text_tokens_dict_size if announced is None else announced.num_embeddings
 
     def _made(self, state: Mapping[str, Tensor], config: T3Config) -> Any:
         place = self.pipeline

@@ -84,5 +84,8 @@ class VoiceEncoderPart(Part):
 
     def take(self, network: Any) -> None:
         with computing(self.device):
-            self._network = own_voice_encoder(network, self.config, self.device)
+            network = own_voice_encoder(network, self.config, self.device)
+            if network is None or network is self._network:
+                return
+            self._network = network
             self.voices.use(ve=voice_encoder(self._network, self.config, self.runs_on))

@@ -57,6 +57,7 @@ def load_folder(
     t3 = ve = None
     if family != "vc":
         source = Source(files["t3"])
+        config = config if t3_file is None else _with_more_characters(config, source)
         t3 = make_t3(source, config) if make_t3 else build_t3(source, config, device, dtype)
         ve = build_voice_encoder(Source(files["ve"]), config, device)
     s3gen, config = load_decoder(folder, decoder, family, config, device)
@@ -115,6 +116,12 @@ def read_config(folder: Path, family: str) -> ModelConfig:
                 raise ValueError(f"{folder} holds a {config.family} model; {wanted} was asked for")
             return config
     return MODELS["tts" if family == "vc" else family]
+
+
+def _with_more_characters(config: ModelConfig, source: Source) -> ModelConfig:
+    """A fine-tuned T3 may have a larger text vocabulary, for which the folder's tokenizer is replaced."""
+    rows, *_ = source.shapes.get("text_emb.weight", (0,))
+    return config.with_text_vocab(max(rows, config.t3.text_vocab))
 
 
 def build_t3(source: Source | dict[str, Tensor], config: ModelConfig, device: torch.device, dtype: torch.dtype) -> T3:

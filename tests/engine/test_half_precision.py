@@ -44,8 +44,8 @@ def test_16_bits_in_a_trained_model(mini, dtype, most):
     """On the history that it speaks in float32."""
     sentence = metrics.SENTENCES[-8]
     history = mini.conds.t3, mini.pipeline.text_ids(sentence), mini.generate_tokens(sentence, seed=1)[:60]
-    got, largest = in_16_bits(mini.t3, dtype, *history)
-    divergence = kl(torch_logits(mini.t3, *history), got)
+    got, largest = in_16_bits(mini.t3.network, dtype, *history)
+    divergence = kl(torch_logits(mini.t3.network, *history), got)
     print(f"KL of mini, {dtype}: {divergence:.2g} nats a token; values up to {largest:.0f}")
     assert 0 < divergence < most
     assert largest < FLOAT16_MAX / 16

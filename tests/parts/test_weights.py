@@ -254,8 +254,9 @@ def test_a_place_and_a_precision_are_chosen_at_the_load(folders, caplog):
         model.s3gen.half()
         model.ve.to("meta")
         model.t3.train()
-    about = [record.getMessage().split()[0] for record in caplog.records]
-    assert about == ["model.t3", "model.s3gen", "model.ve", "model.t3.train():"]
+    about = [record.getMessage().split(":")[0] for record in caplog.records]
+    assert about == ["model.t3.to(torch.bfloat16)", "model.s3gen.to(torch.float16)", "model.ve.to('meta')",
+                     "model.t3.train()"]
     assert said(model) == before
     assert (model.t3.dtype, model.s3gen.dtype, model.ve.dtype) == (torch.float32,) * 3
 

@@ -10,7 +10,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from chatterbox_opt import EngineOptions
 from chatterbox_opt.config import MODELS
+from chatterbox_opt.packing import pack
+from chatterbox_opt.packing.load import load_any
 from chatterbox_opt.weights import layout, safefile
 from chatterbox_opt.weights.files import MEANFLOW
 from chatterbox_opt.weights.load import load_folder, weight_files
@@ -83,6 +86,24 @@ def test_fine_tunes(folder, tmp_path, absolute):
     edit(mine, lambda s: s["speech_head.weight"].add_(1))
     tuned = load(folder, t3_file=str(mine) if absolute else mine.name)
     assert torch.equal(tuned.t3.speech_head.weight, usual.t3.speech_head.weight + 1)
+
+
+def test_a_fine_tune_with_more_characters(folder, tmp_path):
+    """Only where it is named: the folder's own T3 has to be of its family."""
+    state = safetensors.torch.load_file(folder / "t3_cfg.safetensors")
+    rows, dim = state["text_emb.weight"].shape
+    more = torch.cat([state["text_emb.weight"], torch.ones(6, dim)])
+    state |= {"text_emb.weight": more, "text_head.weight": more.clone()}
+    safetensors.torch.save_file(state, folder / "mine.safetensors")
+    tuned = load(folder, t3_file="mine.safetensors")
+    assert tuned.config.t3.text_vocab == tuned.t3.config.text_vocab == rows + 6
+    assert torch.equal(tuned.t3.text_emb.weight.float(), more)
+    pack(folder, tmp_path / "packed", t3_file="mine.safetensors", engine=EngineOptions.exact())
+    packed, _ = load_any(tmp_path / "packed", "tts", "cpu", {"engine": EngineOptions.exact()})
+    assert torch.equal(packed.t3.text_emb.weight, more)
+    (folder / "mine.safetensors").rename(folder / "t3_cfg.safetensors")
+    with pytest.raises(ValueError, match=r"text_emb\.weight has shape"):
+        load(folder)
 
 
 def test_turbos_decoder_under_english(folders):
