@@ -2,7 +2,8 @@
 
     python benchmarks/benchmark_concurrency.py --weights mini
     python benchmarks/benchmark_concurrency.py --weights mini --before ../an-older-checkout
-    python benchmarks/benchmark_concurrency.py --model turbo --options quantize=int8 --modes tokens --callers 1 4
+    python benchmarks/benchmark_concurrency.py --model turbo --weights random --options quantize=int8 --modes tokens \
+        --callers 1 4
 
 Every caller is a thread that asks for one sentence after another. Every row is measured in a new process. With
 `--before`, a checkout of this package, each is measured with that one first.
