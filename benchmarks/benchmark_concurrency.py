@@ -2,8 +2,7 @@
 
     python benchmarks/benchmark_concurrency.py --weights mini
     python benchmarks/benchmark_concurrency.py --weights mini --before ../an-older-checkout
-    python benchmarks/benchmark_concurrency.py --model turbo --weights random --options quantize=int8 --modes tokens \
-        --callers 1 4
+    python benchmarks/benchmark_concurrency.py --model turbo --weights random --options quantize=int8 --modes tokens
 
 Every caller is a thread that asks for one sentence after another. Every row is measured in a new process. With
 `--before`, a checkout of this package, each is measured with that one first.
@@ -60,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     for mode in args.modes:
         for callers in args.callers:
             for side in ["before", "now"] if args.before else ["now"]:
-                found = in_new_process(mode, callers, side, args)
+                found = in_new_process(mode, callers, side, source, args)
                 rows.append(found | {"side": side, "mode": mode, "callers": callers})
                 show(rows[-1])
     options = " ".join(args.options) or "defaults"
@@ -71,9 +70,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def in_new_process(mode: str, callers: int, side: str, args: Any) -> dict[str, Any]:
-    """Returns a row that does not depend on earlier ones: nothing is warm, and no memory is in use."""
-    command = [sys.executable, __file__, "--model", args.model, "--weights", str(args.weights), "--size", args.size]
+def in_new_process(mode: str, callers: int, side: str, source: workload.Weights, args: Any) -> dict[str, Any]:
+    """Returns a row that does not depend on earlier ones: nothing is warm, and no memory is in use. Both sides read the
+    same random weights."""
+    weights = str(source.folder if source.kind == "random" else args.weights)
+    command = [sys.executable, __file__, "--model", args.model, "--weights", weights, "--size", args.size]
     command += ["--device", args.device, "--work-dir", str(args.work_dir), "--each", str(args.each)]
     command += ["--tokens", str(args.tokens), "--row", f"{mode}:{callers}"]
     command += ["--options", *args.options] if args.options else []

@@ -67,6 +67,8 @@ def utterance(name: str) -> Utterance:
 
 # ---- weights -------------------------------------------------------------------------------------
 
+COMPLETE = "complete"  # a file in a folder of random weights, whose speech never ends by itself
+
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
@@ -93,7 +95,7 @@ def weights(choice: str, family: str, size: str, work: Path) -> Weights:
         raise SystemExit(
             f"--weights {choice}: random, published, mini, or a checkpoint folder; there is no such folder"
         )
-    return Weights("folder", family, Path(choice), False)
+    return Weights("folder", family, Path(choice), (Path(choice) / COMPLETE).exists())
 
 
 def random_checkpoint(family: str, size: str, work: Path) -> Path:
@@ -102,12 +104,12 @@ def random_checkpoint(family: str, size: str, work: Path) -> Path:
 
     recipe = Path(random_init.__file__).read_bytes() + Path(__file__).read_bytes()
     folder = work / f"{family}-{size}-{zlib.crc32(recipe):08x}"
-    if not (folder / "complete").exists():
+    if not (folder / COMPLETE).exists():
         say(f"writing random weights: {family}, {size}")
         random_init.write_checkpoint(folder, family, size, 0, decoder="meanflow")
         for path in folder.glob("t3_*.safetensors"):
             never_end(path)
-        (folder / "complete").touch()
+        (folder / COMPLETE).touch()
     return folder
 
 
