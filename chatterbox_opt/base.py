@@ -93,13 +93,14 @@ class Speaker(WithParts, Voiced, LoadedModel):
         runs_on = device if is_mlx(device) else place
         with computing(place):
             t3 = own_t3(t3, self.config, runs_on, self.options)
-            s3gen, ve = own_s3gen(s3gen, self.config, place), own_voice_encoder(ve, self.config, place)
+            s3gen = own_s3gen(s3gen, self.config, place, self.options)
+            ve = own_voice_encoder(ve, self.config, place, self.options)
         self.voices = VoicePreparer(
             self.config, voice_encoder(ve, self.config, runs_on), s3gen, place, self.options.resampler
         )
         self.pipeline = Pipeline(self.config, t3, s3gen, tokenizer, runs_on, self.options)
         self._t3, self._s3gen = T3Part(self.pipeline), S3GenPart(self.pipeline, self.voices)
-        self._ve = VoiceEncoderPart(ve, self.config, self.voices, runs_on)
+        self._ve = VoiceEncoderPart(ve, self.config, self.voices, runs_on, self.options)
 
     # ---- where a model comes from ----------------------------------------------------------------
 
@@ -162,10 +163,13 @@ class Speaker(WithParts, Voiced, LoadedModel):
         return wav
 
     def _by_parts(self, job: Job, options: GenerateOptions) -> Tensor:
+        if options.selection is not None:
+            raise ValueError("takes, score and retries do not go through a method of model.t3 or model.s3gen that was "
+                             "replaced; put its own back")
         utterances = self.pipeline.utterances(job, options)
         sink = WholeSpeech([utterances], self._mark(), levels=[job.loudness])
-        with computing(self.pipeline.device):
-            through_parts(self.t3, self.s3gen, utterances, job.seed, sink, options.cancel)
+        with progress_bar(options.verbose, options.progress) as report, computing(self.pipeline.device):
+            through_parts(self.t3, self.s3gen, utterances, job.seed, sink, options.cancel, report)
         return sink.waves[0]
 
     def jobs(

@@ -162,6 +162,9 @@ class ModelConfig:
     def with_text_vocab(self, size: int) -> ModelConfig:
         return dataclasses.replace(self, t3=dataclasses.replace(self.t3, text_vocab=size))
 
+    def with_meanflow(self, meanflow: bool) -> ModelConfig:
+        return dataclasses.replace(self, flow=dataclasses.replace(self.flow, meanflow=meanflow))
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

@@ -82,8 +82,7 @@ class Pipeline:
             self.engine = Engine(self.tokens, self.mel, self.wav, options, self.device)
 
     def use(self, t3: Any = None, s3gen: Any = None) -> None:
-        """Speaks with another T3 or S3Gen from now on, once nothing is being spoken; what is asked for meanwhile waits.
-        """
+        """Speaks with another T3 or S3Gen from now on. Calls that have begun are ended first, later ones wait."""
         with self.engine.idle():
             if t3 is not None:
                 self.tokens = self.engine.tokens = token_runner(t3, self.options)
@@ -178,10 +177,13 @@ class Pipeline:
 
     # ---- the stages by themselves ----------------------------------------------------------------
 
-    def draw(self, text_ids: Tensor, cond: T3Cond, sampling: SamplingOptions) -> Utterance:
-        """Returns an utterance with its tokens, drawn from torch's global generators."""
-        utterance = Utterance(text_ids, cond, sampling, noise=RequestNoise(self.device, None))
-        self.engine.run(Call([utterance]))
+    def draw(
+        self, text_ids: Tensor, cond: T3Cond, sampling: SamplingOptions, noise: RequestNoise | None = None,
+        cancel: Any = None, progress: Callable[[int, int], None] | None = None,
+    ) -> Utterance:
+        """Returns an utterance with its tokens, drawn from `noise`, or torch's global generators."""
+        utterance = Utterance(text_ids, cond, sampling, noise=noise or RequestNoise(self.device, None))
+        self.engine.run(Call([utterance], cancel=cancel, progress=progress))
         return utterance
 
     def generate_tokens(
@@ -201,16 +203,18 @@ class Pipeline:
         voice: Conditionals | dict,
         seed: int | None,
         *,
+        noise: RequestNoise | None = None,
         steps: int | None = None,
         joined: Callable[[Sequence[Tensor]], Tensor] | None = None,
         watermark: Mark | None = None,
         cancel: Any = None,
     ) -> Tensor:
-        """Renders each part of (n,) speech tokens separately and joins them by `joined` (default: join()). Returns
-        (1, N) float32 on the CPU."""
+        """Renders each part of (n,) speech tokens separately and joins them by `joined` (default: join()). `noise` is
+        one part's. Returns (1, N) float32 on the CPU."""
         utterances = given(parts, voice, steps)
-        for utterance, noise in zip(utterances, self._noises(seed, len(parts), alone=len(parts) == 1)):
-            utterance.noise = noise
+        noises = self.noises(seed, len(parts), alone=len(parts) == 1) if noise is None else [noise]
+        for utterance, own in zip(utterances, noises, strict=True):
+            utterance.noise = own
         sink = WholeSpeech([utterances], watermark, joined)
         self.engine.run(Call(utterances, sink, cancel=cancel))
         return sink.waves[0]
@@ -259,10 +263,10 @@ class Pipeline:
     def _seed(self, jobs: Sequence[Job], per_job: Sequence[Sequence[Utterance]]) -> None:
         alone = sum(map(len, per_job)) == 1
         for job, own in zip(jobs, per_job):
-            for utterance, noise in zip(own, self._noises(job.seed, len(own), alone)):
+            for utterance, noise in zip(own, self.noises(job.seed, len(own), alone)):
                 utterance.noise = noise
 
-    def _noises(self, seed: int | None, count: int, alone: bool) -> list[RequestNoise]:
+    def noises(self, seed: int | None, count: int, alone: bool) -> list[RequestNoise]:
         """Returns one source per utterance, so that the draws of one do not shift those of another."""
         if seed is None and alone:
             return [RequestNoise(self.device, None)]

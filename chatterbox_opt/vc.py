@@ -70,7 +70,7 @@ class OptimizedChatterboxVC(WithDecoder, LoadedModel):
         self.options = resolve_switches(device, self.config, switches, preset)
         self.watermarker = Watermarker(place) if enable_watermark else None
         with computing(place):
-            s3gen = own_s3gen(s3gen, self.config, place)
+            s3gen = own_s3gen(s3gen, self.config, place, self.options)
         self.voices = VoicePreparer(self.config, None, s3gen, place, self.options.resampler)
         runs_on = device if is_mlx(device) else place
         self.pipeline = Pipeline(self.config, None, s3gen, None, runs_on, self.options)

@@ -207,6 +207,7 @@ class VoicePreparer:
         self.exact = resampler == "exact"
         self._kept: OrderedDict[tuple, Any] = OrderedDict()
         self._limit, self._lock = kept, threading.Lock()
+        self._encoders = 0  # how often they were replaced: what old ones are measuring is kept under the old number
         self.ve: Any = None
         self.use(ve, s3gen)
 
@@ -218,6 +219,7 @@ class VoicePreparer:
             ve.lstm.flatten_parameters()  # weights loaded one by one are scattered, which cuDNN gathers at every call
         with self._lock:
             self.ve = ve or self.ve
+            self._encoders += 1
             self._kept.clear()
 
     def prepare(
@@ -272,6 +274,7 @@ class VoicePreparer:
 
     def _cached(self, key: tuple, make: Callable[[], Any]) -> Any:
         with self._lock:
+            key = (self._encoders, *key)
             found = self._kept.get(key, MISSING)
             if found is not MISSING:
                 self._kept.move_to_end(key)

@@ -28,6 +28,7 @@ from .request import Call
 logger = logging.getLogger(__name__)
 
 LOOK = 0.02  # s between two checks of `cancel` while all remaining work waits for listeners
+PATIENCE = 30.0  # s that idle() waits for a listener
 
 NOBODY_WAITS = threading.Event()  # the `cancel` of a call whose caller has been interrupted
 NOBODY_WAITS.set()
@@ -46,6 +47,8 @@ class Driver:
         self._turn = threading.Lock()  # held by the thread that drives
         self._changed = threading.Condition()
         self._driving: int | None = None  # ident of that thread
+        self._asked = 0  # threads that wait for it to stop between two steps
+        self.held = False  # new calls wait in the inbox
         self._thread: threading.Thread | None = None
         self._started: set[Call] = set()  # started calls, in which no caller waits
         self._closed, self._process = False, os.getpid()
@@ -93,14 +96,38 @@ class Driver:
             raise RuntimeError("a model was called from inside its own progress callback, which would wait for itself")
 
     @contextmanager
-    def idle(self) -> Iterator[None]:
-        """Inside, no utterance is being spoken and no thread drives."""
+    def between_steps(self) -> Iterator[None]:
+        """Inside, no thread drives, and this one is in the engine's place. All calls go on afterwards."""
         self.check_may_wait()
-        with self._turn, self._place(), device_lock(self.device):
-            while self.busy():
-                self.step()
-            yield
-        self.wake()
+        self._refuse()
+        with self._changed:
+            self._asked += 1
+            self._changed.notify_all()
+        try:
+            self._turn.acquire()
+        finally:
+            with self._changed:
+                self._asked -= 1
+        self._driving = threading.get_ident()
+        try:
+            with self._in_order(), self._place(), device_lock(self.device):
+                yield
+        finally:
+            self._driving = None
+            self._turn.release()
+            self.wake()
+
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """Inside, nothing is being spoken: what has begun is ended first, later calls wait. Raises RuntimeError if a
+        stream's listener, who may be this thread, takes nothing for PATIENCE seconds."""
+        with self.between_steps():
+            self.held = True
+            try:
+                self._end_what_has_begun()
+                yield
+            finally:
+                self.held = False
 
     def wait_for_end(self, call: Call) -> None:
         """Returns when a call given to start() is done."""
@@ -171,21 +198,15 @@ class Driver:
 
     def _drive(self, done: Callable[[], bool]) -> None:
         while not done():
-            if not self._turn.acquire(blocking=False):
+            if self._asked or not self._turn.acquire(blocking=False):
                 dismiss_workers()
                 with self._changed:
-                    self._changed.wait_for(lambda: done() or not self._turn.locked())
+                    self._changed.wait_for(lambda: done() or not (self._asked or self._turn.locked()))
                 continue
             self._driving = threading.get_ident()
             try:
-                with self._place():
-                    self._steps(done)
-            except Exception as error:
-                self.end_all(error)
-                raise
-            except BaseException:  # such as Ctrl-C in the middle of a step: for this thread alone, and no step goes on
-                self.end_all(RuntimeError("the thread that computed for all calls was interrupted; call again"))
-                raise
+                with self._failure_ends_all(), self._place():
+                    self._steps(lambda: done() or self._asked > 0)
             finally:
                 self._driving = None
                 self._turn.release()
@@ -201,6 +222,30 @@ class Driver:
             if not worked and not self.inbox:
                 with self._changed:
                     self._changed.wait_for(lambda: done() or self.inbox or self._closed, timeout=LOOK)
+
+    def _end_what_has_begun(self) -> None:
+        until = time.monotonic() + PATIENCE
+        while self.busy():
+            with self._failure_ends_all():
+                worked = self.step()
+            if worked:
+                until = time.monotonic() + PATIENCE
+            elif time.monotonic() > until:
+                raise RuntimeError("a stream's listener takes no chunks: take them, or close the stream, before this")
+            else:
+                with self._changed:
+                    self._changed.wait(LOOK)
+
+    @contextmanager
+    def _failure_ends_all(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.end_all(error)
+            raise
+        except BaseException:  # such as Ctrl-C in the middle of a step: for this thread alone, and no step goes on
+            self.end_all(RuntimeError("the thread that computed for all calls was interrupted; call again"))
+            raise
 
     def _serve(self) -> None:
         while True:
@@ -219,6 +264,17 @@ class Driver:
             stack.enter_context(torch.cuda.device(self.device))
             stack.enter_context(torch.cuda.stream(self._stream))
         return stack
+
+    @contextmanager
+    def _in_order(self) -> Iterator[None]:
+        """What the caller's CUDA stream has to do comes before what is done inside, and after it."""
+        if self._stream is None:
+            yield
+            return
+        callers = torch.cuda.current_stream(self.device)
+        self._stream.wait_stream(callers)
+        yield
+        callers.wait_stream(self._stream)
 
 
 @atexit.register

@@ -75,7 +75,7 @@ class Engine(Driver):
         return self.tokens.free, self.tokens.fits
 
     def busy(self) -> bool:
-        return bool(self.renderer.begun or (self.tokens and self.tokens.live))
+        return bool(self.calls or self.renderer.begun or (self.tokens and self.tokens.live))
 
     def stats(self) -> dict[str, Any]:
         live = self.tokens.live if self.tokens else []
@@ -87,7 +87,7 @@ class Engine(Driver):
 
     def accept(self) -> None:
         """Takes new calls from the inbox and ends cancelled ones."""
-        while self.inbox:
+        while self.inbox and not self.held:
             call = self.inbox.popleft()
             self.wait_for_inputs(call)
             for u in call.utterances if call.stream else ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -47,7 +48,8 @@ class FlowGraphs:
     """Captured at first use, or in advance by warmup()."""
 
     def __init__(self, runner: MelRunner) -> None:
-        self.runner, self.flow, self.options, self.device = runner, runner.flow, runner.options, runner.device
+        self.runner: MelRunner = weakref.proxy(runner)  # which has these graphs: a cycle would keep their memory
+        self.flow, self.options, self.device = runner.flow, runner.options, runner.device
         # never by torch.compile, which would take too long for one network at each of many lengths
         recorded = self.options.compile and self.options.records("flow") and self.device.type == "cuda"
         trial = on_trial("flow", self.options, self.options.s3gen_dtype)

@@ -22,7 +22,7 @@ class WithDecoder:
 
     @s3gen.setter
     def s3gen(self, network: Any) -> None:
-        self._s3gen.take(network)
+        self._s3gen = self._s3gen.replaced_by(network)
 
 
 class WithParts(WithDecoder):
@@ -37,7 +37,7 @@ class WithParts(WithDecoder):
 
     @t3.setter
     def t3(self, network: Any) -> None:
-        self._t3.take(network)
+        self._t3 = self._t3.replaced_by(network)
 
     @property
     def ve(self) -> VoiceEncoderPart:
@@ -45,7 +45,7 @@ class WithParts(WithDecoder):
 
     @ve.setter
     def ve(self, network: Any) -> None:
-        self._ve.take(network)
+        self._ve = self._ve.replaced_by(network)
 
     @property
     def tokenizer(self) -> Any:

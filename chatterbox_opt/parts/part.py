@@ -5,25 +5,67 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from ..engine.resolve import indexed
+from ..options import EngineOptions
 from ..weights.layout import Layout
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
 
-class Part(ABC):
+class Unmoved:
+    """Methods of nn.Module that move and convert, which change nothing here."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        return self
+
+    def eval(self) -> Any:
+        return self
+
+    def train(self, mode: bool = True) -> Any:
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        return self
+
+    def cpu(self) -> Any:
+        return self.to("cpu")
+
+    def cuda(self, device: Any = None) -> Any:
+        return self.to("cuda" if device is None else torch.device("cuda", torch.device(device).index or 0))
+
+    def half(self) -> Any:
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> Any:
+        return self.to(torch.bfloat16)
+
+    def float(self) -> Any:
+        return self.to(torch.float32)
+
+    def double(self) -> Any:
+        return self.to(torch.float64)
+
+    def type(self, dtype: Any) -> Any:
+        return self.to(dtype)
+
+
+class Part(Unmoved, ABC):
     """A network of a loaded model, which works through the model's engine and encoders, beside all other calls. What is
     not defined here is the network's own. Where it computes, and in which precision, was chosen when it was loaded."""
 
     named = ""  # in messages: the attribute of the model
     called: tuple[str, ...] = ()  # methods that generate() calls once they are replaced
     device: torch.device
+    _kept: Any = None  # its network, once another part has taken its place
 
     @property
     @abstractmethod
@@ -37,7 +79,29 @@ class Part(ABC):
 
     @abstractmethod
     def take(self, network: Any) -> None:
-        """What `model.t3 = network` does: becomes another network, of this package or of chatterbox-tts."""
+        """Becomes another network, of this package or of chatterbox-tts. None changes nothing."""
+
+    @abstractmethod
+    def again(self) -> Self:
+        """Returns a part of the same network without anything that a program has changed in this one."""
+
+    @abstractmethod
+    def lent(self, options: EngineOptions, device: torch.device) -> Any:
+        """Returns its network for a model with these options, or a state dict where that one needs another form."""
+
+    def replaced_by(self, network: Any) -> Self:
+        """What `model.t3 = network` does. Returns the part that now stands there; this one keeps its network, so that
+        it can be put back."""
+        before, after = self.network, self.again()
+        after.take(network)
+        if after.network is before:
+            return self
+        self._kept = before
+        return after
+
+    def check_in_use(self) -> None:
+        if self._kept is not None:
+            raise RuntimeError(f"another network has taken its place; assign this one to model.{self.named} again")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # of copy and pickle, before there is a network
@@ -45,13 +109,25 @@ class Part(ABC):
         return getattr(self.network, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if getattr(value, "__self__", None) is self and getattr(value, "__name__", None) == name:
+        if self._is_own(name, value):
             vars(self).pop(name, None)  # its own method is put back
             return
         super().__setattr__(name, value)
-        if not name.startswith("_") and self.replaces(name):
-            seen = "generate() calls it, a piece at a time; batches and streams do not"
+        if name.startswith("_"):
+            return
+        if self.replaces(name):
+            seen = "generate() calls it, a piece at a time, and no other call does"
             self._tell(f"{name} was replaced", f"%s: {seen if name in self.called else 'no call of the model uses it'}")
+        elif isinstance(value, nn.Module):
+            own = getattr(self.network, name, None)
+            if own is not None and getattr(value, "_orig_mod", value) is not own:  # of what the compiler has wrapped
+                self._tell(f"{name} was assigned", "%s: nothing is spoken with it; load_state_dict() takes weights")
+
+    def _is_own(self, name: str, value: Any) -> bool:
+        own = getattr(type(self), name, None)
+        if not callable(own) or getattr(value, "__self__", self) not in (self, type(self)):
+            return False
+        return getattr(value, "__func__", value) is getattr(own, "__func__", own)
 
     def replaces(self, *names: str) -> bool:
         """Whether a program has put something of its own in the place of one of these methods."""
@@ -66,15 +142,9 @@ class Part(ABC):
 
     # ---- of nn.Module ------------------------------------------------------------------------------
 
-    def eval(self) -> Part:
-        return self
-
     def train(self, mode: bool = True) -> Part:
         if mode:
             self._tell("train()", "%s: it speaks and does not learn; train with chatterbox-tts")
-        return self
-
-    def requires_grad_(self, requires_grad: bool = True) -> Part:
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> Part:
@@ -87,26 +157,11 @@ class Part(ABC):
                        "quickest; EngineOptions(dtype=..., s3gen_dtype=...) chooses another")
         return self
 
-    def cpu(self) -> Part:
-        return self.to("cpu")
-
-    def cuda(self, device: Any = None) -> Part:
-        return self.to("cuda" if device is None else torch.device("cuda", torch.device(device).index or 0))
-
-    def half(self) -> Part:
-        return self.to(torch.float16)
-
-    def bfloat16(self) -> Part:
-        return self.to(torch.bfloat16)
-
-    def float(self) -> Part:
-        return self.to(torch.float32)
-
 
 def _asked(*args: Any, **kwargs: Any) -> tuple[Any, torch.dtype | None]:
     """Returns the device and the type of nn.Module.to()'s arguments."""
-    if args and args[0] == "mlx":
-        return args[0], None
+    if "mlx" in (*args, kwargs.get("device")):
+        return "mlx", None
     device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
     return device, dtype
 
@@ -115,12 +170,13 @@ def sorted_out(
     state: Mapping[str, Tensor], wanted: Layout, optional: Callable[[str], bool], strict: bool, name: str
 ) -> tuple[dict[str, Tensor], _IncompatibleKeys]:
     """Returns the tensors of a state dict that a network has a place for, and what is missing and unexpected. Raises
-    RuntimeError where torch would, and for tensors of another shape. `optional` keys are not missed."""
+    RuntimeError where torch would, and for tensors of another shape. `optional` keys are not missed, nor looked at."""
     missing = [key for key in wanted if key not in state and not optional(key)]
     unexpected = [key for key in state if key not in wanted]
     wrong = [
         f"{key} has shape {tuple(state[key].shape)}, {tuple(shape)} is needed"
-        for key, shape in wanted.items() if key in state and tuple(state[key].shape) != tuple(shape)
+        for key, shape in wanted.items()
+        if key in state and not optional(key) and tuple(state[key].shape) != tuple(shape)
     ]
     if strict:
         wrong += [f"{len(keys)} {what}, the first {keys[0]}" for what, keys in

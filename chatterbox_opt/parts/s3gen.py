@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,12 +18,17 @@ from ..engine.mel import MelJob
 from ..engine.noise import RequestNoise
 from ..engine.wav import FADE, fade_in
 from ..models.mel import prompt_mel, s3_mel
+from ..options import EngineOptions
 from ..pipeline import Pipeline
 from ..voice import VoicePreparer, detached_copy
 from ..weights import layout
 from ..weights.load import build_s3gen
 from .convert import own_s3gen
-from .part import Part, sorted_out
+from .part import Part, Unmoved, sorted_out
+from .within import current
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 FRAMES_PER_ID = 4  # of the speech tokenizer's mel
 
@@ -37,7 +43,7 @@ class S3GenPart(Part):
 
     @property
     def network(self) -> Any:
-        return self.pipeline.s3gen
+        return self.pipeline.s3gen if self._kept is None else self._kept
 
     @property
     def dtype(self) -> torch.dtype:
@@ -45,7 +51,7 @@ class S3GenPart(Part):
 
     @property
     def meanflow(self) -> bool:
-        return self.pipeline.config.flow.meanflow
+        return self.network.flow.config.meanflow
 
     @property
     def trim_fade(self) -> Tensor:
@@ -67,7 +73,10 @@ class S3GenPart(Part):
         del drop_invalid_tokens  # ignored by chatterbox-tts too
         tokens = _one_row(speech_tokens, speech_token_lens)
         voice = self._voice(ref_wav, ref_sr, ref_dict)
-        wave = self.pipeline.render([tokens], voice, None, steps=n_cfm_timesteps)
+        call = current()
+        wave = self.pipeline.render(
+            [tokens], voice, None, noise=call.noise, steps=n_cfm_timesteps, cancel=call.cancel
+        )
         return wave.to(self.device), None
 
     def flow_inference(
@@ -79,14 +88,10 @@ class S3GenPart(Part):
         as the first of what follows, and have no mel; chatterbox-tts 0.1.7 fails there."""
         tokens = _one_row(speech_tokens, speech_token_lens)
         voice = self._voice(ref_wav, ref_sr, ref_dict)
-        with self.pipeline.engine.idle():
-            noise = RequestNoise(self.device, None)
-            try:
-                job = MelJob(tokens, voice if finalize else whole_tokens(voice), noise, n_cfm_timesteps)
-                (mel,) = self.pipeline.mel.render([job], n_cfm_timesteps)
-            finally:
-                noise.give_back()
-        return (mel if finalize else mel[:, : -FRAMES_PER_TOKEN * LOOKAHEAD])[None]
+        with self._alone() as noise:
+            job = MelJob(tokens, voice if finalize else whole_tokens(voice), noise, n_cfm_timesteps)
+            mel = self.pipeline.mel.render([job], n_cfm_timesteps)[0].cpu()
+        return (mel if finalize else mel[:, : -FRAMES_PER_TOKEN * LOOKAHEAD])[None].to(self.device)
 
     def hift_inference(self, speech_feat: Tensor, cache_source: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns the (1, 480 T) wave of a mel (1, 80, T) and its source signal (1, 1, 480 T), which begins with
@@ -95,13 +100,23 @@ class S3GenPart(Part):
             raise ValueError(f"speech_feat has shape {tuple(speech_feat.shape)}: (1, {MEL_BINS}, frames) is needed")
         mel = speech_feat[0].to(self.device, torch.float32)
         before = mel.new_zeros(0) if cache_source is None else cache_source.to(mel).reshape(-1)
-        with self.pipeline.engine.idle():
-            noise = RequestNoise(self.device, None)
+        with self._alone() as noise:
+            wave, source = (made.cpu() for made in self.pipeline.wav.continued(mel, noise, before))
+        return wave[None].to(self.device), source[None, None].to(self.device)
+
+    @contextmanager
+    def _alone(self) -> Iterator[RequestNoise]:
+        """Inside, between two steps of the engine, a mel or a wave may be made. It is taken out over the host, as a GPU
+        may use its memory again for the engine."""
+        self.check_in_use()
+        with self.pipeline.engine.between_steps():
+            given = current().noise
+            noise = given or RequestNoise(self.device, None)
             try:
-                wave, source = self.pipeline.wav.continued(mel, noise, before)
+                yield noise
             finally:
-                noise.give_back()
-        return wave[None], source[None, None]
+                if given is None:
+                    noise.give_back()
 
     # ---- a recording -------------------------------------------------------------------------------
 
@@ -117,14 +132,17 @@ class S3GenPart(Part):
         with self.voices.ready(), torch.inference_mode():
             wav = _samples(ref_wav, self.device)
             gen, _ = self.voices.sound_half(resample(wav, ref_sr, S3GEN_RATE), resample(wav, ref_sr, S3_RATE))
-        place = self.device if device == "auto" else device
+        place = self.device if device in ("auto", "mlx") else device
         return {name: value.to(place) if torch.is_tensor(value) else value for name, value in gen.items()}
 
     def _voice(self, ref_wav: Any, ref_sr: int | None, ref_dict: dict[str, Any] | None) -> dict[str, Any]:
         if (ref_wav is None) == (ref_dict is None):
             raise AssertionError("give either ref_wav with ref_sr, or ref_dict")
+        self.check_in_use()
         if ref_dict is None:
-            return self.embed_ref(ref_wav, int(ref_sr or 0))
+            if not ref_sr:
+                raise ValueError(f"ref_sr={ref_sr!r}: the sampling rate of ref_wav, in Hz, is needed")
+            return self.embed_ref(ref_wav, ref_sr)
         return {name: value if value is None else torch.as_tensor(value) for name, value in ref_dict.items()}
 
     # ---- weights -----------------------------------------------------------------------------------
@@ -135,7 +153,8 @@ class S3GenPart(Part):
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
         """As Part's. Missing weights cannot stay as they are, except those that are computed."""
-        config = self.pipeline.config
+        self.check_in_use()
+        config = self.pipeline.config.with_meanflow(layout.MEANFLOW_KEY in state_dict)
         wanted = layout.s3gen(config)
         state, found = sorted_out(state_dict, wanted, layout.spare_in_s3gen, strict, self.named)
         if found.missing_keys:
@@ -147,13 +166,22 @@ class S3GenPart(Part):
 
     def take(self, network: Any) -> None:
         with computing(self.device):
-            network = own_s3gen(network, self.pipeline.config, self.device)
+            network = own_s3gen(network, self.pipeline.config, self.device, self.pipeline.options)
         if network is not None and network is not self.network:
             self.pipeline.use(s3gen=network)
             self.voices.use(s3gen=network)
 
+    def again(self) -> Self:
+        return type(self)(self.pipeline, self.voices)
 
-class SpeechTokenizerPart:
+    def lent(self, options: EngineOptions, device: torch.device) -> Any:
+        if self.pipeline.options != options or self.device != device:
+            raise ValueError("model.s3gen of another model has its form from that model's options: load both with the "
+                             "same ones, or load_state_dict() of its file")
+        return self.network
+
+
+class SpeechTokenizerPart(Unmoved):
     """`model.s3gen.tokenizer`: recordings at 16 kHz to speech tokens."""
 
     def __init__(self, voices: VoicePreparer) -> None:
@@ -176,12 +204,6 @@ class SpeechTokenizerPart:
     @property
     def device(self) -> torch.device:
         return self.voices.device
-
-    def to(self, *args: Any, **kwargs: Any) -> SpeechTokenizerPart:
-        """Changes nothing: it stays with the rest of S3Gen, in float32."""
-        return self
-
-    eval = float = cpu = to
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

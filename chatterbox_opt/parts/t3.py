@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ..engine.dense import dense_state
 from ..engine.resolve import stored_dtype
 from ..executor import load_t3
 from ..models.t3 import T3
-from ..options import SamplingOptions
+from ..options import EngineOptions, SamplingOptions
 from ..pipeline import Pipeline
 from ..voice import T3Cond, as_emotion
 from ..weights import layout
@@ -24,6 +24,10 @@ from ..weights.published import published_t3
 from .convert import own_t3
 from .hyperparameters import Hyperparameters
 from .part import Part, sorted_out
+from .within import current
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 LIMIT = 1000  # tokens, where a caller gives no limit
 
@@ -37,7 +41,7 @@ class T3Part(Part):
 
     @property
     def network(self) -> Any:
-        return self.pipeline.t3
+        return self.pipeline.t3 if self._kept is None else self._kept
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,9 +100,11 @@ class T3Part(Part):
         return self._drawn(_one_text(text_tokens), t3_cond, sampling, with_end=False)
 
     def _drawn(self, ids: Tensor, t3_cond: Any, sampling: SamplingOptions, with_end: bool) -> Tensor:
-        utterance = self.pipeline.draw(ids, _own_cond(t3_cond, self.device), sampling)
+        self.check_in_use()
+        call, cond = current(), _own_cond(t3_cond, self.device)
+        utterance = self.pipeline.draw(ids, cond, sampling, call.noise, call.cancel, call.progress)
         end = [STOP_SPEECH] if with_end and utterance.stopped == "eos" else []
-        return torch.tensor([utterance.tokens + end], device=self.device)
+        return torch.tensor([utterance.tokens + end], dtype=torch.long, device=self.device)
 
     # ---- weights -----------------------------------------------------------------------------------
 
@@ -112,6 +118,7 @@ class T3Part(Part):
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
         """As Part's. With strict=False weights that are missing stay as they are. A text vocabulary of another size is
         taken where `hp` or a `text_emb` set by the program announces it."""
+        self.check_in_use()
         config = dataclasses.replace(self.network.config, text_vocab=self._text_vocab())
         given = {key: tensor for key, tensor in state_dict.items() if not key.startswith(COPIES)}
         optional = unread_of_t3(config).__contains__
@@ -119,7 +126,8 @@ class T3Part(Part):
         if found.missing_keys:
             state = self.state_dict() | state
         self.take(self._made(state, config))
-        vars(self).pop("text_emb", None)
+        for announced in ("text_emb", "text_head"):
+            vars(self).pop(announced, None)
         return found
 
     def take(self, network: Any) -> None:
@@ -127,6 +135,13 @@ class T3Part(Part):
         network = own_t3(network, place.config, place.runs_on, place.options)
         if network is not None and network is not self.network:
             self.pipeline.use(t3=network)
+
+    def again(self) -> Self:
+        return type(self)(self.pipeline)
+
+    def lent(self, options: EngineOptions, device: torch.device) -> Any:
+        same = self.pipeline.options == options and self.device == device
+        return self.network if same else self.state_dict()
 
     def _text_vocab(self) -> int:
         announced = vars(self).get("text_emb")

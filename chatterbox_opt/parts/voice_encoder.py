@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,19 +14,25 @@ from ..computing import computing
 from ..config import S3_RATE, ModelConfig
 from ..executor import voice_encoder
 from ..models.voice_encoder import RATE, TRIM_DB, speaker_embedding
+from ..options import EngineOptions
 from ..voice import VoicePreparer
 from ..weights import layout
 from ..weights.load import build_voice_encoder, unread_of_voice_encoder
 from .convert import own_voice_encoder
 from .part import Part, sorted_out
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class VoiceEncoderPart(Part):
     named = "ve"
 
-    def __init__(self, network: Any, config: ModelConfig, voices: VoicePreparer, runs_on: Any) -> None:
+    def __init__(
+        self, network: Any, config: ModelConfig, voices: VoicePreparer, runs_on: Any, options: EngineOptions
+    ) -> None:
         self._network, self.config, self.voices, self.runs_on = network, config, voices, runs_on
-        self.device = voices.device
+        self.device, self.options = voices.device, options
 
     @property
     def network(self) -> Any:
@@ -82,9 +88,15 @@ class VoiceEncoderPart(Part):
             self.take(build_voice_encoder(self.state_dict() | state, self.config, self.device))
         return found
 
+    def again(self) -> Self:
+        return type(self)(self._network, self.config, self.voices, self.runs_on, self.options)
+
+    def lent(self, options: EngineOptions, device: torch.device) -> Any:
+        return self._network if self.device == device else self.state_dict()
+
     def take(self, network: Any) -> None:
         with computing(self.device):
-            network = own_voice_encoder(network, self.config, self.device)
+            network = own_voice_encoder(network, self.config, self.device, self.options)
             if network is None or network is self._network:
                 return
             self._network = network

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import re
@@ -96,8 +95,7 @@ def load_decoder(
     if (base := s3gen_beside(file)) is not None:
         source.lay_over(Source(base))
     if decoder is not None:
-        flow = dataclasses.replace(config.flow, meanflow=layout.MEANFLOW_KEY in source.shapes)
-        config = dataclasses.replace(config, flow=flow)
+        config = config.with_meanflow(layout.MEANFLOW_KEY in source.shapes)
     return build_s3gen(source, config, device), config
 
 
@@ -241,7 +239,7 @@ class Source:
             raise ValueError(f"{self.name} lacks {len(missing)} of {len(wanted)} tensors, the first {missing[0]}; "
                              "is it whole, and of this model family?")
         for key, shape in wanted.items():
-            if key in self.shapes and self.shapes[key] != tuple(shape):
+            if key in self.shapes and not optional(key) and self.shapes[key] != tuple(shape):
                 raise ValueError(f"{self.name}: {key} has shape {self.shapes[key]}, {tuple(shape)} is needed; "
                                  "is it of this model family?")
         self.unknown = [k for k in self.shapes if k not in wanted]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
+import types
 
 import pytest
 import torch
@@ -279,3 +280,118 @@ def test_a_small_t3_of_a_fine_tuners_own_making(folders):
     save_file(model.t3.state_dict(), folders["tts"] / "again.safetensors")
     assert torch.equal(call(DOORS["tts"].from_local(
         folders["tts"], "cpu", t3_file="again.safetensors", enable_watermark=False), seed=3), before)
+
+
+# ---- beside other calls --------------------------------------------------------------------------
+
+
+def test_two_threads_with_wrapped_methods_and_seeds(folders):
+    """A seed is the call's own, and torch's generators are left alone."""
+    model = loaded(folders, "tts")
+    wanted = {seed: call(model, seed=seed) for seed in range(4)}
+    looking_on(model.t3, "inference", [])
+    looking_on(model.s3gen, "inference", [])
+    state, heard = torch.get_rng_state(), {}
+
+    def speak(seed: int) -> None:
+        heard[seed] = call(model, seed=seed)
+
+    threads = [threading.Thread(target=speak, args=[seed]) for seed in wanted]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.allclose(heard[seed], wave, atol=1e-4) for seed, wave in wanted.items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_long_text_without_a_seed(folders):
+    model = loaded(folders, "tts")
+    torch.manual_seed(6)
+    wanted = call(model, LONG)
+    looking_on(model.t3, "inference", [])
+    torch.manual_seed(6)
+    got = call(model, LONG)
+    assert got.shape == wanted.shape
+    assert torch.allclose(got, wanted, atol=1e-3)
+
+
+def test_progress_and_cancelling_reach_the_parts(folders):
+    model, seen, stop = loaded(folders, "tts"), [], threading.Event()
+    looking_on(model.t3, "inference", [])
+    call(model, LONG, progress=lambda drawn, most: seen.append((drawn, most)))
+    drawn = [n for n, _ in seen]
+    assert drawn == sorted(drawn)
+    assert drawn[-1] > 20, "of several pieces"
+    assert len({most for _, most in seen}) == 1
+    looking_on(model.s3gen, "inference", [])
+    own = model.s3gen.inference
+    model.s3gen.inference = lambda **how: (own(**how), stop.set())[0]
+    with pytest.raises(Cancelled):
+        call(model, cancel=stop)
+    with pytest.raises(ValueError, match="takes, score and retries"):
+        call(model, takes=2)
+
+
+def test_a_method_bound_to_the_part(folders):
+    model, seen = loaded(folders, "tts"), []
+    own = model.t3.inference
+
+    def inference(self, **how):
+        seen.append(self)
+        return own(**how)
+
+    model.t3.inference = types.MethodType(inference, model.t3)
+    call(model)
+    assert seen == [model.t3]
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+def test_a_wrapper_gets_what_chatterbox_tts_gives(folders, family):
+    """Whose Turbo gives steps, and no limit of tokens."""
+    model, seen = loaded(folders, family), []
+    draw = "inference_turbo" if family == "turbo" else "inference"
+    for part, name in ((model.t3, draw), (model.s3gen, "inference")):
+        looking_on(part, name, seen)
+    if family == "turbo":
+        model.t3.inference_turbo = functools.partial(model.t3.inference_turbo, max_gen_len=6)
+        model.generate("Hello there.")
+    else:
+        call(model)
+    (_, tokens), (_, sound) = seen
+    assert set(sound) == {"speech_tokens", "ref_dict"} | ({"n_cfm_timesteps"} if family == "turbo" else set())
+    assert sound["speech_tokens"].ndim == 1
+    if family == "turbo":
+        assert tokens["max_gen_len"] == 6
+        assert sound["n_cfm_timesteps"] == 2
+        assert len(sound["speech_tokens"]) <= 7 + 3, "one more, as in chatterbox-tts, and three of silence"
+
+
+def test_a_wrapper_whose_tokens_go_on_after_the_end(folders):
+    model = loaded(folders, "tts")
+    own, heard = model.t3.inference, []
+    model.t3.inference = lambda **how: torch.cat([own(**how)[:, :8], torch.tensor([[6562, 5, 6, 7]])], dim=1)
+    looking_on(model.s3gen, "inference", heard)
+    call(model)
+    assert len(heard[0][1]["speech_tokens"]) == 8
+
+
+def test_modules_that_are_assigned_are_not_taken_without_a_word(folders, caplog):
+    model = loaded(folders, "tts")
+    before = call(model, seed=3)
+    with caplog.at_level(logging.WARNING):
+        model.t3.speech_head = torch.nn.Linear(64, 8194)
+    assert "model.t3.speech_head was assigned" in caplog.text
+    assert torch.equal(call(model, seed=3), before)
+    for name in ("t3", "s3gen", "ve"):
+        with pytest.raises(TypeError, match="no torch module"):
+            setattr(model, name, object())
+    with pytest.raises(ValueError, match="ref_sr"):
+        model.s3gen.inference(torch.arange(9), ref_wav=torch.zeros(24_000))
+
+
+def test_a_tokenizer_part_stays_as_it_is(folders):
+    model = loaded(folders, "tts")
+    tokenizer = model.s3gen.tokenizer
+    assert tokenizer.half().cuda().train().double() is tokenizer
+    assert {p.dtype for p in model.voices.tokenizer.parameters()} == {torch.float32}

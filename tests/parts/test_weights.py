@@ -287,3 +287,135 @@ def test_a_model_goes_with_its_last_reference(folders):
         assert pipeline() is not None
     finally:
         gc.enable()
+
+
+# ---- beside other calls --------------------------------------------------------------------------
+
+LONG = "This is one sentence of several. " * 12
+
+
+def test_calls_that_have_begun_end_with_the_old_networks(folders):
+    """Whatever is left of them: pieces that wait, sound that is not begun."""
+    first, tuned = folders["tts"]
+    how = dict(engine=EngineOptions(slots=1), **PLAIN)
+    model, old, new = (OptimizedChatterboxTTS.from_local(folder, "cpu", **how) for folder in (first, first, tuned))
+    how = dict(seed=3, max_new_tokens=12)
+    waves = [m.generate(LONG, **how) for m in (old, new)]
+    heard, begun = [], threading.Event()
+    speaker = threading.Thread(
+        target=lambda: heard.append(model.generate(LONG, progress=lambda drawn, most: begun.set(), **how)))
+    speaker.start()
+    assert begun.wait(60)
+    model.t3 = new.t3
+    later = model.generate(LONG, **how)
+    speaker.join()
+    assert torch.allclose(heard[0], waves[0], atol=1e-4)
+    assert not torch.allclose(later[:, :4000], waves[0][:, :4000], atol=1e-2)
+
+
+def test_beside_a_stream(folders, monkeypatch):
+    """Its listener is waited for, but not for ever; a mel and a wave can be made between two of its chunks."""
+    first, tuned = folders["tts"]
+    model = OptimizedChatterboxTTS.from_local(first, "cpu", **PLAIN)
+    how = dict(seed=3, first_chunk=0.4, max_new_tokens=150)
+    whole = [chunk.clone() for chunk in model.generate_stream(LONG, **how)]
+    stream = model.generate_stream(LONG, **how)
+    taken = [next(stream).clone()]
+    mel = model.s3gen.flow_inference(TOKENS, ref_dict=model.conds.gen, finalize=True)
+    assert model.s3gen.hift_inference(mel)[0].shape == (1, 480 * mel.shape[2])
+    monkeypatch.setattr("chatterbox_opt.engine.driver.PATIENCE", 0.5)
+    with pytest.raises(RuntimeError, match="listener takes no chunks"):
+        model.t3.load_state_dict(load_file(tuned / T3_FILES["tts"]))
+    monkeypatch.setattr("chatterbox_opt.engine.driver.PATIENCE", 60)
+    loader = threading.Thread(target=lambda: model.t3.load_state_dict(load_file(tuned / T3_FILES["tts"])))
+    loader.start()
+    taken += [chunk.clone() for chunk in stream]
+    loader.join(60)
+    assert not loader.is_alive()
+    assert torch.allclose(torch.cat(taken, 1), torch.cat(whole, 1), atol=1e-4)
+    new = OptimizedChatterboxTTS.from_local(first, "cpu", t3_file=str(tuned / T3_FILES["tts"]), **PLAIN)
+    assert said(model) == said(new)
+
+
+def test_a_callback_cannot_load_what_it_waits_for(folders):
+    model = OptimizedChatterboxTTS.from_local(folders["tts"][0], "cpu", **PLAIN)
+    state = load_file(folders["tts"][1] / T3_FILES["tts"])
+    with pytest.raises(RuntimeError, match="wait for itself"):
+        model.generate("Hello.", max_new_tokens=9, progress=lambda drawn, most: model.t3.load_state_dict(state))
+    model.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        model.t3.load_state_dict(state)
+
+
+# ---- other networks, other forms -----------------------------------------------------------------
+
+
+def test_what_stood_there_can_be_put_back(folders):
+    """Programs hold several fine-tuned models and switch between them."""
+    a, b = (OptimizedChatterboxTTS.from_local(folder, "cpu", **PLAIN) for folder in folders["tts"])
+    base, sound_of, ve = a.t3, a.s3gen, a.ve
+    before, after, wave = said(a), said(b), sound(a)
+    for _ in range(2):
+        a.t3, a.s3gen, a.ve = b.t3, b.s3gen, b.ve
+        assert (said(a), torch.equal(sound(a), sound(b))) == (after, True)
+        with pytest.raises(RuntimeError, match="taken its place"):
+            base.inference(t3_cond=a.conds.t3, text_tokens=torch.tensor([255, 9, 0]))
+        a.t3, a.s3gen, a.ve = base, sound_of, ve
+        assert (said(a), torch.equal(sound(a), wave)) == (before, True)
+    assert a.t3 is a.t3
+    assert a.ve.network is ve.network
+
+
+def test_a_network_of_a_model_with_other_options(folders):
+    """Is copied, so that its own model goes on as before."""
+    a, b = (OptimizedChatterboxTTS.from_local(folder, "cpu", **PLAIN, **how) for folder, how in zip(
+        folders["tts"], (dict(engine=EngineOptions.exact()), dict(quantize="int8"))))
+    before = said(a)
+    wanted = OptimizedChatterboxTTS.from_local(folders["tts"][0], "cpu", quantize="int8", **PLAIN)
+    b.t3 = a.t3
+    assert said(b) == said(wanted)
+    assert said(a) == before
+    with pytest.raises(ValueError, match="same ones"):
+        b.s3gen = a.s3gen
+
+
+def test_a_two_step_decoder(folders, tmp_path):
+    """Is known by its weights, whichever way it comes."""
+    write_checkpoint(tmp_path, "tts", "tiny", seed=2, decoder="meanflow")
+    file = tmp_path / "s3gen_meanflow.safetensors"
+    model = OptimizedChatterboxTTS.from_local(folders["tts"][0], "cpu", **PLAIN)
+    wanted = OptimizedChatterboxTTS.from_local(folders["tts"][0], "cpu", decoder=str(file), **PLAIN)
+    assert not model.s3gen.meanflow
+    model.s3gen.load_state_dict(load_file(file), strict=False)
+    assert model.s3gen.meanflow
+    assert torch.equal(sound(model), sound(wanted))
+
+
+@pytest.mark.parametrize("family", DOORS)
+def test_more_characters_beside_tables_that_nobody_reads(folders, family):
+    """A trainer enlarges text_emb; GPT-2's own table and the text head may stay as they are."""
+    model = DOORS[family].from_local(folders[family][0], "cpu", **PLAIN)
+    state = load_file(folders[family][0] / T3_FILES[family])
+    rows = len(state["text_emb.weight"]) + 4
+    state["text_emb.weight"] = torch.cat([state["text_emb.weight"], torch.ones(4, model.t3.dim)])
+    model.t3.hp.text_tokens_dict_size = rows
+    before = said(model)
+    model.t3.load_state_dict(state)
+    assert model.t3.hp.text_tokens_dict_size == rows
+    assert said(model) == before
+
+
+def test_a_replaced_network_goes_at_once(folders):
+    import gc
+    import weakref
+
+    gc.collect()
+    gc.disable()
+    try:
+        a, b = (OptimizedChatterboxTTS.from_local(folder, "cpu", **PLAIN) for folder in folders["tts"])
+        assert sound(a).numel()
+        gone = [weakref.ref(a.t3.network), weakref.ref(a.s3gen.network.flow)]
+        a.t3, a.s3gen = b.t3, b.s3gen
+        assert [ref() for ref in gone] == [None, None]
+    finally:
+        gc.enable()
