@@ -14,21 +14,17 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 
-from ..computing import computing
 from ..device_lock import device_lock
 from ..openmp import dismiss_workers
-from .recording import own_stream
+from .place import LOOK, Place
 from .request import Call
 
 logger = logging.getLogger(__name__)
-
-LOOK = 0.02  # s between two checks of `cancel` while all remaining work waits for listeners
-PATIENCE = 30.0  # s that idle() waits for a listener
 
 NOBODY_WAITS = threading.Event()  # the `cancel` of a call whose caller has been interrupted
 NOBODY_WAITS.set()
@@ -36,34 +32,18 @@ NOBODY_WAITS.set()
 _engines: weakref.WeakSet[Driver] = weakref.WeakSet()
 
 
-class Driver:
-    """Base class of the engine, which implements `step()`, `check()`, `busy()` and `end_all()`."""
+class Driver(Place):
+    """Base class of the engine, which implements `check()` and the methods that Place needs."""
 
     inbox: deque[Call]
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._stream = own_stream(device) if device.type == "cuda" else None
-        self._turn = threading.Lock()  # held by the thread that drives
-        self._changed = threading.Condition()
-        self._driving: int | None = None  # ident of that thread
-        self._asked = 0  # threads that wait for it to stop between two steps
-        self.held = False  # new calls wait in the inbox
+        super().__init__(device)
         self._thread: threading.Thread | None = None
         self._started: set[Call] = set()  # started calls, in which no caller waits
-        self._closed, self._process = False, os.getpid()
         _engines.add(self)
 
-    def step(self) -> bool:
-        raise NotImplementedError
-
     def check(self, call: Call) -> None:
-        raise NotImplementedError
-
-    def busy(self) -> bool:
-        raise NotImplementedError
-
-    def end_all(self, error: BaseException) -> None:
         raise NotImplementedError
 
     # ---- for callers -------------------------------------------------------------------------------
@@ -90,55 +70,11 @@ class Driver:
                 self._thread = threading.Thread(target=self._serve, name="chatterbox-engine", daemon=True)
                 self._thread.start()
 
-    def check_may_wait(self) -> None:
-        """Raises RuntimeError on the thread that drives, which would wait for itself."""
-        if self._driving == threading.get_ident():
-            raise RuntimeError("a model was called from inside its own progress callback, which would wait for itself")
-
-    @contextmanager
-    def between_steps(self) -> Iterator[None]:
-        """Inside, no thread drives, and this one is in the engine's place. All calls go on afterwards."""
-        self.check_may_wait()
-        self._refuse()
-        with self._changed:
-            self._asked += 1
-            self._changed.notify_all()
-        try:
-            self._turn.acquire()
-        finally:
-            with self._changed:
-                self._asked -= 1
-        self._driving = threading.get_ident()
-        try:
-            with self._in_order(), self._place(), device_lock(self.device):
-                yield
-        finally:
-            self._driving = None
-            self._turn.release()
-            self.wake()
-
-    @contextmanager
-    def idle(self) -> Iterator[None]:
-        """Inside, nothing is being spoken: what has begun is ended first, later calls wait. Raises RuntimeError if a
-        stream's listener, who may be this thread, takes nothing for PATIENCE seconds."""
-        with self.between_steps():
-            self.held = True
-            try:
-                self._end_what_has_begun()
-                yield
-            finally:
-                self.held = False
-
     def wait_for_end(self, call: Call) -> None:
         """Returns when a call given to start() is done."""
         if self._driving != threading.get_ident():
             with self._changed:
                 self._changed.wait_for(lambda: call.done)
-
-    def wake(self) -> None:
-        """Wakes waiting threads, because a listener has taken a chunk or a call was cancelled."""
-        with self._changed:
-            self._changed.notify_all()
 
     def close(self) -> None:
         """Ends every call and the background thread. A forked process has neither, nor threads for its operations."""
@@ -171,15 +107,6 @@ class Driver:
             call.ready.record(torch.cuda.current_stream(self.device))
         self.inbox.append(call)
         self.wake()
-
-    def _refuse(self) -> None:
-        if self._closed:
-            raise RuntimeError("this model was closed; load it anew")
-        if self._process != os.getpid():
-            raise RuntimeError(
-                "this model was loaded before the process forked: threads and devices do not follow into the child; "
-                "load it there, or start processes with the 'spawn' method"
-            )
 
     def wait_for_inputs(self, call: Call) -> None:
         """Makes the engine's CUDA stream wait until the caller's stream has computed the call's tensors."""
@@ -223,30 +150,6 @@ class Driver:
                 with self._changed:
                     self._changed.wait_for(lambda: done() or self.inbox or self._closed, timeout=LOOK)
 
-    def _end_what_has_begun(self) -> None:
-        until = time.monotonic() + PATIENCE
-        while self.busy():
-            with self._failure_ends_all():
-                worked = self.step()
-            if worked:
-                until = time.monotonic() + PATIENCE
-            elif time.monotonic() > until:
-                raise RuntimeError("a stream's listener takes no chunks: take them, or close the stream, before this")
-            else:
-                with self._changed:
-                    self._changed.wait(LOOK)
-
-    @contextmanager
-    def _failure_ends_all(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            self.end_all(error)
-            raise
-        except BaseException:  # such as Ctrl-C in the middle of a step: for this thread alone, and no step goes on
-            self.end_all(RuntimeError("the thread that computed for all calls was interrupted; call again"))
-            raise
-
     def _serve(self) -> None:
         while True:
             with suppress(BaseException):  # every call already has the error
@@ -255,26 +158,6 @@ class Driver:
                 if not self._started:
                     self._thread = None
                     return
-
-    def _place(self) -> AbstractContextManager:
-        """Selects the engine's own modes and CUDA stream, whatever the caller's are: all its work is in one order."""
-        stack = ExitStack()
-        stack.enter_context(computing(self.device))
-        if self._stream is not None:
-            stack.enter_context(torch.cuda.device(self.device))
-            stack.enter_context(torch.cuda.stream(self._stream))
-        return stack
-
-    @contextmanager
-    def _in_order(self) -> Iterator[None]:
-        """What the caller's CUDA stream has to do comes before what is done inside, and after it."""
-        if self._stream is None:
-            yield
-            return
-        callers = torch.cuda.current_stream(self.device)
-        self._stream.wait_stream(callers)
-        yield
-        callers.wait_stream(self._stream)
 
 
 @atexit.register

@@ -323,10 +323,10 @@ def test_beside_a_stream(folders, monkeypatch):
     taken = [next(stream).clone()]
     mel = model.s3gen.flow_inference(TOKENS, ref_dict=model.conds.gen, finalize=True)
     assert model.s3gen.hift_inference(mel)[0].shape == (1, 480 * mel.shape[2])
-    monkeypatch.setattr("chatterbox_opt.engine.driver.PATIENCE", 0.5)
+    monkeypatch.setattr("chatterbox_opt.engine.place.PATIENCE", 0.5)
     with pytest.raises(RuntimeError, match="listener takes no chunks"):
         model.t3.load_state_dict(load_file(tuned / T3_FILES["tts"]))
-    monkeypatch.setattr("chatterbox_opt.engine.driver.PATIENCE", 60)
+    monkeypatch.setattr("chatterbox_opt.engine.place.PATIENCE", 60)
     loader = threading.Thread(target=lambda: model.t3.load_state_dict(load_file(tuned / T3_FILES["tts"])))
     loader.start()
     taken += [chunk.clone() for chunk in stream]
