@@ -207,5 +207,5 @@ def test_a_model_stays_on_the_device_it_was_made_on(door, monkeypatch):
 
 
 def test_two_long_texts_with_neighbouring_seeds_share_no_noise(model):
-    found = [noise.state() for seed in range(20) for noise in model.pipeline._noises(seed, 20, alone=False)]
+    found = [noise.state() for seed in range(20) for noise in model.pipeline.noises(seed, 20, alone=False)]
     assert len({tuple(state.tolist()) for state in found}) == 400
