@@ -45,7 +45,7 @@ def exact_mini(device: str | torch.device) -> Any:
 
     exact = EngineOptions.exact(resampler="device")
     model = OptimizedChatterboxTTS.from_mini(device, engine=exact, enable_watermark=False)
-    model.pipeline._noises = lambda seed, count, alone: [HostNoise(model.pipeline.device, seed) for _ in range(count)]
+    model.pipeline.noises = lambda seed, count, alone: [HostNoise(model.pipeline.device, seed) for _ in range(count)]
     return model
 
 
