@@ -187,3 +187,11 @@ def test_a_model_that_is_kept_is_found(monkeypatch):
     patient = SimpleNamespace(device=GPU, load=load, speak=lambda *args: None, forget=lambda: None)
     (finding,) = manners.deleted(patient)
     assert finding.verdict == WRONG
+
+
+def test_the_reference_is_spoken_with_numbers_of_the_host(monkeypatch):
+    """On a GPU too, or nothing could be compared."""
+    drawn = []
+    monkeypatch.setattr(references.HostNoise, "normal", lambda self, shape: drawn.append(shape) or torch.zeros(shape))
+    references.exact_mini("cpu").tokens_to_wav(torch.arange(9), seed=1)
+    assert drawn
