@@ -94,13 +94,13 @@ class Speaker(WithParts, Voiced, LoadedModel):
         with computing(place):
             t3 = own_t3(t3, self.config, runs_on, self.options)
             s3gen = own_s3gen(s3gen, self.config, place, self.options)
-            ve = own_voice_encoder(ve, self.config, place, self.options)
+            ve = own_voice_encoder(ve, self.config, place)
         self.voices = VoicePreparer(
             self.config, voice_encoder(ve, self.config, runs_on), s3gen, place, self.options.resampler
         )
         self.pipeline = Pipeline(self.config, t3, s3gen, tokenizer, runs_on, self.options)
         self._t3, self._s3gen = T3Part(self.pipeline), S3GenPart(self.pipeline, self.voices)
-        self._ve = VoiceEncoderPart(ve, self.config, self.voices, runs_on, self.options)
+        self._ve = VoiceEncoderPart(ve, self.config, self.voices, runs_on)
 
     # ---- where a model comes from ----------------------------------------------------------------
 

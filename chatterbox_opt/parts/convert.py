@@ -39,13 +39,13 @@ def own_s3gen(network: Any, config: ModelConfig, device: torch.device, options: 
     return build_s3gen(state, config.with_meanflow(layout.MEANFLOW_KEY in state), device)
 
 
-def own_voice_encoder(network: Any, config: ModelConfig, device: torch.device, options: EngineOptions) -> Any:
-    network = _lent(network, options, device)
+def own_voice_encoder(network: Any, config: ModelConfig, device: torch.device) -> Any:
+    network = _lent(network, None, device)
     state = _foreign(network, VoiceEncoder)
     return network if state is None else build_voice_encoder(state, config, device)
 
 
-def _lent(network: Any, options: EngineOptions, device: torch.device) -> Any:
+def _lent(network: Any, options: EngineOptions | None, device: torch.device) -> Any:
     """Unwraps parts, and what torch's compiler makes of them: they are compiled or captured as options say."""
     network = inspect.unwrap(network) if callable(network) else network  # of a part, a function is made
     network = getattr(network, "_orig_mod", network)  # of a module, another module

@@ -86,8 +86,9 @@ class Part(Unmoved, ABC):
         """Returns a part of the same network without anything that a program has changed in this one."""
 
     @abstractmethod
-    def lent(self, options: EngineOptions, device: torch.device) -> Any:
-        """Returns its network for a model with these options, or a state dict where that one needs another form."""
+    def lent(self, options: EngineOptions | None, device: torch.device) -> Any:
+        """Returns its network for a model with these options, on which a voice encoder's form does not depend, or a
+        state dict where that model needs another form."""
 
     def replaced_by(self, network: Any) -> Self:
         """What `model.t3 = network` does. Returns the part that now stands there; this one keeps its network, so that

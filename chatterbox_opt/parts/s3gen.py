@@ -129,6 +129,7 @@ class S3GenPart(Part):
     ) -> dict[str, Any]:
         """Returns what S3Gen needs of a voice, from (N,) or (1, N) samples, all of which are used."""
         del ref_fade_out  # ignored by chatterbox-tts too
+        self.check_in_use()
         with self.voices.ready(), torch.inference_mode():
             wav = _samples(ref_wav, self.device)
             gen, _ = self.voices.sound_half(resample(wav, ref_sr, S3GEN_RATE), resample(wav, ref_sr, S3_RATE))
@@ -174,7 +175,7 @@ class S3GenPart(Part):
     def again(self) -> Self:
         return type(self)(self.pipeline, self.voices)
 
-    def lent(self, options: EngineOptions, device: torch.device) -> Any:
+    def lent(self, options: EngineOptions | None, device: torch.device) -> Any:
         if self.pipeline.options != options or self.device != device:
             raise ValueError("model.s3gen of another model has its form from that model's options: load both with the "
                              "same ones, or load_state_dict() of its file")

@@ -139,7 +139,7 @@ class T3Part(Part):
     def again(self) -> Self:
         return type(self)(self.pipeline)
 
-    def lent(self, options: EngineOptions, device: torch.device) -> Any:
+    def lent(self, options: EngineOptions | None, device: torch.device) -> Any:
         same = self.pipeline.options == options and self.device == device
         return self.network if same else self.state_dict()
 

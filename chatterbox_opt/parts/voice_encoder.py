@@ -28,11 +28,9 @@ if TYPE_CHECKING:
 class VoiceEncoderPart(Part):
     named = "ve"
 
-    def __init__(
-        self, network: Any, config: ModelConfig, voices: VoicePreparer, runs_on: Any, options: EngineOptions
-    ) -> None:
+    def __init__(self, network: Any, config: ModelConfig, voices: VoicePreparer, runs_on: Any) -> None:
         self._network, self.config, self.voices, self.runs_on = network, config, voices, runs_on
-        self.device, self.options = voices.device, options
+        self.device = voices.device
 
     @property
     def network(self) -> Any:
@@ -52,6 +50,7 @@ class VoiceEncoderPart(Part):
     ) -> np.ndarray:
         """Returns the embeddings (B, 256) of recordings, (N,) each, or one of all of them, (256,), if `as_spk`."""
         del batch_size
+        self.check_in_use()
         if trim_top_db not in (None, 0, TRIM_DB) or rate != RATE:
             raise ValueError(f"trim_top_db={trim_top_db!r}, rate={rate!r}: {TRIM_DB} or None, and {RATE}, are possible")
         with self.voices.ready(), torch.inference_mode():
@@ -81,6 +80,7 @@ class VoiceEncoderPart(Part):
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
         """As Part's. With strict=False weights that are missing stay as they are."""
+        self.check_in_use()
         wanted = layout.voice_encoder(self.config.voice_encoder)
         optional = unread_of_voice_encoder().__contains__
         state, found = sorted_out(state_dict, wanted, optional, strict, self.named)
@@ -89,14 +89,14 @@ class VoiceEncoderPart(Part):
         return found
 
     def again(self) -> Self:
-        return type(self)(self._network, self.config, self.voices, self.runs_on, self.options)
+        return type(self)(self._network, self.config, self.voices, self.runs_on)
 
-    def lent(self, options: EngineOptions, device: torch.device) -> Any:
+    def lent(self, options: EngineOptions | None, device: torch.device) -> Any:
         return self._network if self.device == device else self.state_dict()
 
     def take(self, network: Any) -> None:
         with computing(self.device):
-            network = own_voice_encoder(network, self.config, self.device, self.options)
+            network = own_voice_encoder(network, self.config, self.device)
             if network is None or network is self._network:
                 return
             self._network = network
