@@ -255,9 +255,7 @@ def environment(device: str) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
     if record["kind"] == "cpu":
-        from chatterbox_opt.engine.resolve import cpu_has_bf16
-
-        record["capability"] = torch.backends.cpu.get_cpu_capability() + ("-BF16" if cpu_has_bf16() else "")
+        record["capability"] = cpu_capability()
     return record
 
 
@@ -271,12 +269,23 @@ def device_name(device: str) -> str:
     return cpu_name()
 
 
+def cpu_capability() -> str:
+    """Returns the units that torch uses: AVX2, AVX512, AVX512-BF16 or AVX512-AMX."""
+    import torch
+
+    from chatterbox_opt.engine import resolve
+
+    units = "-AMX" if resolve.cpu_has_amx() else "-BF16" if resolve.cpu_has_bf16() else ""
+    return torch.backends.cpu.get_cpu_capability() + units
+
+
 def cpu_name() -> str:
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.M)
     except OSError:
         found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
+    name = found[1].strip() if found else platform.processor() or platform.machine()
+    return re.sub(r"\((R|TM)\)", "", name).removesuffix(" Processor")
 
 
 def _memory_bytes() -> int:

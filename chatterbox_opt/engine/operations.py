@@ -18,6 +18,7 @@ from ..options import EngineOptions
 from .kernels import add_norm, cpu, flash, snake, trial
 from .kernels.language import available
 from .kernels.toom import ToomConvs
+from .resolve import cpu_has_amx
 
 
 def t3_operations(t3: T3, options: EngineOptions) -> T3Operations:
@@ -38,7 +39,7 @@ def flow_operations(flow: Flow, options: EngineOptions) -> FlowOperations:
     weight, changes = attention.qkv.weight, dict[str, Callable]()
     if weight.is_cpu:
         changes |= {"attend_biased": cpu.attend_biased, "mish": cpu.mish}
-        if weight.dtype == torch.bfloat16:
+        if weight.dtype == torch.bfloat16 and not cpu_has_amx():  # with AMX, torch's own takes 0.65 of its time
             changes["attend_all"] = cpu.attend_all
         return dataclasses.replace(FLOW_REFERENCE, **changes)
     if options.wants("flow_attention") and flash.trusted(attention.heads, weight):

@@ -115,10 +115,17 @@ def half_dtype(device: torch.device) -> str:
 def cpu_has_bf16() -> bool:
     """Whether torch uses AVX512-BF16 or AMX. Without them, or if ATEN_CPU_CAPABILITY disables them, bf16 is converted
     to float32 and back, at a third of the speed."""
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        return False
-    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in probes)
+    return _cpu_has("_is_avx512_bf16_supported") or cpu_has_amx()
+
+
+def cpu_has_amx() -> bool:
+    """Whether torch multiplies tiles of bf16 (Intel's Xeon from Sapphire Rapids on)."""
+    return _cpu_has("_is_amx_tile_supported")
+
+
+def _cpu_has(probe: str) -> bool:
+    allowed = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return allowed and getattr(torch.cpu, probe, lambda: False)()
 
 
 def stored_dtype(options: EngineOptions, device: torch.device) -> torch.dtype:

@@ -8,6 +8,8 @@ from t3_pairs import random_t3
 from torch.nn.functional import scaled_dot_product_attention as attention
 
 from chatterbox_opt.config import tiny
+from chatterbox_opt.engine import operations
+from chatterbox_opt.engine.half import in_half
 from chatterbox_opt.engine.kernels import cpu
 from chatterbox_opt.engine.operations import flow_operations, t3_operations, vocoder_operations
 from chatterbox_opt.models import conformer, estimator, layers
@@ -102,6 +104,21 @@ def test_attention_of_the_flow_with_and_without_a_mask():
     mask[1, ..., 20:] = -torch.inf
     for given in (None, mask):
         close(cpu.attend_all(qkv, given, 2), estimator.attend_all(qkv, given, 2), 2e-2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "amx", "chosen"),
+    [
+        (torch.bfloat16, False, cpu.attend_all),
+        (torch.bfloat16, True, estimator.attend_all),
+        (torch.float32, False, estimator.attend_all),
+    ],
+)
+def test_attention_suits_the_units_of_the_processor(dtype, amx, chosen, monkeypatch):
+    monkeypatch.setattr(operations, "cpu_has_amx", lambda: amx)
+    flow = random_flow()
+    in_half(flow, dtype)
+    assert flow_operations(flow, EXACT).attend_all is chosen
 
 
 @torch.inference_mode()

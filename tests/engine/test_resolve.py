@@ -28,9 +28,19 @@ def test_a_processors_precision(monkeypatch, computes_bf16, packs, wanted):
 
 @pytest.mark.parametrize(("capability", "computes"), [("AVX512", True), ("AVX2", False), ("DEFAULT", False)])
 def test_bf16_units_that_torch_is_kept_from_do_not_count(monkeypatch, capability, computes):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, probe, lambda: True, raising=False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert module.cpu_has_bf16() == computes
+    assert module.cpu_has_bf16() == module.cpu_has_amx() == computes
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_amx_computes_in_bf16_and_bf16_units_are_not_amx(monkeypatch, amx):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: not amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert module.cpu_has_bf16()
+    assert module.cpu_has_amx() == amx
 
 
 @pytest.mark.parametrize(
