@@ -19,7 +19,7 @@ LAYERS = {
     "presets": {"config", "options"},
     "text": {"config"},
     "models": {"config"},
-    "weights": {"config", "models"},
+    "weights": {"config", "models", "computing"},
     "engine": {"config", "options", "models", "device_lock", "computing", "openmp", "__version__"},
     "audio": {"config", "models", "computing"},
     "voice": {"config", "models", "audio", "device_lock", "computing"},
@@ -51,7 +51,8 @@ LAYERS["parts"] = {
     "whole_speech",
 }
 LAYERS["packing"] = {
-    "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "keywords", "__version__",
+    "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "keywords", "computing",
+    "__version__",
 }
 LAYERS["loading"] = {"audio", "checks", "packing", "pipeline", "presets", "switches", "weights"}
 LAYERS["base"] = LAYERS["pipeline"] | {

@@ -1,6 +1,7 @@
 """Threads that compute: on how many cores, and that none keeps OpenMP workers, which would slow down the next."""
 
 import threading
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +18,10 @@ from chatterbox_opt.computing import computing
 from chatterbox_opt.engine.workers import Workers
 from chatterbox_opt.listening import Listener
 from chatterbox_opt.openmp import can_choose_cores, on_cores, product_cores, use_cores
+from chatterbox_opt.packing import pack
 from chatterbox_opt.scores import Take, VoiceLikeness
 from chatterbox_opt.voice import Conditionals, T3Cond
+from chatterbox_opt.weights.random_init import write_checkpoint
 
 pytestmark = pytest.mark.skipif(not can_choose_cores(), reason="no GNU OpenMP in this torch")
 
@@ -118,6 +121,15 @@ def test_sound_that_is_read_heard_and_sent(recording, tmp_path):
         lambda: voice.save(tmp_path / "voice.pt"),
         lambda: listener().hear(wave, 24_000),
         lambda: aligner()(wave[0].numpy(), 24_000, "Hello there."),
+    )
+    assert [left_by(work) for work in works] == [0] * len(works)
+
+
+def test_checkpoints_that_are_written(tmp_path):
+    checkpoint, seeds = write_checkpoint(tmp_path / "random"), count()
+    works = (
+        lambda: write_checkpoint(tmp_path / f"random {next(seeds)}"),
+        lambda: pack(checkpoint, tmp_path / "packed", quantize="int8"),
     )
     assert [left_by(work) for work in works] == [0] * len(works)
 

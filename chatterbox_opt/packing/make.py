@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..checks import usable_device
+from ..computing import computing
 from ..config import MODELS
 from ..engine.digits import Digits, half_digits, int4_digits, int8_digits, int8_gpu_digits, without_deprecation_warning
 from ..engine.half import in_half
@@ -36,6 +37,7 @@ SAMPLES, SAMPLE = 64, 4096  # places of a file that are hashed, bytes each
 UNFINISHED = ".part"
 
 
+@computing(torch.device("cpu"))
 def pack(
     folder: str | Path,
     out: str | Path,

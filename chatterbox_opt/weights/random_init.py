@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..computing import computing
 from ..config import (
     MEL_BINS,
     MODELS,
@@ -42,6 +43,7 @@ Init = Callable[[tuple[int, ...], torch.Generator], Tensor]
 Table = list[tuple[str, Init]]  # the first pattern that matches a whole key says how it is drawn
 
 
+@computing(torch.device("cpu"))
 def write_checkpoint(
     folder: str | Path, family: str = "tts", size: str = "tiny", seed: int = 0, decoder: str | None = None
 ) -> Path:
