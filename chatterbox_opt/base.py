@@ -20,7 +20,6 @@ from .checks import (
     check_steps,
     check_watchers,
     one_per_text,
-    usable_device,
 )
 from .computing import computing
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
@@ -39,10 +38,10 @@ from .pipeline import Job, NoSpeech, Pipeline, Speech
 from .progress import ProgressBar, progress_bar
 from .speech import Align
 from .streaming import SpeechStream
-from .switches import random_decoder, resolve_switches, switch_options
+from .switches import random_decoder, ready, resolve_switches, switch_options
 from .text.reading import Reading
 from .text.tokenizer import load_tokenizer
-from .voice import Conditionals, VoicePreparer
+from .voice import AnyVoice, Conditionals, VoicePreparer
 from .voiced import Voiced
 from .weights.random_init import random_folder
 from .whole_speech import WholeSpeech
@@ -54,6 +53,11 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_CHARS", "Speaker"]
 
+ELSEWHERE = {  # arguments that some methods do not take, and who does
+    **dict.fromkeys(("takes", "score", "retries"), "for whole speech: generate(), generate_batch(), speak() take it"),
+    "norm_loudness": "of a recording: prepare_voice() takes it and makes a voice",
+    "first_chunk": "of a stream: generate_stream() and submit() take it",
+}
 PLURALS = {"seed": "seeds", "voice": "voices", "audio_prompt_path": "voices", "language_id": "language_ids"}
 
 
@@ -115,7 +119,7 @@ class Speaker(WithParts, Voiced, LoadedModel):
         cache_packed: bool | str | Path = False,
         **options: Any,
     ) -> Self:
-        device = usable_device(device)
+        device = ready(device, family, options)
         with computing(indexed(device)):
             parts, keywords = load_parts(folder, device, family, options, t3_file, decoder, cache_packed)
             conds = Conditionals.load(parts.conds_file, map_location="cpu") if parts.conds_file else None
@@ -147,6 +151,8 @@ class Speaker(WithParts, Voiced, LoadedModel):
     ) -> list[Speech]:
         """Returns a Speech per job: the wave, its tokens, and why each piece ended. `align(samples, rate, text)` is
         called for the times of each piece's words; the other keywords are the fields of GenerateOptions."""
+        if not isinstance(jobs, Sequence) or not all(isinstance(job, Job) for job in jobs):
+            raise TypeError("speak() takes a list of jobs, as jobs(texts) makes them; generate_batch() takes texts")
         speeches = self._speak(jobs, GenerateOptions(**how))
         return speeches if align is None else [speech.align(align) for speech in speeches]
 
@@ -219,6 +225,8 @@ class Speaker(WithParts, Voiced, LoadedModel):
             raise ValueError(f"language_id={language!r}: this model speaks English; the multilingual one takes others")
         unknown = sorted(set(sampling) - set(SamplingOptions.__dataclass_fields__))
         if unknown:
+            if unknown[0] in ELSEWHERE:
+                raise TypeError(f"{unknown[0]} is {ELSEWHERE[unknown[0]]}")
             allowed = ", ".join(SamplingOptions.__dataclass_fields__)
             raise TypeError(f"unknown argument {', '.join(unknown)}; sampling takes {allowed}")
         options = dataclasses.replace(self.defaults, **{k: v for k, v in sampling.items() if v is not None})
@@ -252,7 +260,7 @@ class Speaker(WithParts, Voiced, LoadedModel):
         *,
         language_id: str | None = None,
         audio_prompt_path: str | Path | None = None,
-        voice: Conditionals | None = None,
+        voice: AnyVoice | None = None,
         exaggeration: float | None = None,
         seed: int | None = None,
         first_chunk: float = 1.0,
@@ -279,7 +287,7 @@ class Speaker(WithParts, Voiced, LoadedModel):
         first_chunk: float | None = None,
         language_id: str | None = None,
         audio_prompt_path: str | Path | None = None,
-        voice: Conditionals | None = None,
+        voice: AnyVoice | None = None,
         exaggeration: float | None = None,
         seed: int | None = None,
         n_cfm_timesteps: int | None = None,
@@ -311,7 +319,7 @@ class Speaker(WithParts, Voiced, LoadedModel):
         text: str,
         *,
         language_id: str | None = None,
-        voice: Conditionals | None = None,
+        voice: AnyVoice | None = None,
         exaggeration: float | None = None,
         seed: int | None = None,
         verbose: bool = False,
@@ -328,7 +336,7 @@ class Speaker(WithParts, Voiced, LoadedModel):
     def tokens_to_wav(
         self,
         tokens: Tensor,
-        voice: Conditionals | None = None,
+        voice: AnyVoice | None = None,
         seed: int | None = None,
         *,
         n_cfm_timesteps: int | None = None,

@@ -16,10 +16,10 @@ from .checks import NEUTRAL
 from .parts.names import S3_SR, S3GEN_SR, drop_invalid_tokens
 from .pipeline import Job
 from .scores import Take
-from .switches import fetch_decoder
+from .switches import fetch_decoder, ready
 from .text.languages import SUPPORTED_LANGUAGES
 from .text.normalize import punc_norm as any_punc_norm
-from .voice import Conditionals, T3Cond
+from .voice import AnyVoice, Conditionals, T3Cond
 from .weights import hub
 from .weights.files import REPOS, multilingual_t3
 
@@ -54,7 +54,7 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
         **options: Unpack[LoadKeywords],
     ) -> Self:
         """`t3_model` is "v2" (the default), "v3" or a file name; `repo_id` also takes a single-language pack."""
-        keywords = fetch_decoder("mtl", options)
+        device, keywords = ready(device, "mtl", options), fetch_decoder("mtl", options)
         folder = hub.download("mtl", t3_model=t3_model, repo_id=repo_id, revision=revision)
         return cls.from_local(folder, device, t3_model, **keywords)
 
@@ -77,7 +77,7 @@ class OptimizedChatterboxMultilingualTTS(Speaker):
         min_p: float = 0.05,
         top_p: float = 1.0,
         *,
-        voice: Conditionals | None = None,
+        voice: AnyVoice | None = None,
         seed: int | None = None,
         max_new_tokens: int | None = None,
         n_cfm_timesteps: int | None = None,

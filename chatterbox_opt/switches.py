@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from .config import ModelConfig
+from .checks import usable_device
+from .config import MODELS, ModelConfig
 from .engine.first_trial import usable_options
 from .engine.resolve import indexed, is_mlx, resolve
 from .options import EngineOptions
-from .presets import bundle, differing, find, wants_meanflow, warn_of_overrides
+from .presets import bundle, differing, wants_meanflow, warn_of_overrides
 from .weights import hub
 from .weights.files import FILES, MEANFLOW, decoder_file
 
 logger = logging.getLogger(__name__)
 
 SWITCHES = ("engine", "enable_compilation", "use_mixed_precision", "attention", "quantize", "preset")
+OF_CONVERTERS = ("enable_watermark", "config", "decoder")  # what the loaders of voice conversion take besides
+OF_SPEAKERS = (*OF_CONVERTERS, "cache_packed")
+INSIDE = ("model_label",)  # what loaders tell the constructor
+
+
+def ready(device: Any, family: str, options: Mapping[str, Any], known: Sequence[str] = OF_SPEAKERS) -> Any:
+    """Returns the device to use. Raises what loading with these options would raise, ahead of a download and of reading
+    files of gigabytes."""
+    device = usable_device(device)
+    if unknown := [name for name in options if name not in (*SWITCHES, *known, *INSIDE)]:
+        name = unknown[0]
+        raise TypeError(
+            f"{name}= is a field of EngineOptions: engine=EngineOptions({name}=...)"
+            if name in EngineOptions.__dataclass_fields__
+            else f"unknown argument {name}; loading takes {', '.join((*SWITCHES, *known))}"
+        )
+    asked = {name: options[name] for name in SWITCHES if name in options}
+    resolve(switch_options(device, options.get("config") or MODELS[family], **asked), device)
+    return device
 
 
 def switch_options(
@@ -64,8 +84,6 @@ def fetch_decoder(family: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `options` with the path of the two-step decoder, if they ask for it and the family's own repository has
     none. A preset does without it if the hub is unreachable."""
     decoder, preset = options.get("decoder"), options.get("preset")
-    if preset is not None:
-        find(preset)  # raises for an unknown name before a download
     if decoder_file(decoder, FILES[family]["s3gen"]) != MEANFLOW and not (decoder is None and wants_meanflow(preset)):
         return dict(options)
     if FILES[family]["s3gen"] == MEANFLOW:

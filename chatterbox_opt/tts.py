@@ -14,9 +14,9 @@ from .calls import GenerateOptions
 from .checks import NEUTRAL
 from .parts.names import S3_SR, S3GEN_SR, drop_invalid_tokens
 from .scores import Take
-from .switches import fetch_decoder
+from .switches import fetch_decoder, ready
 from .text.normalize import punc_norm
-from .voice import Conditionals, T3Cond
+from .voice import AnyVoice, Conditionals, T3Cond
 from .weights import hub
 from .weights.files import MINI, REPOS
 
@@ -41,7 +41,7 @@ class OptimizedChatterboxTTS(Speaker):
         **options: Unpack[LoadKeywords],
     ) -> Self:
         """`decoder="meanflow"` fetches Turbo's decoder of two steps beside the model."""
-        keywords = fetch_decoder("tts", options)
+        device, keywords = ready(device, "tts", options), fetch_decoder("tts", options)
         return cls._load(hub.download("tts", repo_id=repo_id, revision=revision), device, "tts", **keywords)
 
     @classmethod
@@ -73,7 +73,7 @@ class OptimizedChatterboxTTS(Speaker):
         cfg_weight: float = 0.5,
         temperature: float = 0.8,
         *,
-        voice: Conditionals | None = None,
+        voice: AnyVoice | None = None,
         seed: int | None = None,
         max_new_tokens: int | None = None,
         n_cfm_timesteps: int | None = None,

@@ -21,9 +21,9 @@ from .parts.names import S3_SR, S3GEN_SIL, S3GEN_SR
 from .pipeline import Job
 from .scores import Take
 from .streaming import SpeechStream
-from .switches import fetch_decoder
+from .switches import fetch_decoder, ready
 from .text.normalize import punc_norm as any_punc_norm
-from .voice import Conditionals, T3Cond
+from .voice import AnyVoice, Conditionals, T3Cond
 from .weights import hub
 from .weights.files import REPOS
 
@@ -65,7 +65,7 @@ class OptimizedChatterboxTurboTTS(Speaker):
         **options: Unpack[LoadKeywords],
     ) -> Self:
         family = "nano" if nano else "turbo"
-        keywords = fetch_decoder(family, options)
+        device, keywords = ready(device, family, options), fetch_decoder(family, options)
         folder = hub.download(family, repo_id=repo_id, revision=revision)
         return cls.from_local(folder, device, nano, **keywords)
 
@@ -110,7 +110,7 @@ class OptimizedChatterboxTurboTTS(Speaker):
         top_k: int = 1000,
         norm_loudness: bool = True,
         *,
-        voice: Conditionals | None = None,
+        voice: AnyVoice | None = None,
         seed: int | None = None,
         max_new_tokens: int | None = None,
         n_cfm_timesteps: int | None = None,
@@ -143,14 +143,14 @@ class OptimizedChatterboxTurboTTS(Speaker):
         return self._one(job, options)
 
     def generate_stream(
-        self, text: str, *, audio_prompt_path: str | Path | None = None, voice: Conditionals | None = None,
+        self, text: str, *, audio_prompt_path: str | Path | None = None, voice: AnyVoice | None = None,
         norm_loudness: bool = True, **how: Unpack[StreamKeywords],
     ) -> SpeechStream:
         voice = self._voice_or_recording(voice, audio_prompt_path, 0.0, norm_loudness=norm_loudness)
         return super().generate_stream(text, voice=voice, **how)
 
     def submit(
-        self, text: str, *, audio_prompt_path: str | Path | None = None, voice: Conditionals | None = None,
+        self, text: str, *, audio_prompt_path: str | Path | None = None, voice: AnyVoice | None = None,
         norm_loudness: bool = True, **how: Unpack[SubmitKeywords],
     ) -> SpeechStream:
         voice = self._voice_or_recording(voice, audio_prompt_path, 0.0, norm_loudness=norm_loudness)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .audio.io import read, resample
 from .audio.watermark import Watermarker
-from .checks import check_seed, check_steps, check_watchers, is_recording, usable_device
+from .checks import check_seed, check_steps, check_watchers, is_recording
 from .computing import computing
 from .config import MODELS, S3_RATE, S3GEN_RATE, TOKEN_RATE, ModelConfig
 from .device_lock import device_lock
@@ -25,7 +25,7 @@ from .parts.model import WithDecoder
 from .parts.s3gen import S3GenPart
 from .pipeline import Pipeline, given
 from .speech import Piece, Speech
-from .switches import fetch_decoder, random_decoder, resolve_switches, switch_options
+from .switches import OF_CONVERTERS, fetch_decoder, random_decoder, ready, resolve_switches, switch_options
 from .voice import Conditionals, VoicePreparer
 from .voiced import MissingVoice
 from .weights import hub
@@ -82,7 +82,7 @@ class OptimizedChatterboxVC(WithDecoder, LoadedModel):
         cls, device: str | torch.device, *, repo_id: str | None = None, revision: str | None = None,
         **options: Unpack[ConverterKeywords],
     ) -> Self:
-        keywords = fetch_decoder("vc", options)
+        device, keywords = ready(device, "tts", options, OF_CONVERTERS), fetch_decoder("vc", options)
         return cls.from_local(hub.download("vc", repo_id=repo_id, revision=revision), device, **keywords)
 
     @classmethod
@@ -90,7 +90,7 @@ class OptimizedChatterboxVC(WithDecoder, LoadedModel):
         cls, ckpt_dir: str | Path, device: str | torch.device, *, decoder: str | Path | None = None,
         **options: Unpack[ModelKeywords],
     ) -> Self:
-        device = usable_device(device)
+        device = ready(device, "tts", options, OF_CONVERTERS)
         with computing(indexed(device)):
             parts, keywords = load_parts(ckpt_dir, device, "vc", options, decoder=decoder)
             ref_dict = Conditionals.load(parts.conds_file).gen if parts.conds_file else None

@@ -140,6 +140,9 @@ class Conditionals:
         return self
 
 
+AnyVoice = Conditionals | str | Path  # what calls take: a voice, or the path of a recording or of a saved voice
+
+
 def _shaped(source: Any, name: str, value: Tensor, shape: tuple[int | None, ...]) -> None:
     if len(value.shape) != len(shape) or any(b not in (None, a) for a, b in zip(value.shape, shape)):
         raise ValueError(f"{source}: {name} has shape {tuple(value.shape)}; {shape} is needed; {AGAIN}")

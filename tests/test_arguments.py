@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +16,11 @@ from chatterbox_opt import (
     OptimizedChatterboxTurboTTS,
     OptimizedChatterboxVC,
 )
+from chatterbox_opt.weights import hub
 
+DOORS = [
+    OptimizedChatterboxTTS, OptimizedChatterboxMultilingualTTS, OptimizedChatterboxTurboTTS, OptimizedChatterboxVC,
+]
 SHORT = dict(max_new_tokens=6)
 RATE = 24_000
 
@@ -223,3 +228,34 @@ def test_every_piece_has_its_tokens(model, monkeypatch):
     (speech,) = model.speak(model.jobs([text], seeds=0, **SHORT), max_chars=30)
     assert len(speech.tokens) == len(speech.stops) == 3
     assert [bool(len(t)) for t in speech.tokens] == [True, False, True]
+
+
+# ---- loading -------------------------------------------------------------------------------------
+
+WRONG = [
+    (dict(slots=64), TypeError, r"engine=EngineOptions\(slots=\.\.\.\)"),
+    (dict(quantise="int8"), TypeError, "unknown argument quantise; loading takes"),
+    (dict(quantize="int3"), ValueError, "quantize='int3'"),
+    (dict(engine={}), ValueError, "an EngineOptions is needed"),
+    (dict(preset="quick"), ValueError, "preset='quick'"),
+    (dict(attention="flash"), ValueError, "needs half precision"),
+    (dict(device="cuda:99"), ValueError, "sees 0 CUDA devices"),
+]
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(("options", "error", "message"), WRONG, ids=lambda case: str(case)[:30])
+def test_what_loading_cannot_do_is_said_before_gigabytes_are_fetched_or_read(
+    door, options, error, message, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(hub, "download", lambda *_, **__: pytest.fail("a download was begun"))
+    options = {"device": "cpu", **options}
+    for load in (door.from_pretrained, partial(door.from_local, tmp_path / "no such folder")):
+        with pytest.raises(error, match=message):
+            load(**options)
+
+
+def test_voice_conversion_has_no_speech_weights_to_pack():
+    with pytest.raises(TypeError, match="unknown argument cache_packed"):
+        OptimizedChatterboxVC.from_pretrained("cpu", cache_packed=True)

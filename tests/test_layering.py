@@ -26,7 +26,7 @@ LAYERS = {
     "checks": {"config"},
     "files": set(),
     "progress": set(),
-    "switches": {"config", "options", "presets", "engine", "weights"},
+    "switches": {"checks", "config", "options", "presets", "engine", "weights"},
     "captions": set(),
     "whisper": set(),
     "listening": {"config", "audio", "whisper", "computing"},

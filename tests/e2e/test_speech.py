@@ -66,6 +66,16 @@ def test_generate_batch_is_a_list_of_waves(model):
         model.generate_batch(["One."], speed=2)
 
 
+def test_an_argument_of_another_method_is_told_from_an_unknown_one(model):
+    with pytest.raises(TypeError, match=r"takes is for whole speech: generate\(\)"):
+        model.generate_stream("One.", takes=2)
+    with pytest.raises(TypeError, match=r"norm_loudness .* prepare_voice\(\)"):
+        model.generate_batch(["One."], norm_loudness=False)
+    for texts in (["One."], "One.", model.jobs(["One."])[0]):
+        with pytest.raises(TypeError, match=r"jobs\(texts\) makes them"):
+            model.speak(texts)
+
+
 def test_long_text_is_spoken_in_pieces(model):
     text = " ".join(f"This is sentence number {i} of a text that goes on." for i in range(12))
     (speech,) = model.speak(model.jobs([text], seeds=1, max_new_tokens=6))
