@@ -190,6 +190,9 @@ class Pipeline:
         self, job: Job, cancel: Any = None, progress: Callable[[int, int], None] | None = None
     ) -> Tensor:
         """Returns (n,) speech tokens of the job, spoken as one utterance."""
+        if job.segments or job.breath or job.loudness is not None:
+            raise ValueError("markup, breath and loudness are of sound: speak() takes them, and has the tokens of each "
+                             "piece in .tokens")
         (utterance,) = self.utterances(job, GenerateOptions(max_chars=None))
         utterance.voice = None
         self._seed([job], [[utterance]])

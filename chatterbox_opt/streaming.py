@@ -95,6 +95,7 @@ class SpeechStream:
         if not (self._begun or self._ended):
             self._engine.check_may_wait()
             self.begin()
+        self._engine.check_process()
         with self._queue.ready:
             while (chunk := self.take()) is None:
                 self._engine.check_may_wait()
@@ -125,7 +126,8 @@ class SpeechStream:
 
     def notify(self, callback: Callable[[], None]) -> None:
         """Sets a function that the engine calls after each chunk and at the end. It is called now if there is something
-        to take already. It must return quickly."""
+        to take already. It must return quickly. If it refers to this stream, dropping that is not enough: close() it.
+        """
         self._queue.notify = callback
         if self._queue.chunks or self.done:
             callback()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import sys
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,7 @@ from chatterbox_opt import (
     OptimizedChatterboxVC,
 )
 from chatterbox_opt.weights import hub
+from chatterbox_opt.weights.random_init import write_checkpoint
 
 DOORS = [
     OptimizedChatterboxTTS, OptimizedChatterboxMultilingualTTS, OptimizedChatterboxTurboTTS, OptimizedChatterboxVC,
@@ -228,6 +230,31 @@ def test_every_piece_has_its_tokens(model, monkeypatch):
     (speech,) = model.speak(model.jobs([text], seeds=0, **SHORT), max_chars=30)
     assert len(speech.tokens) == len(speech.stops) == 3
     assert [bool(len(t)) for t in speech.tokens] == [True, False, True]
+
+
+def test_the_default_dtype_of_the_process_changes_nothing(recording, tmp_path):
+    """Other libraries set it for a while; tables that are made meanwhile are kept."""
+    folder = write_checkpoint(tmp_path / "weights")
+
+    def results():
+        for module in [module for name, module in sys.modules.items() if name.startswith("chatterbox_opt.")]:
+            for kept in vars(module).values():
+                if hasattr(kept, "cache_clear"):
+                    kept.cache_clear()
+        fresh = OptimizedChatterboxTTS.from_local(folder, "cpu")
+        voice = fresh.prepare_voice(recording)
+        chunks = list(fresh.generate_stream("Hello.", voice=voice, seed=3, **SHORT))
+        return [voice.t3.speaker_emb, voice.gen["prompt_feat"], fresh.generate("Hello.", voice=voice, seed=3, **SHORT),
+                torch.cat(chunks, 1)]
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = results()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for got, wanted in zip(found, results()):
+        assert got.dtype == wanted.dtype == torch.float32
+        assert torch.equal(got, wanted)
 
 
 # ---- loading -------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def join(parts: Sequence[Tensor], before: Sequence[float | None] | None = None, 
     """Returns the pieces of one text as one wave, faded at the seams. `before` are the seconds of silence before each,
     None for the usual pause between pieces; `after` are those after the last."""
     if not parts:
-        return torch.zeros(0)
+        return torch.zeros(0, dtype=torch.float32)
     found = places([len(part) for part in parts], before)
     out = parts[0].new_zeros(found[-1][1] + samples(after))
     for i, (part, (first, end)) in enumerate(zip(parts, found)):
@@ -119,7 +119,8 @@ class ChunkMarker:
         (marked,) = self.mark([heard])
         fresh = marked[len(heard) - len(wave) - held :].clone()
         if held:
-            fresh[:held] = torch.lerp(tail, fresh[:held], torch.linspace(0, 1, held, device=fresh.device))
+            rising = torch.linspace(0, 1, held, device=fresh.device, dtype=fresh.dtype)
+            fresh[:held] = torch.lerp(tail, fresh[:held], rising)
         self._before, self._tail = heard[-CONTEXT:], fresh[-OVERLAP:]
         return fresh[: len(fresh) - len(self._tail)]
 

@@ -108,7 +108,7 @@ def analyse(wav: Tensor, facts: Facts) -> Analysis:
     n_fft, hop = facts.n_fft, facts.hop_size
     padded = _mirrored(wav, n_fft // 2)
     frames = len(wav) // hop + 1
-    window = torch.hann_window(n_fft, device=wav.device)
+    window = torch.hann_window(n_fft, device=wav.device, dtype=wav.dtype)
     decibels, units, levels = [], [], []
     for start in range(0, frames, BLOCK):
         count = min(BLOCK, frames - start)
@@ -128,9 +128,9 @@ def analyse(wav: Tensor, facts: Facts) -> Analysis:
 def synthesise(added: Tensor, length: int, facts: Facts) -> Tensor:
     """(bins, T) complex -> (length,): the exact inverse of the transform in `analyse`."""
     n_fft, hop = facts.n_fft, facts.hop_size
-    window = torch.hann_window(n_fft, device=added.device)
+    window = torch.hann_window(n_fft, device=added.device, dtype=torch.float32)
     frames = added.shape[1]
-    wave = torch.zeros((frames + n_fft // hop + 1) * hop, device=added.device)
+    wave = torch.zeros((frames + n_fft // hop + 1) * hop, device=added.device, dtype=torch.float32)
     weight = torch.zeros_like(wave)
     for start in range(0, frames, BLOCK):
         parts = torch.fft.irfft(added[:, start : start + BLOCK].t(), n=n_fft) * window

@@ -43,7 +43,7 @@ def distance(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 
 def ripples(*shape: int, device: torch.device) -> Tensor:
     """Returns numbers between -1 and 1 for a trial without using a generator, whose state requests depend on."""
-    return torch.arange(math.prod(shape), device=device).mul(12.9898).sin().view(shape)
+    return torch.arange(math.prod(shape), device=device, dtype=torch.float32).mul(12.9898).sin().view(shape)
 
 
 def tensors(*tree: Any) -> list[Tensor]:

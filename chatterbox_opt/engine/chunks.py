@@ -49,7 +49,7 @@ class MelState:
         self.voice, self.noise, self.steps = voice, noise, steps
         self.count = 0  # tokens whose mel is finished
         self.said = torch.zeros(0, dtype=torch.long, device=noise.device)  # the latest of them
-        self.mel = torch.zeros(MEL_BINS, 0, device=noise.device)  # their frames
+        self.mel = torch.zeros(MEL_BINS, 0, device=noise.device, dtype=torch.float32)  # their frames
         self._new, self._last = self.said, False
 
     def job(self, tokens: Tensor, last: bool = False) -> MelJob | None:
@@ -81,8 +81,8 @@ class WaveState:
         self.hold = runner.hold  # frames at the end that wait for those that follow
         self.harmonics = runner.hift.cfg.harmonics + 1
         self.phases: Tensor | None = None
-        self.normal = torch.zeros(1, self.harmonics, 0, device=runner.device)
-        self.mel = torch.zeros(MEL_BINS, 0, device=runner.device)
+        self.normal = torch.zeros(1, self.harmonics, 0, device=runner.device, dtype=torch.float32)
+        self.mel = torch.zeros(MEL_BINS, 0, device=runner.device, dtype=torch.float32)
         self.returned = 0  # frames whose samples were returned
         self._skip = self._end = 0  # window frames before the new ones; window frame at which these end
 

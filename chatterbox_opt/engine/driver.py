@@ -26,6 +26,7 @@ from .request import Call
 
 logger = logging.getLogger(__name__)
 
+LAST_STEP = 30.0  # s that close() waits for a step that has begun
 NOBODY_WAITS = threading.Event()  # the `cancel` of a call whose caller has been interrupted
 NOBODY_WAITS.set()
 
@@ -57,8 +58,11 @@ class Driver(Place):
         except BaseException:  # such as Ctrl-C while another thread drives
             call.cancel = NOBODY_WAITS
             raise
-        if call.error is not None:
-            raise call.error
+        try:
+            if call.error is not None:
+                raise call.error
+        finally:  # the error refers to this frame, and the frame to the call: a cycle would keep its tensors alive
+            call.error = None
 
     def start(self, call: Call) -> None:
         """Submits the call and returns at once; `call.ended` is called at its end."""
@@ -71,21 +75,22 @@ class Driver(Place):
                 self._thread.start()
 
     def wait_for_end(self, call: Call) -> None:
-        """Returns when a call given to start() is done."""
-        if self._driving != threading.get_ident():
+        """Returns when a call given to start() is done. In a forked process it will not be."""
+        if self._driving != threading.get_ident() and self._process == os.getpid():
             with self._changed:
                 self._changed.wait_for(lambda: call.done)
 
     def close(self) -> None:
-        """Ends every call and the background thread. A forked process has neither, nor threads for its operations."""
+        """Ends every call and the background thread. A forked process has neither, nor threads for its operations. From
+        inside a step (a callback, a signal's handler) they end after it."""
         self._closed = True
-        if self._process != os.getpid():
+        if self._process != os.getpid() or self._driving == threading.get_ident():
             return
         self.wake()
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is not None:
             thread.join()
-        if self._turn.acquire(blocking=False):
+        if self._turn.acquire(timeout=LAST_STEP):  # of a caller that drives, which then ends all calls
             try:
                 self.end_all(RuntimeError("the model was closed"))
             finally:
@@ -117,7 +122,9 @@ class Driver(Place):
         """Called by the engine once per call."""
         try:
             call.ended()
-        except Exception:  # of the caller's notify(), such as a closed event loop's; no other call may suffer from it
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # of the caller's notify(), such as a closed event loop's; no other call may suffer
             logger.warning("the end of a speech could not be told", exc_info=True)
         with self._changed:
             self._started.discard(call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +21,7 @@ from .driver import Driver
 from .mel import MelRunner
 from .rendering import Renderer
 from .request import Call, Cancelled, NotFinite, Utterance, check, positions
-from .scheduler import Scheduler
+from .scheduler import Scheduler, first_to_join
 from .speaking import Speaking
 from .stats import Stats
 from .wav import WavRunner
@@ -34,7 +35,7 @@ class Engine(Driver):
         self.inbox: deque[Call] = deque()  # from any thread
         self.calls: list[Call] = []
         self.waiting: list[Utterance] = []  # for a slot
-        self.renderer = Renderer(mel, wav, device, self.deliver, self.errors_end, self.timed)
+        self.renderer = Renderer(mel, wav, device, weakref.proxy(self))
         self.scheduler = Scheduler(options.slots, self.renderer.workers.count)
 
     # ---- the whole system --------------------------------------------------------------------------
@@ -45,7 +46,7 @@ class Engine(Driver):
         self.accept()
         room = self.room()  # first, because it ends a call for which there is not enough memory
         sounding = self.renderer.candidates(self.calls)
-        running = [rendering.utterances[0] for rendering in self.renderer.running]
+        running = self.renderer.on_other_cores
         plan = self.scheduler.plan(self.waiting, self.speaking, sounding, *room, time.perf_counter(), running)
         with self.share_cores():
             self.prefill(plan.join)
@@ -68,8 +69,7 @@ class Engine(Driver):
         """Returns the number of free slots, and the function that tells whether an utterance fits into one."""
         if self.tokens is None or not self.waiting:
             return 0, None
-        if not self.tokens.live:
-            first = min(self.waiting, key=lambda u: u.call.submitted)
+        if not self.tokens.live and (first := first_to_join(self.waiting)) is not None:
             with self.errors_end(first.call):
                 self.tokens.reserve(self.options.slots, positions(first, self.tokens.config, self.options))
         return self.tokens.free, self.tokens.fits
@@ -175,10 +175,7 @@ class Engine(Driver):
         call = u.call
         call.left -= 1
         if not call.left:
-            if call.sink is not None:
-                with self.timed("watermark", [u]):
-                    call.sink.finish()
-            self.end(call)
+            self.renderer.finish(call, alone=len(self.calls) == 1)
         elif call.stream:
             call.head += 1
 
@@ -230,10 +227,13 @@ class Engine(Driver):
 
     @contextmanager
     def errors_end(self, call: Call) -> Iterator[None]:
-        """An exception raised inside ends this call and no other."""
+        """An exception raised inside ends this call and no other: also those by which asyncio and its like cancel, as
+        callbacks may raise them. Ctrl-C and the process's end are for the thread that they reach."""
         try:
             yield
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             self.end(call, error)
 
     @contextmanager

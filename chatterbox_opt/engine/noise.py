@@ -60,11 +60,12 @@ class RequestNoise:
         return out.exponential_(1.0, generator=self.local)
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.randn(shape, generator=self.local, device=self.device)
+        return torch.randn(shape, generator=self.local, device=self.device, dtype=torch.float32)
 
     def phases(self, n: int) -> Tensor:
         """Returns (1, n, 1) in [-pi, pi), always drawn on the host, as upstream does."""
-        return torch.rand(1, n, 1, generator=self.cpu).mul_(2 * math.pi).sub_(math.pi).to(self.device)
+        drawn = torch.rand(1, n, 1, generator=self.cpu, dtype=torch.float32)
+        return drawn.mul_(2 * math.pi).sub_(math.pi).to(self.device)
 
     def fork(self) -> RequestNoise:
         """Returns new generators seeded from the state of this one, which stays unchanged."""

@@ -44,7 +44,8 @@ class Place:
     def check_may_wait(self) -> None:
         """Raises RuntimeError on the thread that drives, which would wait for itself."""
         if self._driving == threading.get_ident():
-            raise RuntimeError("a model was called from inside its own progress callback, which would wait for itself")
+            raise RuntimeError("a model was called from inside its own callback (progress, notify, ...), which would "
+                               "wait for itself")
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:
@@ -88,6 +89,9 @@ class Place:
     def _refuse(self) -> None:
         if self._closed:
             raise RuntimeError("this model was closed; load it anew")
+        self.check_process()
+
+    def check_process(self) -> None:
         if self._process != os.getpid():
             raise RuntimeError(
                 "this model was loaded before the process forked: threads and devices do not follow into the child; "

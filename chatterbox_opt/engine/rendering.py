@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -32,19 +33,30 @@ class Rendering:
     halt: bool = False  # that thread is to stop after a step
 
 
+class Host(Protocol):
+    """What a renderer needs of the engine."""
+
+    def deliver(self, u: Utterance, wave: Tensor, last: bool) -> None:
+        """Takes sound."""
+
+    def end(self, call: Call, error: BaseException | None = None) -> None: ...
+
+    def errors_end(self, call: Call) -> AbstractContextManager:
+        """Errors inside end this call alone."""
+
+    def timed(self, stage: str, utterances: Sequence[Utterance]) -> AbstractContextManager:
+        """The time inside counts for the stage."""
+
+
 class Renderer:
-    def __init__(
-        self, mel: MelRunner, wav: WavRunner, device: torch.device, deliver: Callable[[Utterance, Tensor, bool], None],
-        errors_end: Callable[[Call], AbstractContextManager],
-        timed: Callable[[str, Sequence[Utterance]], AbstractContextManager],
-    ) -> None:
-        """`deliver(utterance, samples, last)` takes sound; errors inside `errors_end(call)` end only that call;
-        `timed(stage, utterances)` measures the time inside."""
-        self.mel, self.wav, self.deliver, self.errors_end, self.timed = mel, wav, deliver, errors_end, timed
+    def __init__(self, mel: MelRunner, wav: WavRunner, device: torch.device, engine: Host) -> None:
+        """`engine` is a weak reference: a model that is dropped frees its memory at once."""
+        self.mel, self.wav, self.engine = mel, wav, engine
         self.workers = Workers(device, mel and mel.at_once)
         self.whole: list[Utterance] = []  # all tokens drawn, to be rendered as one chunk
         self.begun: list[Rendering] = []
         self.running: dict[Rendering, Future[Exception | None]] = {}  # on other threads
+        self.finishing: dict[Call, Future[Exception | None]] = {}  # whose sinks finish on a core each
 
     def candidates(self, calls: Sequence[Call]) -> list[Utterance]:
         """Returns the utterances whose sound could be worked on next."""
@@ -63,10 +75,11 @@ class Renderer:
             rendering = next((r for r in self.begun if u in r.utterances), None) or self.begin(u, calls)
             if rendering is not None and rendering not in chosen:
                 chosen.append(rendering)
-        if len(chosen) == 1 and not self.running and not beside:
+        if len(chosen) == 1 and not (self.running or self.finishing or beside):
             self.settle(chosen[0], outcome(self.work, chosen[0]))
             return
-        share = max(1, self.workers.count // max(1, len(self.running) + len(chosen) + beside))
+        sharing = len(self.running) + len(chosen) + beside
+        share = max(1, (self.workers.count - len(self.finishing)) // max(1, sharing))
         for rendering in self.running:
             rendering.halt |= rendering.cores != share or rendering.utterances[0] in halt
         for rendering in chosen:
@@ -76,18 +89,39 @@ class Renderer:
     @property
     def free_cores(self) -> int | None:
         """Number of cores for this thread; None: all."""
-        taken = sum(rendering.cores for rendering in self.running)
-        return max(1, self.workers.count - taken) if self.running else None
+        taken = sum(rendering.cores for rendering in self.running) + len(self.finishing)
+        return max(1, self.workers.count - taken) if taken else None
+
+    @property
+    def on_other_cores(self) -> list[Utterance]:
+        """Returns an utterance for each piece of work that goes on by itself."""
+        return [rendering.utterances[0] for rendering in self.running] + [call.utterances[0] for call in self.finishing]
 
     def collect(self, wait_for_one: bool) -> bool:
         """Settles what other threads have done; returns whether they had, or have, anything to do."""
-        if wait_for_one and self.running:
-            wait(self.running.values(), LOOK, FIRST_COMPLETED)
-        busy = bool(self.running)
+        busy = bool(self.running or self.finishing)
+        if wait_for_one and busy:
+            wait([*self.running.values(), *self.finishing.values()], LOOK, FIRST_COMPLETED)
         done = [rendering for rendering, future in self.running.items() if future.done()]
         for rendering in done:
             self.settle(rendering, self.running.pop(rendering).result())
+        for call in [call for call, future in self.finishing.items() if future.done()]:
+            self.engine.end(call, self.finishing.pop(call).result())
         return busy
+
+    def finish(self, call: Call, alone: bool) -> None:
+        """Ends a call all of whose sound is there. Joining and marking a long speech takes seconds: unless the call is
+        alone, another core does that."""
+        if call.sink is None:
+            self.engine.end(call)
+        elif call.stream or alone or self.workers.count == 1:
+            self.engine.end(call, outcome(self.finish_sink, call))
+        else:
+            self.finishing[call] = self.workers.start(self.finish_sink, call, cores=1)
+
+    def finish_sink(self, call: Call) -> None:
+        with self.engine.timed("watermark", call.utterances[:1]):
+            call.sink.finish()
 
     def settle(self, rendering: Rendering, error: Exception | None) -> None:
         """Delivers the sound, if this was the last step of a batch."""
@@ -100,20 +134,20 @@ class Renderer:
             for u, wave in zip(rendering.utterances, rendering.waves):
                 u.rendering = False
                 if not u.call.done:
-                    self.deliver(u, wave, u.sound.last)
+                    self.engine.deliver(u, wave, u.sound.last)
 
     def work(self, rendering: Rendering) -> None:
         """Does one step of a batch; changes nothing but the batch and its utterances, so batches can run in parallel,
         and while tokens are drawn."""
         utterances, rows = rendering.utterances, rendering.rows
-        with self.timed("mel", utterances):
+        with self.engine.timed("mel", utterances):
             if rows and rendering.solve is None:
                 rendering.solve = self.mel.begin(rows, utterances[0].steps)
             if rows:
                 self.mel.advance(rendering.solve)
         if not rows or rendering.solve.done:
             mels = rendering.solve.mels() if rows else [None] * len(utterances)
-            with self.timed("wav", utterances):
+            with self.engine.timed("wav", utterances):
                 rendering.waves = self.vocode([u.sound for u in utterances], mels)
 
     def work_on(self, rendering: Rendering) -> None:
@@ -140,7 +174,7 @@ class Renderer:
             if together.utterances and not self.mel.fits(len(together.rows) + 1, longest):
                 break
             row = None
-            with self.errors_end(u.call):
+            with self.engine.errors_end(u.call):
                 row = self.begin_chunk(u)
             if u.call.done:
                 continue
@@ -173,7 +207,7 @@ class Renderer:
         self.begun.remove(rendering)
         if len(rendering.utterances) == 1 or (rendering.solve is not None and rendering.solve.done):
             for u in rendering.utterances:
-                with self.errors_end(u.call):
+                with self.engine.errors_end(u.call):
                     raise error
             return
         self.begun += [Rendering([u], [row]) for u, row in zip(rendering.utterances, rendering.rows) if not u.call.done]

@@ -64,6 +64,8 @@ class Scheduler:
         """Returns the utterances that get a slot now, earliest deadline first. A call has at most half of the slots
         while others wait. If the next one needs more room than there is, those behind it wait too, so that it is not
         overtaken for ever."""
+        if not free:  # a thousand may wait
+            return []
         held = Counter(id(u.call) for u in speaking)
         out: list[Utterance] = []
         queue, positions = sorted(filter(may_join, waiting), key=deadline), 0
@@ -79,6 +81,11 @@ class Scheduler:
                 positions += len(u.text_ids)
                 held[id(u.call)] += 1
         return out
+
+
+def first_to_join(waiting: Iterable[Utterance]) -> Utterance | None:
+    """Returns the utterance that Scheduler.join() looks at first, for which there must be room if no slot is taken."""
+    return min(filter(may_join, waiting), key=deadline, default=None)
 
 
 def may_join(u: Utterance) -> bool:

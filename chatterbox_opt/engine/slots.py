@@ -51,12 +51,12 @@ class Slots:
         self.places = zeros(2 * rows + 2 * capacity)  # in one tensor, to be uploaded at once
         self.slot_of_row, self.position, self.cond, self.uncond = self.places.split([rows, rows, capacity, capacity])
         self.seen = zeros(capacity, config.speech_vocab, dtype=torch.bool)
-        self.noise = torch.ones(capacity, config.speech_vocab, device=device)
+        self.noise = torch.ones(capacity, config.speech_vocab, device=device, dtype=torch.float32)
         self.params = RowParams(
             *(zeros(capacity, 1, dtype=torch.float32) for _ in range(4)), top_k=zeros(capacity, 1),
-            penalty=torch.ones(capacity, 1, device=device),
+            penalty=torch.ones(capacity, 1, device=device, dtype=torch.float32),
         )
-        self.ahead = torch.ones(block, capacity, config.speech_vocab, device=device) if block > 1 else self.noise[None]
+        self.ahead = self.noise[None].repeat(block, 1, 1) if block > 1 else self.noise[None]
 
     def clear(self) -> None:
         self.live, self.rows = [], 0

@@ -167,7 +167,8 @@ class Speaking:
         if end == len(utterance.tokens) and self._ahead is None:
             return
         utterance.noise.restore(before)
-        scratch = torch.empty(end - utterance.searched, self.config.speech_vocab, device=self.device)
+        skipped = end - utterance.searched, self.config.speech_vocab
+        scratch = torch.empty(skipped, device=self.device, dtype=torch.float32)
         utterance.noise.exponential(scratch)
 
     @property

@@ -108,7 +108,7 @@ class WavRunner:
             return self._decode(mels, spectra)
 
     def _decode(self, mels: Sequence[Tensor], spectra: Sequence[Tensor]) -> list[Tensor]:
-        out = [torch.empty(SAMPLES_PER_FRAME * m.shape[1], device=self.device) for m in mels]
+        out = [torch.empty(SAMPLES_PER_FRAME * m.shape[1], device=self.device, dtype=torch.float32) for m in mels]
         by_size: dict[int, list[Window]] = defaultdict(list)
         for row, mel in enumerate(mels):
             total = mel.shape[1]
@@ -213,7 +213,7 @@ def _cut(window: Window, mel: Tensor, spectrum: Tensor) -> tuple[Tensor, Tensor]
 
 def fade_in(wave: Tensor) -> Tensor:
     """Silences the first 20 ms of a wave of any length and fades in the next 20 ms by a raised cosine, in place."""
-    ramp = (torch.cos(torch.linspace(torch.pi, 0, FADE, device=wave.device)) + 1) / 2
+    ramp = (torch.cos(torch.linspace(torch.pi, 0, FADE, device=wave.device, dtype=wave.dtype)) + 1) / 2
     wave[:FADE] = 0
     late = wave[FADE : 2 * FADE]
     late *= ramp[: len(late)]

@@ -22,7 +22,12 @@ class Workers:
         """Calls `work` with the item on another thread and so many cores; the result is what it raised."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.count, "chatterbox-render")
-        return self._pool.submit(outcome, work, item, cores)
+        try:
+            return self._pool.submit(outcome, work, item, cores)
+        except RuntimeError:  # the main thread has ended: Python's pools take nothing more, while others go on
+            here: Future[Exception | None] = Future()
+            here.set_result(outcome(work, item))
+            return here
 
     def run(self, work: Callable[[Any], None], items: Sequence[Any]) -> list[Exception | None]:
         """Calls `work` with each item and returns what each raised. A single item runs on this thread and all cores."""

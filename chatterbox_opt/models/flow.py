@@ -85,7 +85,7 @@ class Flow(nn.Module):
 def time_span(steps: int, meanflow: bool, schedule: str = "cosine", device: torch.device | None = None) -> Tensor:
     """Returns (steps + 1,) times from 0 to 1: even for meanflow; "cosine", with which the guided model was published;
     or "sway", which has more of its steps early, for few steps."""
-    t = torch.linspace(0, 1, steps + 1, device=device)
+    t = torch.linspace(0, 1, steps + 1, device=device, dtype=torch.float32)
     if meanflow:
         return t
     t = 1 - torch.cos(t * 0.5 * torch.pi)

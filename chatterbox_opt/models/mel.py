@@ -35,9 +35,9 @@ def kaldi_filters(rate: int, n_fft: int, n_mels: int, fmin: float) -> Tensor:
     throughout, to round as Kaldi does, with which the x-vector network was trained."""
     low, high = (1127.0 * math.log(1.0 + f / 700.0) for f in (fmin, rate / 2))
     step = (high - low) / (n_mels + 1)
-    index = torch.arange(n_mels)[:, None]
+    index = torch.arange(n_mels, dtype=torch.float32)[:, None]
     left, centre, right = low + index * step, low + (index + 1.0) * step, low + (index + 2.0) * step
-    mel = 1127.0 * (1.0 + rate / n_fft * torch.arange(n_fft // 2) / 700.0).log()
+    mel = 1127.0 * (1.0 + rate / n_fft * torch.arange(n_fft // 2, dtype=torch.float32) / 700.0).log()
     triangles = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp(min=0.0)
     return F.pad(triangles, (0, 1))  # Kaldi omits the bin at rate / 2
 
@@ -55,9 +55,9 @@ def _constant(kind: str, device: torch.device) -> Tensor:
         elif kind == "kaldi filters":
             made = kaldi_filters(16_000, 512, FBANK_BINS, 20.0)
         elif kind == "povey":
-            made = torch.hann_window(400, periodic=False).pow(0.85)
+            made = torch.hann_window(400, periodic=False, dtype=torch.float32).pow(0.85)
         else:
-            made = torch.hann_window(int(kind.removeprefix("hann ")))
+            made = torch.hann_window(int(kind.removeprefix("hann ")), dtype=torch.float32)
         return made.to(device)
 
 

@@ -76,6 +76,12 @@ def test_an_argument_of_another_method_is_told_from_an_unknown_one(model):
             model.speak(texts)
 
 
+@pytest.mark.parametrize("how", [dict(markup=True), dict(breath=True), dict(loudness=-20.0)], ids=str)
+def test_what_is_of_sound_is_refused_where_tokens_are_asked_for(model, how):
+    with pytest.raises(ValueError, match="are of sound"):
+        model.generate_tokens("One. [pause 1s] Two.", **how)
+
+
 def test_long_text_is_spoken_in_pieces(model):
     text = " ".join(f"This is sentence number {i} of a text that goes on." for i in range(12))
     (speech,) = model.speak(model.jobs([text], seeds=1, max_new_tokens=6))

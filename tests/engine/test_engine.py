@@ -84,6 +84,24 @@ def test_requests_wait_for_free_slots(llama):
     assert [r.tokens for r in requests] == [tokens_of(llama, [r])[0] for r in mixed(llama.config, 6)]
 
 
+@everywhere
+def test_what_joins_first_has_room_made_for_it(llama, monkeypatch):
+    """In a shared cache: the oldest call's next utterance may be due after a later call's, which needs more room."""
+    from chatterbox_opt.engine.tokens import TokenRunner
+
+    monkeypatch.setattr(TokenRunner, "shared", property(lambda _: True))
+    engine = Steps(engine_of(llama, EXACT.replace(slots=2)))
+    batch = engine.submit(*(request(llama.config, n=5, seed=i, max_new_tokens=30) for i in range(6)))
+    engine.step()
+    late = engine.submit(request(llama.config, n=5, max_new_tokens=1700))
+    late.submitted = batch.submitted  # before the deadlines of what waits of the batch
+    for _ in range(4000):
+        engine.step()
+        if batch.done and late.done:
+            return
+    pytest.fail(f"{len(engine.engine.waiting)} wait, {len(engine.engine.tokens.live)} speak")
+
+
 @pytest.mark.kernels
 def test_half_precision_and_int8_are_the_same_in_any_batch(llama):
     """There a last bit can change a token: every utterance attends in its own call."""
@@ -272,7 +290,7 @@ def test_a_call_from_its_own_progress_is_refused(model, call):
     def again(*_):
         list(model.warmup() if call == "warmup" else getattr(model, call)("No."))
 
-    with pytest.raises(RuntimeError, match="own progress"):
+    with pytest.raises(RuntimeError, match="own callback"):
         model.generate("Hello.", max_new_tokens=4, progress=again)
     assert model.generate("Hello.", max_new_tokens=4).shape[1]
 

@@ -21,7 +21,7 @@ SCORES = 2**20  # of one head at a time: 2 MB in bf16
 def _rms_constants(eps: float, width: int) -> tuple[Tensor, Tensor]:
     """sqrt(eps) and 1 / sqrt(width). As Python numbers they would become tensors in every call, an operation each."""
     with torch.inference_mode(False):
-        return torch.tensor([math.sqrt(eps), width**-0.5], device="cpu").unbind()
+        return torch.tensor([math.sqrt(eps), width**-0.5], device="cpu", dtype=torch.float32).unbind()
 
 
 def rms_norm(x: Tensor, norm: RMSNorm) -> Tensor:

@@ -1,0 +1,220 @@
+"""How calls, threads and models end: in threads that outlive the main one, in callbacks, handlers and children."""
+
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+import threading
+import weakref
+from functools import partial
+
+import pytest
+import torch
+from threads import in_threads, soon
+from token_runs import engine_of, request
+
+from chatterbox_opt import Cancelled, OptimizedChatterboxTTS
+from chatterbox_opt.engine.request import Call, Utterance
+from chatterbox_opt.engine.workers import Workers
+
+TEXT = "The last train had left an hour ago. " * 6
+ENV = os.environ | {"OMP_NUM_THREADS": "2"}
+PROCESS = """
+import threading
+from chatterbox_opt import OptimizedChatterboxTTS
+
+def speak():
+    text = "The last train had left an hour ago. " * {times}
+    print("spoken", model.generate(text, seed=1, progress=lambda *_: begun.set()).shape[1] > 0, flush=True)
+
+model, begun = OptimizedChatterboxTTS.from_mini(), threading.Event()
+threading.Thread(target=speak, daemon={daemon}).start()
+begun.wait()
+"""
+
+
+@pytest.fixture
+def mini():
+    model = OptimizedChatterboxTTS.from_mini(enable_watermark=False)
+    yield model
+    model.close()
+
+
+# ---- threads and processes -----------------------------------------------------------------------
+
+
+def in_process(**how):
+    code = PROCESS.format(**how)
+    return subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True, timeout=120)
+
+
+def test_a_thread_speaks_on_after_the_main_one_has_ended():
+    """Python's thread pools refuse work from then on."""
+    done = in_process(times=4, daemon=False)
+    assert "spoken True" in done.stdout, done.stderr
+
+
+def test_a_process_ends_in_order_while_a_daemon_thread_speaks():
+    """A thread that Python leaves in the middle of an operation would abort it."""
+    done = in_process(times=20, daemon=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_work_for_a_pool_that_takes_none_is_done_here():
+    workers, done = Workers(torch.device("cpu"), 2), []
+    workers.start(done.append, 1).result()
+    workers._pool.shutdown()
+    assert workers.start(done.append, 2).result() is None
+    assert done == [1, 2]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_stream_can_be_closed_in_a_forked_process(mini):
+    stream = mini.submit(TEXT, seed=1, first_chunk=0.5)
+    next(stream)
+    child = os.fork()
+    if not child:
+        threading.Timer(20, os._exit, [3]).start()
+        try:
+            stream.close()
+            os._exit(0)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# ---- callbacks -----------------------------------------------------------------------------------
+
+
+def test_a_model_closed_in_the_middle_of_a_step_ends_after_it(mini):
+    """By a signal's handler, or a callback, on the thread that works for all, while a stream's thread waits for it."""
+    stream = []
+
+    def close(drawn, most):
+        if not stream:
+            in_threads(lambda: stream.append(mini.submit(TEXT, seed=2, first_chunk=0.5)))
+            mini.close()
+
+    def work():
+        with pytest.raises(RuntimeError, match="closed"):
+            mini.generate(TEXT, seed=1, progress=close)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    with pytest.raises(RuntimeError, match="closed"):
+        list(stream[0])
+
+
+def test_what_cancels_a_task_ends_its_own_call(mini):
+    """Raised in a callback, asyncio's CancelledError is of the caller whose callback it is, whoever does the work."""
+    ready = threading.Barrier(2)
+
+    def cancelled(drawn, most):
+        if drawn > 10:
+            raise asyncio.CancelledError
+
+    def other():
+        ready.wait(20)
+        return mini.generate(TEXT, seed=1).shape[1]
+
+    def one():
+        ready.wait(20)
+        with pytest.raises(asyncio.CancelledError):
+            mini.generate(TEXT, seed=2, progress=cancelled)
+
+    samples, _ = in_threads(other, one)
+    assert samples
+
+
+# ---- memory --------------------------------------------------------------------------------------
+
+
+def test_a_dropped_model_frees_its_memory_at_once():
+    gc.collect()
+    gc.disable()
+    try:
+        model = OptimizedChatterboxTTS.from_mini(enable_watermark=False)
+        model.generate("Hi there.", seed=1)
+        pipeline = model.pipeline
+        kept = [weakref.ref(part) for part in (pipeline.engine, pipeline.t3, pipeline.s3gen.flow)]
+        del model, pipeline
+        assert [ref() for ref in kept] == [None] * len(kept)
+    finally:
+        gc.enable()
+
+
+def test_a_call_that_failed_keeps_nothing_alive(llama):
+    engine, stop = engine_of(llama), threading.Event()
+    stop.set()
+
+    class Held:
+        pass
+
+    def failing() -> weakref.ref:
+        held = Held()
+        with pytest.raises(Cancelled):
+            engine.run(Call([request(llama.config)], cancel=stop))
+        return weakref.ref(held)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert failing()() is None
+    finally:
+        gc.enable()
+
+
+# ---- long speech ---------------------------------------------------------------------------------
+
+
+class Slow:
+    """The sink of a speech that takes long to join and to mark."""
+
+    def __init__(self) -> None:
+        self.begun, self.go, self.thread = threading.Event(), threading.Event(), None
+
+    def add(self, utterance: Utterance, wave: torch.Tensor, last: bool) -> None: ...
+
+    def finish(self) -> None:
+        self.thread = threading.get_ident()
+        self.begun.set()
+        assert self.go.wait(20)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_speech_that_is_finished_holds_up_no_other(mini, fails, monkeypatch):
+    engine, sink = mini.pipeline.engine, Slow()
+    monkeypatch.setattr(engine.renderer.workers, "count", 2)
+    monkeypatch.setattr(engine.scheduler, "cores", 2)
+    if fails:
+        monkeypatch.setattr(sink.go, "wait", lambda _: False)
+    other = mini.submit(TEXT * 4, seed=1, first_chunk=0.5)  # so that the call is not alone
+    next(other)
+    render = partial(mini.pipeline.render, [torch.arange(20)], mini.conds, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("chatterbox_opt.pipeline.WholeSpeech", lambda *_: sink)
+        thread = threading.Thread(target=lambda: errors.append(raised_by(render)), daemon=True)
+        errors: list = []
+        thread.start()
+        assert sink.begun.wait(20)
+    if not fails:
+        assert mini.generate_tokens("Hello.", seed=3, max_new_tokens=9).numel()
+        assert not errors, "it is still being finished"
+        sink.go.set()
+    thread.join(20)
+    (error,) = errors
+    assert isinstance(error, AssertionError if fails else AttributeError), "its sink has no waves"
+    assert sink.thread != thread.ident
+    other.close()
+    assert soon(lambda: not engine.renderer.finishing)
+
+
+def raised_by(work) -> BaseException | None:
+    try:
+        work()
+    except BaseException as error:
+        return error
+    return None
