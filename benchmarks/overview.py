@@ -12,8 +12,18 @@ import tables
 
 PICTURE = "overview.svg"  # in results/
 PREFERRED = "medium"  # the length shown for a device, if it was measured
-BLUE, LIGHT, DARK, GREY, RED = "#1f5fa8", "#5b9bd5", "#222222", "#555555", "#c0392b"
-WIDTH, LABELS, VALUES, LINE = 860, 250, 210, 28  # px: total width, left and right of the bars, height per row
+USUAL, FAST = "defaults", "preset=fast"  # what the picture shows, darker and lighter
+# px. From the left: device, model, bars, and a column of figures for each of the two; height per row, between devices
+WIDTH, MODELS, BARS, FIGURES, LINE, GAP, TOP = 860, 260, 270, 190, 22, 10, 66
+# It has a background of its own, as a page may be dark where the system is not.
+STYLE = """<style>
+.page { fill: #ffffff } text { fill: #222222 } .note { fill: #555555 } .one { stroke: #c0392b }
+rect.usual, circle.usual { fill: #1f5fa8 } rect.fast, circle.fast { fill: #9cc6ee }
+@media (prefers-color-scheme: dark) {
+.page { fill: #0d1117 } text { fill: #e6edf3 } .note { fill: #9da7b1 } .one { stroke: #ff8a80 }
+rect.usual, circle.usual { fill: #58a6ff } rect.fast, circle.fast { fill: #24507f }
+}
+</style>"""
 
 
 def rows(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -112,57 +122,70 @@ def _source(document: dict[str, Any]) -> str:
 
 
 def picture(documents: list[dict[str, Any]]) -> str:
-    """Returns an SVG with a bar per row of lead() and the range of its runs; empty if nothing was compared."""
-    found = leading(rows(documents))
+    """Returns an SVG with a row per device and model: a bar for the defaults over one for preset=fast; empty if nothing
+    was compared."""
+    found = [row for row in leading(rows(documents)) if row["options"] in (USUAL, FAST)]
     if not found:
         return ""
-    most = max(row["ratio"]["high"] for row in found)
-    scale = (WIDTH - LABELS - VALUES) / most  # px per factor of 1
-    lines, y = [], 64
-    for device, own in groupby(found, key=lambda row: row["device"]):
-        y += LINE
-        lines.append(_text(16, y - 9, device, weight="bold"))
-        for row in own:
-            lines += _bar(row, y, scale)
+    scale = (WIDTH - BARS - FIGURES) / max(row["ratio"]["ratio"] for row in found)  # px per factor of 1
+    lines, y = list[str](), TOP
+    for device, of_device in groupby(found, key=lambda row: row["device"]):
+        for i, words in enumerate(device.replace(" (", "\n(").split("\n")):
+            lines.append(_text(16, y + 15 + i * 18, words, weight="bold" if i == 0 else "normal"))
+        for _, of_model in groupby(of_device, key=lambda row: row["model"]):
+            lines += _row(list(of_model), y, scale)
             y += LINE
-        y += 8
-    one = LABELS + scale
-    lines.insert(0, f'<line x1="{one:.1f}" x2="{one:.1f}" y1="58" y2="{y}" stroke="{RED}" stroke-dasharray="4 3"/>')
+        y += GAP
+    one = BARS + scale
     weights = " and ".join(sorted({d["settings"]["weights"] for d in documents}))
-    what = f"{weights.capitalize()} weights at full size, the same work on both sides. Thin lines: range of the runs. "
-    what += "Light: other options than the defaults."
+    what = f"{weights.capitalize()} weights of full size; both sides do the same work. {FAST} is approximate."
     return "\n".join([
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y + 36}" viewBox="0 0 {WIDTH} {y + 36}"'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y + 24}" viewBox="0 0 {WIDTH} {y + 24}"'
         ' font-family="Helvetica, Arial, sans-serif" font-size="13">',
-        f'<rect width="{WIDTH}" height="{y + 36}" fill="white"/>',
+        STYLE,
+        f'<rect class="page" width="{WIDTH}" height="{y + 24}" rx="6"/>',
         _text(16, 28, "Times faster than chatterbox-tts", weight="bold", size=17),
-        _text(one, 52, "1: chatterbox-tts", anchor="middle", colour=RED, size=11),
-        _text(WIDTH - 16, 52, "seconds per second of speech", anchor="end", colour=GREY, size=11),
+        _text(one, TOP - 12, "1: chatterbox-tts", anchor="middle", size=11, kind="note"),
+        *_head(found),
         *lines,
-        _text(16, y + 20, what, colour=GREY, size=11),
+        f'<line class="one" x1="{one:.1f}" x2="{one:.1f}" y1="{TOP - 6}" y2="{y - GAP + 4}" stroke-dasharray="4 3"/>',
+        _text(16, y + 10, what, size=11, kind="note"),
         "</svg>",
         "",
     ])
 
 
-def _bar(row: dict[str, Any], y: float, scale: float) -> list[str]:
-    """Draws a bar from 0 to the ratio, and a thin line from the lowest to the highest."""
-    ratio, low, high = (row["ratio"][key] for key in ("ratio", "low", "high"))
-    what = f"{row['model']}, {row['speech']:.3g} s"
-    usual = row["options"] == "defaults"
-    what += "" if usual else f", {row['options']}"
-    end, centre = LABELS + high * scale, y + 10
-    return [
-        _text(LABELS - 10, y + 15, what, anchor="end"),
-        f'<rect x="{LABELS}" y="{y}" width="{ratio * scale:.1f}" height="20" fill="{BLUE if usual else LIGHT}"/>',
-        f'<line x1="{LABELS + low * scale:.1f}" x2="{end:.1f}" y1="{centre}" y2="{centre}" stroke="{DARK}"/>',
-        _text(end + 8, y + 15, f"{ratio:.1f}x", weight="bold"),
-        _text(WIDTH - 16, y + 15, f"{row['before']:.3g} → {row['now']:.3g}", anchor="end", colour=GREY),
-    ]
+def _head(found: list[dict[str, Any]]) -> list[str]:
+    """Names the columns of figures, with the colour of their bars."""
+    out = []
+    for name in dict.fromkeys(row["options"] for row in found):
+        x = _column(name)
+        mark = f'<circle class="{_kind(name)}" cx="{x - len(name) * 6 - 8}" cy="{TOP - 16}" r="5"/>'
+        out += [mark, _text(x, TOP - 12, name, anchor="end", size=11, kind="note")]
+    return out
+
+
+def _row(of_model: list[dict[str, Any]], y: int, scale: float) -> list[str]:
+    """Draws the bars of one device and model, the shorter over the longer, and their figures."""
+    out = [_text(MODELS, y + 15, f"{of_model[0]['model']}, {of_model[0]['speech']:.3g} s", anchor="end")]
+    for row in sorted(of_model, key=lambda row: -row["ratio"]["ratio"]):
+        kind, ratio = _kind(row["options"]), row["ratio"]["ratio"]
+        out.append(f'<rect class="{kind}" x="{BARS}" y="{y + 2}" width="{ratio * scale:.1f}" height="18"/>')
+        weight = "bold" if row["options"] == USUAL else "normal"
+        out.append(_text(_column(row["options"]), y + 15, f"{ratio:.1f}x", anchor="end", weight=weight, kind=kind))
+    return out
+
+
+def _kind(options: str) -> str:
+    return "usual" if options == USUAL else "fast"
+
+
+def _column(options: str) -> int:
+    return WIDTH - 16 - (88 if options == USUAL else 0)
 
 
 def _text(
-    x: float, y: float, text: str, *, anchor: str = "start", weight: str = "normal", colour: str = DARK, size: int = 13
+    x: float, y: float, text: str, *, anchor: str = "start", weight: str = "normal", size: int = 13, kind: str = ""
 ) -> str:
-    how = f'text-anchor="{anchor}" font-weight="{weight}" font-size="{size}" fill="{colour}"'
+    how = f'text-anchor="{anchor}" font-weight="{weight}" font-size="{size}"' + (f' class="{kind}"' if kind else "")
     return f'<text x="{x:.1f}" y="{y:.1f}" {how}>{escape(text)}</text>'

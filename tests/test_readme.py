@@ -38,15 +38,23 @@ def test_its_examples_run_one_after_another(tmp_path, monkeypatch):
 def test_the_picture_draws_the_ratios_of_the_results():
     """Computed from the files here, not by the code that draws."""
     picture = read(ROOT / "benchmarks" / "results" / "overview.svg")
-    drawn = [float(text) for text in re.findall(r">([\d.]+)x</text>", picture)]
     measured = set()
     for path in (ROOT / "benchmarks" / "results").glob("comparison-*.json"):
         measured |= {round(found["ratio"], 1) for found in json.loads(read(path))["ratios"]}
-    assert drawn
-    assert set(drawn) <= measured
-    widths = [float(width) for width in re.findall(r'<rect x="\d+" y="\d+" width="([\d.]+)"', picture)]
-    scale = widths[0] / drawn[0]
-    assert widths == pytest.approx([scale * ratio for ratio in drawn], rel=0.05)
+    scales = []
+    for kind in ("usual", "fast"):
+        drawn = [float(text) for text in re.findall(rf'class="{kind}">([\d.]+)x</text>', picture)]
+        widths = [float(width) for width in re.findall(rf'<rect class="{kind}" .*?width="([\d.]+)"', picture)]
+        assert drawn
+        assert set(drawn) <= measured
+        assert len(widths) == len(drawn)
+        scales += [width / ratio for width, ratio in zip(widths, drawn)]
+    assert scales == pytest.approx([scales[0]] * len(scales), rel=0.05)
+
+
+def test_the_picture_fits_a_screen_beside_the_text():
+    height = re.search(r'<svg [^>]*height="(\d+)"', read(ROOT / "benchmarks" / "results" / "overview.svg"))[1]
+    assert int(height) <= 420
 
 
 @pytest.mark.slow
