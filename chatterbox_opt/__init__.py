@@ -1,4 +1,4 @@
-"""Chatterbox TTS with the same call and the same checkpoints, faster, in pure PyTorch."""
+"""Chatterbox TTS with the same call and the same checkpoints, faster; pure PyTorch, optional Triton and MLX."""
 
 from __future__ import annotations
 

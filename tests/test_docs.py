@@ -1,9 +1,11 @@
 """The pages: links lead somewhere, Python runs or at least compiles, lines are short."""
 
+import dataclasses
 import importlib
 import io
 import re
 import tarfile
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +13,9 @@ import pytest
 import torch
 from documents import DOCS, PAGES, ROOT, anchors, blocks, check_imports, page_names, prose, read, run
 from safetensors.torch import save_file
+
+from chatterbox_opt import OptimizedChatterboxMultilingualTTS, OptimizedChatterboxTurboTTS, OptimizedChatterboxVC
+from chatterbox_opt.text.languages import HELPERS, SUPPORTED_LANGUAGES
 
 ARCHITECTURE = read(ROOT / "docs" / "architecture.md")
 
@@ -69,6 +74,24 @@ def test_the_python_of_parts_runs(tmp_path, monkeypatch):
     run(blocks(read(ROOT / "docs" / "parts.md"), "python"), names, {})
     assert torch.equal(names["model"].t3.text_emb.weight.float(), torch.ones(rows, names["model"].t3.dim))
     assert names["model"].generate("Hello.").numel()
+
+
+def test_the_python_of_families_runs(tmp_path, monkeypatch):
+    names = page_names(tmp_path, monkeypatch, "tiny")
+    for cls in (OptimizedChatterboxTurboTTS, OptimizedChatterboxMultilingualTTS, OptimizedChatterboxVC):
+        load = partial(cls.from_random, "cpu", enable_watermark=False)
+        monkeypatch.setattr(cls, "from_pretrained", lambda device, t3_model="", load=load: load())
+    for cls in (OptimizedChatterboxTurboTTS, OptimizedChatterboxMultilingualTTS):
+        monkeypatch.setattr(cls, "defaults", dataclasses.replace(cls.defaults, max_new_tokens=8))
+    run(blocks(read(ROOT / "docs" / "families.md"), "python"), names, {"cuda": "cpu", "speech.wav": "ref.flac"})
+    assert names["wav"].shape[1] > 24_000, "all of the recording"
+
+
+def test_families_names_every_language_and_package():
+    page = read(ROOT / "docs" / "families.md")
+    assert f"\n\n{', '.join(SUPPORTED_LANGUAGES)};" in page
+    for language, helper in HELPERS.items():
+        assert re.search(rf"^\| {language} \| .*{helper._package}", page, re.M)
 
 
 def test_every_file_of_the_tree_exists():
