@@ -12,6 +12,7 @@ from ..config import S3GEN_RATE
 PAUSE = 0.15  # s of silence between the pieces of a long text
 FADE = 0.01  # s, equal-power, on both sides of each pause
 CONTEXT = S3GEN_RATE  # samples, 1 s: context with which a chunk is watermarked
+LONG_PAUSE = 2 * CONTEXT  # samples; of more only the first second is watermarked
 OVERLAP = S3GEN_RATE // 50  # samples, 20 ms: cross-fade between the watermarks of two chunks
 
 
@@ -84,19 +85,24 @@ class ChunkJoiner:
             self._first = self._first if self._begun else self._length + silence
             follows = self.left or samples(self.after) > 0
             wave = faded(wave, start=not self._begun and self._first > 0, end=bool(last and follows))
-            wave = torch.cat([wave.new_zeros(silence), wave]) if silence else wave
             self.sounding = self._begun = True
-            self._length += len(wave)
-            wave = self.marker.add(wave)
+            self._length += silence + len(wave)
+            wave = self._marked(wave, silence)
         if last:
             self.places.append((self._first if self._begun else self._length, self._length))
         self._begun = self._begun and not last
         return wave if self.left else self._ended(wave)
 
+    def _marked(self, wave: Tensor, silence: int) -> Tensor:
+        """Returns what comes with the wave and so many samples of silence before it."""
+        if silence > LONG_PAUSE:
+            return torch.cat([self.marker.pause(silence, wave), self.marker.add(wave)])
+        return self.marker.add(torch.cat([wave.new_zeros(silence), wave]) if silence else wave)
+
     def _ended(self, wave: Tensor) -> Tensor:
         silence = samples(self.after) if self.sounding else 0
         if silence:
-            wave = torch.cat([wave, self.marker.add(wave.new_zeros(silence))])
+            wave = torch.cat([wave, self._marked(wave[:0], silence)])
         return torch.cat([wave, self.marker.rest(wave)])
 
 
@@ -123,6 +129,15 @@ class ChunkMarker:
             fresh[:held] = torch.lerp(tail, fresh[:held], rising)
         self._before, self._tail = heard[-CONTEXT:], fresh[-OVERLAP:]
         return fresh[: len(fresh) - len(self._tail)]
+
+    def pause(self, silence: int, like: Tensor) -> Tensor:
+        """As add(), of more than a second of silence on `like`'s device. A watermark reaches no further into it than a
+        chunk's context, and marking all of it would take as long as marking speech."""
+        if self.mark is None:
+            return like.new_zeros(silence)
+        near = self.add(like.new_zeros(CONTEXT))
+        ending, self._tail = self.rest(like), like.new_zeros(OVERLAP)
+        return torch.cat([near, ending, like.new_zeros(silence - CONTEXT - OVERLAP)])
 
     def rest(self, like: Tensor) -> Tensor:
         """Returns the samples held back for the next chunk; if there are none, an empty tensor on `like`'s device."""

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 PARAGRAPH, AHEAD_OF_HEADING, BEHIND_HEADING = 0.6, 1.0, 0.8  # s of silence, instead of the usual pause between pieces
-LONGEST = 60.0  # s of a pause
+LONGEST = 60.0  # s of silence that can be asked for in one place
 
 _BREAK = r"(?:\r\n|\n|\r(?!\n))"
 _EVENT = re.compile(
@@ -22,6 +22,7 @@ _EVENT = re.compile(
     rf"|(?P<line>{_BREAK})"
 )
 _PAUSE = re.compile(r"(\d{1,4}(?:\.\d{1,6})?|\.\d{1,6})[ \t]*(s|ms)")
+_PAUSES = re.compile(rf"(?<!\\)\[[^\S\r\n]*pause[^\S\r\n]+{_PAUSE.pattern}[^\S\r\n]*\]", re.I)
 _ESCAPED = "a bracket that is no mark is written \\["
 _NAMED = re.compile(r"\s*(\S*)\s*(.*?)\s*", re.S)
 
@@ -45,10 +46,15 @@ def parse(
 ) -> tuple[Segment, ...]:
     """Returns the segments of a text. `passing` are marks for the model itself, such as "[chuckle]"; `voices` and
     `languages` are the names that marks may use. Raises ValueError for others."""
-    segments = _merged(list(_Parser(text, passing, voices, languages).segments()), len(text))
+    segments = _merged(list(_Parser(text, passing, voices, languages).segments()), text)
     if not segments:
         raise ValueError("the text has marks and blanks only: there is nothing to say")
     return segments
+
+
+def pauses(text: str) -> float:
+    """Returns the seconds of all pauses that a text asks for. Quick: nothing else in it is looked at."""
+    return sum(_length(found[1], found[2]) for found in _PAUSES.finditer(text))
 
 
 def unescaped(text: str) -> str:
@@ -121,7 +127,7 @@ class _Parser:
 
     def _seconds(self, value: str, at: int) -> float:
         found = _PAUSE.fullmatch(value)
-        seconds = float(found[1]) / (1000 if found[2] == "ms" else 1) if found else LONGEST + 1
+        seconds = _length(found[1], found[2]) if found else LONGEST + 1
         if seconds > LONGEST:
             raise self._wrong(at, f"pause {value!r}: a pause is written 0.8s or 800ms, up to {LONGEST:.0f} s")
         return seconds
@@ -130,14 +136,22 @@ class _Parser:
         return ValueError(f"{position(self.text, at)}: {what}")
 
 
-def _merged(segments: list[Segment], length: int) -> tuple[Segment, ...]:
+def _length(number: str, unit: str) -> float:
+    return float(number) / (1000 if unit.lower() == "ms" else 1)
+
+
+def _merged(segments: list[Segment], text: str) -> tuple[Segment, ...]:
     """Drops segments with an empty body: their silence goes to the next one, or to a last one of its own."""
     found: list[Segment] = []
+    length = len(text)
     start, asked, between = None, None, None
     for segment in segments:
         start = segment.chars[0] if start is None else start
         if segment.before is not None and segment.before >= 0:
-            asked = segment.before + (asked or 0.0)
+            asked = round(segment.before + (asked or 0.0), 6)
+            if asked > LONGEST:
+                what = f"the pauses add up to {asked:g} s here; between two words there may be {LONGEST:.0f} s"
+                raise ValueError(f"{position(text, segment.chars[0])}: {what}")
         elif segment.before is not None:
             between = max(-segment.before, between or 0.0)
         if segment.body[0] < segment.body[1]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from chatterbox_opt.audio.joins import CONTEXT, OVERLAP, PAUSE, ChunkJoiner, ChunkMarker, faded, join, places
+from chatterbox_opt.audio.watermark import Watermarker
 
 RATE = 24_000
 NOTHING = torch.zeros(0)
@@ -119,6 +120,31 @@ def test_chunks_of_pieces_sound_as_the_pieces_joined(seed):
     else:  # the end is faded although the piece ends in silence: that nothing follows was not known
         assert len(got) == len(wanted)
         assert torch.equal(got[:-240], wanted[:-240])
+
+
+def test_of_a_long_pause_only_the_neighbourhood_of_sound_is_marked():
+    """One of a minute costs as much as one of a second, and is as long as it should be."""
+    seen = []
+
+    def mark(waves):
+        seen.append(len(waves[0]))
+        return [w + 0.1 * w.abs() for w in waves]
+
+    parts, before, after = [noise(5000), noise(4000), noise(3000)], [60.0, 60.0, None], 60.0
+    joiner = ChunkJoiner(len(parts), mark, before, after)
+    got = torch.cat([joiner.add(part, last=True) for part in parts])
+    wanted = join(parts, before, after)
+    assert torch.allclose(got, wanted + 0.1 * wanted.abs())
+    assert joiner.places == places([len(part) for part in parts], before)
+    assert max(seen) < 3 * CONTEXT
+
+
+def test_a_watermark_leaves_silence_as_it_is():
+    """So what of a long pause is not marked sounds as if it were."""
+    wave = torch.cat([noise(RATE), torch.zeros(4 * RATE), noise(RATE)]) * 0.1
+    (marked,) = Watermarker().apply([wave])
+    assert not torch.equal(marked[:RATE], wave[:RATE])
+    assert not marked[2 * RATE : 4 * RATE].any()
 
 
 def test_what_the_marker_held_back_comes_with_the_end():

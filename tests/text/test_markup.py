@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatterbox_opt.text.markup import AHEAD_OF_HEADING, BEHIND_HEADING, PARAGRAPH, parse, unescaped
+from chatterbox_opt.text.markup import AHEAD_OF_HEADING, BEHIND_HEADING, PARAGRAPH, parse, pauses, unescaped
 
 EVENTS = ("[chuckle]", "[clear throat]")
 
@@ -21,6 +21,17 @@ def test_pauses_stand_between_what_is_said():
     assert said("One. [pause 0.8s] Two.") == [("One.", None), ("Two.", 0.8)]
     assert said("One. [pause 250ms][PAUSE .5s] Two.") == [("One.", None), ("Two.", 0.75)]
     assert said("[pause 1s] One. [pause 2s]") == [("One.", 1.0), ("", 2.0)]
+
+
+def test_pauses_are_counted_without_parsing():
+    text = r"[pause 60s] One. [PAUSE\t.5s][ pause 250 ms ] Two \[pause 9s] [pause 9] [pause9s] [voice pause 9s]"
+    assert pauses(text.replace("\\t", "\t")) == 60.75
+    assert pauses("") == 0
+
+
+def test_as_many_pauses_as_are_wanted_between_words():
+    assert said("One. [pause 60s] Two. [pause 60s]") == [("One.", None), ("Two.", 60.0), ("", 60.0)]
+    assert said("One." + "[pause 0.1s]" * 600 + "Two.")[1] == ("Two.", 60.0)
 
 
 def test_paragraphs_and_headings_pause_longer_than_sentences():
@@ -60,6 +71,8 @@ def test_brackets_that_are_no_marks_are_escaped():
         ("A [lang xx] b", "does not speak 'xx'; it speaks fr"),
         ("A [pause] b", "0.8s or 800ms"),
         ("A [pause 900s] b", "up to 60 s"),
+        ("A [pause 31s][voice Anna]\n[pause 30s] b", r"line 2, column 1: the pauses add up to 61 s here"),
+        ("A [pause 60s] [pause 1ms]", r"line 1, column 15: .* may be 60 s"),
         ("A [pause 0.5s b", r"line 1, column 3: this \[ has no \]"),
         ("[pause 1s]", "nothing to say"),
         (" \n ", "nothing to say"),
