@@ -21,7 +21,6 @@ class ServeSettings:
     wyoming_port: int | None = None
     pronounce: Any = None  # Pronunciations of every request
     max_text: int = 100_000  # characters of a request
-    max_json: int = 2 * MEGABYTE  # bytes of a request that is no upload
     max_upload: int = 25 * MEGABYTE  # bytes of a recording
     max_voices: int = 1000  # that are kept
     stall_seconds: float = 60.0  # a client that reads nothing for so long has left
@@ -31,7 +30,7 @@ class ServeSettings:
     def __post_init__(self) -> None:
         for name, low, high in (
             ("port", 0, 65535), ("max_waiting", 1, 100_000), ("max_text", 1, 10_000_000),
-            ("max_json", 1000, 1 << 30), ("max_upload", 1000, 1 << 32), ("max_voices", 1, 1_000_000),
+            ("max_upload", 1000, 1 << 32), ("max_voices", 1, 1_000_000),
             ("stall_seconds", 0.01, 86400), ("idle_seconds", 0.01, 86400), ("drain_seconds", 0, 86400),
         ):
             value = getattr(self, name)
@@ -41,3 +40,13 @@ class ServeSettings:
             raise ValueError("the API key is empty; leave it out, or give one")
         if self.wyoming_port is not None and not 0 <= self.wyoming_port <= 65535:
             raise ValueError(f"wyoming_port={self.wyoming_port!r}: a number from 0 to 65535 is needed")
+
+    @property
+    def max_json(self) -> int:
+        """Bytes of a request that is no upload: JSON takes up to 12 for a character, as in "\\ud83d\\ude00"."""
+        return 12 * self.max_text + MEGABYTE
+
+    @property
+    def max_pauses(self) -> float:
+        """Seconds of all pauses that a text may ask for, which come as sound though they are a few characters."""
+        return max(60.0, self.max_text / 100)

@@ -14,6 +14,7 @@ from serving import goes_idle, load_mini, load_tiny, ready, running
 from threads import in_threads, soon
 
 from chatterbox_opt.serve.sending import in_time
+from chatterbox_opt.serve.settings import ServeSettings
 
 LONG = "This goes on for quite a while, and nobody may have the patience to hear all of it. " * 12
 
@@ -30,7 +31,7 @@ def small_server(tmp_path_factory):
 
     with running(
         tmp_path_factory.mktemp("voices"), lambda: ChatterboxTTS.from_mini(engine=EngineOptions(slots=1)),
-        max_waiting=2, max_json=200_000, max_upload=100_000, stall_seconds=1.0,
+        max_waiting=2, max_upload=100_000, stall_seconds=1.0,
     ) as server:
         yield ready(server)
 
@@ -193,7 +194,7 @@ def test_large_bodies_are_refused_before_they_are_read(small_server):
 
     def in_parts():
         for _ in range(100):
-            yield b"x" * 10_000
+            yield b"x" * 100_000
 
     as_json = {"content-type": "application/json"}
     answer = httpx.post(f"{small_server.url}/v1/audio/speech", content=in_parts(), headers=as_json)
@@ -202,6 +203,12 @@ def test_large_bodies_are_refused_before_they_are_read(small_server):
     answer = httpx.post(f"{small_server.url}/v1/audio/voices", data={"name": "a"}, files=files)
     assert answer.status_code == 413
     assert goes_idle(small_server.service)
+
+
+@pytest.mark.parametrize("most", [1, 100_000, 1_000_000])
+def test_the_longest_text_fits_into_a_request(most):
+    settings = ServeSettings(max_text=most)  # each character of it may be one that JSON writes as two of six bytes
+    assert len(json.dumps({"input": "\U0001f600" * most})) < settings.max_json
 
 
 def test_metrics(small_server):
