@@ -25,8 +25,8 @@ PAGE_MICROSECONDS = 20_000  # of an Ogg page: libavformat would hold back a seco
 class Pcm:
     """16-bit little-endian samples and nothing else."""
 
-    def __init__(self, rate: int, samples: int | None = None) -> None:
-        """`samples`: how many there will be, where that is known."""
+    def __init__(self, rate: int, whole: bool = False) -> None:
+        """`whole`: all of it is collected before any is sent, so the file can begin with its length."""
 
     def add(self, wave: np.ndarray) -> bytes:
         return pcm16(torch.from_numpy(wave)[None])
@@ -36,21 +36,34 @@ class Pcm:
 
 
 class Wav(Pcm):
-    def __init__(self, rate: int, samples: int | None = None) -> None:
-        size = UNKNOWN if samples is None else 2 * samples
-        whole = UNKNOWN if samples is None else 36 + size
-        form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
-        self._header = struct.pack("<4sI4s", b"RIFF", whole, b"WAVE") + form + struct.pack("<4sI", b"data", size)
+    def __init__(self, rate: int, whole: bool = False) -> None:
+        self._rate = rate
+        self._held: list[bytes] | None = [] if whole else None  # until the length is known
+        self._header = b"" if whole else self._headed(UNKNOWN)
+
+    def _headed(self, size: int) -> bytes:
+        file = UNKNOWN if size == UNKNOWN else 36 + size
+        form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, self._rate, 2 * self._rate, 2, 16)
+        return struct.pack("<4sI4s", b"RIFF", file, b"WAVE") + form + struct.pack("<4sI", b"data", size)
 
     def add(self, wave: np.ndarray) -> bytes:
         header, self._header = self._header, b""
-        return header + super().add(wave)
+        data = header + super().add(wave)
+        if self._held is None:
+            return data
+        self._held.append(data)
+        return b""
+
+    def end(self) -> bytes:
+        if self._held is None:
+            return b""
+        return b"".join([self._headed(sum(map(len, self._held))), *self._held])
 
 
 class Mp3(Pcm):
     """Frames of one bit rate and no Xing frame: what is joined from two streams is a stream."""
 
-    def __init__(self, rate: int, samples: int | None = None) -> None:
+    def __init__(self, rate: int, whole: bool = False) -> None:
         import lameenc
 
         self._encoder = lameenc.Encoder()
@@ -106,10 +119,10 @@ class Pipe(io.RawIOBase):
 class Flac(Pcm):
     """Where the length is not known ahead, the header leaves it open, as the format allows."""
 
-    def __init__(self, rate: int, samples: int | None = None) -> None:
+    def __init__(self, rate: int, whole: bool = False) -> None:
         import soundfile
 
-        self._file: Any = Pipe() if samples is None else io.BytesIO()
+        self._file: Any = io.BytesIO() if whole else Pipe()
         self._writer = soundfile.SoundFile(self._file, "w", rate, 1, format="FLAC", subtype="PCM_16")
 
     def add(self, wave: np.ndarray) -> bytes:
@@ -151,12 +164,12 @@ class Av(Pcm):
 
 
 class Opus(Av):
-    def __init__(self, rate: int, samples: int | None = None) -> None:
+    def __init__(self, rate: int, whole: bool = False) -> None:
         super().__init__("opus", rate)
 
 
 class Aac(Av):
-    def __init__(self, rate: int, samples: int | None = None) -> None:
+    def __init__(self, rate: int, whole: bool = False) -> None:
         super().__init__("aac", rate)
 
 
@@ -180,5 +193,5 @@ def available() -> list[str]:
 
 def encode(kind: str, wave: np.ndarray, rate: int) -> bytes:
     """A whole file, its length in its header."""
-    encoder = ENCODERS[kind](rate, len(wave))
+    encoder = ENCODERS[kind](rate, whole=True)
     return encoder.add(wave) + encoder.end()

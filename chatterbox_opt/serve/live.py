@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..audio.stretch import Stretch
-from .encoders import ENCODERS, encode
+from .encoders import ENCODERS
 
 WRITE_SECONDS = 0.5  # of sound that is sent at once: no frame or event grows past what clients take
 
@@ -77,8 +77,10 @@ class Sound:
         yield await self._thread(encoder.end)
 
     async def _whole(self) -> AsyncIterator[bytes]:
-        waves = [wave async for wave in self._waves()]
-        yield await self._thread(lambda: encode(self.kind, np.concatenate(waves), self.rate))
+        encoder = ENCODERS[self.kind](self.rate, whole=True)
+        data = [await self._thread(encoder.add, wave) async for wave in self._waves()]
+        data.append(await self._thread(encoder.end))
+        yield b"".join(filter(None, data))
 
     async def _waves(self) -> AsyncIterator[np.ndarray]:
         while (wave := await self.live.take()) is not None:

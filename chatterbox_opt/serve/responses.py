@@ -18,6 +18,7 @@ from .sending import in_time
 from .service import Service
 
 logger = logging.getLogger(__name__)
+BLOCK = 1 << 18  # bytes that a client reads before the others count as unread: what is sent whole may be large
 
 
 class SpeechResponse(Response):
@@ -70,8 +71,9 @@ class SpeechResponse(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send(self, send: Any, data: bytes) -> None:
-        message = {"type": "http.response.body", "body": data, "more_body": True}
-        await in_time(send(message), self.service.settings.stall_seconds)
+        for start in range(0, len(data), BLOCK):
+            message = {"type": "http.response.body", "body": data[start : start + BLOCK], "more_body": True}
+            await in_time(send(message), self.service.settings.stall_seconds)
 
     def parts(self) -> AsyncIterator[bytes]:
         return aiter(self.sound)

@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+from ..text.markup import pauses
+from ..text.split import width
 from .conversions import Converter
 from .errors import ApiError, busy, told, unavailable
 from .live import LiveSpeech, Sound
@@ -25,6 +27,9 @@ LOOKING_THREADS = 4  # for voices, which may be far away
 MOST_CHANGES = 16  # uploads and deletions in hand
 MOST_SESSIONS = 1000  # that text comes over, most of them silent most of the time
 LONG = 5_000  # characters: cutting up and reading out such a text takes some tenths of a second, of 100,000 several
+WHOLE = 1_000  # letters, about a minute, of a text whose sound the engine joins and watermarks at once
+WHOLE_PAUSES = 10.0  # s of pauses in such a text
+BY_PIECES = 60.0  # s of a chunk of other texts: more than a piece has
 RECENT = 32  # speeches whose duration tells how long the others will wait
 
 
@@ -92,6 +97,9 @@ class Service:
         """`patient`: waits for a place in the queue instead of being refused."""
         self.check_text(text)
         arguments = manner.arguments(self.model, self.settings.model_id)
+        silence = self.check_pauses(text) if manner.markup else 0.0
+        if manner.whole() and (width(text[: WHOLE + 1]) > WHOLE or silence > WHOLE_PAUSES):
+            arguments["first_chunk"] = BY_PIECES  # nobody is served while a call's sound is put together at its end
         arguments["voice"] = await self.voice(manner.voice_name())
         if self.settings.pronounce is not None:
             arguments["pronounce"] = self.settings.pronounce.for_voice(manner.voice_name())
@@ -113,6 +121,17 @@ class Service:
         if len(text) > self.settings.max_text:
             message = f"The text has {len(text)} characters; this server takes {self.settings.max_text} at a time"
             raise ApiError(400, message, param="input", code="text_too_long")
+
+    def check_pauses(self, text: str) -> float:
+        """Returns the seconds of its pauses."""
+        silence = pauses(text)
+        if silence > self.settings.max_pauses:
+            message = (
+                f"The pauses of this text add up to {silence:g} s; this server takes {self.settings.max_pauses:g} s "
+                "at a time"
+            )
+            raise ApiError(400, message, param="input", code="pauses_too_long")
+        return silence
 
     async def _enter(self, text: str, arguments: dict[str, Any]) -> LiveSpeech:
         """Into the engine, from a thread: a long text takes a while to be cut up and tokenized."""

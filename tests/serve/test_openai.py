@@ -12,7 +12,7 @@ import torch
 from serving import load_mini, ready, running
 
 from chatterbox_opt.audio.io import pcm16
-from chatterbox_opt.serve import encoders
+from chatterbox_opt.serve import encoders, service
 from chatterbox_opt.text.pronounce import Pronunciations
 
 TEXT = "Hello there, how are you today?"
@@ -86,6 +86,39 @@ def test_numbers_in_words_and_respellings(client, library, tmp_path):
     with running(tmp_path, load_mini, pronounce=respelt) as server:
         answer = speech(ready(server).openai(), extra_body=how, input="My cats left in 1984.", response_format="pcm")
     assert answer.content == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "how"), [(f"{TEXT} " * 4, {"max_chars": 35}), ("Hello. [pause 11s] Hello.", {"markup": True})]
+)
+def test_a_long_text_is_not_put_together_at_once(client, library, monkeypatch, mini, text, how):
+    """While the engine watermarks, it serves nobody: a whole speech is watermarked piece by piece, as a stream is."""
+    monkeypatch.setattr(service, "WHOLE", 100)
+    marked, apply = [], mini.model.watermarker.apply
+
+    def seen(wavs, rate=24_000):
+        marked.extend(map(len, wavs))
+        return apply(wavs, rate)
+
+    monkeypatch.setattr(mini.model.watermarker, "apply", seen)
+    expected = b"".join(pcm16(chunk) for chunk in library.generate_stream(text, first_chunk=60, seed=7, **how))
+    how = {"seed": 7, "stream": False, **how}
+    assert speech(client, input=text, response_format="pcm", extra_body=how).content == expected
+    assert max(marked) < len(expected) / 2 / 2
+
+
+def test_pauses_have_a_limit(mini):
+    def ask(text, **how):
+        body = {"input": text, "response_format": "pcm", "markup": True, "seed": 1}
+        return httpx.post(f"{mini.url}/v1/audio/speech", json=body | how, timeout=60)
+
+    answer = ask("Hello there. " + "[pause 60s]" * 2 + "Good bye.")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("line 1, column 25: the pauses add up to 120 s")
+    answer = ask("Hello. [pause 60s] " * 17)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "pauses_too_long"
+    assert ask("Hello. [pause 60s] " * 17, markup=False, max_new_tokens=10).status_code == 200
 
 
 def test_an_unstreamed_wav_has_its_length(mini):
