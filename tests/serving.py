@@ -100,10 +100,10 @@ def load_tiny(family: str = "tts") -> Any:
     return model
 
 
-def recording(seconds: float = 6.0, seed: int = 0, kind: str = "WAV") -> bytes:
+def recording(seconds: float = 6.0, seed: int = 0, kind: str = "WAV", level: float = 0.1) -> bytes:
     file = io.BytesIO()
-    noise = 0.1 * np.random.default_rng(seed).standard_normal(round(24_000 * seconds))
-    soundfile.write(file, noise, 24_000, format=kind)
+    noise = level * np.random.default_rng(seed).standard_normal(round(24_000 * seconds))
+    soundfile.write(file, noise, 24_000, format=kind, subtype="FLOAT" if level > 1 else None)
     return file.getvalue()
 
 

@@ -65,7 +65,7 @@ def describe(file: BinaryIO) -> tuple[float, int, int]:
                 raise ValueError(f"{label(file)}: it does not say how long it is; {READABLE}")
             return sound.frames / sound.samplerate, sound.samplerate, sound.channels
     except soundfile.SoundFileError as error:
-        raise ValueError(f"{label(file)}: not a recording, or damaged ({error}); {READABLE}") from error
+        raise ValueError(f"{label(file)}: not a recording, or damaged ({_why(error)}); {READABLE}") from error
     finally:
         file.seek(start)
 
@@ -99,11 +99,23 @@ def _decode(file: Any, seconds: float | None) -> tuple[np.ndarray, int]:
             data = sound.read(wanted, dtype="float32", always_2d=True)
             _warn_if_cut(name, len(data), claimed if wanted < 0 else min(claimed, wanted), rate, sound.extra_info)
     except soundfile.SoundFileError as error:
-        raise ValueError(f"{name}: not a recording, or damaged or cut short ({error}); {READABLE}") from error
+        raise ValueError(f"{name}: not a recording, or damaged or cut short ({_why(error)}); {READABLE}") from error
     finally:
         if opened:
             file.seek(start)  # so that it can be read again
+    _check_loudest(data, f"{name}: its samples")
     return data.mean(1), rate
+
+
+def _why(error: Exception) -> str:
+    """Returns libsndfile's reason, without the object that it was given as a file."""
+    return str(getattr(error, "error_string", error)).rstrip(".")
+
+
+def _check_loudest(samples: np.ndarray, what: str) -> None:
+    most = max(samples.max(), -samples.min()) if samples.size else 0.0
+    if LOUDEST < most < np.inf:
+        raise ValueError(f"{what} reach {most:g}; floats lie within -1 to 1: divide int16's by 32768")
 
 
 def must_be_file(path: Path) -> None:
@@ -146,8 +158,8 @@ def _samples(audio: Any, rate: int | None, seconds: float | None) -> tuple[np.nd
     if array.dtype.kind in "iu":
         middle = 2.0 ** (8 * array.dtype.itemsize - 1)
         array = (array - (middle if array.dtype.kind == "u" else 0.0)) / middle
-    elif array.size and LOUDEST < np.abs(array).max() < np.inf:
-        raise ValueError(f"samples reach {np.abs(array).max():.0f}; floats lie within -1 to 1: divide int16's by 32768")
+    else:
+        _check_loudest(array, "samples")
     array = array.astype(np.float32, copy=False)
     return (array.mean(0) if array.ndim == 2 else array), int(rate)
 

@@ -1,6 +1,7 @@
 """Decoding equals librosa's, resampling torchaudio's and soxr's; bad files give errors that name them."""
 
 import io as std_io
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import soundfile
 import torch
 
 from chatterbox_opt.audio import io
-from chatterbox_opt.audio.io import fingerprint, read, resample, write_wav
+from chatterbox_opt.audio.io import describe, fingerprint, read, resample, write_wav
 
 RATES = [(24_000, 16_000), (16_000, 24_000), (44_100, 24_000), (48_000, 24_000), (22_050, 24_000), (8_000, 24_000)]
 
@@ -108,6 +109,19 @@ def test_bad_files(tmp_path: Path):
     soundfile.write(tmp_path / "nan.wav", bad, 24_000, subtype="FLOAT")
     with pytest.raises(ValueError, match="NaN"):
         read(tmp_path / "nan.wav")
+    soundfile.write(tmp_path / "loud.wav", np.full((100, 2), [1e30, -1e30]), 24_000, subtype="FLOAT")
+    with pytest.raises(ValueError, match=r"loud\.wav: its samples reach 1e\+30; floats lie within -1 to 1"):
+        read(tmp_path / "loud.wav")
+
+
+@pytest.mark.parametrize("reading", [read, describe])
+def test_an_open_file_that_is_no_recording_is_named_in_words(reading):
+    with tempfile.SpooledTemporaryFile() as file:
+        file.write(b"hello " * 100)
+        file.seek(0)
+        with pytest.raises(ValueError, match=r"^the open file: not a recording.*\(Format not recognised\)") as caught:
+            reading(file)
+    assert "object at" not in str(caught.value)
 
 
 def test_bad_samples():
@@ -124,6 +138,8 @@ def test_bad_samples():
         read(wav[:0], 24_000)
     with pytest.raises(ValueError, match="NaN or infinite"):
         read(np.full(100, np.inf), 24_000)
+    with pytest.raises(ValueError, match="samples reach 32767; floats lie within -1 to 1"):
+        read(np.full(100, -32767.0), 24_000)
 
 
 # ---- resampling ----------------------------------------------------------------------------------
