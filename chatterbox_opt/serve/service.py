@@ -19,6 +19,7 @@ from .errors import ApiError, busy, told, unavailable
 from .live import LiveSpeech, Sound
 from .settings import ServeSettings
 from .speech_request import Manner
+from .voice_names import folded
 from .voices import VoiceStore
 
 logger = logging.getLogger(__name__)
@@ -102,10 +103,18 @@ class Service:
             arguments["first_chunk"] = BY_PIECES  # nobody is served while a call's sound is put together at its end
         arguments["voice"] = await self.voice(manner.voice_name())
         if self.settings.pronounce is not None:
-            arguments["pronounce"] = self.settings.pronounce.for_voice(manner.voice_name())
+            arguments["pronounce"] = self.pronunciations(manner.voice_name())
         while patient and self.waiting() >= self.settings.max_waiting:
             await asyncio.sleep(0.05)
         return await self._enter(text, arguments)
+
+    def pronunciations(self, voice: str | None) -> Any:
+        """Those of a voice, whether it is asked for by its name, in capitals or not, or by its id."""
+        every = self.settings.pronounce
+        name = self.voices.name_of(voice) if voice else None
+        if name is not None and name not in every.voices:
+            name = next((other for other in every.voices if folded(other) == folded(name)), None)
+        return every.for_voice(name)
 
     async def voice(self, name: str | None) -> Any:
         """What the engine calls a voice; from where it is kept, if it was not used lately."""

@@ -125,6 +125,13 @@ class VoiceStore:
         with self._lock:
             return identity if identity in self._known else None
 
+    def name_of(self, name: str) -> str:
+        """The name that a voice was brought under, as far as is known; other names as they are."""
+        identity = self._identity(name)
+        with self._lock:
+            about = self._known.get(identity) if identity else None
+        return about["name"] if about else name
+
     def get(self, name: str | None) -> Any:
         """Conditionals for the engine, or None for the model's own voice."""
         alias = not name or folded(name) in (DEFAULT, *OPENAI_VOICES)

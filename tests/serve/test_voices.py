@@ -18,6 +18,7 @@ from threads import in_threads
 from chatterbox_opt.serve.errors import ApiError
 from chatterbox_opt.serve.voice_names import check_name, voice_id
 from chatterbox_opt.serve.voices import VoiceStore
+from chatterbox_opt.text.pronounce import Pronunciations
 
 
 def upload(server, name, sound=None, **more):
@@ -25,8 +26,8 @@ def upload(server, name, sound=None, **more):
     return httpx.post(f"{server.url}/v1/audio/voices", data={"name": name, **more}, files=files, timeout=60)
 
 
-def speak(server, voice, seed=1):
-    body = {"input": "Hello.", "voice": voice, "response_format": "pcm", "seed": seed}
+def speak(server, voice, seed=1, text="Hello."):
+    body = {"input": text, "voice": voice, "response_format": "pcm", "seed": seed}
     return httpx.post(f"{server.url}/v1/audio/speech", json=body, timeout=60)
 
 
@@ -68,6 +69,25 @@ def test_a_served_voice_equals_the_librarys(tiny, tmp_path):
     path.write_bytes(sound)
     expected = tiny.model.generate_stream("Hello.", voice=tiny.model.prepare_voice(path), seed=1)
     assert speak(tiny, "five").content == b"".join(map(pcm16, expected))
+
+
+def test_respellings_of_a_voice_hold_however_it_is_named(cloning, tmp_path, monkeypatch):
+    own = {name: Pronunciations({"hello": f"of {name}"}) for name in ("anna", "BOB", "echo")}
+    given = []
+
+    def submit(text, **how):
+        given.append(how["pronounce"](text))
+        raise ValueError("that was all")
+
+    monkeypatch.setattr(cloning, "submit", submit)
+    monkeypatch.setattr(cloning, "close", lambda: None)  # with the server
+    with running(tmp_path, lambda: cloning, pronounce=Pronunciations({"hello": "general"}, voices=own)) as server:
+        ready(server)
+        for name in ("Anna", "Bob"):
+            assert upload(server, name).status_code == 200
+        for voice in ("Anna", "anna", voice_id("Anna", "llama"), {"id": voice_id("Anna", "llama")}, "bob", "Echo"):
+            assert "that was all" in speak(server, voice, text="hello").text
+    assert given == ["of anna"] * 4 + ["of BOB", "of echo"]
 
 
 def test_openais_names_can_be_taken(tiny):
