@@ -10,6 +10,8 @@ from ..scale import cluster
 from . import model as models
 from .speech import pronunciations
 
+LARGEST_UPLOAD = 4096  # MB, as ServeSettings has it in bytes
+
 
 def add_command(commands: Any) -> None:
     serve = commands.add_parser("serve", help="speak over HTTP, for OpenAI's clients and others")
@@ -50,6 +52,8 @@ def settings_of(args: argparse.Namespace) -> Any:
     models.check(args)
     if args.api_key and args.api_key_file:
         raise ValueError("give --api-key or --api-key-file, not both")
+    if not 1 <= args.max_upload_mb <= LARGEST_UPLOAD:
+        raise ValueError(f"--max-upload-mb {args.max_upload_mb}: a number from 1 to {LARGEST_UPLOAD} is needed")
     key = args.api_key_file.read_text(encoding="utf-8").strip() if args.api_key_file else args.api_key
     return ServeSettings(
         model_id=args.model, host=args.host, port=args.port, api_key=key, voices_dir=args.voices,

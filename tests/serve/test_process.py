@@ -76,6 +76,8 @@ def test_a_second_sigterm_stops_at_once(tmp_path):
         (["--model", "mini", "--dir", "."], "leave out --dir or --model"),
         (["--model", "mini", "--port", "70000"], "port"),
         (["--model", "mini", "--max-waiting", "0"], "max_waiting"),
+        (["--model", "mini", "--max-upload-mb", "0"], "--max-upload-mb 0: a number from 1 to 4096"),
+        (["--model", "mini", "--max-upload-mb", "4097"], "--max-upload-mb 4097"),
         (["--model", "mini", "--api-key", " "], "key is empty"),
         (["--model", "mini", "--api-key-file", "nowhere"], "nowhere"),
         (["--model", "mini", "--api-key", "a", "--api-key-file", "b"], "not both"),
