@@ -5,6 +5,7 @@ import json
 import logging
 import socket
 import threading
+from types import SimpleNamespace
 
 import httpx
 import openai
@@ -13,6 +14,7 @@ import uvicorn
 from serving import goes_idle, load_mini, load_tiny, ready, running
 from threads import in_threads, soon
 
+from chatterbox_opt.serve.responses import SpeechResponse
 from chatterbox_opt.serve.sending import in_time
 from chatterbox_opt.serve.settings import ServeSettings
 
@@ -182,6 +184,20 @@ def test_a_client_that_does_not_read_is_disconnected(small_server):
     assert goes_idle(small_server.service)
     assert small_server.model.stats()["tokens"] - spoken < 1000
     client.close()
+
+
+def test_a_large_file_is_sent_in_parts():
+    """A client that reads a few hundred kB a minute is still there."""
+    sent, data = [], bytes(range(256)) * 4096
+    service = SimpleNamespace(settings=ServeSettings())
+    response = SpeechResponse(service, SimpleNamespace(kind="wav", rate=24_000))
+
+    async def send(message):
+        sent.append(message["body"])
+
+    asyncio.run(response._send(send, data))
+    assert b"".join(sent) == data
+    assert max(map(len, sent)) <= 1 << 18
 
 
 def test_large_bodies_are_refused_before_they_are_read(small_server):
