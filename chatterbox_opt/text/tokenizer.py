@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from .languages import Cangjie, prepare
+from .word_rules import WordRules
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class EnTokenizer:
     def __init__(self, vocab_file_path: str | Path, max_tokens: int = MAX_TOKENS) -> None:
         self.vocab_file_path, self.max_tokens = Path(vocab_file_path), max_tokens
         self.tokenizer = _read(self.vocab_file_path)
+        self.words = WordRules.of(self.tokenizer)
         self.check_vocabset_sot_eot()
 
     def check_vocabset_sot_eot(self) -> None:
@@ -44,7 +46,9 @@ class EnTokenizer:
         return self._checked(self.encode(text), text)
 
     def encode(self, txt: str) -> list[int]:
-        return self.tokenizer.encode(_encodable(txt).replace(" ", SPACE)).ids
+        text = _encodable(txt)
+        ids = self.words.ids(text, SPACE) if self.words is not None else None
+        return self.tokenizer.encode(text.replace(" ", SPACE)).ids if ids is None else ids
 
     def decode(self, seq: Tensor | Sequence[int]) -> str:
         ids = seq.flatten().tolist() if isinstance(seq, Tensor) else list(seq)
