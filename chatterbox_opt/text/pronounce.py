@@ -38,8 +38,8 @@ class Pronunciations:
         self.words = _checked(words or {}, "words")
         self.patterns = [(_compiled(p), _template(p, to)) for p, to in _checked(patterns or {}, "patterns").items()]
         self.voices = dict(voices or {})
-        self._folded = {word: to for word, to in self.words.items() if word == word.lower()}
-        self._search = _alternatives(self.words)
+        self._order = sorted(self.words, key=len, reverse=True)  # of the alternatives that are searched for
+        self._search = _alternatives(self._order)
         self._all = self  # the object with every voice's tables, if this one is the result of for_voice()
         self._joined: dict[str, Pronunciations] = {}
 
@@ -85,7 +85,8 @@ class Pronunciations:
         if name is None or own is None:
             return self
         if name not in every._joined:
-            joined = Pronunciations({**every.words, **own.words})
+            general = {word: to for word, to in every.words.items() if not own._has(word)}
+            joined = Pronunciations({**general, **own.words})
             joined.patterns, joined._all = [*own.patterns, *every.patterns], every
             every._joined[name] = joined
         return every._joined[name]
@@ -99,20 +100,25 @@ class Pronunciations:
     @cached_property
     def _anywhere(self) -> dict[str, re.Pattern]:
         """A pattern per word that finds it within other words too: a piece of a text may begin or end there."""
-        return {word: re.compile(re.escape(word), re.I if word in self._folded else 0) for word in self.words}
+        return {word: re.compile(re.escape(word), re.I if _any_case(word) else 0) for word in self.words}
 
     def __call__(self, text: str) -> str:
         if self._search is not None:
-            text = self._search.sub(lambda found: self._respelt(found[0]), text)
+            text = self._search.sub(self._respelt, text)
         for pattern, to in self.patterns:
             text = pattern.sub(to, text)
         return text
 
-    def _respelt(self, found: str) -> str:
+    def _respelt(self, match: re.Match) -> str:
+        found = match[0]
         if found in self.words:
             return self.words[found]
-        to = self._folded[found.lower()]
+        to = self.words[self._order[match.groups().index(found)]]  # not found.lower(): "(?i)" equates İ and i too
         return to[:1].upper() + to[1:] if found[:1].isupper() else to
+
+    def _has(self, word: str) -> bool:
+        """Whether an entry matches all of the word."""
+        return self._search is not None and self._search.fullmatch(word) is not None
 
 
 def _parsed(path: Path) -> Any:
@@ -146,11 +152,15 @@ def _template(pattern: str | re.Pattern, to: str) -> str:
     return to
 
 
+def _any_case(word: str) -> bool:
+    return word == word.lower()
+
+
 def _alternatives(words: Iterable[str]) -> re.Pattern | None:
-    """Returns one pattern of all words, the longest first; a word in lower case matches any case."""
+    """Returns one pattern with a group for each word; one in lower case matches any case."""
     parts = []
-    for word in sorted(words, key=len, reverse=True):
+    for word in words:
         before = rf"(?<!{_LETTER})" if re.match(_LETTER, word[0]) else ""
         after = rf"(?!{_LETTER})" if re.match(_LETTER, word[-1]) else ""
-        parts.append(f"{before}({'?i' if word == word.lower() else '?'}:{re.escape(word)}){after}")
+        parts.append(f"{before}({'(?i:' if _any_case(word) else '(?:'}{re.escape(word)})){after}")
     return re.compile("|".join(parts)) if parts else None

@@ -39,6 +39,10 @@ SQL = "ess queue ell"
         ({"行": "航"}, "银行里", "银航里"),
         ({"AI": "人工智能"}, "用AI写", "用人工智能写"),
         ({"(": "open"}, "a ( b", "a open b"),
+        # letters that count as one in any case, though str.lower() keeps them apart
+        ({"istanbul": "iss tan bool"}, "İstanbul is big.", "Iss tan bool is big."),
+        ({"\u00b5m": "micrometers"}, "5 \u03bcm thick", "5 micrometers thick"),
+        ({"sin": "sine", "θ": "theta"}, "sın ϑ", "sine theta"),
     ],
 )
 def test_words(words, text, said):
@@ -96,7 +100,7 @@ def test_a_missing_file_and_another_type():
 @given(st.dictionaries(st.text(min_size=1).filter(str.strip), st.text(), max_size=4), st.text())
 def test_any_words_are_taken(words, text):
     said = Pronunciations.of(words)(text)
-    if not any(word.lower() in text.lower() for word in words):
+    if not any(re.search(re.escape(word), text, re.I) for word in words):
         assert said == text
 
 
@@ -119,3 +123,11 @@ def test_one_voices_respellings_lead_to_anothers():
     every = Pronunciations({"c": "all's"}, voices={"anna": anna, "ben": ben})
     assert every.for_voice("anna").for_voice("ben")("a b c") == "a ben's all's"
     assert every.for_voice("anna").for_voice("carl")("a b c") == "anna's b all's"
+
+
+def test_a_voices_entry_in_lower_case_precedes_a_general_one_with_capitals():
+    every = Pronunciations({"SQL": "sequel", "SQL server": "sequel server"}, voices={
+        "anna": Pronunciations({"sql": "ess queue ell"})
+    })
+    assert every.for_voice("anna")("SQL, sql, SQL server") == "Ess queue ell, ess queue ell, sequel server"
+    assert every("SQL sql") == "sequel sql"
