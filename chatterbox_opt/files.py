@@ -1,18 +1,32 @@
-"""Writes files atomically."""
+"""Writes files atomically, and keeps other runs out of a folder."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 PART = ".part"  # the ending of files still being written
+LOCK = "lock"  # the file of locked()
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Writes the file under a temporary name and then renames it, so that it is complete once it exists."""
     part = path.with_name(path.name + PART)
+    with whole(path, part):
+        part.write_bytes(data)
+
+
+@contextmanager
+def whole(path: Path, part: Path) -> Iterator[None]:
+    """For writing `part`, a file in the folder of `path`: it is renamed to that, or removed if the block raises."""
     try:
-        _write(part, data)
+        yield
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -46,3 +60,36 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def check_writable(folder: Path) -> None:
+    """Raises ValueError if no file can be made in the folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{folder}: no file can be written there ({error.strerror})") from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes the folder, and raises ValueError if another run has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "ab") as file:
+        lock(file, folder)
+        yield
+
+
+def lock(file: IO[Any], folder: Path) -> None:
+    """Locks an open file of the folder. The system releases the lock however the process ends. A system, or a file
+    system, without such locks checks nothing."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(f"{folder}: another run is writing into it; wait for it, or give another folder") from error
+    except OSError:
+        return

@@ -65,7 +65,7 @@ for door in DOORS:
     LAYERS[door] = set(LAYERS["base"]) | {"base"}
 LAYERS["upstream"] = set(LAYERS["base"]) | DOORS | {"base"}
 LAYERS["reading"] = {
-    "options", "config", "checks", "audio", "text", "captions", "speech", "takes", "keywords", "__version__",
+    "options", "config", "checks", "audio", "text", "captions", "speech", "takes", "keywords", "files", "__version__",
 }
 LAYERS["serve"] = {"options", "config", "checks", "audio", "text", "files", "__version__"} | DOORS
 LAYERS["scale"] = {"files", "serve", "text", "cli"}  # its serve.py is an entry point, as the command is

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,13 @@ from .. import captions as captioning
 from ..audio.io import SoundWriter, writable_kinds
 from ..audio.joins import samples
 from ..checks import check_loudness, check_seed
+from ..files import check_writable, locked, whole, write_whole
 from ..speech import aligned
 from ..takes import asked_for
 from . import script as scripts
 from .cast import NARRATOR, cast_of
 from .plan import Line, Planner, chooses
-from .store import HALF, Store
+from .store import Store
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -68,7 +69,8 @@ def read_aloud(
     plan = planner.chapters(found)
     reader = Reader(model, Store(Path(work) if work else output.with_name(output.name + ".work")), align, cancel)
     reader.check([line for lines in plan for line in lines])
-    return reader.write(plan, output, chapters, captions, progress)
+    with locked(reader.store.folder):
+        return reader.write(plan, output, chapters, captions, progress)
 
 
 def kind_of(script: Path) -> str:
@@ -83,6 +85,7 @@ def check(output: Path, captions: str | None) -> None:
         raise ValueError(f"{output}: a name that ends in .wav, .flac, .ogg or .mp3 is needed")
     if captions is not None:
         captioning.check_kind(f".{captions}", f"captions={captions!r}")
+    check_writable(output.parent)
 
 
 class Reader:
@@ -98,6 +101,7 @@ class Reader:
         self, plan: list[list[Line]], output: Path, chapters: bool, captions: str | None,
         progress: Callable[[int, int, int], None] | None,
     ) -> list[Path]:
+        self.store.need(output, {line.key for lines in plan for line in lines})
         total = sum(len(line.paragraph.text) for lines in plan for line in lines)
         kept = sum(len(line.paragraph.text) for lines in plan for line in lines if line.key in self.store)
         spoken, written = 0, []
@@ -113,7 +117,7 @@ class Reader:
             written += self.assemble(lines, path, captions)
         if progress is not None:
             progress(spoken, kept, total)
-        self.store.forget_others({line.key for lines in plan for line in lines})
+        self.store.forget_others()
         return written
 
     def speak(self, line: Line) -> None:
@@ -139,10 +143,9 @@ class Reader:
 
     def assemble(self, lines: Sequence[Line], path: Path, captions: str | None) -> list[Path]:
         """Writes the sound file and its captions, both atomically. Holds one line's sound in memory at a time."""
-        self.store.folder.mkdir(parents=True, exist_ok=True)
-        half = self.store.folder / f"{HALF}{path.suffix}"
         records, at = [], 0
-        with SoundWriter(half, self.model.sr) as file:
+        half = self._half(path)
+        with whole(path, half), SoundWriter(half, self.model.sr) as file:
             for i, line in enumerate(lines):
                 silence = samples(line.paragraph.before) if i else 0
                 file.add(np.zeros(silence, np.int16))
@@ -151,15 +154,18 @@ class Reader:
                 for block in self.store.sound(line.key):
                     file.add(block)
                     at += len(block)
-        os.replace(half, path)
         if captions is None:
             return [path]
         beside = path.with_suffix(f".{captions}")
         text = captioning.written(beside.suffix, records, sample_rate=self.model.sr, seconds=at / self.model.sr)
-        half = self.store.folder / HALF
-        half.write_text(text, encoding="utf-8")
-        os.replace(half, beside)
+        write_whole(beside, text.encode())
         return [path, beside]
+
+    def _half(self, path: Path) -> Path:
+        """Returns the name of the incomplete file, beside the whole one: only there can it be renamed. A run from
+        another work folder, which this one's lock does not keep out, has another name for it."""
+        mark = hashlib.blake2b(str(self.store.folder.resolve()).encode(), digest_size=4).hexdigest()
+        return path.with_stem(f"{path.stem}.{mark}.half")
 
     def _placed(self, record: captioning.Record, line: Line, at: int) -> captioning.Record:
         said = {"line": line.paragraph.line} | ({"speaker": line.paragraph.speaker} if line.paragraph.speaker else {})

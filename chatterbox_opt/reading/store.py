@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from ..audio.io import SoundWriter, blocks, read
 from ..captions import Record
+from ..files import whole, write_whole
 
 KEY = 16  # bytes
-HALF = "out.half"  # the name of an incomplete file
-_OWN = re.compile(rf"(?P<key>[0-9a-f]{{{2 * KEY}}})(?P<half>\.half)?(\.flac|\.json)?|{re.escape(HALF)}(\.\w+)?")
+_OWN = re.compile(rf"(?P<key>[0-9a-f]{{{2 * KEY}}})(\.flac|\.json|(?P<half>\.half\.flac|\.json\.part))")
+_NEEDED = "book-{}.json"  # the keys of a book: several may have one folder
 
 
 def key_of(content: Any) -> str:
@@ -38,17 +38,13 @@ class Store:
 
     def keep(self, key: str, wave: Tensor, rate: int, records: list[Record]) -> None:
         """Stores (N,) samples and their captions. The captions are written last: with them, the entry is complete."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         half = self._sound(key).with_suffix(".half.flac")
-        with SoundWriter(half, rate) as file:
+        with whole(self._sound(key), half), SoundWriter(half, rate) as file:
             file.add(wave.numpy())
-        os.replace(half, self._sound(key))
         self.note(key, records)
 
     def note(self, key: str, records: list[Record]) -> None:
-        half = self._notes(key).with_suffix(".half")
-        half.write_text(json.dumps(records), encoding="utf-8")
-        os.replace(half, self._notes(key))
+        write_whole(self._notes(key), json.dumps(records).encode())
 
     def records(self, key: str) -> list[Record]:
         return json.loads(self._notes(key).read_text(encoding="utf-8"))
@@ -61,11 +57,17 @@ class Store:
         """Returns (N,) float32 samples."""
         return read(self._sound(key))[0].numpy()
 
-    def forget_others(self, keys: Collection[str]) -> None:
-        """Deletes entries with other keys, and incomplete files of killed runs; leaves foreign files alone."""
+    def need(self, book: Path, keys: Collection[str]) -> None:
+        """Notes the entries that a book consists of."""
+        name = _NEEDED.format(key_of(str(book.resolve())))
+        write_whole(self.folder / name, json.dumps(sorted(keys)).encode())
+
+    def forget_others(self) -> None:
+        """Deletes entries that no book needs, and incomplete files of killed runs; leaves foreign files alone."""
+        keys = {key for path in self.folder.glob(_NEEDED.format("*")) for key in json.loads(path.read_bytes())}
         for path in self.folder.iterdir():
             found = _OWN.fullmatch(path.name)
-            if found and (found["key"] not in keys or found["half"]):  # HALF has no key
+            if found and (found["key"] not in keys or found["half"]):
                 path.unlink()
 
     def _sound(self, key: str) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..files import PART, write_whole
+from ..files import PART, lock, write_whole
 from .rows import BadRow, Row
 
 MADE, FAILED, SETTINGS = "manifest.jsonl", "failures.jsonl", "batch.json"
@@ -22,7 +22,7 @@ class Manifest:
         self.folder = folder
         self._made = open(folder / MADE, "ab+")  # noqa: SIM115  closed by close()
         try:
-            _lock(self._made, folder)
+            lock(self._made, folder)
             _check_settings(folder / SETTINGS, settings)
             self.made = {record["id"]: record for record in _whole_lines(self._made)}
             self._failed = open(folder / FAILED, "ab+")  # noqa: SIM115
@@ -89,15 +89,3 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     if changed:
         was = ", ".join(f"{key}={before.get(key)!r}" for key in changed)
         raise ValueError(f"{path.parent}: was begun with {was}; continue with that, or give another folder")
-
-
-def _lock(file: Any, folder: Path) -> None:
-    """The system releases the lock however the process ends. A system without such locks checks nothing."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(f"{folder}: another run is writing into it") from error
