@@ -369,8 +369,11 @@ class SoundWriter:
 
 
 def blocks(path: str | os.PathLike) -> Iterator[np.ndarray]:
-    """Yields (n,) int16 samples of a mono file, some seconds at a time."""
+    """Yields (n,) int16 samples of a mono file, some seconds at a time. Raises ValueError for a damaged one."""
     import soundfile
 
-    with soundfile.SoundFile(os.fspath(path)) as sound:
-        yield from sound.blocks(WRITTEN_AT_ONCE, dtype="int16")
+    try:
+        with soundfile.SoundFile(os.fspath(path)) as sound:
+            yield from sound.blocks(WRITTEN_AT_ONCE, dtype="int16")
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"{path}: not a recording, or damaged ({error})") from error

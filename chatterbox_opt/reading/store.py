@@ -32,9 +32,21 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._readable: set[str] = set()  # entries that this run read once
 
     def __contains__(self, key: str) -> bool:
-        return self._notes(key).is_file() and self._sound(key).is_file()
+        """Whether the entry is there and can be read to its end; a damaged one counts as missing."""
+        if key not in self._readable and self._reads(key):
+            self._readable.add(key)
+        return key in self._readable
+
+    def _reads(self, key: str) -> bool:
+        if not (self._notes(key).is_file() and self._sound(key).is_file()):
+            return False
+        try:
+            return bool(self.records(key)) and sum(map(len, self.sound(key))) > 0
+        except ValueError:
+            return False
 
     def keep(self, key: str, wave: Tensor, rate: int, records: list[Record]) -> None:
         """Stores (N,) samples and their captions. The captions are written last: with them, the entry is complete."""
@@ -63,8 +75,12 @@ class Store:
         write_whole(self.folder / name, json.dumps(sorted(keys)).encode())
 
     def forget_others(self) -> None:
-        """Deletes entries that no book needs, and incomplete files of killed runs; leaves foreign files alone."""
-        keys = {key for path in self.folder.glob(_NEEDED.format("*")) for key in json.loads(path.read_bytes())}
+        """Deletes entries that no book needs, and incomplete files of killed runs; leaves foreign files alone, and all
+        entries if what a book needs cannot be read."""
+        try:
+            keys = {key for path in self.folder.glob(_NEEDED.format("*")) for key in json.loads(path.read_bytes())}
+        except ValueError:
+            return
         for path in self.folder.iterdir():
             found = _OWN.fullmatch(path.name)
             if found and (found["key"] not in keys or found["half"]):

@@ -238,6 +238,18 @@ def test_two_books_may_have_one_work_folder(model, script, tmp_path, spoken):
     assert len(list((tmp_path / "work").glob("*.flac"))) == 2
 
 
+@pytest.mark.parametrize("left", [0, 60, -9])
+@pytest.mark.parametrize("ending", ["flac", "json"])
+def test_a_damaged_paragraph_is_spoken_again(model, tmp_path, spoken, left, ending):
+    (tmp_path / "a.txt").write_text("One.\n\nTwo.")
+    how = dict(captions="json", max_new_tokens=12)
+    first = bytes_of(read_aloud(model, tmp_path / "a.txt", tmp_path / "a.wav", **how))
+    kept = min(path for path in (tmp_path / "a.wav.work").glob(f"*.{ending}") if not path.name.startswith("book"))
+    kept.write_bytes(kept.read_bytes()[:left])
+    assert bytes_of(read_aloud(model, tmp_path / "a.txt", tmp_path / "a.wav", **how)) == first
+    assert len(spoken) == 3
+
+
 class Killed(BaseException):
     pass
 
