@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..keywords import ReadingKeywords
+
+logger = logging.getLogger(__name__)
 
 TRIES = 3  # seeds tried for a line that has no sound
 
@@ -91,6 +95,7 @@ def check(output: Path, captions: str | None) -> None:
 class Reader:
     def __init__(self, model: Any, store: Store, align: Any, cancel: Any) -> None:
         self.model, self.store, self.align, self.cancel = model, store, align, cancel
+        self.aligner = getattr(align, "__qualname__", None) or type(align).__qualname__  # by which word times are kept
 
     def check(self, lines: Sequence[Line]) -> None:
         """Raises ValueError for wrong marks, voices and options, before anything is spoken."""
@@ -115,6 +120,8 @@ class Reader:
                 self.speak(line)
             path = output.with_stem(f"{output.stem}-{number:0{width}}") if chapters else output
             written += self.assemble(lines, path, captions)
+        if chapters:
+            _report_others(output, written)
         if progress is not None:
             progress(spoken, kept, total)
         self.store.forget_others()
@@ -135,11 +142,11 @@ class Reader:
                 record |= {"seed": choice.seed, "tries": choice.tries}
             self.store.keep(line.key, speech.wav[0], self.model.sr, records)
         records = self.store.records(line.key)
-        if self.align is not None and not all("words" in record for record in records):
+        if self.align is not None and not all(record.get("aligner") == self.aligner for record in records):
             wave = self.store.wave(line.key)
             found = [aligned(record["text"], record["samples"], wave, self.align) for record in records]
-            records = [record | {"words": [w._asdict() for w in words]} for record, words in zip(records, found)]
-            self.store.note(line.key, records)
+            timed = [{"words": [word._asdict() for word in words], "aligner": self.aligner} for words in found]
+            self.store.note(line.key, [record | times for record, times in zip(records, timed)])
 
     def assemble(self, lines: Sequence[Line], path: Path, captions: str | None) -> list[Path]:
         """Writes the sound file and its captions, both atomically. Holds one line's sound in memory at a time."""
@@ -170,6 +177,8 @@ class Reader:
     def _placed(self, record: captioning.Record, line: Line, at: int) -> captioning.Record:
         said = {"line": line.paragraph.line} | ({"speaker": line.paragraph.speaker} if line.paragraph.speaker else {})
         place = {"samples": [at + sample for sample in record["samples"]]}
+        unsaid = {"aligner"} if self.align is not None else {"aligner", "words"}
+        record = {name: value for name, value in record.items() if name not in unsaid}
         return captioning.shifted(record, at / self.model.sr) | place | said
 
     def _job(self, line: Line, attempt: int = 0) -> Any:
@@ -179,3 +188,11 @@ class Reader:
         except ValueError as error:
             raise ValueError(f"paragraph at line {line.paragraph.line}: {error}") from error
         return job
+
+
+def _report_others(output: Path, written: Sequence[Path]) -> None:
+    """Warns of files that look like chapters of this book but are of none: they are left, since some may be others'."""
+    name = re.compile(rf"{re.escape(output.stem)}-\d{{2,}}{re.escape(output.suffix)}")
+    others = [path.name for path in output.parent.iterdir() if name.fullmatch(path.name) and path not in written]
+    if others:
+        logger.warning("no chapter of this script, perhaps of an earlier run: %s", ", ".join(sorted(others)))

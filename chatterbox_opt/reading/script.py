@@ -14,7 +14,11 @@ SCENE, TURN = 1.5, 0.4  # s of silence: at a rule between paragraphs; between th
 CHAPTER = 2  # headings down to this level begin a chapter
 
 _BREAK = re.compile(r"\r\n?|\n")
-_NAME = re.compile(r"\s*([^\W\d_][\w .'’-]{0,39}?)\s*:\s+(?=\S)")
+# "Anna: ", "1st Guard: ", "Anna (angry): ", "安娜："; a time such as "12: " has no letter
+_NAME = re.compile(
+    r"\s*((?=[\d .'’-]*[^\W\d_])[^\W_][\w .'’-]{0,39}?)\s*(?:[(（][^()（）]*[)）]\s*)?(?::\s+|：\s*)(?=\S)"
+)
+_LINE_BREAK = re.compile(r"<br\s*/?>", re.I)
 _MARKED = re.compile(r"\s{0,3}(#{1,6})\s+(.*?)\s*#*\s*")
 _NAMED = re.compile(r"\s*(chapter|part|book|act|scene|prologue|epilogue|preface|introduction)\b.{0,70}", re.I)
 
@@ -104,6 +108,8 @@ def _inline(tokens: list[Any]) -> Iterator[str]:
             yield token.content
         elif token.type in ("softbreak", "hardbreak"):
             yield "\n"
+        elif token.type == "html_inline" and _LINE_BREAK.fullmatch(token.content):
+            yield " "  # "\n" would count as a line of the file
 
 
 def _paragraphs(block: Block, dialogue: bool, names: Collection[str]) -> Iterator[Paragraph]:

@@ -312,6 +312,33 @@ def test_words_are_timed_on_what_is_kept(model, script, tmp_path, spoken):
         assert piece["words"][-1]["end"] <= piece["end"] + MARGIN
 
 
+def test_times_of_words_are_those_of_this_runs_aligner(model, script, tmp_path, spoken):
+    def early(wave, rate, text):
+        return [(text, 0.0, 0.1)]
+
+    def late(wave, rate, text):
+        return [(text, 0.1, 0.2)]
+
+    def starts(align):
+        _, notes = read_aloud(model, script, tmp_path / "book.wav", captions="json", align=align, **SHORT)
+        pieces = json.loads(notes.read_text())["pieces"]
+        assert not any("aligner" in piece for piece in pieces)
+        return {round(w["start"] - piece["start"], 3) for piece in pieces for w in piece.get("words", [])}
+
+    assert [starts(align) for align in (early, None, late)] == [{0.0}, set(), {0.1}]
+    assert len(spoken) == LINES
+
+
+def test_files_of_chapters_that_are_gone_are_named_and_left(model, script, tmp_path, caplog):
+    (tmp_path / "book-notes.wav").write_text("mine")
+    read_aloud(model, script, tmp_path / "book.wav", chapters=True, **SHORT)
+    assert "earlier run" not in caplog.text
+    script.write_text("Chapter 1\n\nOne goes here.")
+    read_aloud(model, script, tmp_path / "book.wav", chapters=True, **SHORT)
+    assert "no chapter of this script, perhaps of an earlier run: book-02.wav" in caplog.text
+    assert (tmp_path / "book-02.wav").is_file()
+
+
 def test_marks_of_a_script(model, tmp_path, spoken):
     script = tmp_path / "a.txt"
     script.write_text("First. [pause 2s] Second.\n\nThird [shout].")

@@ -57,6 +57,11 @@ def test_in_a_dialogue_every_line_says_who_speaks():
     assert lines("Anna: Hello.\nBen: Hi.\nHow are you?", "dialogue") == [
         [("Hello.", "Anna"), ("Hi. How are you?", "Ben")]
     ]
+    text = "Dr. O'Neil (angry): Stop: now!\n1st Guard: Halt!\nAt 12:30 or\n12: no.\n安娜：你好\n安娜（生气）：走"
+    assert lines(text, "dialogue") == [[
+        ("Stop: now!", "Dr. O'Neil"), ("Halt! At 12:30 or 12: no.", "1st Guard"), ("你好", "安娜"), ("走", "安娜"),
+    ]]
+    assert lines(text, "text", ["1st Guard"])[0][1][1] == "1st Guard"
     with pytest.raises(ValueError, match="line 2: nobody is called 'Bob'; the cast has Anna"):
         parse("Anna: Hello.\nBob: Hi.", "dialogue", ["Anna"])
 
@@ -66,13 +71,13 @@ def test_markdown_is_read_without_its_signs():
     text = (
         "# A *book*\n\n## One\n\nSome **bold** words, a [link](https://example.com) and `code`.\nThe same.\n\n"
         "- first\n- second\n\n> quoted\n\n---\n\n**Anna:** Hello.\n\n[pause 0.8s] Later.\n\n## Two\n\n"
-        "<!-- not said -->\n\n```\nx = 1\n```\n"
+        "<!-- not said -->\n\nRed,<br>blue,<BR/>\ngreen.\n\n```\nx = 1\n```\n"
     )
     got = parse(text, "markdown", ["Anna"])
     assert [[(p.text, p.heading, p.line) for p in c.paragraphs] for c in got] == [
         [("A book", 1, 1), ("One", 2, 3), ("Some bold words, a link and code. The same.", 0, 5), ("first", 0, 8),
          ("second", 0, 9), ("quoted", 0, 11), ("Hello.", 0, 15), ("[pause 0.8s] Later.", 0, 17)],
-        [("Two", 2, 19), ("x = 1", 0, 23)],
+        [("Two", 2, 19), ("Red, blue, green.", 0, 23), ("x = 1", 0, 26)],
     ]
     spoken = got[0].paragraphs[6]
     assert (spoken.speaker, spoken.before) == ("Anna", SCENE)
