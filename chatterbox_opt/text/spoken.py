@@ -103,6 +103,8 @@ def _marked_as(text: str, start: int, end: int, words: str) -> str:
     marks = _found(_TRAILING, bare)
     if after.startswith(".") and not after.startswith(".."):
         ends = stop_ends_sentence(text, end - len(after) + 1, end)
+        if text[start + len(before) : end - len(after)].isdigit():
+            ends = ends or None  # "1. First item" or an ordinal: the library knows
         if not (marks.startswith(".") if ends is None else ends):
             after = after[1:]
     return before + bare[: len(bare) - len(marks)].rstrip() + after

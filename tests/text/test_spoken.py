@@ -145,6 +145,8 @@ def test_a_stop_of_an_abbreviation_goes_with_it_and_a_sentences_stays():
     assert merged("It is 5 km. He ran.", "It is five kilometers. He ran.") == "It is five kilometers. He ran."
     assert merged("It took 5 min.", "It took five minutes") == "It took five minutes."
     assert merged('He ran "5 m." Then', "He ran five m Then") == 'He ran "five m." Then'
+    assert merged("1. First\n2. Second", "one. First two. Second") == "one. First\ntwo. Second"
+    assert merged("Am 3. Januar.", "Am dritter Januar.") == "Am dritter Januar."
 
 
 def test_what_a_library_puts_ahead_of_all_words_is_taken_over():
