@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import PART, lock, write_whole
-from .rows import BadRow, Row
+from .rows import BadRow, Row, name_of
 
 MADE, FAILED, SETTINGS = "manifest.jsonl", "failures.jsonl", "batch.json"
 
@@ -38,6 +38,8 @@ class Manifest:
         """Returns the rows that are not made yet. Raises ValueError if a row's id was made from another text."""
         out = []
         for row in rows:
+            if row.id != name_of(row.number):  # an earlier run may have failed to read it
+                self.failed.pop(name_of(row.number), None)
             made = self.made.get(row.id)
             if made is None:
                 out.append(row)

@@ -19,6 +19,7 @@ OPTIONS = ("language_id", "spoken", "pronounce", *WHOLE, *REAL)
 COLUMNS = ("text", "id", "voice", *OPTIONS, "options")
 KINDS = (".jsonl", ".csv", ".parquet")
 LONGEST_ID = 200  # a file's name has 255 bytes
+LONGEST_CELL = 10_000_000  # characters of a CSV file's cell; the module's own limit is 131,072
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,12 @@ class BadRow:
 def read_rows(path: Path, common: dict[str, Any] | None = None) -> list[Row | BadRow]:
     """Returns the rows in the table's order. `common`: values of columns that a row leaves empty. A row without a seed
     gets one from its content. Raises ValueError if the whole table is of no use, as when two rows have one id."""
-    if path.suffix not in KINDS:
+    kind = path.suffix.lower()
+    if kind not in KINDS:
         raise ValueError(f"{path}: a table of texts ends in {', '.join(KINDS)}")
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
-    read = {".jsonl": _from_jsonl, ".csv": _from_csv, ".parquet": _from_parquet}[path.suffix]
+    read = {".jsonl": _from_jsonl, ".csv": _from_csv, ".parquet": _from_parquet}[kind]
     rows = [_row(number, given, common or {}, path.parent) for number, given in enumerate(read(path), 1)]
     seen: dict[str, int] = {}
     for row in rows:
@@ -84,15 +86,24 @@ def _from_jsonl(path: Path) -> Iterator[Any]:
 
 
 def _from_csv(path: Path) -> Iterator[Any]:
+    csv.field_size_limit(LONGEST_CELL)
     with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if "text" not in (reader.fieldnames or ()):
-            raise ValueError(f"{path}: its first line names no column 'text'")
-        for cells in reader:
-            if None in cells:
-                yield "more cells than columns"
-            else:
-                yield {name: _number(name, cell) for name, cell in cells.items() if cell}
+        reader = csv.DictReader(file, strict=True)
+        begun = 1  # line of the row that is being read
+        try:
+            if "text" not in (reader.fieldnames or ()):
+                raise ValueError(f"{path}: its first line names no column 'text'")
+            begun = reader.line_num + 1
+            for cells in reader:
+                if None in cells:
+                    yield "more cells than columns"
+                else:
+                    yield {name: _number(name, cell) for name, cell in cells.items() if cell}
+                begun = reader.line_num + 1
+        except csv.Error as error:
+            raise ValueError(f"{path}: row at line {begun}: {error}; is a quote left open there?") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: it is not UTF-8 ({error}); save it as UTF-8") from error
 
 
 def _number(name: str, cell: str) -> Any:
@@ -122,19 +133,29 @@ def parquet_module(what: Any) -> Any:
 # ---- checks of a row -----------------------------------------------------------------------------------
 
 
+def name_of(number: int) -> str:
+    """Returns the id of a row that has none, or of which none can be read."""
+    return f"{number:07d}"
+
+
 def _row(number: int, given: Any, common: dict[str, Any], folder: Path) -> Row | BadRow:
-    name = f"{number:07d}"
+    name = name_of(number)
     if isinstance(given, str):
         return BadRow(name, number, given)
     try:
-        given = {key: value for key, value in given.items() if value is not None}
+        given = _set(given)
         name = _checked_id(given.pop("id", name))
         more = given.pop("options", {})
-        given |= json.loads(more) if isinstance(more, str) else dict(more)
+        given |= _set(json.loads(more) if isinstance(more, str) else dict(more))
         given = common | given
         return _checked(name, number, given, folder)
     except (ValueError, TypeError) as error:
         return BadRow(name, number, str(error))
+
+
+def _set(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields that have a value: parquet gives each row all fields of a struct."""
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def _checked(name: str, number: int, given: dict[str, Any], folder: Path) -> Row:
@@ -172,7 +193,7 @@ def _checked_reading(key: str, value: Any) -> Any:
         raise ValueError(f"spoken={value!r}: true, false or a library's name is needed")
     if key == "pronounce" and not isinstance(value, dict):
         raise ValueError(f'pronounce={value!r}: words and their respellings are needed, such as {{"SQL": "sequel"}}')
-    return value
+    return _set(value) if key == "pronounce" else value
 
 
 def _checked_id(name: Any) -> str:

@@ -103,6 +103,40 @@ def test_a_bad_row_has_a_reason_and_the_others_are_read(line, reason, tmp_path):
     assert bad.number == 2
 
 
+def test_an_empty_value_inside_a_column_counts_as_missing(tmp_path):
+    plain, *others = [
+        {"text": "A.", "options": {"top_k": 3}, "pronounce": {"SQL": "sequel"}},
+        {"text": "A.", "options": {"top_k": 3, "top_p": None}, "pronounce": {"SQL": "sequel", "nginx": None}},
+        {"text": "A.", "options": '{"top_k": 3, "top_p": null}', "pronounce": '{"SQL": "sequel", "nginx": null}'},
+    ]
+    wanted, *rows = read_rows(table(tmp_path / "t.jsonl", [plain, *others]))
+    assert [row.digest for row in rows] == [wanted.digest] * 2
+    pa = pytest.importorskip("pyarrow", reason="parquet needs pyarrow: pip install 'chatterbox-opt[parquet]'")
+    from pyarrow import parquet
+
+    parquet.write_table(pa.Table.from_pylist([plain, others[0]]), tmp_path / "t.parquet")
+    assert [row.digest for row in read_rows(tmp_path / "t.parquet")] == [wanted.digest] * 2
+
+
+def test_a_long_text_and_an_ending_in_capitals(tmp_path):
+    (row,) = read_rows(table(tmp_path / "T.CSV", ["text", "word " * 40_000]))
+    assert row.text == "word " * 40_000
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_csv_file_in_another_encoding_is_named(tmp_path, encoding):
+    (tmp_path / "t.csv").write_bytes("text\nCafé\n".encode(encoding))
+    with pytest.raises(ValueError, match=r"t\.csv: .*save it as UTF-8"):
+        read_rows(tmp_path / "t.csv")
+
+
+def test_a_cell_without_end_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("chatterbox_opt.scale.rows.LONGEST_CELL", 1000)
+    given = table(tmp_path / "t.csv", ["text,id", "One.,a", '"He said hello,b', *["Another row."] * 100])
+    with pytest.raises(ValueError, match=r"t\.csv: row at line 3: field larger than field limit \(1000\)"):
+        read_rows(given)
+
+
 def test_bytes_that_are_not_utf8_are_one_bad_row(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_bytes(b'{"text": "A."}\n{"text": "\xff"}\n')
@@ -115,6 +149,7 @@ def test_bytes_that_are_not_utf8_are_one_bad_row(tmp_path):
         ("t.jsonl", [GIVEN[0], GIVEN[1], GIVEN[0]], "rows 1 and 3 have one id, 'first'"),
         ("t.csv", ["id,words", "a,Hello."], "no column 'text'"),
         ("t.txt", ["Hello."], "ends in .jsonl"),
+        ("t.csv", ["text,id", "One.,a", '"He said hello,b', "Three.,c"], r"t\.csv: row at line 3: .*quote"),
     ],
 )
 def test_a_table_of_no_use_is_refused_as_a_whole(name, lines, message, tmp_path):
