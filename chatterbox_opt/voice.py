@@ -293,7 +293,8 @@ class VoicePreparer:
         """Returns (N,) at 24 kHz on the device. Raises ValueError for recordings too short or silent."""
         if not self.config.clones:
             raise ValueError(
-                f"{label(audio)}: this model speaks in its own voice only; from_pretrained() loads one that clones"
+                f"{label(audio)}: this model speaks in its own voice only; from_pretrained(), or --model english in a "
+                "shell, loads one that clones"
             )
         wav, rate = read(audio, sample_rate, seconds=seconds)
         length, peak = len(wav) / rate, float(wav.abs().max())

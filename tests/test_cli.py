@@ -9,7 +9,7 @@ import pytest
 import soundfile
 import torch
 
-from chatterbox_opt import SamplingOptions
+from chatterbox_opt import SamplingOptions, __version__
 from chatterbox_opt.cli import main
 from chatterbox_opt.scores import VoiceLikeness
 from chatterbox_opt.tts import OptimizedChatterboxTTS
@@ -80,6 +80,7 @@ def test_the_text_may_come_by_pipe(source, tmp_path, monkeypatch, spoken):
 def test_captions(source, tmp_path):
     words = [*source, "--seed", "1"]
     plain, out, captions = (tmp_path / name for name in ("plain.wav", "a.wav", "a.vtt"))
+    words += ["--steps", "2", "--top-p", "0.9"]
     assert main(["say", "Hello.", "-o", str(plain), *words]) == 0
     assert main(["say", "Hello.", "-o", str(out), "--captions", str(captions), *words]) == 0
     assert out.read_bytes() == plain.read_bytes()
@@ -170,6 +171,11 @@ def test_convert(source, tmp_path):
         (["read", "missing.txt", "-o", "a.wav", "--lang", "fr"], "multilingual"),
         (["say", "Hi.", "--dir", "nowhere", "--pronounce", "none.toml"], "none.toml"),
         (["say", "Hi.", "--dir", "nowhere", "--stream", "--takes", "2"], "leave out --takes"),
+        (["say", "Hi.", "--dir", "nowhere"], "without --dir"),
+        (["say", "Hi.", "--model", "mini", "--device", "cpu", "--voice", __file__], "--model english"),
+        (["say", "Hi.", "--dir", "nowhere", "-o", "speech.m4a"], ".wav, .flac, .ogg and .mp3"),
+        (["say", "Hi.", "--dir", "nowhere", "--score", "words"], "give --takes 2"),
+        (["read", __file__, "-o", "a.wav", "--dir", "nowhere", "--score", "voice"], "give --takes 2"),
     ],
 )
 def test_errors_are_one_line_and_exit_1(words, message, capsys):
@@ -239,6 +245,13 @@ def test_an_unreachable_hub_names_the_shells_options(monkeypatch, capsys):
     assert "--model mini" in capsys.readouterr().err
 
 
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"chatterbox-opt {__version__}\n"
+
+
 def test_misuse_exits_2():
     done = subprocess.run([sys.executable, "-m", "chatterbox_opt", "sing"], capture_output=True, text=True)
     assert done.returncode == 2
@@ -294,7 +307,8 @@ def test_options_of_say_reach_the_call(source, tmp_path, spoken):
     assert main(say) == 0
     assert main([*say, "--spoken", "--takes", "3", "--retries", "2", "--score", "voice", *respelt]) == 0
     assert main([*say, "--spoken-by", "nemo", "--voice", str(tmp_path / "anna.wav"), *respelt]) == 0
-    plain, first, second = (keywords for *_, keywords in spoken)
+    assert main([*say, "--top-p", "0.9", "--max-new-tokens", "50", "--steps", "4"]) == 0
+    plain, first, second, third = (keywords for *_, keywords in spoken)
     assert {k: plain[k] for k in ("spoken", "takes", "score", "retries")} == dict(
         spoken=False, takes=1, score=None, retries=0
     )
@@ -302,3 +316,6 @@ def test_options_of_say_reach_the_call(source, tmp_path, spoken):
     assert (first["spoken"], first["takes"], first["retries"], first["pronounce"]("SQL")) == (True, 3, 2, "sequel")
     assert isinstance(first["score"], VoiceLikeness)
     assert (second["spoken"], second["pronounce"]("SQL")) == ("nemo", "squeal")
+    sampling = dict(top_p=0.9, max_new_tokens=50, n_cfm_timesteps=4)
+    assert sampling.items() <= third.items()
+    assert not sampling.keys() & plain.keys()

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from .. import __version__
 from . import batch, convert, doctor, pack, random_checkpoint, read, say, serve
 
 COMMANDS = (say, read, convert, serve, batch, pack, doctor, random_checkpoint)  # as --help lists them
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("chatterbox-opt", description="Chatterbox TTS, faster.")
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_command(commands)

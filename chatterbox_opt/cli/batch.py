@@ -32,7 +32,7 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     from ..scale.batch import speak_table
     from ..scale.on_ray import speak_on_ray
-    from ..scale.rows import read_rows
+    from ..scale.rows import Row, read_rows
     from ..scale.speaking import speak
 
     models.check(args)
@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
     common |= {"spoken": args.spoken or None, "retries": args.retries or None}
     common["takes"] = args.takes if args.takes != 1 else None
     rows = read_rows(args.input, {name: value for name, value in common.items() if value is not None})
+    speeches.check(args, any(isinstance(row, Row) and row.several_takes for row in rows))
     settings = {name: getattr(args, name) for name in ("model", "quantize", "preset", "decoder", "no_watermark")}
     args.dir = args.dir and args.dir.absolute()  # a worker may have another working directory
     settings["dir"] = args.dir and str(args.dir)

@@ -23,7 +23,7 @@ def check_output(path: Path) -> None:
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ValueError(f"{path}: cannot be written")
     if path.suffix and path.suffix[1:].upper() not in writable_kinds():
-        raise ValueError(f"{path}: sound cannot be written as {path.suffix}; .wav, .flac and .ogg are known")
+        raise ValueError(f"{path}: sound cannot be written as {path.suffix}; .wav, .flac, .ogg and .mp3 are known")
 
 
 def check_captions(path: Path) -> None:

@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> None:
     options: dict[str, Any] = {"language_ids": models.language(args)} if args.model == "multilingual" else {}
     options |= {"spoken": args.spoken, "pronounce": speeches.pronunciations(args.pronounce)}
     options |= {"takes": args.takes, "retries": args.retries}
+    speeches.check(args, chooses(options, cast))
     align = speeches.aligner() if args.words else None
     model = models.load(args)
     options["score"] = speeches.score_of(args, model, chooses(options, cast))

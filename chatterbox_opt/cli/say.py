@@ -13,15 +13,18 @@ from .files import check_captions, check_output, check_recordings, save
 
 
 def add_command(commands: Any) -> None:
-    say = commands.add_parser("say", help="speak a text into a wav file")
+    say = commands.add_parser("say", help="speak a text into a sound file")
     say.add_argument("text", help="the text; - reads standard input")
-    say.add_argument("-o", "--output", type=Path, help="by default out.wav")
+    say.add_argument("-o", "--output", type=Path, help="hello.wav, .flac, .ogg or .mp3; by default out.wav")
     say.add_argument("--lang", help="language of --model multilingual, such as fr")
     say.add_argument("--voice", type=Path, help="a recording of the voice")
     say.add_argument("--seed", type=int, help="the same text, voice and seed give the same audio")
     say.add_argument("--exaggeration", type=float)
     say.add_argument("--cfg-weight", type=float)
     say.add_argument("--temperature", type=float)
+    say.add_argument("--top-p", type=float)
+    say.add_argument("--max-new-tokens", type=int, help="25 per second: a limit for each piece of the text")
+    say.add_argument("--steps", type=int, dest="n_cfm_timesteps", help="of the flow decoder; by default its own number")
     say.add_argument(
         "--stream", action="store_true",
         help="write samples to standard output as they are computed: | aplay -q -f S16_LE -r 24000",
@@ -62,6 +65,7 @@ def check(args: argparse.Namespace, text: str, output: Path) -> None:
     if not text.strip():
         raise ValueError("there is no text to say")
     models.check(args)
+    speeches.check(args)
     if args.stream and (args.output or sys.stdout.isatty()):
         raise ValueError("--stream writes samples into a pipe, not a file: ... --stream | aplay -q -f S16_LE -r 24000")
     if args.stream and (args.takes != 1 or args.retries):
@@ -79,7 +83,8 @@ def check(args: argparse.Namespace, text: str, output: Path) -> None:
 
 def options_of(args: argparse.Namespace, respelt: Any) -> dict[str, Any]:
     """Returns the arguments of generate() and generate_stream()."""
-    chosen = {k: getattr(args, k) for k in ("exaggeration", "cfg_weight", "temperature")}
+    names = ("exaggeration", "cfg_weight", "temperature", "top_p", "max_new_tokens", "n_cfm_timesteps")
+    chosen = {k: getattr(args, k) for k in names}
     options = {k: v for k, v in chosen.items() if v is not None}
     if args.model == "multilingual":
         options["language_id"] = models.language(args)
@@ -102,6 +107,7 @@ def spoken_whole(model: Any, text: str, options: dict[str, Any], **how: Any) -> 
     """Returns a Speech whose sound equals generate()'s at the same seed."""
     from ..pipeline import NoSpeech
 
+    how |= {name: options.pop(name) for name in ("n_cfm_timesteps",) if name in options}
     renamed = {"audio_prompt_path": "voices", "seed": "seeds", "language_id": "language_ids"}
     jobs = model.jobs([text], **{renamed.get(name, name): value for name, value in options.items()})
     (speech,) = model.speak(jobs, verbose=True, **how)

@@ -22,6 +22,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     group.add_argument("--retries", type=int, default=0, help="draw a failed piece again, up to this many times")
 
 
+def check(args: argparse.Namespace, chooses: bool = False) -> None:
+    """Raises ValueError for a score with nothing to choose from. `chooses`: as for score_of()."""
+    if args.score != "length" and args.takes == 1 and not args.retries and not chooses:
+        raise ValueError(f"--score {args.score} chooses among takes: give --takes 2 or more, or --retries 1 or more")
+
+
 def pronunciations(path: Path | None) -> Any:
     if path is None:
         return None

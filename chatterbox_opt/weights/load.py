@@ -65,7 +65,8 @@ def load_folder(
 
 def existing(folder: str | Path) -> Path:
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder}: there is no such checkpoint folder; from_pretrained() downloads one")
+        published = "from_pretrained(), or a command without --dir, downloads one"
+        raise FileNotFoundError(f"{folder}: there is no such checkpoint folder; {published}")
     return Path(folder)
 
 

@@ -169,6 +169,21 @@ def test_a_failed_row_is_tried_again_and_leaves_the_list_once_it_is_made(model, 
     assert [line["row"] for line in lines(tmp_path / "out" / "failures.jsonl")] == [2]
 
 
+def test_a_row_that_could_not_be_read_leaves_the_list_once_it_is_made(model, tmp_path):
+    for line, failed in (('{"text": "Good.", "id": "b"', [1, 2]), ('{"text": "Good.", "id": "b"}', [1])):
+        given = table(tmp_path / "in.jsonl", [{"text": ""}, line])
+        speak_into(model, read_rows(given), tmp_path / "out")
+        assert [line["row"] for line in lines(tmp_path / "out" / "failures.jsonl")] == failed
+
+
+def test_a_score_needs_a_row_in_several_takes(tmp_path, capsys):
+    given = table(tmp_path / "in.jsonl", [{"text": "Good."}, {"text": ""}])
+    words = ["batch", str(given), "-o", str(tmp_path / "out"), *WORDS, "--score", "voice"]
+    assert main(words) == 1
+    assert "give --takes 2" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_judge_adds_fields_to_the_manifest_and_may_fail_a_row(model, tmp_path):
     rows = read_rows(table(tmp_path / "in.jsonl", [{"text": "Good.", "id": "a"}, {"text": "Hello.", "id": "b"}]))
 
