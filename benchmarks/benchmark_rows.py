@@ -6,6 +6,7 @@ computes them, in blocks of a fixed number of rows, and padded only where this p
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
@@ -30,6 +31,7 @@ class Blocks(FixedRowsLinear):
 
 @torch.inference_mode()
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.manual_seed(0)
     plain = [[nn.Linear(k, n, bias=False).bfloat16() for n, k in SHAPES] for _ in range(LAYERS)]
     kinds = {

@@ -6,6 +6,7 @@ turns in one process; and what tracing costs.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import tempfile
@@ -74,6 +75,7 @@ def measured(name: str, traced: Any, run: Callable[..., Any], inputs: tuple[Any,
 
 @torch.inference_mode()
 def main() -> int:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.manual_seed(0)
     print(tables.where(workload.environment("cpu")))
     rows = []

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib
 import importlib.util
 import json
 import os
@@ -43,6 +44,15 @@ def run(script, work, out, capsys, *options):
 
 
 # ---- the scripts ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("benchmark_*.py")))
+def test_help_starts_no_benchmark(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(name).main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: ")
 
 
 def test_comparison(work, tmp_path, capsys):
