@@ -10,6 +10,7 @@ from .split import WIDE_CHAR, stop_ends_sentence
 
 _WORD = re.compile(rf"{WIDE_CHAR.pattern}|(?:(?!{WIDE_CHAR.pattern})\S)+")
 _MARKS = ".,;:!?…-\"'“”‘’()[]{}«»‹›、，。？！；：\\—–"  # not spoken
+_ITEM = re.compile(r"(?m)^(?=[ \t]*\d{1,3}\.\s)")  # "1. First"
 _LEADING = re.compile(r"^[\"“‘(\[{«‹¿¡—–]*")  # no apostrophe, which is a part of '90s
 _TRAILING = re.compile(r"[.,;:!?…\"'“”’)\]}»›—–]*$")
 
@@ -17,8 +18,12 @@ Span = tuple[int, int]
 
 
 def as_spoken(text: str, read: Callable[[str], str]) -> str:
-    """Returns the text in words. `read` is a library's; text it refuses is halved until only single words stay as is.
-    """
+    """Returns the text in words. `read` is a library's; it gets the items of a numbered list one by one, which it would
+    run together. Text it refuses is halved until only single words stay as is."""
+    return "".join(_as_spoken(part, read) for part in _ITEM.split(text))
+
+
+def _as_spoken(text: str, read: Callable[[str], str]) -> str:
     if not text.strip():
         return text
     try:
@@ -28,7 +33,7 @@ def as_spoken(text: str, read: Callable[[str], str]) -> str:
         if len(words) == 1:
             return text
         middle = words[len(words) // 2].start()
-        return as_spoken(text[:middle], read) + as_spoken(text[middle:], read)
+        return _as_spoken(text[:middle], read) + _as_spoken(text[middle:], read)
 
 
 def merged(text: str, said: str) -> str:

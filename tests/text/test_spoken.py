@@ -74,6 +74,9 @@ ENGLISH = {
     "See www.example.org today.": "See WWW dot example dot org today.",
     "Mail bob@site.org now.": "Mail bob at site dot org now.",
     "Call 202-555-0143.": "Call two zero two, five five five, zero one four three.",
+    # numbered lists
+    "1. First item": "one. First item",
+    "Do this:\n1. Go.\n  2. Stop\n\nThen\n10. rest.": "Do this:\none. Go.\n  two. Stop\n\nThen\nten. rest.",
     # nothing to do
     'I read it. Hello there, it\'s fine; "nothing" to do...': 'I read it. Hello there, it\'s fine; "nothing" to do...',
     "She said—no, really?!  [chuckle]\n\nWell.": "She said—no, really?!  [chuckle]\n\nWell.",
