@@ -146,7 +146,7 @@ def _row(number: int, given: Any, common: dict[str, Any], folder: Path) -> Row |
         given = _set(given)
         name = _checked_id(given.pop("id", name))
         more = given.pop("options", {})
-        given |= _set(json.loads(more) if isinstance(more, str) else dict(more))
+        given |= _set(dict(json.loads(more) if isinstance(more, str) else more))
         given = common | given
         return _checked(name, number, given, folder)
     except (ValueError, TypeError) as error:

@@ -88,6 +88,8 @@ def test_common_values_are_for_rows_without_their_own(tmp_path):
         ({"text": "A.", "voice": 3}, "voice=3"),
         ({"text": "A.", "options": "{"}, "property name"),
         ({"text": "A.", "options": [1]}, "sequence"),
+        ({"text": "A.", "options": "[1]"}, "sequence"),
+        ({"text": "A.", "options": "5"}, "not iterable"),
         ({"text": "A.", "id": "../up"}, "begin with a dot"),
         ({"text": "A.", "id": "/etc/passwd"}, "may be empty"),
         ({"text": "A.", "id": "a\nb"}, "names a file"),
