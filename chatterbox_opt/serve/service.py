@@ -28,8 +28,8 @@ LOOKING_THREADS = 4  # for voices, which may be far away
 MOST_CHANGES = 16  # uploads and deletions in hand
 MOST_SESSIONS = 1000  # that text comes over, most of them silent most of the time
 LONG = 5_000  # characters: cutting up and reading out such a text takes some tenths of a second, of 100,000 several
-WHOLE = 1_000  # letters, about a minute, of a text whose sound the engine joins and watermarks at once
-WHOLE_PAUSES = 10.0  # s of pauses in such a text
+WHOLE = 5_000  # letters, about five minutes, of a text whose sound is joined and watermarked at once: 1 MB a second
+WHOLE_PAUSES = 60.0  # s of pauses in such a text
 BY_PIECES = 60.0  # s of a chunk of other texts: more than a piece has
 RECENT = 32  # speeches whose duration tells how long the others will wait
 
@@ -100,7 +100,7 @@ class Service:
         arguments = manner.arguments(self.model, self.settings.model_id)
         silence = self.check_pauses(text) if manner.markup else 0.0
         if manner.whole() and (width(text[: WHOLE + 1]) > WHOLE or silence > WHOLE_PAUSES):
-            arguments["first_chunk"] = BY_PIECES  # nobody is served while a call's sound is put together at its end
+            arguments["first_chunk"] = BY_PIECES  # its sound is never in memory as a whole
         arguments["voice"] = await self.voice(manner.voice_name())
         if self.settings.pronounce is not None:
             arguments["pronounce"] = self.pronunciations(manner.voice_name())

@@ -113,7 +113,8 @@ class Pronunciations:
         found = match[0]
         if found in self.words:
             return self.words[found]
-        to = self.words[self._order[match.groups().index(found)]]  # not found.lower(): "(?i)" equates İ and i too
+        group = match.lastindex or 1  # and not found.lower(): "(?i)" equates İ and i too
+        to = self.words[self._order[group - 1]]
         return to[:1].upper() + to[1:] if found[:1].isupper() else to
 
     def _has(self, word: str) -> bool:

@@ -92,8 +92,9 @@ def test_numbers_in_words_and_respellings(client, library, tmp_path):
     ("text", "how"), [(f"{TEXT} " * 4, {"max_chars": 35}), ("Hello. [pause 11s] Hello.", {"markup": True})]
 )
 def test_a_long_text_is_not_put_together_at_once(client, library, monkeypatch, mini, text, how):
-    """While the engine watermarks, it serves nobody: a whole speech is watermarked piece by piece, as a stream is."""
+    """It is watermarked and encoded piece by piece, as a stream is."""
     monkeypatch.setattr(service, "WHOLE", 100)
+    monkeypatch.setattr(service, "WHOLE_PAUSES", 10.0)
     marked, apply = [], mini.model.watermarker.apply
 
     def seen(wavs, rate=24_000):
