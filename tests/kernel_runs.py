@@ -33,7 +33,8 @@ class Interpreted(InterpretedFunction):
         try:
             return self.rewrite()(*args, **named)
         finally:
-            scope.restore()
+            if scope is not None:  # Triton 3.2 patches for good
+                scope.restore()
 
 
 def interpret(monkeypatch) -> None:
@@ -42,9 +43,10 @@ def interpret(monkeypatch) -> None:
         importlib.import_module("triton.experimental.gluon")
     plain = interpreter._patch_lang_tensor
 
-    def patch_tensor(tensor, scope):  # numpy no longer makes a number of an array of one, which `range` asks for
-        plain(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+    def patch_tensor(tensor, *scope):  # numpy no longer makes a number of an array of one, which `range` asks for
+        plain(tensor, *scope)
+        index = lambda self: int(self.handle.data.item())  # noqa: E731
+        scope[0].set_attr(tensor, "__index__", index) if scope else setattr(tensor, "__index__", index)
 
     monkeypatch.setattr(interpreter, "_patch_lang_tensor", patch_tensor)
     for module in (add_norm, attention, flash, linear, sampling, snake, triton.language, triton.language.standard):

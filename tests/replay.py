@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -93,6 +94,11 @@ def waits_for_the_device(run: Callable[[], object]) -> list[str]:
 def no_gpu() -> Iterator[None]:
     """Inside, new tensors claim to be on a GPU: they have shapes and devices, but no numbers. Tables that are cached
     meanwhile are dropped at the end, so that nothing real gets them."""
+    try:
+        with FakeTensorMode():
+            torch.empty(4, device="cuda").uniform_()
+    except RuntimeError:
+        pytest.skip("this torch (2.6) asks the driver about tensors that only claim to be on a GPU")
     with FakeTensorMode(), torch.inference_mode(), torch.device("cuda"):
         yield
     for name, module in list(sys.modules.items()):

@@ -33,7 +33,8 @@ class HostNoise(RequestNoise):
         self.local = self.cpu
 
     def exponential(self, out: Tensor) -> Tensor:
-        return out.copy_(torch.empty(out.shape).exponential_(1.0, generator=self.cpu))
+        uniform = torch.rand(out.shape, generator=self.cpu, dtype=torch.float64)
+        return out.copy_(-torch.log1p(-uniform))  # exponential_() draws other numbers in torch 2.6
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=self.cpu).to(self.device)

@@ -6,12 +6,25 @@ import math
 import threading
 import weakref
 import zlib
+from functools import cache
 
 import torch
 from torch import Tensor
 
 _lock = threading.Lock()
 _borrower: weakref.ref[RequestNoise] | None = None  # the one that continues torch's global generators at present
+
+
+@cache
+def _draws_by_block() -> bool:
+    """Whether a block of exponentials holds the numbers of its rows drawn one by one. MKL's, of older torch (2.6),
+    begin each draw with another part of the generator's state."""
+    block, rows = torch.empty(2, 2, 64, device="cpu", dtype=torch.float32)
+    block.exponential_(generator=torch.Generator("cpu").manual_seed(0))
+    generator = torch.Generator("cpu").manual_seed(0)
+    for row in rows:
+        row.exponential_(generator=generator)
+    return torch.equal(block, rows)
 
 
 class RequestNoise:
@@ -56,7 +69,11 @@ class RequestNoise:
         """Fills `out` with Exp(1). argmax(p / Exp(1)) draws what torch.multinomial(p, 1) would, and on the CPU
         a (k, V) block holds the same numbers as k draws of (V,). `out` may be on another device than the generator."""
         if out.device.type != self.device.type:
-            return out.copy_(torch.empty_like(out, device=self.device).exponential_(1.0, generator=self.local))
+            return out.copy_(self.exponential(torch.empty_like(out, device=self.device)))
+        if out.ndim > 1 and self.device.type == "cpu" and not _draws_by_block():
+            for row in out:
+                row.exponential_(1.0, generator=self.local)
+            return out
         return out.exponential_(1.0, generator=self.local)
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:

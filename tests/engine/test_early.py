@@ -8,6 +8,7 @@ import torch
 from chatterbox_opt.engine.kernels import early
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(early.gdc_wait is None, reason="this version of Triton starts no kernel early")
 GPU = torch.device("cuda", 0)
 
 
