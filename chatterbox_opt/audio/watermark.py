@@ -29,6 +29,7 @@ Network = TypeVar("Network", Encoder, Decoder)
 
 MEND = "`pip install resemble-perth`, or load the model with enable_watermark=False for sound without a watermark"
 LOWEST_RATE = 8000  # Hz
+_others = threading.Lock()  # another's watermarker may not bear several threads, on which long speeches are marked
 AT_ONCE = 16 * 60 * S3GEN_RATE  # samples per batch: its widest layer then takes 100 MB
 
 
@@ -120,7 +121,8 @@ def mark(watermarker: Any, wavs: Sequence[Tensor], rate: int = S3GEN_RATE) -> li
         return list(wavs)
     if isinstance(watermarker, Watermarker) and "apply_watermark" not in vars(watermarker):  # not replaced
         return watermarker.apply(wavs, rate)
-    marked = [watermarker.apply_watermark(w.float().cpu().numpy(), sample_rate=rate) for w in wavs]
+    with _others:
+        marked = [watermarker.apply_watermark(w.float().cpu().numpy(), sample_rate=rate) for w in wavs]
     return [torch.as_tensor(np.asarray(m), dtype=torch.float32).to(w.device) for m, w in zip(marked, wavs)]
 
 
