@@ -106,7 +106,8 @@ class Renderer:
         for rendering in done:
             self.settle(rendering, self.running.pop(rendering).result())
         for call in [call for call, future in self.finishing.items() if future.done()]:
-            self.engine.end(call, self.finishing.pop(call).result())
+            with self.engine.errors_end(call):
+                self.engine.end(call, self.finishing.pop(call).result())
         return busy
 
     def finish(self, call: Call, alone: bool) -> None:
