@@ -18,6 +18,7 @@ from .scheduler import chunk_due
 from .wav import WavRunner
 from .workers import Workers, outcome
 
+BRIEF = 20.0  # s of sound that is joined and marked within a step: it takes a hundredth of that
 LOOK = 0.02  # s until new and cancelled calls are looked for while other threads render
 
 
@@ -112,10 +113,10 @@ class Renderer:
 
     def finish(self, call: Call, alone: bool) -> None:
         """Ends a call all of whose sound is there. Joining and marking a long speech takes seconds: unless the call is
-        alone, another core does that."""
+        alone, another core does that. A short one is faster on all cores."""
         if call.sink is None:
             self.engine.end(call)
-        elif call.stream or alone or self.workers.count == 1:
+        elif call.stream or alone or call.delivered < BRIEF or self.workers.count == 1:
             self.engine.end(call, outcome(self.finish_sink, call))
         else:
             self.finishing[call] = self.workers.start(self.finish_sink, call, cores=1)

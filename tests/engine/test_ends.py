@@ -15,6 +15,7 @@ from threads import in_threads, soon
 from token_runs import engine_of, request
 
 from chatterbox_opt import Cancelled, OptimizedChatterboxTTS
+from chatterbox_opt.engine import rendering
 from chatterbox_opt.engine.request import Call, Utterance
 from chatterbox_opt.engine.workers import Workers
 
@@ -192,6 +193,7 @@ def test_a_speech_that_is_finished_holds_up_no_other(mini, fails, monkeypatch):
     engine, sink = mini.pipeline.engine, Slow(fails)
     monkeypatch.setattr(engine.renderer.workers, "count", 2)
     monkeypatch.setattr(engine.scheduler, "cores", 2)
+    monkeypatch.setattr(rendering, "BRIEF", 0.0)
     other = mini.submit(TEXT * 4, seed=1, first_chunk=0.5)  # so that the call is not alone
     next(other)
     render = partial(mini.pipeline.render, [torch.arange(20)], mini.conds, 1)
