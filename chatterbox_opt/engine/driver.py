@@ -31,6 +31,7 @@ NOBODY_WAITS = threading.Event()  # the `cancel` of a call whose caller has been
 NOBODY_WAITS.set()
 
 _engines: weakref.WeakSet[Driver] = weakref.WeakSet()
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()  # a dropped model's may still be freeing its memory
 
 
 class Driver(Place):
@@ -72,6 +73,7 @@ class Driver(Place):
             if self._thread is None and not call.done:
                 dismiss_workers()  # of this thread, which computes nothing for now
                 self._thread = threading.Thread(target=self._serve, name="chatterbox-engine", daemon=True)
+                _threads.add(self._thread)
                 self._thread.start()
 
     def wait_for_end(self, call: Call) -> None:
@@ -172,3 +174,5 @@ def _close_all() -> None:
     """Stops all threads at exit: one that Python leaves in the middle of an operation crashes the process."""
     for engine in list(_engines):
         engine.close()
+    for thread in list(_threads):
+        thread.join(LAST_STEP)

@@ -62,6 +62,32 @@ def test_a_process_ends_in_order_while_a_daemon_thread_speaks():
     assert done.returncode == 0, done.stderr
 
 
+DROPPED = """
+import time, weakref
+from chatterbox_opt import OptimizedChatterboxTTS
+from chatterbox_opt.engine.driver import Driver
+
+def slow(engine):
+    serve(engine)
+    time.sleep(0.5)
+
+def main():
+    model = OptimizedChatterboxTTS.from_mini(enable_watermark=False)
+    weakref.finalize(model.pipeline.engine, print, "freed", flush=True).atexit = False
+    list(model.generate_stream("Hi.", seed=3, max_new_tokens=6))
+
+serve, Driver._serve = Driver._serve, slow
+main()
+"""
+
+
+def test_a_process_waits_for_the_thread_that_frees_a_dropped_model():
+    """The thread of its streams may be the last to hold it; ended in the middle of that, it aborts the process."""
+    command = [sys.executable, "-c", DROPPED]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "freed\n"), done.stderr
+
+
 def test_work_for_a_pool_that_takes_none_is_done_here():
     workers, done = Workers(torch.device("cpu"), 2), []
     workers.start(done.append, 1).result()
