@@ -25,8 +25,7 @@ def whole(path: Path, part: Path) -> Iterator[None]:
     """For writing `part`, a file in the folder of `path`: it is renamed to that, or removed if the block raises."""
     try:
         yield
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
+        _sync(part)
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -38,7 +37,8 @@ def write_new(path: Path, data: bytes, writer: str) -> None:
     this one in its temporary file."""
     part = path.with_name(path.name + writer + PART)
     try:
-        _write(part, data)
+        part.write_bytes(data)
+        _sync(part)
         try:
             os.link(part, path)
         except FileExistsError:
@@ -55,10 +55,8 @@ def write_new(path: Path, data: bytes, writer: str) -> None:
         part.unlink(missing_ok=True)
 
 
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
+def _sync(path: Path) -> None:
+    with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
 

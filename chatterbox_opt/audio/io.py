@@ -376,4 +376,4 @@ def blocks(path: str | os.PathLike) -> Iterator[np.ndarray]:
         with soundfile.SoundFile(os.fspath(path)) as sound:
             yield from sound.blocks(WRITTEN_AT_ONCE, dtype="int16")
     except soundfile.SoundFileError as error:
-        raise ValueError(f"{path}: not a recording, or damaged ({error})") from error
+        raise ValueError(f"{path}: not a recording, or damaged ({_why(error)})") from error
