@@ -17,7 +17,8 @@ def computing(device: torch.device) -> Iterator[None]:
     others, and what it measures and loads is kept. It computes on no more cores than a container has time for.
     Afterwards the thread has no OpenMP workers, which would slow down the thread that computes next: a model is often
     loaded in one thread and called in others."""
-    # torch.device() as a context slows down every operation; torch 2.6's get_default_device() does not see such contexts
+    # torch.device() as a context slows down every operation, so it is set only where the caller has set another.
+    # torch 2.6's get_default_device() does not see such contexts; a tensor made here does.
     plain = torch.empty(0).device.type == "cpu"
     try:
         with (
