@@ -20,9 +20,10 @@ import tables
 import torch
 import workload
 
-from chatterbox_opt.engine.cache import DecodeEach, empty_kv
+from chatterbox_opt.engine.cache import empty_kv
 from chatterbox_opt.engine.mel import MelJob
 from chatterbox_opt.engine.noise import RequestNoise
+from chatterbox_opt.engine.own_rows import DecodeEach, Own, may_be_shared
 from chatterbox_opt.options import EngineOptions
 
 CASES = (  # model, options, positions that each row attends to, utterances
@@ -41,11 +42,13 @@ def a_step_of_t3(model: Any, context: int, count: int) -> tuple[Any, Callable[..
     """Returns (tracer, function, its inputs)."""
     step = model.pipeline.tokens.step
     config, rows = step.config, 1 if step.config.is_gpt else 2
-    kv = [empty_kv(config, rows, context + 1, step.device, torch.float32).normal_() for _ in range(count)]
-    each = DecodeEach.of([(one, context) for one in kv])
+    prompt = model.pipeline.tokens.prefixes.get(model.conds.t3)
+    before, shared = (prompt.length, prompt) if may_be_shared(prompt) else (0, None)
+    kv = [empty_kv(config, rows, context - before + 1, step.device, torch.float32).normal_() for _ in range(count)]
+    each = DecodeEach.of([Own(one, context, shared) for one in kv])
     x = torch.randn(rows * count, 1, config.dim)
     at = torch.full((rows * count, 1), context)
-    return step.traced, partial(step.logits_each, each.widths), (x, at, each.layers)
+    return step.traced, partial(step.logits_each, each.runs), (x, at, each.layers)
 
 
 def a_step_of_the_flow(model: Any) -> tuple[Any, Callable[..., Any], tuple[Any, ...]]:

@@ -1,7 +1,7 @@
 """T3's keys and values, and how a step reads and writes them.
 
-On CUDA, or if steps are captured, the rows of all slots share one static tensor. Elsewhere each slot has its own tensor
-and its own attention call, so that its result does not depend on the rest of the batch.
+On CUDA, or if steps are captured, the rows of all slots share one static tensor. Elsewhere each slot has its own
+(own_rows.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..config import T3Config
 from ..models import layers
-from .kernels.cpu import rotate_
 
 GRAIN = 64  # positions: the live part grows by multiples of this
 
@@ -124,47 +123,6 @@ class Decode:
         new = (t.transpose(1, 2) for t in (q, keys, values, k, v))
         q, keys, values, k, v = new
         return flash_attn_with_kvcache(q, keys, values, k=k, v=v, cache_seqlens=lengths, causal=True).flatten(2)
-
-
-Written = tuple[Tensor, Tensor, Tensor]  # views of an utterance's cache: the new position, keys, values up to it
-
-
-class DecodeEach:
-    """T3's `kv` argument: one position per slot, each with its own rows up to its own position, so without mask or
-    scatter; the views of all layers are made at once. On a CPU the overhead of an operation exceeds its computation
-    here, so the number of operations is what counts."""
-
-    def __init__(self, widths: tuple[int, ...], dim: int, layers: list[list[Written]]) -> None:
-        self.widths, self.dim = widths, dim  # rows per utterance; channels per head
-        self.layers = layers  # [layer][utterance]
-
-    @classmethod
-    def of(cls, rows: Sequence[tuple[Tensor, int]]) -> DecodeEach:
-        """Per slot, in the order of the batch's rows: its kv (layers, 2, 1 | 2, heads, length, head_dim) and the
-        position to be written."""
-        per_utterance = []
-        for kv, position in rows:
-            live = kv.narrow(4, 0, position + 1)
-            new = kv.select(4, position).transpose(1, 2).unbind()  # each (R, 2, H, Dh)
-            per_utterance.append(list(zip(new, live.select(1, 0).unbind(), live.select(1, 1).unbind())))
-        layers = [list(layer) for layer in zip(*per_utterance)]
-        return cls(tuple(kv.shape[2] for kv, _ in rows), rows[0][0].shape[-1], layers)
-
-    def fused(self, layer: int, qkv: Tensor, rope: Tensor | None) -> Tensor:
-        heads = qkv.view(len(qkv), 3, -1, self.dim)
-        if rope is not None:
-            rotate_(heads.narrow(1, 0, 2), rope)
-        q, fresh = heads.split_with_sizes((1, 2), 1)
-        q = q.transpose(1, 2)  # (R, H, 1, Dh)
-        if len(self.widths) == 1:
-            return self._attend(q, fresh, *self.layers[layer][0])
-        parts = zip(q.split(self.widths), fresh.split(self.widths), self.layers[layer])
-        return torch.cat([self._attend(q, fresh, *mine) for q, fresh, mine in parts])
-
-    @staticmethod
-    def _attend(q: Tensor, fresh: Tensor, new: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        new.copy_(fresh)
-        return attend(q, keys, values)
 
 
 def causal_mask(start: int, end: int, device: torch.device) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..config import MODELS
 from ..models.llama import Llama
 from .agreement import distance
-from .cache import DecodeEach, Prefill, empty_kv
+from .cache import Prefill, empty_kv
+from .own_rows import DecodeEach, Own
 
 logger = logging.getLogger(__name__)
 
@@ -61,4 +62,4 @@ def _hidden(llama: Llama, x: Tensor) -> Tensor:
     kv = empty_kv(SMALL, rows, last + 1, x.device, x.dtype)
     positions = torch.arange(last + 1, device=x.device)[None]
     before = llama(x[:, :last], positions[:, :last], Prefill(kv, 0))
-    return torch.cat([before, llama(x[:, last:], positions[:, last:], DecodeEach.of([(kv, last)]))], 1)
+    return torch.cat([before, llama(x[:, last:], positions[:, last:], DecodeEach.of([Own(kv, last)]))], 1)

@@ -16,7 +16,7 @@ from .cache import attend
 SIZE = 32  # voices kept; 34 positions of Llama take 8 MB in float32, 376 of Turbo 74 MB
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prefix:
     k: Tensor  # (layers, heads, P, head_dim)
     v: Tensor

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from ..config import START_SPEECH, T3Config
 from .cache import StaticKVCache
+from .prefix import Prefix
 from .request import Utterance
 from .sampling import Filters, RowParams
 from .transfers import upload
@@ -25,6 +28,7 @@ class Slot:
     uncond: int  # its unconditioned row; `cond` again without guidance
     position: int = 0  # in the cache, of the next token
     kv: Tensor | None = None  # (layers, 2, 1 | 2, heads, length, head_dim), if the slots do not share one cache
+    prompt: Prefix | None = None  # of its voice, if it lies outside of `kv`
 
     @property
     def greedy(self) -> bool:
@@ -119,32 +123,33 @@ class Slots:
     def remove(self, gone: Sequence[Slot], cache: StaticKVCache | None) -> None:
         """Removes slots and closes the gaps, so that no step computes an unused row. Rows of a shared cache move; if
         each slot has its own cache, only row numbers change."""
-        kept = [slot for slot in self.live if slot not in gone]
-        rows = sum(len(slot.rows) for slot in kept)
+        self.live = [slot for slot in self.live if slot not in gone]
+        self.rows = sum(len(slot.rows) for slot in self.live)
         if cache is None:
-            self._renumber(kept)
+            self.arrange()
         else:
-            self._fill_holes(kept, rows, cache)
-        index = upload([slot.index for slot in kept], self.device)
+            self._fill_holes(cache)
+        index = upload([slot.index for slot in self.live], self.device)
         for tensor in (self.token, self.step, self.seen, *vars(self.params).values()):
-            tensor[: len(kept)] = tensor[index]
-        for i, slot in enumerate(kept):
+            tensor[: len(self.live)] = tensor[index]
+        for i, slot in enumerate(self.live):
             slot.index = i
-        self.live, self.rows = kept, rows
         self.upload()
 
-    @staticmethod
-    def _renumber(kept: list[Slot]) -> None:
+    def arrange(self) -> None:
+        """Numbers the rows anew where each slot has its own cache: those that share a prompt lie side by side."""
+        by_prompt: dict[int, list[Slot]] = defaultdict(list)
+        for slot in self.live:
+            by_prompt[id(slot.prompt)].append(slot)
         row = 0
-        for slot in kept:
+        for slot in chain.from_iterable(sorted(by_prompt.values(), key=len, reverse=True)):
             width = len(slot.rows)
             slot.cond, slot.uncond, row = row, row + width - 1, row + width
 
-    @staticmethod
-    def _fill_holes(kept: list[Slot], rows: int, cache: StaticKVCache) -> None:
-        used = {row for slot in kept for row in slot.rows}
+    def _fill_holes(self, cache: StaticKVCache) -> None:
+        rows, used = self.rows, {row for slot in self.live for row in slot.rows}
         holes = [row for row in range(rows) if row not in used]
-        for slot in kept:
+        for slot in self.live:
             guided = slot.cond != slot.uncond
             if slot.cond >= rows:
                 cache.move(slot.cond, target := holes.pop(), slot.position)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 
 import torch
 from torch import Tensor
@@ -14,13 +14,15 @@ from ..models.llama import KV
 from ..models.t3 import T3
 from ..options import KERNELS, EngineOptions
 from .agreement import ripples
-from .cache import Decode, DecodeEach, StaticKVCache, Written, empty_kv
+from .cache import Decode, StaticKVCache, empty_kv
 from .endings import BROKEN
 from .graphs import Captured, bucket, on_trial
 from .kernels import sampling as sampling_kernel
 from .kernels.language import available
 from .kernels.step import StepKernels
 from .operations import t3_operations
+from .own_rows import DecodeEach, Own, Run, may_be_shared
+from .prefix import Prefix
 from .sampling import Filters, guide, next_token, next_token_turbo
 from .slots import Slots
 from .traced import Traced
@@ -70,7 +72,8 @@ class DecodeStep:
         slots = self.slots
         n, rows = len(slots.live), slots.rows
         if self.cache is None:
-            each = DecodeEach.of([(slot.kv, slot.position) for slot in slots.live])
+            in_order = sorted(slots.live, key=attrgetter("cond"))
+            each = DecodeEach.of([Own(slot.kv, slot.position, slot.prompt) for slot in in_order])
             return self.step(n, rows, slots.filters(), each)[0]
         most = max(slot.position for slot in slots.live) + 1
         if not self.captured.on:
@@ -119,10 +122,13 @@ class DecodeStep:
     def _trace(self, n: int) -> None:
         """Traces the step of n utterances, all of them guided where that is usual."""
         width, dtype = 1 if self.config.is_gpt else 2, self.t3.speech_emb.weight.dtype
-        slots = [(empty_kv(self.config, width, 2, self.device, dtype).zero_(), 1) for _ in range(n)]
-        x = torch.zeros(n * width, 1, self.config.dim, dtype=dtype)
-        each, positions = DecodeEach.of(slots), torch.ones(n * width, 1, dtype=torch.long)
-        self.traced.prepare(each.widths, partial(self.logits_each, each.widths), x, positions, each.layers)
+        caches = [empty_kv(self.config, width, 2, self.device, dtype).zero_() for _ in range(n)]
+        voice = empty_kv(self.config, 1, self.config.prefix_len, self.device, dtype)[:, :, 0].zero_()
+        prompt = Prefix(*voice.unbind(1))
+        shared, at = (prompt, prompt.length) if may_be_shared(prompt) else (None, 1)
+        each = DecodeEach.of([Own(kv, at, shared) for kv in caches])
+        x, positions = torch.zeros(n * width, 1, self.config.dim, dtype=dtype), torch.full((n * width, 1), at)
+        self.traced.prepare(each.runs, partial(self.logits_each, each.runs), x, positions, each.layers)
 
     def planned(self, batch: int) -> list[tuple[int, int, int, bool]]:
         """Returns the keys that a warm-up for up to `batch` utterances captures, the largest first."""
@@ -161,8 +167,8 @@ class DecodeStep:
         if each is None:
             logits = self.logits(x, positions[:, None], self._shared(positions, live))
         else:
-            by_width = partial(self.logits_each, each.widths)
-            logits = self.traced(each.widths, by_width, x, positions[:, None], each.layers)
+            by_runs = partial(self.logits_each, each.runs)
+            logits = self.traced(each.runs, by_runs, x, positions[:, None], each.layers)
         cond, uncond = slots.cond[:n], slots.uncond[:n]
         token = self.pick(logits, cond, uncond, slice(0, n), filters)
         slots.step[:n] += 1
@@ -177,9 +183,9 @@ class DecodeStep:
         return self.t3.logits(hidden[:, 0])
 
     def logits_each(
-        self, widths: tuple[int, ...], x: Tensor, positions: Tensor, layers: list[list[Written]]
+        self, runs: tuple[Run, ...], x: Tensor, positions: Tensor, layers: list[tuple[Tensor, ...]]
     ) -> Tensor:
-        return self.logits(x, positions, DecodeEach(widths, self.config.head_dim, layers))
+        return self.logits(x, positions, DecodeEach(runs, self.config.head_dim, layers))
 
     def _shared(self, positions: Tensor, live: int) -> Decode:
         flash = self.options.attention == "flash"

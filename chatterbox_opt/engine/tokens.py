@@ -14,6 +14,7 @@ from ..options import EngineOptions
 from .cache import Prefill, StaticKVCache, empty_kv, paste
 from .graphs import bucket
 from .linears import prepare_linears
+from .own_rows import PrefillAfter, may_be_shared
 from .prefill_graphs import ALONE, PrefillGraphs
 from .prefix import Prefix, PrefixCache
 from .quantize import packs_float16
@@ -104,6 +105,8 @@ class TokenRunner(Speaking):
         if not self.shared:
             for utterance in new:
                 self._join([(utterance, self.prefixes.get(utterance.cond))])
+            self.slots.arrange()
+            self.slots.upload()
             return
         by_length: dict[int, list[tuple[Utterance, Prefix]]] = defaultdict(list)
         for utterance in new:
@@ -117,7 +120,8 @@ class TokenRunner(Speaking):
     def _prompt(self, added: list[Slot], prefixes: list[Prefix]) -> Tensor:
         """Writes voice and text of new utterances to their rows, right-padded; returns (rows, V) logits of their first
         tokens."""
-        size, first, starts = prefixes[0].length, added[0].cond, self._starts
+        prompt, first, starts = prefixes[0], added[0].cond, self._starts
+        size = prompt.length
         texts = [slot.utterance.text_ids for slot in added for _ in slot.rows]
         longest = max(len(t) for t in texts)
         padded = [i for t in texts for i in (*t.tolist(), *[0] * (longest - len(t)))]
@@ -127,16 +131,22 @@ class TokenRunner(Speaking):
         ids, uncond, ends = upload([*padded, *second, *last], self.device).split(sizes)
         # The start tokens directly follow each text, so they are written into the padding, not behind it.
         x = self._text_rows(ids.view(len(texts), longest), [len(t) for t in texts], uncond == 1)
+        if not self.shared and may_be_shared(prompt):
+            added[0].prompt = prompt
         kv = self._rows_of(added, size + x.shape[1])
         for slot in added:
             slot.position = size + len(slot.utterance.text_ids) + starts
-        if len(added) == 1 and (logits := self.prompts.run(x, prefixes[0], ends, kv)) is not None:
+        if len(added) == 1 and (logits := self.prompts.run(x, prompt, ends, kv)) is not None:
             return logits
-        for slot, prefix in zip(added, prefixes):
-            for row in slot.rows:
-                paste(kv, row - first, prefix.k, prefix.v)
         span = torch.arange(size, size + x.shape[1], device=self.device)
-        hidden = self.t3(x, span[None], Prefill(kv, size), self.step.kernels.operations)
+        if added[0].prompt is not None:
+            attention = PrefillAfter(kv, prompt)
+        else:
+            attention = Prefill(kv, size)
+            for slot, prefix in zip(added, prefixes):
+                for row in slot.rows:
+                    paste(kv, row - first, prefix.k, prefix.v)
+        hidden = self.t3(x, span[None], attention, self.step.kernels.operations)
         return self.t3.logits(hidden[torch.arange(len(texts), device=self.device), ends])
 
     def _rows_of(self, added: list[Slot], upto: int) -> Tensor:
@@ -146,6 +156,7 @@ class TokenRunner(Speaking):
             return self.cache.kv.narrow(2, added[0].cond, added[-1].uncond + 1 - added[0].cond)
         (slot,) = added
         length = positions(slot.utterance, self.config, self.options)
+        length -= 0 if slot.prompt is None else slot.prompt.length
         slot.kv = empty_kv(self.config, len(slot.rows), length, self.device, self.dtype)
         return slot.kv
 

@@ -1,83 +1,17 @@
-"""The k/v cache: where a step writes, and the two ways in which it reads."""
-
-import copy
+"""The k/v cache that all utterances share: what is written where."""
 
 import pytest
 import torch
 from t3_pairs import random_t3
 
-from chatterbox_opt.engine.cache import GRAIN, Decode, DecodeEach, Prefill, StaticKVCache, empty_kv, paste
-from chatterbox_opt.models.layers import rope_table
+from chatterbox_opt.engine.cache import GRAIN, Prefill, StaticKVCache, empty_kv, paste
 
 pytestmark = pytest.mark.kernels
 CPU = torch.device("cpu")
-SPOKEN = [(2, 37), (1, 12), (2, 61), (1, 0)]  # rows of an utterance, and the position it writes
 
 
 def random_kv(config, rows: int, length: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return empty_kv(config, rows, length, CPU, dtype).normal_()
-
-
-def separate_caches(config, dtype: torch.dtype) -> list[tuple[torch.Tensor, int]]:
-    """Returns a separate cache per utterance, each with its own length."""
-    return [(random_kv(config, rows, position + 3, dtype), position) for rows, position in SPOKEN]
-
-
-def row_positions() -> torch.Tensor:
-    return torch.tensor([position for rows, position in SPOKEN for _ in range(rows)])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", ["tts", "turbo"])
-@torch.inference_mode()
-def test_separate_caches_equal_rows_of_a_shared_one(family, dtype):
-    """Rows at different positions give the same output and cache, and leave other positions unchanged."""
-    t3 = random_t3(family).to(dtype)
-    each = separate_caches(t3.config, dtype)
-    at, most = row_positions(), max(position for _, position in SPOKEN) + 1
-    shared = StaticKVCache(random_kv(t3.config, len(at) + 1, most + 3, dtype))
-    row = 0
-    for kv, _ in each:
-        shared.kv[:, :, row : row + kv.shape[2], :, : kv.shape[4]] = kv
-        row += kv.shape[2]
-    before = [kv.clone() for kv, _ in each]
-    x = torch.randn(len(at), 1, t3.config.dim).to(dtype)
-    mask = (torch.arange(most) <= at[:, None])[:, None, None]
-    wanted = t3(x, at[:, None], Decode(shared, at, most, mask))
-    got = t3(x, at[:, None], DecodeEach.of(each))
-    bound = 1e-5 if dtype == torch.float32 else 3e-2
-    assert (got - wanted).abs().max() < bound * wanted.abs().max()
-    row = 0
-    for (kv, position), old in zip(each, before):
-        mine = shared.kv[:, :, row : row + kv.shape[2], :, : kv.shape[4]]
-        assert (kv - mine).abs().max() < bound * mine.abs().max()
-        assert not torch.equal(kv[..., position, :], old[..., position, :])
-        kv[..., position, :] = old[..., position, :]
-        assert torch.equal(kv, old)
-        row += kv.shape[2]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", ["tts", "turbo"])
-@torch.inference_mode()
-def test_attention_of_an_utterance_ignores_the_others(family, dtype):
-    """Equal to the last bit."""
-    config = random_t3(family).config
-    together = separate_caches(config, dtype)
-    alone = copy.deepcopy(together)
-    at = row_positions()
-    for layer in range(config.layers):
-        qkv = torch.randn(len(at), 1, 3 * config.heads * config.head_dim).to(dtype)
-        rope = None if config.is_gpt else rope_table(config, 80, CPU)[at[:, None]]
-        got = DecodeEach.of(together).fused(layer, qkv.clone(), rope)
-        row = 0
-        for kv, position in alone:
-            mine = slice(row, row + kv.shape[2])
-            own = None if rope is None else rope[mine]
-            wanted = DecodeEach.of([(kv, position)]).fused(layer, qkv[mine].clone(), own)
-            assert torch.equal(got[mine], wanted)
-            row += kv.shape[2]
-    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(together, alone))
 
 
 @torch.inference_mode()

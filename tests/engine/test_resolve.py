@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from chatterbox_opt.engine import mps_bfloat16
+from chatterbox_opt.engine import mps_bfloat16, own_rows
 from chatterbox_opt.engine import resolve as module
 from chatterbox_opt.engine.resolve import resolve, stored_dtype
 from chatterbox_opt.options import EngineOptions
@@ -123,12 +123,12 @@ def test_t3_stays_in_float32_on_mps_where_bfloat16_fails(mac, caplog):
 
 
 def test_t3_stays_in_float32_on_mps_where_bfloat16_is_wrong(mac, monkeypatch, caplog):
-    attend = mps_bfloat16.DecodeEach._attend
+    attend = own_rows.attend
 
-    def wrong(q, fresh, new, keys, values):
-        return attend(q, fresh, new, keys, values if q.dtype == torch.float32 else values.flip(-1))
+    def wrong(q, keys, values):
+        return attend(q, keys, values if q.dtype == torch.float32 else values.flip(-1))
 
-    monkeypatch.setattr(mps_bfloat16.DecodeEach, "_attend", staticmethod(wrong))
+    monkeypatch.setattr(own_rows, "attend", wrong)
     mac((15, 0))
     assert resolve(EngineOptions(), torch.device("mps")).dtype == "float32"
     assert "is off by" in caplog.text

@@ -1,6 +1,7 @@
 """Steps of T3 and of the flow as TorchScript: equal to eager steps, which replace traces that fail."""
 
 import copy
+import dataclasses
 import logging
 
 import pytest
@@ -12,6 +13,7 @@ from chatterbox_opt.engine import mel, traced
 from chatterbox_opt.engine.kernels import cpu
 from chatterbox_opt.engine.mel import MelJob, MelRunner
 from chatterbox_opt.engine.noise import RequestNoise
+from chatterbox_opt.engine.own_rows import Run
 
 pytestmark = pytest.mark.kernels
 TRACED = EXACT.replace(compile="trace")
@@ -38,7 +40,7 @@ def test_a_trace_draws_what_eager_steps_draw(family, options, llama, gpt):
     assert [r.tokens for r in draw(engine, mixed(t3.config))] == wanted
     shapes = shapes_of(engine)
     assert len(shapes) > 1
-    assert max(map(len, shapes)) == options.get("slots", 6)
+    assert max(sum(len(run.widths) for run in runs) for runs in shapes) == options.get("slots", 6)
     assert [r.tokens for r in draw(engine, mixed(t3.config))] == wanted
 
 
@@ -56,18 +58,25 @@ def test_rarely_used_shapes_are_not_traced(llama, monkeypatch):
     draw(engine, [request(llama.config, max_new_tokens=10)])
     assert not shapes_of(engine)
     draw(engine, [request(llama.config, max_new_tokens=20)])
-    assert shapes_of(engine) == {(2,)}
+    assert shapes_of(engine) == {(Run(False, (2,)),)}
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_warm_up_traces_so_many_utterances(batch, llama, gpt):
-    for t3, width in ((llama, 2), (gpt, 1)):
-        wanted = tokens_of(t3, [request(t3.config, seed=i) for i in range(batch)])
-        engine = engine_of(t3, TRACED)
+    """Of one voice."""
+
+    def of_one_voice():
+        requests = [request(t3.config, seed=i) for i in range(batch)]
+        return [dataclasses.replace(one, cond=cond) for one in requests]
+
+    for t3, width, shared in ((llama, 2, False), (gpt, 1, True)):
+        cond = request(t3.config).cond
+        wanted = tokens_of(t3, of_one_voice())
+        engine = engine_of(t3, TRACED.replace(prefix_cache=True))
         engine.tokens.warmup(batch)
         warm = shapes_of(engine)
-        assert warm == {(width,) * n for n in range(1, batch + 1)}
-        assert [r.tokens for r in draw(engine, [request(t3.config, seed=i) for i in range(batch)])] == wanted
+        assert warm == {(Run(shared, (width,) * n),) for n in range(1, batch + 1)}
+        assert [r.tokens for r in draw(engine, of_one_voice())] == wanted
         assert shapes_of(engine) == warm
 
 
@@ -76,7 +85,7 @@ def test_the_oldest_trace_makes_room(llama, monkeypatch):
     engine = engine_of(llama, TRACED)
     draw(engine, [request(llama.config, max_new_tokens=10)])
     draw(engine, [request(llama.config, max_new_tokens=10, cfg_weight=0.0)])
-    assert shapes_of(engine) == {(1,)}
+    assert shapes_of(engine) == {(Run(False, (1,)),)}
 
 
 def failing(*args, **how):
