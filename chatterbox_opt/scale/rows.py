@@ -115,11 +115,17 @@ def _number(name: str, cell: str) -> Any:
 
 
 def _from_parquet(path: Path) -> Iterator[Any]:
-    table = parquet_module(path).ParquetFile(path)
-    if "text" not in table.schema_arrow.names:
-        raise ValueError(f"{path}: it has no column 'text'")
-    for batch in table.iter_batches():
-        yield from batch.to_pylist()
+    module = parquet_module(path)
+    from pyarrow import ArrowException
+
+    try:
+        with module.ParquetFile(path) as table:
+            if "text" not in table.schema_arrow.names:
+                raise ValueError(f"{path}: it has no column 'text'")
+            for batch in table.iter_batches():
+                yield from batch.to_pylist()
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{path}: this is no parquet file, or it is damaged ({error})") from error
 
 
 def parquet_module(what: Any) -> Any:

@@ -271,6 +271,13 @@ def test_progress_bar_is_on_stderr_only(model, capsys):
     assert "at most" in out.err
 
 
+def test_a_streams_bar_comes_with_its_first_token(model, capsys):
+    stream = model.generate_stream("Hello there.", seed=1, max_new_tokens=6, verbose=True)
+    assert capsys.readouterr().err == ""
+    assert list(stream)
+    assert "at most" in capsys.readouterr().err
+
+
 @pytest.mark.kernels
 def test_threads_give_what_one_after_another_gives(model):
     texts = [f"This is line {i}." for i in range(8)]

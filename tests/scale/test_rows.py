@@ -157,3 +157,11 @@ def test_bytes_that_are_not_utf8_are_one_bad_row(tmp_path):
 def test_a_table_of_no_use_is_refused_as_a_whole(name, lines, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         read_rows(table(tmp_path / name, lines))
+
+
+@pytest.mark.parametrize("damage", [lambda whole: b"PAR1 and no more", lambda whole: whole[:40], lambda whole: b""])
+def test_a_damaged_parquet_file_is_named(damage, tmp_path):
+    path = as_parquet(tmp_path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"t\.parquet: this is no parquet file, or it is damaged"):
+        read_rows(path)
