@@ -13,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 
 from ..serve.errors import ApiError, unavailable
+from .arrival import LOST
 
 logger = logging.getLogger(__name__)
 PROXIES = {  # environment of the proxies
@@ -41,13 +42,16 @@ class Again:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request, answer = Held(receive, repeatable(scope)), Answer(send)
+        request, answer = Held(receive), Answer(send)
+        if repeatable(scope):
+            await request.read()
         for tries_left in reversed(range(TRIES)):
-            request.rewind()
+            if request.client_left:
+                return
             await self.app(dict(scope), request.receive, answer.send)
             if answer.begun or request.client_left:
                 return
-            if not tries_left or request.messages is None:
+            if not tries_left or not request.rewind():
                 break
             logger.warning("%s %s: its replica died, another one gets the request", scope["method"], scope["path"])
         await unavailable("The replica that had this request is gone").response()(scope, receive, send)
@@ -60,37 +64,48 @@ def repeatable(scope: Any) -> bool:
 
 
 class Held:
-    """A request that can be read again after rewind(), if it is repeatable and not too large."""
+    """A request that can be read again after rewind(), if read() has come to its end. Its body is one message then: Ray
+    gives what has arrived to the first replica that asks, and no part of it to another."""
 
-    def __init__(self, receive: Any, repeatable: bool) -> None:
+    def __init__(self, receive: Any) -> None:
         self._receive = receive
-        self.messages: list[Any] | None = [] if repeatable else None  # None: they are not kept
-        self.size = self.next = 0  # bytes kept; index of the next message to read
+        self._parts: list[Any] = []  # messages to come
+        self._whole: Any = None
         self.client_left = False
 
-    def rewind(self) -> None:
-        self.next = 0
+    async def read(self) -> None:
+        """Reads the body, unless it is too large to be kept."""
+        size, more = 0, True
+        while more and size <= MOST_HELD:
+            message = await self._next()
+            if self.client_left:
+                return
+            self._parts.append(message)
+            size += len(message.get("body", b""))
+            more = message.get("more_body", False)
+        if size <= MOST_HELD:
+            body = b"".join(part.get("body", b"") for part in self._parts)
+            self._whole = {"type": "http.request", "body": body, "more_body": False}
+            self._parts = [self._whole]
+
+    def rewind(self) -> bool:
+        """Returns whether it can be read again."""
+        self._parts = [] if self._whole is None else [self._whole]
+        return bool(self._parts)
 
     async def receive(self) -> Any:
-        if self.messages is not None and self.next < len(self.messages):
-            self.next += 1
-            return self.messages[self.next - 1]
+        return self._parts.pop(0) if self._parts else await self._next()
+
+    async def _next(self) -> Any:
         message = await self._receive()
-        if message["type"] == "http.disconnect":
-            self.client_left = True
-        elif self.messages is not None:
-            self.size += len(message.get("body", b""))
-            if self.size > MOST_HELD:
-                self.messages = None
-            else:
-                self.messages.append(message)
-                self.next += 1
+        self.client_left = self.client_left or message["type"] == "http.disconnect"
         return message
 
 
 class Answer:
     """Sends the answer on. Its head waits for the first part of its body: a replica that dies between them has not
-    answered. Ray's own refusals become error objects as clients know them."""
+    answered, and neither has one to which the request did not come as a whole (arrival.py). Ray's own refusals become
+    error objects as clients know them."""
 
     def __init__(self, send: Any) -> None:
         self._send = send
@@ -101,9 +116,11 @@ class Answer:
         if message["type"] == "http.response.start":
             self._head = message
             return
+        headers = MutableHeaders(scope=self._head)
+        if LOST in headers:
+            return
         if not self.begun:
             self.begun = True
-            headers = MutableHeaders(scope=self._head)
             if self._head["status"] in REFUSED and headers.get("content-type", "").startswith("text/plain"):
                 self._replaced = True
                 await refusal(self._head["status"], headers)({"type": "http"}, None, self._send)

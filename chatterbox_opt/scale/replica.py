@@ -15,6 +15,7 @@ from ..serve.metrics import Figures
 from ..serve.service import Service
 from ..serve.settings import ServeSettings
 from ..serve.voice_files.place import absolute
+from .arrival import Arrival
 from .cluster import Share
 from .watch import PATIENCE, Silence, progress
 
@@ -32,7 +33,9 @@ class Replica:
         self.silence = Silence()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self.service)
+        app = create_app(self.service)
+        app.add_middleware(Arrival)
+        return app
 
     async def check_health(self) -> None:
         """Raises if the engine hangs; does not return if the event loop hangs. Also gives the replica's metrics to Ray,

@@ -7,7 +7,9 @@ import pytest
 
 pytest.importorskip("starlette", reason="the server is not installed: pip install -e '.[serve]'")
 
+from chatterbox_opt.scale import arrival
 from chatterbox_opt.scale.again import MOST_HELD, TRIES, Again
+from chatterbox_opt.scale.arrival import LOST, Arrival
 
 HEAD = {"type": "http.response.start", "status": 200, "headers": []}
 
@@ -22,7 +24,7 @@ def refused_by_ray(status):
 
 def answered(replicas, method="POST", kind=b"application/json", body=(b'{"input": ', b'"Good."}'), leaves=False):
     """What a client is sent if its request goes to these replicas in turn, each a list of what it sends before it ends
-    or dies; and what each of them has read of the request."""
+    or dies; and the messages that each of them has read of the request."""
     sent, read = [], []
     coming = [{"type": "http.request", "body": data, "more_body": True} for data in body]
     coming[-1]["more_body"] = False
@@ -34,12 +36,12 @@ def answered(replicas, method="POST", kind=b"application/json", body=(b'{"input"
         sent.append(message)
 
     async def app(scope, receive, send):
-        read.append(b"")
+        read.append([])
         more = True
         while more:
             message = await receive()
             more = message.get("more_body", False)
-            read[-1] += message.get("body", b"")
+            read[-1].append(message.get("body", b""))
         if leaves:
             await receive()
         for message in replicas[len(read) - 1]:
@@ -60,7 +62,7 @@ def test_a_request_that_got_nothing_goes_to_the_next_replica_as_a_whole():
     for died in ([], [HEAD]):  # before its head, and before its body
         sent, read = answered([died, died, whole])
         assert sent == whole
-        assert read == [b'{"input": "Good."}'] * 3
+        assert read == [[b'{"input": "Good."}']] * 3
 
 
 def test_a_request_with_which_three_replicas_died_is_a_503():
@@ -81,13 +83,97 @@ def test_a_speech_that_was_being_heard_is_not_begun_anew():
     ids=["upload", "deletion", "too large to keep"],
 )
 def test_what_may_not_be_repeated_is_a_503(request_):
-    sent, read = answered([[]], **request_)
+    body = request_.get("body", [b"first", b"", b"second"])
+    sent, read = answered([[]], **request_ | {"body": body})
     assert error(sent)[:2] == (503, "unavailable")
-    assert len(read) == 1
+    assert read == [body], "it goes on as it comes"
 
 
 def test_nothing_is_repeated_for_a_client_that_left():
-    assert answered([[]], leaves=True) == ([], [b'{"input": "Good."}'])
+    assert answered([[]], leaves=True) == ([], [[b'{"input": "Good."}']])
+
+
+def test_a_client_that_leaves_before_its_request_is_whole_gets_no_replica():
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def nobody(*_):
+        raise AssertionError("there is no one to speak to")
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", b"application/json")]}
+    asyncio.run(Again(nobody)(scope, receive, nobody))
+
+
+# ---- a replica that waits for a body which another has taken ----------------------------------------
+
+
+def through_ray(app, taken, kind=b"application/json"):
+    """What a client is sent through `Again` and a proxy that, in the first `taken` tries, loses the body as Ray does
+    when a replica takes it and dies before that is known."""
+    sent, tries = [], []
+    coming = [{"type": "http.request", "body": b'{"input": "Good."}', "more_body": False}]
+
+    async def receive():
+        return coming.pop(0) if coming else await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    async def ray(scope, receive, send):
+        tries.append(scope["path"])
+        if len(tries) <= taken:
+            await receive()
+        await Arrival(app)(scope, receive, send)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", kind)]}
+    asyncio.run(asyncio.wait_for(Again(ray)(scope, receive, send), 20))
+    return sent, len(tries)
+
+
+async def says_what_it_got(scope, receive, send):
+    message = await receive()
+    await send(HEAD)
+    await send(part(message["body"], False))
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(arrival, "PATIENCE", 0.05)
+
+
+@pytest.mark.parametrize("taken", [0, 1, TRIES - 1])
+def test_a_request_whose_body_was_lost_is_repeated(taken, impatient):
+    assert through_ray(says_what_it_got, taken) == ([HEAD, part(b'{"input": "Good."}', False)], taken + 1)
+
+
+@pytest.mark.parametrize(
+    ("taken", "kind"), [(TRIES, b"application/json"), (1, b"multipart/form-data; boundary=x")], ids=["often", "upload"]
+)
+def test_a_body_that_is_lost_for_good_is_a_503(taken, kind, impatient):
+    sent, _ = through_ray(says_what_it_got, taken, kind)
+    assert error(sent) == (503, "unavailable", b"5")
+    assert LOST.encode() not in dict(sent[0]["headers"])
+
+
+def test_only_requests_with_a_body_are_waited_for(impatient):
+    async def reads_nothing(scope, receive, send):
+        await send(HEAD)
+        await send(part(b"", False))
+
+    async def never():
+        await asyncio.Event().wait()
+
+    for scope in ({"type": "http", "method": "GET"}, {"type": "http", "method": "DELETE"}, {"type": "websocket"}):
+        sent = []
+
+        async def send(message, sent=sent):
+            sent.append(message)
+
+        asyncio.run(asyncio.wait_for(Arrival(reads_nothing)(scope, never, send), 20))
+        assert len(sent) == 2
+
+
+# ---- Ray's own answers -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("status", "code"), [(429, "queue_full"), (503, "unavailable"), (408, "unavailable")])
