@@ -53,6 +53,14 @@ def test_the_picture_draws_the_ratios_of_the_results():
     assert scales == pytest.approx([scales[0]] * len(scales), rel=0.05)
 
 
+def test_it_counts_sentences_of_eight_callers_as_they_were_measured():
+    path = "concurrency-tts-mini-amd-epyc-2-core-avx512-bf16-fcb478b22e.json"
+    rows = json.loads(read(ROOT / "benchmarks" / "results" / path))["rows"]
+    eight = {r["side"]: round(r["sentences_per_minute"]) for r in rows if (r["mode"], r["callers"]) == ("calls", 8)}
+    told = re.search(r"eight threads get (\d+) sentences a minute of the small voice, and got (\d+)", README)
+    assert {"now": int(told[1]), "before": int(told[2])} == eight
+
+
 def test_its_first_sentence_has_the_ranges_of_its_table():
     table = re.search(r"<!-- results:lead -->.*?<!-- /results -->", README, re.S)[0]
     found = {"NVIDIA H200": [], "2 cores": []}

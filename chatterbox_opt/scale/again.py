@@ -12,8 +12,8 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 
-from ..serve.errors import ApiError, unavailable
-from .arrival import LOST
+from ..serve.errors import ApiError
+from .arrival import LOST, gone
 
 logger = logging.getLogger(__name__)
 PROXIES = {  # environment of the proxies
@@ -45,16 +45,16 @@ class Again:
         request, answer = Held(receive), Answer(send)
         if repeatable(scope):
             await request.read()
+        if request.client_left:
+            return
         for tries_left in reversed(range(TRIES)):
-            if request.client_left:
-                return
             await self.app(dict(scope), request.receive, answer.send)
             if answer.begun or request.client_left:
                 return
             if not tries_left or not request.rewind():
                 break
             logger.warning("%s %s: its replica died, another one gets the request", scope["method"], scope["path"])
-        await unavailable("The replica that had this request is gone").response()(scope, receive, send)
+        await gone().response()(scope, receive, send)
 
 
 def repeatable(scope: Any) -> bool:
@@ -116,10 +116,10 @@ class Answer:
         if message["type"] == "http.response.start":
             self._head = message
             return
-        headers = MutableHeaders(scope=self._head)
-        if LOST in headers:
-            return
         if not self.begun:
+            headers = MutableHeaders(scope=self._head)
+            if LOST in headers:
+                return
             self.begun = True
             if self._head["status"] in REFUSED and headers.get("content-type", "").startswith("text/plain"):
                 self._replaced = True

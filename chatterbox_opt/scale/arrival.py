@@ -10,12 +10,16 @@ import asyncio
 import logging
 from typing import Any
 
-from ..serve.errors import unavailable
+from ..serve.errors import ApiError, unavailable
 
 logger = logging.getLogger(__name__)
 PATIENCE = 15.0  # s for the first part of a body; a proxy has all of it before it calls a replica, see again.py
 LOST = "x-chatterbox-lost"  # header of such an answer, upon which the proxy repeats the request
 WITH_BODY = ("POST", "PUT", "PATCH")
+
+
+def gone() -> ApiError:
+    return unavailable("The replica that had this request is gone")
 
 
 class Arrival:
@@ -32,7 +36,7 @@ class Arrival:
             messages = [await asyncio.wait_for(receive(), PATIENCE)]
         except asyncio.TimeoutError:  # in Python 3.10 not yet the built-in TimeoutError
             logger.warning("%s %s: its body did not come in %g s", scope["method"], scope["path"], PATIENCE)
-            error = unavailable("The replica that had this request is gone")
+            error = gone()
             error.headers[LOST] = "1"
             await error.response()(scope, receive, send)
             return
