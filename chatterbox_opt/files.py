@@ -13,6 +13,12 @@ PART = ".part"  # the ending of files still being written
 LOCK = "lock"  # the file of locked()
 
 
+def cache_folder() -> Path:
+    """Returns this package's folder among the user's caches; it may not exist yet."""
+    home = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
+    return Path(home or os.path.expanduser("~/.cache")) / "chatterbox_opt"
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Writes the file under a temporary name and then renames it, so that it is complete once it exists."""
     part = path.with_name(path.name + PART)

@@ -127,8 +127,8 @@ class Pipeline:
         sink = WholeSpeech(per_job, watermark, levels=[job.loudness for job in jobs], sounds=sounds)
         call = Call([u for own in per_job for u in own if u not in sounds], sink, cancel=cancel, progress=progress)
         self.engine.run(call)
-        for job, own in zip(jobs, per_job):
-            _warn(job, own)
+        for own in per_job:
+            _warn(own)
         seconds |= {stage: spent + seconds.get(stage, 0.0) for stage, spent in call.seconds.items()}
         return [
             Speech(
@@ -158,7 +158,7 @@ class Pipeline:
 
         def at_end() -> None:
             try:
-                _warn(job, utterances)
+                _warn(utterances)
                 if ended is not None:
                     ended()
             finally:
@@ -197,7 +197,7 @@ class Pipeline:
         utterance.voice = None
         self._seed([job], [[utterance]])
         self.engine.run(Call([utterance], cancel=cancel, progress=progress))
-        _warn(job, [utterance])
+        _warn([utterance])
         return audible(utterance)
 
     def render(
@@ -293,7 +293,7 @@ def given(parts: Sequence[Tensor], voice: Conditionals | dict, steps: int | None
     return [Utterance(voice=gen, steps=steps, tokens=part.tolist(), stopped="given") for part in parts]
 
 
-def _warn(job: Job, utterances: Sequence[Utterance]) -> None:
+def _warn(utterances: Sequence[Utterance]) -> None:
     for u in utterances:
         start, limit = u.text[:40], u.sampling.max_new_tokens
         if u.stopped == "limit":

@@ -62,11 +62,11 @@ def optimize(
         raise ValueError("optimize(): this model is optimized already; give the upstream object it was made of")
     device = indexed(model.device)
     with computing(device):
-        return _optimized(model, device, config, decoder, options)
+        return _optimized(model, config, decoder, options)
 
 
 def _optimized(
-    model: Any, device: torch.device, config: ModelConfig | None, decoder: str | Path | None, options: SwitchKeywords
+    model: Any, config: ModelConfig | None, decoder: str | Path | None, options: SwitchKeywords
 ) -> Any:
     if isinstance(model, ChatterboxVC):
         config = config or MODELS["tts"]

@@ -17,10 +17,10 @@ LAYERS = {
     "cpu_limit": set(),
     "computing": {"openmp", "cpu_limit"},
     "presets": {"config", "options"},
-    "text": {"config"},
+    "text": {"config", "files"},
     "models": {"config"},
     "weights": {"config", "models", "computing"},
-    "engine": {"config", "options", "models", "device_lock", "computing", "openmp", "__version__"},
+    "engine": {"config", "options", "models", "device_lock", "computing", "openmp", "files", "__version__"},
     "audio": {"config", "models", "computing"},
     "voice": {"config", "models", "audio", "device_lock", "computing"},
     "checks": {"config"},
@@ -52,7 +52,7 @@ LAYERS["parts"] = {
 }
 LAYERS["packing"] = {
     "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "keywords", "computing",
-    "__version__",
+    "files", "__version__",
 }
 LAYERS["loading"] = {"audio", "checks", "packing", "pipeline", "presets", "switches", "weights"}
 LAYERS["base"] = LAYERS["pipeline"] | {

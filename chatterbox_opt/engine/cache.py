@@ -44,10 +44,6 @@ class StaticKVCache:
     clean: int = 0  # positions below this are initialized
 
     @property
-    def rows(self) -> int:
-        return self.kv.shape[2]
-
-    @property
     def length(self) -> int:
         return self.kv.shape[4]
 

@@ -72,9 +72,14 @@ class Driver(Place):
             self._started.add(call)
             if self._thread is None and not call.done:
                 dismiss_workers()  # of this thread, which computes nothing for now
-                self._thread = threading.Thread(target=self._serve, name="chatterbox-engine", daemon=True)
-                _threads.add(self._thread)
-                self._thread.start()
+                thread = threading.Thread(target=self._serve, name="chatterbox-engine", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the process may have no more threads
+                    self._withdraw(call)
+                    raise
+                self._thread = thread
+                _threads.add(thread)
 
     def wait_for_end(self, call: Call) -> None:
         """Returns when a call given to start() is done. In a forked process it will not be."""
@@ -105,8 +110,7 @@ class Driver(Place):
             self._refuse()
             self.check(call)
         except BaseException:
-            for utterance in call.utterances:
-                utterance.noise.give_back()
+            call.give_back_noise()
             raise
         call.submitted = time.perf_counter()
         if self._stream is not None:
@@ -114,6 +118,13 @@ class Driver(Place):
             call.ready.record(torch.cuda.current_stream(self.device))
         self.inbox.append(call)
         self.wake()
+
+    def _withdraw(self, call: Call) -> None:
+        self._started.discard(call)
+        call.cancel = NOBODY_WAITS  # if a thread that drives has taken it already
+        with suppress(ValueError):
+            self.inbox.remove(call)
+            call.give_back_noise()
 
     def wait_for_inputs(self, call: Call) -> None:
         """Makes the engine's CUDA stream wait until the caller's stream has computed the call's tensors."""

@@ -16,11 +16,11 @@ FLOOR = 300  # tokens, 12 s: allowed even for a text of one word
 def ending(tokens: Sequence[int], searched: int, limit: int, text_tokens: int, guard: bool) -> tuple[int, str] | None:
     """Returns (tokens that count, why they end), or None while the utterance goes on. `searched` tokens were examined
     by earlier calls."""
-    fresh = tokens[searched:]
-    if BROKEN in fresh:
-        return searched + fresh.index(BROKEN), "broken"
-    if STOP_SPEECH in fresh and (end := searched + fresh.index(STOP_SPEECH) + 1) <= limit:
-        return end, "eos"
+    for i, token in enumerate(tokens[searched:limit], searched):  # what was drawn past an end does not count
+        if token == STOP_SPEECH:
+            return i + 1, "eos"
+        if token == BROKEN:
+            return i, "broken"
     if len(tokens) >= limit:
         return limit, "limit"
     if guard and ran_away(tokens, text_tokens):

@@ -56,8 +56,9 @@ class Engine(Driver):
                 self.decode()
             rendered = self.renderer.collect(wait_for_one=not (plan.decode or plan.join))
         self.release()
-        self.counted.steps += 1
-        return bool(plan.join or plan.render or plan.decode or rendered)
+        worked = bool(plan.join or plan.render or plan.decode or rendered)
+        self.counted.steps += worked
+        return worked
 
     # ---- state -------------------------------------------------------------------------------------
 
@@ -189,8 +190,7 @@ class Engine(Driver):
         self.calls.remove(call)
         self.waiting = [u for u in self.waiting if u.call is not call]
         self.renderer.forget(call)
-        for u in call.utterances:
-            u.noise.give_back()
+        call.give_back_noise()
         self.ended(call)
 
     @torch.inference_mode()

@@ -12,7 +12,6 @@ import logging
 import os
 import platform
 import re
-import tempfile
 import threading
 import time
 import zlib
@@ -25,6 +24,7 @@ import torch
 
 from .. import __version__
 from ..config import ModelConfig
+from ..files import PART, cache_folder, whole
 from ..options import CAPTURES, KERNELS, EngineOptions
 from . import trial_process
 from .kernels.language import available, triton
@@ -144,11 +144,6 @@ def name_of(about: dict[str, Any]) -> str:
     return f"{device}-{about['family']}-{zlib.crc32(json.dumps(about, sort_keys=True).encode()):08x}"
 
 
-def cache_folder() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
-    return Path(home or os.path.expanduser("~/.cache")) / "chatterbox_opt"
-
-
 def read(file: Path) -> dict[str, Any] | None:
     with suppress(OSError, ValueError, AttributeError):
         data = json.loads(file.read_text(encoding="utf-8"))
@@ -159,12 +154,12 @@ def read(file: Path) -> dict[str, Any] | None:
 
 
 def write(file: Path, verdict: dict[str, Any]) -> None:
-    """Writes the file atomically, as other processes may read or write it at the same time."""
+    """Other processes may read or write the file at the same time."""
+    part = file.with_name(f"{file.name}.{os.getpid()}{PART}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".tmp", delete=False, encoding="utf-8") as made:
-            json.dump(verdict, made, indent=1)
-        os.replace(made.name, file)
+        with whole(file, part):
+            part.write_text(json.dumps(verdict, indent=1), encoding="utf-8")
     except OSError as problem:
         text = "what was tried on this device cannot be kept, and is tried anew at the next start: %s"
         logger.warning(text, problem)

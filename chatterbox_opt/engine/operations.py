@@ -33,16 +33,16 @@ def t3_operations(t3: T3, options: EngineOptions) -> T3Operations:
 
 
 def flow_operations(flow: Flow, options: EngineOptions) -> FlowOperations:
-    """Returns the flow's operations. Its weights must have their final precision, but not be int8 yet."""
+    """Returns the flow's operations. Its weights must have their final precision; on a CPU some may be int8."""
     attention = next(part for part in flow.decoder.estimator.modules() if isinstance(part, Attention))
     norm = flow.decoder.estimator.down.blocks[0].norm3
-    weight, changes = attention.qkv.weight, dict[str, Callable]()
+    weight, changes = flow.encoder_proj.weight, dict[str, Callable]()  # in the precision of all that is not int8
     if weight.is_cpu:
         changes |= {"attend_biased": cpu.attend_biased, "mish": cpu.mish}
         if weight.dtype == torch.bfloat16 and not cpu_has_amx():  # with AMX, torch's own takes 0.5 to 0.7 of its time
             changes["attend_all"] = cpu.attend_all
         return dataclasses.replace(FLOW_REFERENCE, **changes)
-    if options.wants("flow_attention") and flash.trusted(attention.heads, weight):
+    if options.wants("flow_attention") and flash.trusted(attention.heads, attention.qkv.weight):
         changes["attend_all"] = flash.attend_all
     if options.wants("add_norm") and add_norm.trusted(norm, weight.dtype):
         changes["add_norm"] = add_norm.add_norm

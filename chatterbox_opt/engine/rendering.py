@@ -76,6 +76,7 @@ class Renderer:
             rendering = next((r for r in self.begun if u in r.utterances), None) or self.begin(u, calls)
             if rendering is not None and rendering not in chosen:
                 chosen.append(rendering)
+        chosen = [r for r in chosen if r in self.begun]  # the next one of a call may have failed and ended the call
         if len(chosen) == 1 and not (self.running or self.finishing or beside):
             self.settle(chosen[0], outcome(self.work, chosen[0]))
             return
@@ -105,7 +106,8 @@ class Renderer:
             wait([*self.running.values(), *self.finishing.values()], LOOK, FIRST_COMPLETED)
         done = [rendering for rendering, future in self.running.items() if future.done()]
         for rendering in done:
-            self.settle(rendering, self.running.pop(rendering).result())
+            if (future := self.running.pop(rendering, None)) is not None:  # what another delivers may end its calls
+                self.settle(rendering, future.result())
         for call in [call for call, future in self.finishing.items() if future.done()]:
             with self.engine.errors_end(call):
                 self.engine.end(call, self.finishing.pop(call).result())
@@ -127,8 +129,6 @@ class Renderer:
 
     def settle(self, rendering: Rendering, error: Exception | None) -> None:
         """Delivers the sound, if this was the last step of a batch."""
-        if rendering not in self.begun:  # all its calls have ended
-            return
         if error is not None:
             self.retry_alone(rendering, error)
         elif rendering.waves is not None:
@@ -215,5 +215,9 @@ class Renderer:
         self.begun += [Rendering([u], [row]) for u, row in zip(rendering.utterances, rendering.rows) if not u.call.done]
 
     def forget(self, call: Call) -> None:
+        """Drops what is left of a call that has ended. A thread may still be at a step of it, for which nobody waits;
+        its memory goes with that step."""
         self.whole = [u for u in self.whole if u.call is not call]
         self.begun = [r for r in self.begun if not all(u.call.done for u in r.utterances)]
+        self.running = {r: future for r, future in self.running.items() if r in self.begun}
+        self.finishing.pop(call, None)

@@ -125,6 +125,10 @@ class Call:
         """The time at which its listener has heard all sound so far."""
         return self.submitted if self.first_sound is None else self.first_sound + self.delivered
 
+    def give_back_noise(self) -> None:
+        for utterance in self.utterances:
+            utterance.noise.give_back()
+
     def report(self) -> None:
         if self.progress is not None:
             self.progress(sum(len(u.tokens) for u in self.utterances), self.ceiling)

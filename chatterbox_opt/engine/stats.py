@@ -33,8 +33,9 @@ class Histogram:
 
 @dataclass
 class Stats:
-    steps: int = 0
+    steps: int = 0  # in which there was something to do
     tokens: int = 0
+    decoded_tokens: int = 0  # without each utterance's first one, which its prefill draws
     decode_seconds: float = 0.0
     samples: int = 0  # of sound delivered
     finished: int = 0
@@ -45,7 +46,8 @@ class Stats:
     real_time_factor: Histogram = field(default_factory=lambda: Histogram(FACTORS))  # s of waiting per s of sound
 
     def decoded(self, tokens: int, seconds: float) -> None:
-        self.tokens, self.decode_seconds = self.tokens + tokens, self.decode_seconds + seconds
+        self.tokens += tokens
+        self.decoded_tokens, self.decode_seconds = self.decoded_tokens + tokens, self.decode_seconds + seconds
 
     def sounded(self, call: Call, samples: int) -> None:
         """Counts delivered samples; called before the call's own figures are updated."""
@@ -69,7 +71,7 @@ class Stats:
     def read(self, **now: Any) -> dict[str, Any]:
         return now | dict(
             steps=self.steps, tokens=self.tokens,
-            tokens_per_second=self.tokens / self.decode_seconds if self.decode_seconds else 0.0,
+            tokens_per_second=self.decoded_tokens / self.decode_seconds if self.decode_seconds else 0.0,
             sound_seconds=self.samples / S3GEN_RATE, finished=self.finished, cancelled=self.cancelled,
             failed=self.failed, underruns=self.underruns, first_sound=self.first_sound.read(),
             real_time_factor=self.real_time_factor.read(),

@@ -61,11 +61,14 @@ class DecodeStep:
         return StepKernels(self.t3, names, self.options.attention == "flash", plain=plain)
 
     def use(self, slots: Slots, cache: StaticKVCache | None) -> None:
-        """From now on in this memory; what was captured in another is dropped."""
-        if self.slots is not None:
-            self.captured.forget()
+        """From now on in this memory, after leave() if there was another."""
         self.slots, self.cache = slots, cache
         self._span = torch.arange(cache.length, device=self.device) if cache is not None else None
+
+    def leave(self) -> None:
+        """Lets go of its memory, and of what was captured in it."""
+        self.captured.forget()
+        self.slots = self.cache = self._span = None
 
     def run(self) -> Tensor:
         """(N,) tokens, overwritten by the next step; BROKEN where logits are not finite."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..models.t3 import T3
 from ..options import EngineOptions
 from .cache import Prefill, StaticKVCache, empty_kv, paste
-from .graphs import bucket
+from .graphs import bucket, recording
 from .linears import prepare_linears
 from .own_rows import PrefillAfter, may_be_shared
 from .prefill_graphs import ALONE, PrefillGraphs
@@ -66,7 +66,8 @@ class TokenRunner(Speaking):
             return
         length = -(-max(length, LIVE[3], self.cache.length if self.cache else 0) // LENGTH_STEP) * LENGTH_STEP
         self._asked = max(slots, self._asked)
-        self.cache = None  # the old one goes before the new one comes
+        self.slots = self.cache = None  # the old one goes before the new one comes
+        self.step.leave()
         slots = self._affordable(bucket(self._asked), length)
         rows = slots * (1 if self.config.is_gpt else 2)
         cache = StaticKVCache(empty_kv(self.config, rows, length, self.device, self.dtype))
@@ -78,6 +79,8 @@ class TokenRunner(Speaking):
             return slots
         rows, item = 1 if self.config.is_gpt else 2, self.dtype.itemsize
         per_slot = rows * length * 2 * self.config.layers * self.config.dim * item
+        with recording:  # no graph is being captured, which freeing memory would break
+            torch.cuda.empty_cache()  # what torch keeps for later does not count as free
         free, _ = torch.cuda.mem_get_info(self.device)
         while slots > 1 and slots * per_slot > free // MEMORY_SHARE:
             slots //= 2

@@ -3,6 +3,7 @@ share one rendering wait for each other at every operation, which for a small ne
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -22,12 +23,25 @@ class Workers:
         """Calls `work` with the item on another thread and so many cores; the result is what it raised."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.count, "chatterbox-render")
+        result: Future[Exception | None] = Future()
+        first = threading.Lock()  # whoever gets it does the work
+
+        def once(cores: int | None) -> None:
+            if not first.acquire(blocking=False):
+                return
+            try:
+                result.set_result(outcome(work, item, cores))
+            except BaseException as error:
+                result.set_exception(error)
+                raise
+
         try:
-            return self._pool.submit(outcome, work, item, cores)
-        except RuntimeError:  # the main thread has ended: Python's pools take nothing more, while others go on
-            here: Future[Exception | None] = Future()
-            here.set_result(outcome(work, item))
-            return here
+            self._pool.submit(once, cores)
+        except RuntimeError:
+            # At the end of the main thread pools take nothing more, while other threads go on. Where no thread can be
+            # started, the pool has taken it all the same, and a thread that was there already may come first.
+            once(None)
+        return result
 
     def run(self, work: Callable[[Any], None], items: Sequence[Any]) -> list[Exception | None]:
         """Calls `work` with each item and returns what each raised. A single item runs on this thread and all cores."""

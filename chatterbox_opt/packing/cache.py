@@ -10,15 +10,14 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from ..files import cache_folder
 from ..weights.load import existing, read_config, weight_files
 from ..weights.packed import Packed, read_packed
 from .forms import form_of
@@ -44,7 +43,8 @@ def cached(
     files = [*weight_files(existing(folder), family, t3_file, decoder).values(), *goes_along(folder)]
     belongs = [family, sorted(str(path.resolve()) for path in files), dataclasses.astuple(form)]
     key = hashlib.sha256(json.dumps(belongs).encode()).hexdigest()[:16]
-    entry = (default_root() if root is True else Path(root)) / f"{family}-{form.quantize or form.dtype}-{key}"
+    root = cache_folder() / "packed" if root is True else Path(root)
+    entry = root / f"{family}-{form.quantize or form.dtype}-{key}"
     if packed := _usable(entry, files):
         return entry, packed
     failed: OSError | None = None
@@ -57,12 +57,6 @@ def cached(
         return entry, packed
     logger.warning("%s: the packed checkpoint could not be kept (%s); going on without", entry, failed)
     return None
-
-
-def default_root() -> Path:
-    if sys.platform == "win32" and (found := os.environ.get("LOCALAPPDATA")):
-        return Path(found) / "chatterbox_opt" / "packed"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "chatterbox_opt" / "packed"
 
 
 def _usable(entry: Path, files: list[Path]) -> Packed | None:

@@ -90,15 +90,29 @@ class Part(Unmoved, ABC):
         """Returns its network for a model with these options, on which a voice encoder's form does not depend, or a
         state dict where that model needs another form."""
 
+    @property
+    @abstractmethod
+    def place(self) -> Any:
+        """What it works through: the same object for all parts that stood at one model's attribute."""
+
     def replaced_by(self, network: Any) -> Self:
         """What `model.t3 = network` does. Returns the part that now stands there; this one keeps its network, so that
-        it can be put back."""
-        before, after = self.network, self.again()
-        after.take(network)
-        if after.network is before:
-            return self
+        it can be put back, with whatever a program has changed in it."""
+        before = self.network
+        if type(network) is type(self) and network.place is self.place and network._kept is not None:
+            network.take(network._kept)
+            network._kept, after = None, network
+        else:
+            after = self.again()
+            after.take(network)
+            if after.network is before:
+                return self
         self._kept = before
         return after
+
+    def stands(self, network: Any) -> bool:
+        """Whether it already is the network in use."""
+        return network is self.network and self._kept is None
 
     def check_in_use(self) -> None:
         if self._kept is not None:

@@ -42,6 +42,10 @@ class S3GenPart(Part):
         self.tokenizer = SpeechTokenizerPart(voices)
 
     @property
+    def place(self) -> Any:
+        return self.pipeline
+
+    @property
     def network(self) -> Any:
         return self.pipeline.s3gen if self._kept is None else self._kept
 
@@ -168,7 +172,7 @@ class S3GenPart(Part):
     def take(self, network: Any) -> None:
         with computing(self.device):
             network = own_s3gen(network, self.pipeline.config, self.device, self.pipeline.options)
-        if network is not None and network is not self.network:
+        if network is not None and not self.stands(network):
             self.pipeline.use(s3gen=network)
             self.voices.use(s3gen=network)
 

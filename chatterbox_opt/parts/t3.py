@@ -40,6 +40,10 @@ class T3Part(Part):
         self._hp: tuple[T3Config, Hyperparameters] | None = None
 
     @property
+    def place(self) -> Any:
+        return self.pipeline
+
+    @property
     def network(self) -> Any:
         return self.pipeline.t3 if self._kept is None else self._kept
 
@@ -133,7 +137,7 @@ class T3Part(Part):
     def take(self, network: Any) -> None:
         place = self.pipeline
         network = own_t3(network, place.config, place.runs_on, place.options)
-        if network is not None and network is not self.network:
+        if network is not None and not self.stands(network):
             self.pipeline.use(t3=network)
 
     def again(self) -> Self:

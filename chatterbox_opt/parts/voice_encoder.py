@@ -33,6 +33,10 @@ class VoiceEncoderPart(Part):
         self.device = voices.device
 
     @property
+    def place(self) -> Any:
+        return self.voices
+
+    @property
     def network(self) -> Any:
         return self._network
 
@@ -97,7 +101,7 @@ class VoiceEncoderPart(Part):
     def take(self, network: Any) -> None:
         with computing(self.device):
             network = own_voice_encoder(network, self.config, self.device)
-            if network is None or network is self._network:
+            if network is None or self.stands(network):
                 return
             self._network = network
             self.voices.use(ve=voice_encoder(self._network, self.config, self.runs_on))

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 
 from ..serve.errors import ApiError
-from .arrival import LOST, gone
+from .arrival import LOST, gone, repeatable
 
 logger = logging.getLogger(__name__)
 PROXIES = {  # environment of the proxies
@@ -55,12 +55,6 @@ class Again:
                 break
             logger.warning("%s %s: its replica died, another one gets the request", scope["method"], scope["path"])
         await gone().response()(scope, receive, send)
-
-
-def repeatable(scope: Any) -> bool:
-    """Returns whether the request neither stores nor deletes anything."""
-    kind = Headers(scope=scope).get("content-type", "")
-    return scope["method"] in ("GET", "HEAD") or (scope["method"] == "POST" and kind.startswith("application/json"))
 
 
 class Held:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ..text.pronounce import Pronunciations
 from .chosen import ChosenSpeech
 from .rows import TAKES, Row
 
+MOST_VOICES = 256  # kept, 50 MB: more than the model keeps, as neighbouring rows of a table rarely share one
 Judge = Callable[[Row, np.ndarray, int], dict[str, Any]]  # (row, (n,) samples, rate) -> more fields of its record
 
 
@@ -65,7 +67,7 @@ class _InFlight:
         self.model, self.kind, self.judge, self.pronounce, self.score = model, kind, judge, pronounce, score
         self.pool = ThreadPoolExecutor(model.options.slots)  # for rows in several takes; starts threads on demand
         self.going: dict[Any, tuple[Row, list[np.ndarray]]] = {}  # speech -> its row and its waves so far, (n,)
-        self.voices: dict[str, Any] = {}  # by path; the model keeps only the last few, and rows differ
+        self.voices: OrderedDict[str, Any] = OrderedDict()  # by path, the last used last
         self.ready: SimpleQueue[Any] = SimpleQueue()  # speeches with something to take
 
     def begin(self, row: Row) -> Failed | None:
@@ -91,6 +93,9 @@ class _InFlight:
             return None
         if path not in self.voices:
             self.voices[path] = self.model.prepare_voice(path)
+            if len(self.voices) > MOST_VOICES:
+                self.voices.popitem(last=False)
+        self.voices.move_to_end(path)
         return self.voices[path]
 
     def next(self) -> Iterator[Made | Failed]:

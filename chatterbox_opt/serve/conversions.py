@@ -27,7 +27,7 @@ class Converter:
 
     def convert(self, recording: BinaryIO, voice: Any, seed: int | None, cancel: threading.Event) -> np.ndarray:
         """(n,) float32. Runs in the pool's thread."""
-        check_recording(recording)
+        check_recording(recording, "file")
         if self._vc is None:
             self._vc = self._built()
         voice = voice if voice is not None else self.model.conds

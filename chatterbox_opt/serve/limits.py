@@ -29,7 +29,7 @@ class Gate:
         headers = Headers(scope=scope)
         try:
             self._check_key(scope, headers)
-            self._check_origin(scope, headers)
+            self._check_origin(headers)
             if scope["type"] == "http":
                 await self._limited(scope, receive, _named(send), headers)
                 return
@@ -48,7 +48,7 @@ class Gate:
             message = "A valid API key is needed: Authorization: Bearer KEY"
             raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
-    def _check_origin(self, scope: Any, headers: Headers) -> None:
+    def _check_origin(self, headers: Headers) -> None:
         """A page of another site must not use a server that its visitor can reach."""
         origin = headers.get("origin")
         if origin is None or "*" in self.settings.allowed_origins or origin in self.settings.allowed_origins:

@@ -12,16 +12,16 @@ from .service import Service
 
 GAUGES = {
     "live": "Utterances being spoken", "waiting": "Utterances that wait", "rows": "Rows of the running batch",
-    "tokens_per_second": "Speech tokens a second, of late",
+    "tokens_per_second": "Speech tokens a second while tokens are drawn, since the model was loaded",
 }
 COUNTERS = {
-    "steps": "Steps of the running batch", "tokens": "Speech tokens made", "underruns": "Streams that fell behind",
-    "cancelled": "Speeches ended before their end", "failed": "Speeches ended by an error",
-    "finished": "Speeches made to their end",
+    "steps": "Steps in which the engine had something to do", "tokens": "Speech tokens made",
+    "underruns": "Streams that fell behind", "cancelled": "Speeches ended before their end",
+    "failed": "Speeches ended by an error", "finished": "Speeches made to their end",
 }
 HISTOGRAMS = {
     "first_sound": ("first_sound_seconds", "From the request to its first sound"),
-    "real_time_factor": ("real_time_factor", "Seconds of computing for a second of speech"),
+    "real_time_factor": ("real_time_factor", "Seconds from the request to its end for a second of speech"),
 }
 
 

@@ -12,17 +12,18 @@ MAX_RATE = 192_000  # Hz; above it resampling may take a minute and a gigabyte f
 MAX_SAMPLES = 60_000_000  # of all its channels: 240 MB when it is decoded, however small the file is
 
 
-def check_recording(recording: BinaryIO) -> float:
-    """Its seconds; raises before anything is decoded where it is no recording, or a small file of endless sound."""
+def check_recording(recording: BinaryIO, field: str) -> float:
+    """Its seconds; raises before anything is decoded where it is no recording, or a small file of endless sound.
+    `field` of the form brought it."""
     try:
         seconds, rate, channels = describe(recording)
     except ValueError as error:
         message = str(error).replace("the open file", "the recording")
-        raise ApiError(400, message, param="audio_sample", code="invalid_audio") from error
+        raise ApiError(400, message, param=field, code="invalid_audio") from error
     if seconds > MAX_SECONDS or rate > MAX_RATE or seconds * rate * channels > MAX_SAMPLES:
         message = (
             f"the recording has {seconds:.0f} s at {rate} Hz and {channels} channels; at most {MAX_SECONDS} s, "
             f"{MAX_RATE} Hz and {MAX_SAMPLES} samples are taken"
         )
-        raise ApiError(400, message, param="audio_sample", code="invalid_audio")
+        raise ApiError(400, message, param=field, code="invalid_audio")
     return seconds

@@ -13,6 +13,7 @@ from .errors import ApiError
 from .responses import EventResponse, SpeechResponse
 from .service import Service
 from .speech_request import SpeechRequest
+from .voice_names import folded
 
 router = APIRouter()
 SOUND = {200: {"description": "The sound, while it is made", "content": {"audio/*": {}, "text/event-stream": {}}}}
@@ -72,7 +73,7 @@ async def add_voice(form: Annotated[NewVoice, Form(media_type="multipart/form-da
 @router.get("/v1/audio/voices/{name}")
 async def voice(name: str, request: Request) -> dict[str, Any]:
     for item in (await service_of(request).voice_list())["data"]:
-        if name in (item["id"], item["name"]):
+        if folded(name) in (item["id"], folded(item["name"])):
             return item
     raise ApiError(404, f"There is no voice {name!r}", param="name", code="voice_not_found")
 

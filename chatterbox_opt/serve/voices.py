@@ -209,7 +209,7 @@ class VoiceStore:
         name = check_name(name)
         identity = voice_id(name, self.kind)
         self._check_room(identity, name)
-        seconds = check_recording(recording)
+        seconds = check_recording(recording, "audio_sample")
         try:
             voice = self.model.prepare_voice(recording)
         except ValueError as error:

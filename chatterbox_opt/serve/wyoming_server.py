@@ -11,7 +11,7 @@ from typing import Any
 
 from wyoming.audio import AudioChunk, AudioStart, AudioStop
 from wyoming.error import Error
-from wyoming.event import Event
+from wyoming.event import Event, async_read_event
 from wyoming.info import Attribution, Describe, Info, TtsProgram, TtsVoice
 from wyoming.ping import Ping, Pong
 from wyoming.server import AsyncEventHandler
@@ -83,6 +83,38 @@ class Handler(AsyncEventHandler):
         self.service = service
         self._text: IncomingText | None = None  # while one comes in parts
         self._telling: asyncio.Task | None = None
+
+    async def run(self) -> None:
+        reading: asyncio.Future[Event | None] | None = None
+        try:
+            while True:
+                reading = reading or asyncio.ensure_future(async_read_event(self.reader))
+                if self._text is not None and not await self._comes(reading):
+                    continue
+                event = await reading
+                reading = None
+                if event is None or not await self.handle_event(event):
+                    break
+        finally:
+            if reading is not None:
+                reading.cancel()
+            await self.disconnect()
+
+    async def _comes(self, reading: asyncio.Future[Event | None]) -> bool:
+        """Waits for the next event of a text in parts. If the server drains first, what came by then is spoken; if
+        nothing comes for long, that is answered as an error."""
+        draining, idle = asyncio.ensure_future(self.service.draining.wait()), self.service.settings.idle_seconds
+        try:
+            done, _ = await asyncio.wait({reading, draining}, timeout=idle, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            draining.cancel()
+        if reading in done:
+            return True
+        if done:
+            await self.handle_event(SynthesizeStop().event())
+        else:
+            await self._fail(ApiError(408, f"Nothing came for {idle:g} s", code="idle"))
+        return False
 
     async def handle_event(self, event: Event) -> bool:
         try:

@@ -8,7 +8,8 @@ import logging
 import threading
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
+
+from ..files import cache_folder
 
 LANGUAGES = {  # library -> the languages of this package that it knows
     "wetext": ("en", "zh", "ja"),
@@ -58,7 +59,7 @@ def _nemo(language: str) -> Callable[[str], str]:
     from nemo_text_processing.text_normalization.normalize import Normalizer
 
     logging.getLogger("NeMo-text-processing").setLevel(logging.ERROR)  # otherwise it logs a line per text
-    grammars = Path.home() / ".cache" / "chatterbox-opt" / "nemo"  # compiled: building them takes half a minute
+    grammars = cache_folder() / "nemo"  # compiled: building them takes half a minute
     grammars.mkdir(parents=True, exist_ok=True)
     normalizer = Normalizer(input_case="cased", lang=language, cache_dir=str(grammars))
     return lambda text: normalizer.normalize(text, punct_post_process=True)

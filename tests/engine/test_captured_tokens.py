@@ -1,5 +1,6 @@
 """The captured decode step: what it must not do, and that padding, replays and compilation change nothing."""
 
+import weakref
 from collections import Counter
 
 import pytest
@@ -9,7 +10,7 @@ from t3_pairs import random_t3
 from token_runs import EXACT, draw, engine_of, mixed, request, tokens_of
 
 from chatterbox_opt.config import tiny
-from chatterbox_opt.engine import step
+from chatterbox_opt.engine import step, tokens
 from chatterbox_opt.engine.cache import StaticKVCache, empty_kv
 from chatterbox_opt.engine.noise import RequestNoise
 from chatterbox_opt.engine.request import Call
@@ -179,6 +180,15 @@ def test_nothing_is_captured_after_a_warm_up(family, llama, gpt):
     assert keys_of(engine) == known
 
 
+def test_the_memory_of_a_cache_goes_before_a_longer_one_comes(llama, monkeypatch):
+    engine, left = replaying(llama), []
+    draw(engine, [request(llama.config, max_new_tokens=4)])
+    before, make = weakref.ref(engine.tokens.cache.kv), tokens.empty_kv
+    monkeypatch.setattr(tokens, "empty_kv", lambda *how: (left.append(before()), make(*how))[1])
+    engine.tokens.reserve(1, engine.tokens.cache.length + 1)
+    assert left == [None]
+
+
 def test_captures_are_dropped_with_their_memory(llama):
     """A longer utterance than fits: new memory, new captures, the same tokens."""
     engine = replaying(llama)
@@ -196,7 +206,7 @@ def test_a_warm_up_allocates_every_slot(llama, slots):
     engine = replaying(llama, EXACT.replace(slots=slots))
     engine.tokens.warmup(64)
     assert engine.tokens.free == slots
-    assert engine.tokens.cache.rows == 2 * engine.tokens.slots.capacity <= 8
+    assert engine.tokens.cache.kv.shape[2] == 2 * engine.tokens.slots.capacity <= 8
 
 
 @pytest.mark.slow

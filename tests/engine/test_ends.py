@@ -96,6 +96,41 @@ def test_work_for_a_pool_that_takes_none_is_done_here():
     assert done == [1, 2]
 
 
+class NoMore(threading.Thread):
+    """As of a process that may have no more threads."""
+
+    def start(self) -> None:
+        raise RuntimeError("can't start new thread")
+
+
+def test_work_for_which_no_thread_can_be_started_is_done_once(monkeypatch):
+    """The pool keeps what it was given when it fails to start a thread, and one that it has takes that later."""
+    workers, done, free = Workers(torch.device("cpu"), 2), [], threading.Event()
+    first = workers.start(lambda item: free.wait(20), "first")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Thread", NoMore)
+        second = workers.start(done.append, "second")
+    free.set()
+    assert (first.result(20), second.result(20)) == (None, None)
+    workers.close()
+    assert done == ["second"]
+
+
+def test_a_stream_for_which_no_thread_can_be_started_is_refused(mini, monkeypatch):
+    """Later ones are spoken, and the model can be closed."""
+    wanted = [chunk.shape[1] for chunk in mini.generate_stream("Hello.", seed=1)]
+    assert soon(lambda: mini.pipeline.engine._thread is None)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Thread", NoMore)
+        with pytest.raises(RuntimeError, match="can't start"):
+            mini.submit("Hello.", seed=1)
+    engine = mini.pipeline.engine
+    assert not engine.inbox
+    assert not engine._started
+    assert [chunk.shape[1] for chunk in mini.generate_stream("Hello.", seed=1)] == wanted
+    mini.close()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_stream_can_be_closed_in_a_forked_process(mini):
     stream = mini.submit(TEXT, seed=1, first_chunk=0.5)
@@ -192,6 +227,30 @@ def test_a_call_that_failed_keeps_nothing_alive(llama):
         assert failing()() is None
     finally:
         gc.enable()
+
+
+def test_a_cancelled_call_keeps_no_memory_while_nothing_is_spoken(mini, monkeypatch):
+    """Even if another thread was at a step of its sound, and nobody calls any more."""
+    engine, stop, begun = mini.pipeline.engine, threading.Event(), threading.Event()
+    monkeypatch.setattr(engine.renderer.workers, "count", 2)
+    monkeypatch.setattr(engine.scheduler, "cores", 2)
+    advance, calls = engine.renderer.mel.advance, []
+
+    def slowly(solve):
+        calls.extend(weakref.ref(call) for call in engine.calls)
+        if threading.current_thread().name.startswith("chatterbox-render"):
+            begun.set()
+            stop.wait(20)
+        advance(solve)
+
+    monkeypatch.setattr(engine.renderer.mel, "advance", slowly)
+    thread = threading.Thread(target=lambda: raised_by(partial(mini.generate_batch, [TEXT, "No."], cancel=stop)))
+    thread.start()
+    assert begun.wait(20)
+    stop.set()
+    thread.join(20)
+    assert calls
+    assert soon(lambda: gc.collect() >= 0 and all(ref() is None for ref in calls))
 
 
 # ---- long speech ---------------------------------------------------------------------------------

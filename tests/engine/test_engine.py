@@ -318,6 +318,7 @@ def test_stats(model):
     assert model.stats()["rows"] == 2
     sound = sum(c.shape[1] for c in stream) / model.sr
     after = model.stats()
+    assert before["steps"] < after["steps"] < before["steps"] + 200, "waiting for a listener is none"
     assert (after["live"], after["waiting"], after["calls"]) == (0, 0, 0)
     assert after["finished"] == before["finished"] + 1
     assert after["tokens"] - before["tokens"] >= len(stream.tokens[0])

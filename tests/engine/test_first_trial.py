@@ -13,6 +13,7 @@ import pytest
 import torch
 from replay import Replay
 
+from chatterbox_opt import files
 from chatterbox_opt.config import tiny
 from chatterbox_opt.engine import first_trial, flow_graphs, prefill_graphs, step, trial_child, trial_process, wav
 from chatterbox_opt.engine.trial_process import CRASHED, HUNG, SURVIVED, UNTOLD
@@ -199,6 +200,18 @@ def test_a_folder_that_cannot_be_written(starts, folder, monkeypatch, caplog):
     assert "cannot be kept" in caplog.text
     assert surviving() == FIRST
     assert len(starts) == 1, "this process remembers"
+
+
+def test_a_full_disk_leaves_no_part_of_a_verdict(starts, folder, monkeypatch, caplog):
+    child_with_fault(monkeypatch)
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "_sync", full)
+    assert surviving() == FIRST
+    assert "cannot be kept" in caplog.text
+    assert not list(folder.iterdir())
 
 
 def test_a_damaged_verdict_is_replaced(starts, folder, monkeypatch):

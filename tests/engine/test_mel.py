@@ -276,6 +276,14 @@ def test_int8_blocks_are_close(family, dtype):
     assert 25 < snr(got, wanted) < 60, "it is quantised, and hardly to be told"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_int8_flow_serves_two_models(dtype):
+    """As that of a server does, which converts recordings too."""
+    flow, options = random_flow(), EXACT.replace(flow_int8=True, s3gen_dtype=dtype)
+    first = rendered(options, 30, flow=flow)
+    assert torch.equal(rendered(options, 30, flow=flow), first)
+
+
 @torch.inference_mode()
 def test_int8_rows_of_a_padded_batch_equal_rows_alone():
     runner = MelRunner(random_flow(), EXACT.replace(flow_int8=True))

@@ -279,8 +279,27 @@ def test_what_stood_there_can_be_put_back(folders):
             ve.embeds_from_wavs([torch.ones(16_000).numpy()], 16_000)
         a.t3, a.s3gen, a.ve = base, sound_of, ve
         assert (said(a), torch.equal(sound(a), wave)) == (before, True)
-    assert a.t3 is a.t3
-    assert a.ve.network is ve.network
+        assert (a.t3, a.s3gen, a.ve) == (base, sound_of, ve)
+        assert base.inference(t3_cond=a.conds.t3, text_tokens=torch.tensor([255, 9, 0])).numel()
+        assert ve.embeds_from_wavs([torch.ones(16_000).numpy()], 16_000).shape == (1, 256)
+
+
+def test_what_is_put_back_has_what_was_changed_in_it(folders):
+    a, b = (OptimizedChatterboxTTS.from_local(folder, "cpu", **PLAIN) for folder in folders["tts"])
+    base, drawn = a.t3, []
+    own = base.inference
+
+    def watched(**how):
+        drawn.append(how)
+        return own(**how)
+
+    base.inference = watched
+    a.t3 = b.t3
+    said(a)
+    assert not drawn, "another network speaks"
+    a.t3 = base
+    said(a)
+    assert drawn
 
 
 def test_a_network_of_a_model_with_other_options(folders):

@@ -54,7 +54,7 @@ def answered(replicas, method="POST", kind=b"application/json", body=(b'{"input"
 
 def error(sent):
     head, body = sent
-    return head["status"], json.loads(body["body"])["error"]["code"], dict(head["headers"])[b"retry-after"]
+    return head["status"], json.loads(body["body"])["error"]["code"], dict(head["headers"]).get(b"retry-after")
 
 
 def test_a_request_that_got_nothing_goes_to_the_next_replica_as_a_whole():
@@ -139,6 +139,7 @@ async def says_what_it_got(scope, receive, send):
 @pytest.fixture
 def impatient(monkeypatch):
     monkeypatch.setattr(arrival, "PATIENCE", 0.05)
+    monkeypatch.setattr(arrival, "SLOW", 0.05)
 
 
 @pytest.mark.parametrize("taken", [0, 1, TRIES - 1])
@@ -147,12 +148,30 @@ def test_a_request_whose_body_was_lost_is_repeated(taken, impatient):
 
 
 @pytest.mark.parametrize(
-    ("taken", "kind"), [(TRIES, b"application/json"), (1, b"multipart/form-data; boundary=x")], ids=["often", "upload"]
-)
-def test_a_body_that_is_lost_for_good_is_a_503(taken, kind, impatient):
+    ("taken", "kind", "status"),
+    [(TRIES, b"application/json", 503), (1, b"multipart/form-data; boundary=x", 408)], ids=["often", "upload"],
+)  # fmt: skip
+def test_a_body_that_is_lost_for_good_is_an_error(taken, kind, status, impatient):
     sent, _ = through_ray(says_what_it_got, taken, kind)
-    assert error(sent) == (503, "unavailable", b"5")
+    assert error(sent) == ((503, "unavailable", b"5") if status == 503 else (408, "body_missing", None))
     assert LOST.encode() not in dict(sent[0]["headers"])
+
+
+def test_a_client_may_take_its_time_to_upload(monkeypatch):
+    """The proxy reads no upload ahead, so that a replica waits for the client itself."""
+    monkeypatch.setattr(arrival, "PATIENCE", 0.01)
+    sent = []
+
+    async def receive():
+        await asyncio.sleep(0.2)
+        return {"type": "http.request", "body": b"sound", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-type", b"multipart/form-data")]}
+    asyncio.run(asyncio.wait_for(Arrival(says_what_it_got)(scope, receive, send), 20))
+    assert sent[-1]["body"] == b"sound"
 
 
 def test_only_requests_with_a_body_are_waited_for(impatient):

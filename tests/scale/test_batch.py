@@ -16,6 +16,7 @@ from serving import load_tiny, recording
 from threads import soon
 
 from chatterbox_opt.cli import main
+from chatterbox_opt.scale import speaking
 from chatterbox_opt.scale.batch import speak_table
 from chatterbox_opt.scale.rows import read_rows
 from chatterbox_opt.scale.speaking import Failed, speak
@@ -35,6 +36,18 @@ def model():
 
 def speak_into(model, rows, folder, **how):
     return speak_table(rows, folder, lambda left: speak(model, left, how.get("kind", "flac")), verbose=False, **how)
+
+
+def test_a_table_with_a_voice_a_row_keeps_few_of_them(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(speaking, "MOST_VOICES", 2)
+    speeches = speaking._InFlight(model, "flac", None, None, None)
+    paths = [tmp_path / f"{i}.wav" for i in range(4)]
+    for i, path in enumerate(paths):
+        path.write_bytes(recording(2.0, seed=i))
+        speeches.voice(str(paths[0]))
+        speeches.voice(str(path))
+    assert list(speeches.voices) == [str(paths[0]), str(paths[3])], "the last used"
+    speeches.pool.shutdown()
 
 
 def test_a_row_becomes_the_sound_of_generate_and_a_line_of_the_manifest(tmp_path, capsys):

@@ -52,7 +52,8 @@ def test_invalid_requests_are_refused(tiny, mini, anna):
     for sound in (b"", b"RIFF", b"x" * 1000, recording(0.005)):
         answer = convert(tiny, sound, voice=anna)
         assert answer.status_code == 400
-        assert answer.json()["error"]["type"] == "invalid_request_error"
+        error = answer.json()["error"]
+        assert (error["type"], error["param"]) == ("invalid_request_error", "file")
     assert "cannot convert" in convert(mini, recording(1.0)).json()["error"]["message"]
 
 

@@ -90,6 +90,18 @@ def test_respellings_of_a_voice_hold_however_it_is_named(cloning, tmp_path, monk
     assert given == ["of anna"] * 4 + ["of BOB", "of echo"]
 
 
+def test_a_voice_is_found_however_its_name_is_written(tiny):
+    made = upload(tiny, "Zoë").json()
+    try:
+        for name in ("Zoë", "ZOË", "zoe\u0308", made["id"]):
+            found = httpx.get(f"{tiny.url}/v1/audio/voices/{name}")
+            assert (found.status_code, found.json().get("id")) == (200, made["id"])
+        assert httpx.get(f"{tiny.url}/v1/audio/voices/Default").status_code == 200
+        assert httpx.get(f"{tiny.url}/v1/audio/voices/Zo").status_code == 404
+    finally:
+        httpx.delete(f"{tiny.url}/v1/audio/voices/Zoë")
+
+
 def test_openais_names_can_be_taken(tiny):
     before = speak(tiny, "echo").content
     assert upload(tiny, "echo").status_code == 200

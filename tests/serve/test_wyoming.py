@@ -140,6 +140,39 @@ def test_a_disconnected_client_frees_its_rows(wyoming_server):
     assert goes_idle(server.service)
 
 
+def test_a_client_that_says_nothing_more_is_told_and_waited_for_no_longer(tmp_path):
+    port = free_port()
+    with running(tmp_path, load_mini, wyoming_port=port, idle_seconds=0.3) as server:
+        ready(server)
+        received = exchange(port, [SynthesizeStart()], SynthesizeStopped)
+        assert "Nothing came for 0.3 s" in Error.from_event(received[-1]).text
+        assert server.service.idle()
+        received = exchange(port, [Synthesize("Good.")], AudioStop)
+        assert sound(received), "others go on"
+
+
+def test_a_server_that_drains_speaks_what_came_and_ends(tmp_path):
+    port = free_port()
+    with running(tmp_path, load_mini, wyoming_port=port) as server:
+        ready(server)
+
+        async def talk():
+            async with AsyncTcpClient("127.0.0.1", port) as client:
+                await client.write_event(SynthesizeStart().event())
+                await client.write_event(SynthesizeChunk("The kitchen light is on").event())
+                while not server.service.busy:
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.2)
+                server.uvicorn.handle_exit(15, None)
+                received = []
+                while not (received and SynthesizeStopped.is_type(received[-1].type)):
+                    received.append(await asyncio.wait_for(client.read_event(), 60))
+                return received
+
+        assert len(sound(asyncio.run(talk()))) > 24_000
+        assert goes_idle(server.service)
+
+
 def test_speech_is_as_long_as_the_librarys(wyoming_server):
     """The protocol has no seed, so that greedy sampling is compared."""
     server, port = wyoming_server
