@@ -64,7 +64,8 @@ class EngineOptions:
     flow_int8: bool = False  # approximate. products of the flow's transformer blocks in int8 (CPU)
     wav_chunk: int = 2000  # exact. mel frames the vocoder takes at a time, 40 s
     runaway_guard: bool = True  # stop a row that repeats itself or never ends; off in exact mode
-    resampler: str = "auto"  # "device" = sinc on the model's device | "exact" = soxr, as upstream
+    # Of recordings: "exact" = soxr on the CPU, as upstream | "device" = a windowed sinc, which is approximate
+    resampler: str = "auto"  # "exact" on a CPU, else "device"
 
     def __post_init__(self) -> None:
         _choice("dtype", self.dtype, ("auto", "float32", "bfloat16", "float16"))

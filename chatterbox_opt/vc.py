@@ -165,7 +165,7 @@ class OptimizedChatterboxVC(WithDecoder, LoadedModel):
         """Returns (n,) speech tokens of a recording of any length."""
         wav, rate = read(audio, sample_rate)
         with self.voices.ready():
-            wav = resample(wav.to(self.voices.device), rate, S3_RATE, exact=self.options.resampler == "exact")
+            wav = resample(wav.to(self.voices.device), rate, S3_RATE, self.voices.exact, sharp=True)
             return self.voices.speech_tokens(wav)
 
 

@@ -208,7 +208,7 @@ def test_turbo_names_each_argument_once(turbo, caplog):
 
 
 def test_random_multilingual_spells_chinese(caplog):
-    model = OptimizedChatterboxMultilingualTTS.from_random(engine=EngineOptions.exact(resampler="device"))
+    model = OptimizedChatterboxMultilingualTTS.from_random(engine=EngineOptions.exact())
     with caplog.at_level(logging.WARNING):
         ids = model.pipeline.text_ids("你好", "zh")
     assert "Cangjie" not in caplog.text
@@ -261,7 +261,8 @@ def test_the_default_dtype_of_the_process_changes_nothing(recording, tmp_path):
 
 WRONG = [
     (dict(slots=64), TypeError, r"engine=EngineOptions\(slots=\.\.\.\)"),
-    (dict(quantise="int8"), TypeError, "unknown argument quantise; loading takes"),
+    (dict(quantise="int8"), TypeError, "unknown argument quantise; did you mean quantize?"),
+    (dict(speed=2), TypeError, "unknown argument speed; loading takes engine, enable_compilation"),
     (dict(quantize="int3"), ValueError, "quantize='int3'"),
     (dict(engine={}), ValueError, "an EngineOptions is needed"),
     (dict(preset="quick"), ValueError, "preset='quick'"),

@@ -145,7 +145,6 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("seconds", [None, 8.765, 5.31])
 def test_exact_is_upstreams(pair: Pair, clip: Path, tmp_path: Path, seconds: float | None):
-    pytest.importorskip("soxr")
     if seconds is not None:  # shorter than the prompts, of a length that ends inside a token, at a third rate
         wav, rate = read(clip, seconds=seconds)
         clip = tmp_path / "part.flac"

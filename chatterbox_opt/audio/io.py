@@ -295,12 +295,8 @@ def _by_phase(flat: Tensor, orig: int, new: int, width: int, length: int, kind: 
 
 
 def _soxr(wav: Tensor, orig: int, new: int) -> Tensor:
-    try:
-        import soxr
-    except ImportError as error:
-        raise ValueError(
-            "resampler='exact' needs the soxr package; `pip install soxr`, or choose resampler='device'"
-        ) from error
+    import soxr
+
     rows = wav.reshape(-1, wav.shape[-1]).cpu().numpy()
     length = math.ceil(rows.shape[1] * (float(new) / orig))  # in floating point, as librosa does
     out = np.zeros((len(rows), length), dtype=rows.dtype)

@@ -22,7 +22,7 @@ from ..options import EngineOptions
 
 EXTRAS = {  # optional feature -> its distribution
     "triton": "triton", "flash": "flash-attn", "watermark": "resemble-perth", "server": "fastapi", "opus": "av",
-    "wyoming": "wyoming", "japanese": "pykakasi", "chinese": "spacy-pkuseg", "soxr": "soxr",
+    "wyoming": "wyoming", "japanese": "pykakasi", "chinese": "spacy-pkuseg",
 }  # fmt: skip
 
 

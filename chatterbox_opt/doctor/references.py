@@ -44,7 +44,7 @@ def exact_mini(device: str | torch.device) -> Any:
     """Returns the mini model with the reference's options and noise drawn on the CPU."""
     from ..tts import OptimizedChatterboxTTS
 
-    exact = EngineOptions.exact(resampler="device")
+    exact = EngineOptions.exact()
     model = OptimizedChatterboxTTS.from_mini(device, engine=exact, enable_watermark=False)
     model.pipeline.noises = lambda seed, count, alone: [HostNoise(model.pipeline.device, seed) for _ in range(count)]
     return model

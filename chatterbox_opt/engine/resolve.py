@@ -59,7 +59,7 @@ def resolve(options: EngineOptions, device: str | torch.device) -> EngineOptions
         changes["kernels"] = False
         changes["mel_bucket"] = 1  # no graphs to share
     if options.resampler == "auto":
-        changes["resampler"] = "device"
+        changes["resampler"] = "exact" if device.type == "cpu" else "device"
     return options.replace(**changes)
 
 

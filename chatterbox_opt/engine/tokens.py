@@ -66,8 +66,9 @@ class TokenRunner(Speaking):
             return
         length = -(-max(length, LIVE[3], self.cache.length if self.cache else 0) // LENGTH_STEP) * LENGTH_STEP
         self._asked = max(slots, self._asked)
-        self.slots = self.cache = None  # the old one goes before the new one comes
-        self.step.leave()
+        if self.cache is not None:  # the old one goes before the new one comes
+            self.slots = self.cache = None
+            self.step.leave()
         slots = self._affordable(bucket(self._asked), length)
         rows = slots * (1 if self.config.is_gpt else 2)
         cache = StaticKVCache(empty_kv(self.config, rows, length, self.device, self.dtype))
