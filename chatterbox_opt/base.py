@@ -20,11 +20,13 @@ from .checks import (
     check_steps,
     check_watchers,
     one_per_text,
+    unknown_argument,
 )
 from .computing import computing
 from .config import MODELS, S3_RATE, S3GEN_RATE, ModelConfig
 from .engine.resolve import indexed, is_mlx
 from .executor import voice_encoder
+from .keywords import of_calls
 from .loading import LoadedModel, load_parts
 from .marks import marked
 from .options import EngineOptions, SamplingOptions
@@ -227,8 +229,7 @@ class Speaker(WithParts, Voiced, LoadedModel):
         if unknown:
             if unknown[0] in ELSEWHERE:
                 raise TypeError(f"{unknown[0]} is {ELSEWHERE[unknown[0]]}")
-            allowed = ", ".join(SamplingOptions.__dataclass_fields__)
-            raise TypeError(f"unknown argument {', '.join(unknown)}; sampling takes {allowed}")
+            raise TypeError(unknown_argument(unknown[0], of_calls()))
         options = dataclasses.replace(self.defaults, **{k: v for k, v in sampling.items() if v is not None})
         reading = Reading.of(
             language if self.config.family == "mtl" else "en", spoken, pronounce,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
@@ -118,3 +119,9 @@ def one_per_text(name: str, value: Any, n: int) -> list:
     if len(value) != n:
         raise ValueError(f"{name} has {len(value)} values for {n} texts; give one for all or one for each")
     return list(value)
+
+
+def unknown_argument(name: str, known: Sequence[str], known_are: str = "known are") -> str:
+    """Returns a message that names the argument that was meant, or all there are."""
+    meant = get_close_matches(name, known, n=1)
+    return f"unknown argument {name}; " + (f"did you mean {meant[0]}?" if meant else f"{known_are} {', '.join(known)}")

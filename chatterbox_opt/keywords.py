@@ -140,3 +140,10 @@ class ReadingKeywords(SamplingKeywords, total=False):
     takes: int  # drawn of each piece
     retries: int  # how often a piece that went wrong is drawn again
     cancel: Any
+
+
+def of_calls() -> list[str]:
+    """Returns the names of what methods that speak take, those of one text and of several."""
+    kinds = (SubmitKeywords, StreamKeywords, BatchKeywords)
+    named = [name for kind in kinds for name in kind.__annotations__]
+    return list(dict.fromkeys(["voice", "voices", "audio_prompt_path", "seeds", "language_ids", *named]))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .checks import usable_device
+from .checks import unknown_argument, usable_device
 from .config import MODELS, ModelConfig
 from .engine.first_trial import usable_options
 from .engine.resolve import indexed, is_mlx, resolve
@@ -34,7 +34,7 @@ def ready(device: Any, family: str, options: Mapping[str, Any], known: Sequence[
         raise TypeError(
             f"{name}= is a field of EngineOptions: engine=EngineOptions({name}=...)"
             if name in EngineOptions.__dataclass_fields__
-            else f"unknown argument {name}; loading takes {', '.join((*SWITCHES, *known))}"
+            else unknown_argument(name, (*SWITCHES, *known), "loading takes")
         )
     asked = {name: options[name] for name in SWITCHES if name in options}
     resolve(switch_options(device, options.get("config") or MODELS[family], **asked), device)

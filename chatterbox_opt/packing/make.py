@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import __version__
-from ..checks import usable_device
+from ..checks import unknown_argument, usable_device
 from ..computing import computing
 from ..config import MODELS
 from ..engine.digits import Digits, half_digits, int4_digits, int8_digits, int8_gpu_digits, without_deprecation_warning
@@ -51,7 +51,7 @@ def pack(
     """Packs a folder for loading with these `switches` of a constructor (`quantize`, `engine`, ...) on `device`;
     another processor may need another precision."""
     if unknown := sorted(set(switches) - set(SWITCHES)):
-        raise TypeError(f"unknown argument {', '.join(unknown)}; how weights are kept depends on {', '.join(SWITCHES)}")
+        raise TypeError(unknown_argument(unknown[0], SWITCHES, "how weights are kept depends on"))
     folder, out = Path(folder), Path(out)
     if is_packed(folder):
         raise ValueError(f"{folder} is packed already; give the checkpoint that it was made from")

@@ -41,13 +41,13 @@ class Planner:
     ) -> None:
         """`how` are arguments of model.jobs() and speak() for all lines; a role's own options override them."""
         self.cast, self.markup, self.how, self.score, self.seed = {NARRATOR: Role(), **cast}, markup, how, score, seed
-        self.voices = {name: role.voice for name, role in cast.items() if role.voice is not None}
-        self.heard = {name: _voice(voice) for name, voice in self.voices.items()}
+        self.own = _voice(model.conds)
+        self.voices = {name: role.voice for name, role in cast.items()}  # None: the model's own
+        self.heard = {name: self.own if voice is None else _voice(voice) for name, voice in self.voices.items()}
         every = _pronunciations(how.get("pronounce"))
         self.respelt = {name: _for_role(name, role, every) for name, role in self.cast.items()}
         self.model = {"weights": weights(model), "engine": repr(model.options), "version": __version__,
                       "family": model.config.family, "marked": model.watermarker is not None}
-        self.own = _voice(model.conds)
 
     def chapters(self, chapters: Sequence[Chapter]) -> list[list[Line]]:
         seen: Counter[str] = Counter()

@@ -62,8 +62,12 @@ def test_generate_batch_is_a_list_of_waves(model):
         model.generate_batch("One.")
     with pytest.raises(ValueError, match="3 values for 2 texts"):
         model.generate_batch(["One.", "Two."], seeds=[1, 2, 3])
-    with pytest.raises(TypeError, match="unknown argument speed"):
-        model.generate_batch(["One."], speed=2)
+    with pytest.raises(TypeError, match=r"unknown argument pitch; known are voice, .* max_new_tokens, .* seed"):
+        model.generate_batch(["One."], pitch=2)
+    with pytest.raises(TypeError, match=r"unknown argument sedes; did you mean seeds\?"):
+        model.generate_batch(["One."], sedes=2)
+    with pytest.raises(TypeError, match=r"unknown argument frist_chunk; did you mean first_chunk\?"):
+        model.submit("One.", frist_chunk=1)
 
 
 def test_an_argument_of_another_method_is_told_from_an_unknown_one(model):

@@ -242,6 +242,17 @@ def test_marks_of_a_script(model, tmp_path, spoken):
     assert longest_silence(wav) == pytest.approx(2 * rate, abs=rate * 0.1), "a watermark reaches into it"
 
 
+def test_a_mark_may_name_whoever_is_in_the_cast(model, tmp_path):
+    """Also one without a recording, who speaks in the model's own voice."""
+    (tmp_path / "a.txt").write_text("Good. [voice Anna] Good. [voice] Good.")
+    (tmp_path / "cast.toml").write_text("[Anna]\ntemperature = 0.9\n")
+    (out,) = read_aloud(model, tmp_path / "a.txt", tmp_path / "a.wav", cast=tmp_path / "cast.toml", markup=True)
+    assert soundfile.info(out).duration > 0.5
+    (tmp_path / "a.txt").write_text("Good. [voice Ann] Good.")
+    with pytest.raises(ValueError, match="there is no voice 'Ann'; known: Anna"):
+        read_aloud(model, tmp_path / "a.txt", tmp_path / "b.wav", cast=tmp_path / "cast.toml", markup=True)
+
+
 def longest_silence(wav: np.ndarray) -> int:
     loud = np.flatnonzero(np.concatenate([[1], wav, [1]]))
     return int(np.diff(loud).max()) - 1
