@@ -1,7 +1,8 @@
-"""Writes files atomically, and keeps other runs out of a folder."""
+"""Reads texts, writes files atomically, says which file an error is about, and keeps other runs out of a folder."""
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,12 +12,64 @@ from typing import IO, Any
 
 PART = ".part"  # the ending of files still being written
 LOCK = "lock"  # the file of locked()
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of writing; Python does not say with them which file
+ASKED = 1 << 16  # bytes written to learn why no more can be
 
 
 def cache_folder() -> Path:
     """Returns this package's folder among the user's caches; it may not exist yet."""
     home = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("LOCALAPPDATA") if os.name == "nt" else None)
     return Path(home or os.path.expanduser("~/.cache")) / "chatterbox_opt"
+
+
+def check_readable(path: Path) -> None:
+    """Raises ValueError if there is no file to read; a pipe is one."""
+    if path.is_dir():
+        raise ValueError(f"{path}: this is a folder; a file is needed")
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such file")
+
+
+def text_of(path: Path) -> str:
+    return decoded(path.read_bytes(), path)
+
+
+def decoded(data: bytes, name: object) -> str:
+    """Returns a text without its byte order mark. `name` is for the message."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name}: it is not UTF-8 ({error}); save it as UTF-8") from error
+
+
+@contextmanager
+def naming(path: Path, part: Path | None = None) -> Iterator[None]:
+    """For writing `path`, a file or folder: an error then has this name, and not that of `part`, which is written at
+    first. If `part` is given, errors of libraries that know no reason get the system's, such as "No space left on
+    device"."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL and (part is None or str(error.filename) != str(part)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    except Exception as error:
+        reason = _refusal(part) if part is not None else None
+        if reason is None:
+            raise
+        raise OSError(reason.errno, reason.strerror, str(path)) from error
+
+
+def _refusal(path: Path) -> OSError | None:
+    """Returns the system's reason why no more can be written to a file, or in a folder; None if more can be. Makes
+    nothing that stays but a longer file."""
+    folder = path if path.is_dir() else path.parent
+    try:
+        with open(path, "ab") if path.is_file() else tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(ASKED))
+    except OSError as error:
+        return error
+    return None
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -30,9 +83,10 @@ def write_whole(path: Path, data: bytes) -> None:
 def whole(path: Path, part: Path) -> Iterator[None]:
     """For writing `part`, a file in the folder of `path`: it is renamed to that, or removed if the block raises."""
     try:
-        yield
-        _sync(part)
-        os.replace(part, path)
+        with naming(path, part):
+            yield
+            _sync(part)
+            os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise

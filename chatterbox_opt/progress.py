@@ -10,8 +10,8 @@ Report = Callable[[int, int], None]  # called with (tokens drawn, most there can
 
 
 class ProgressBar:
-    """A tqdm bar on stderr, from the first report on; `further` is called too. Its total is the limit: most texts end
-    long before it."""
+    """A tqdm bar on stderr, from the first report on; `further` is called too. It counts tokens without a total: the
+    only one that is known, the limit, is far more than most texts take."""
 
     def __init__(self, further: Callable[[int, int], None] | None = None) -> None:
         self.bar: Any = None
@@ -21,14 +21,15 @@ class ProgressBar:
         if self.bar is None:
             from tqdm import tqdm
 
-            self.bar = tqdm(desc="speech tokens (of at most)", unit="tok", dynamic_ncols=True, disable=False)
-        self.bar.total = ceiling
+            self.bar = tqdm(desc="speech tokens", unit="tok", dynamic_ncols=True, disable=False)
         self.bar.update(done - self.bar.n)
         if self.further is not None:
             self.further(done, ceiling)
 
-    def close(self) -> None:
+    def close(self, spoken: bool = True) -> None:
+        """`spoken`: the speech is there, so what was drawn is all of it."""
         if self.bar is not None:
+            self.bar.total = self.bar.n if spoken else None
             self.bar.close()
 
 
@@ -40,5 +41,7 @@ def progress_bar(verbose: bool, further: Callable[[int, int], None] | None = Non
     bar = ProgressBar(further)
     try:
         yield bar
-    finally:
-        bar.close()
+    except BaseException:
+        bar.close(spoken=False)
+        raise
+    bar.close()

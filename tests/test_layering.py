@@ -72,7 +72,7 @@ LAYERS["scale"] = {"files", "serve", "text", "cli"}  # its serve.py is an entry 
 LAYERS["doctor"] = {"options", "config", "engine", "pipeline", "weights", "cpu_limit", "__version__"} | DOORS
 LAYERS["cli"] = {
     "options", "checks", "presets", "config", "audio", "weights", "serve", "packing", "doctor", "captions", "pipeline",
-    "reading", "scale", "scores", "text", "align", "__version__",
+    "files", "reading", "scale", "scores", "text", "align", "__version__",
 } | DOORS
 LAYERS["__main__"] = {"cli"}
 LAYERS["__init__"] = set(LAYERS["base"]) | DOORS | {"base"}

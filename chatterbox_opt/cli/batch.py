@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ def add_command(commands: Any) -> None:
     batch = commands.add_parser("batch", help="speak a table of texts into a folder, or continue such a run")
     batch.add_argument("input", type=Path, help="rows of text, id, voice, seed, ...: .jsonl, .csv or .parquet")
     batch.add_argument("-o", "--output", type=Path, required=True, help="the folder for sound files and manifest")
-    batch.add_argument("--format", choices=("flac", "mp3", "wav"), default="flac")
+    batch.add_argument("--format", choices=("flac", "mp3", "wav"), default="flac", help="mp3 needs the extra serve")
     batch.add_argument("--shard", type=int, metavar="ROWS", help="write WebDataset tar files with this many rows each")
     batch.add_argument("--parquet", action="store_true", help="write the shards as parquet files")
     batch.add_argument("--voice", type=Path, help="a recording or saved voice, for rows without one")
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         model = models.load(args)
         return speak(model, left, args.format, pronounce=respelt, score=score(model))
 
-    how = {"shard": args.shard, "packing": "parquet" if args.parquet else "tar"}
+    how = {"shard": args.shard, "packing": "parquet" if args.parquet else "tar", "verbose": sys.stderr.isatty()}
     done = speak_table(rows, args.output, outcomes, args.format, settings=settings, **how)
     print(f"{args.output}: {done.made} made, {done.before} made before; {done.seconds:.1f} s of speech")
     if done.failed:

@@ -11,6 +11,8 @@ from ..presets import PRESETS
 
 FAMILIES = {"english": "tts", "multilingual": "mtl", "turbo": "turbo", "nano": "nano"}
 MODELS = (*FAMILIES, "mini")
+QUANTIZED = ("int8", "int4")
+QUANTIZE = "T3's weights in 8 or 4 bits, see docs/options.md; by default neither"
 
 
 def add_arguments(command: argparse.ArgumentParser, *, choice: bool = True, cache: bool = False) -> None:
@@ -18,12 +20,13 @@ def add_arguments(command: argparse.ArgumentParser, *, choice: bool = True, cach
     group = command.add_argument_group("model and device")
     if choice:
         group.add_argument(
-            "--model", choices=MODELS, default="english", help="mini: the small voice that needs no download",
+            "--model", choices=MODELS, default="english",
+            help="mini: the small voice in this package; others are downloaded, english is 3.2 GB",
         )
-        group.add_argument("--quantize", choices=("int8", "int4"))
+        group.add_argument("--quantize", choices=QUANTIZED, help=QUANTIZE)
     group.add_argument("--device", default="auto", help="cuda, mlx, mps or cpu; by default the best available")
     group.add_argument("--dir", type=Path, help="a checkpoint folder instead of the published weights")
-    group.add_argument("--no-watermark", action="store_true")
+    group.add_argument("--no-watermark", action="store_true", help="leave out the mark of generated speech")
     group.add_argument("--preset", choices=PRESETS, help="a bundle of options, see docs/options.md")
     group.add_argument("--decoder", help="meanflow: Turbo's two-step decoder; standard: the model's own; or a file")
     if cache:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..files import check_readable
 from ..reading.script import KINDS
 from . import model as models
 from . import speech as speeches
@@ -44,8 +45,7 @@ def run(args: argparse.Namespace) -> None:
 
     check(args.output, args.captions)
     models.check(args)
-    if not args.script.is_file():
-        raise ValueError(f"{args.script}: there is no such file")
+    check_readable(args.script)
     check_recordings(args.voice)
     if args.words and not args.captions:
         raise ValueError("--words needs --captions")
@@ -71,10 +71,10 @@ def run(args: argparse.Namespace) -> None:
 
 @contextmanager
 def bar() -> Iterator[Callable[[int, int, int], None]]:
-    """A progress bar of characters, with the time left at the pace of this run."""
+    """A progress bar of characters, with the time left at the pace of this run; none where stderr is no terminal."""
     from tqdm import tqdm
 
-    with tqdm(desc="reading", unit="char", dynamic_ncols=True, disable=False) as drawn:
+    with tqdm(desc="reading", unit="char", dynamic_ncols=True, disable=None) as drawn:
 
         def progress(spoken: int, kept: int, total: int) -> None:
             drawn.total, drawn.initial = total, kept

@@ -7,23 +7,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..files import decoded, write_whole
 from . import model as models
 from . import speech as speeches
-from .files import check_captions, check_output, check_recordings, save
+from .files import check_captions, check_output, check_recordings, save, tell
 
 
 def add_command(commands: Any) -> None:
     say = commands.add_parser("say", help="speak a text into a sound file")
     say.add_argument("text", help="the text; - reads standard input")
-    say.add_argument("-o", "--output", type=Path, help="hello.wav, .flac, .ogg or .mp3; by default out.wav")
+    say.add_argument("-o", "--output", type=Path, help="a .wav, .flac, .ogg or .mp3, by default out.wav; -: a pipe")
     say.add_argument("--lang", help="language of --model multilingual, such as fr")
     say.add_argument("--voice", type=Path, help="a recording of the voice")
     say.add_argument("--seed", type=int, help="the same text, voice and seed give the same audio")
-    say.add_argument("--exaggeration", type=float)
-    say.add_argument("--cfg-weight", type=float)
-    say.add_argument("--temperature", type=float)
-    say.add_argument("--top-p", type=float)
-    say.add_argument("--max-new-tokens", type=int, help="25 per second: a limit for each piece of the text")
+    say.add_argument("--exaggeration", type=float, help="how lively; by default 0.5; not of turbo and nano")
+    say.add_argument("--cfg-weight", type=float, help="0: no guidance, faster; by default 0.5; not of turbo and nano")
+    say.add_argument("--temperature", type=float, help="0: always the likeliest token; by default 0.8")
+    say.add_argument("--top-p", type=float, help="mass of the tokens drawn from; by default 1, of turbo and nano 0.95")
+    say.add_argument("--max-new-tokens", type=int, help="a limit for each piece of the text; by default 1000, or 40 s")
     say.add_argument("--steps", type=int, dest="n_cfm_timesteps", help="of the flow decoder; by default its own number")
     say.add_argument(
         "--stream", action="store_true",
@@ -40,7 +41,7 @@ def add_command(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    text = sys.stdin.buffer.read().decode("utf-8-sig") if args.text == "-" else args.text
+    text = decoded(sys.stdin.buffer.read(), "standard input") if args.text == "-" else args.text
     output = args.output or Path("out.wav")
     check(args, text, output)
     align = speeches.aligner() if args.words else None
@@ -53,11 +54,11 @@ def run(args: argparse.Namespace) -> None:
     elif args.captions:
         speech = spoken_whole(model, text, options | {"loudness": args.loudness}, align=align, **takes)
         save(output, speech.wav, model.sr)
-        args.captions.write_text(speech.captions(args.captions.suffix.lower()), encoding="utf-8")
-        print(args.captions)
+        write_whole(args.captions, speech.captions(args.captions.suffix.lower()).encode())
+        tell(args.captions, output)
     else:
         options |= takes | {"loudness": args.loudness}
-        save(output, model.generate(text, verbose=True, **options), model.sr)
+        save(output, model.generate(text, verbose=sys.stderr.isatty(), **options), model.sr)
 
 
 def check(args: argparse.Namespace, text: str, output: Path) -> None:
@@ -110,7 +111,7 @@ def spoken_whole(model: Any, text: str, options: dict[str, Any], **how: Any) -> 
     how |= {name: options.pop(name) for name in ("n_cfm_timesteps",) if name in options}
     renamed = {"audio_prompt_path": "voices", "seed": "seeds", "language_id": "language_ids"}
     jobs = model.jobs([text], **{renamed.get(name, name): value for name, value in options.items()})
-    (speech,) = model.speak(jobs, verbose=True, **how)
+    (speech,) = model.speak(jobs, verbose=sys.stderr.isatty(), **how)
     if not speech.wav.numel():
         raise NoSpeech(text)
     return speech

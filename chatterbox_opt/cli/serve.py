@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..files import text_of
 from ..scale import cluster
 from . import model as models
 from .speech import pronunciations
@@ -16,13 +17,13 @@ LARGEST_UPLOAD = 4096  # MB, as ServeSettings has it in bytes
 def add_command(commands: Any) -> None:
     serve = commands.add_parser("serve", help="speak over HTTP, for OpenAI's clients and others")
     serve.add_argument("--host", default="127.0.0.1", help="0.0.0.0 accepts other machines: set a key then")
-    serve.add_argument("--port", type=int, default=8004)
+    serve.add_argument("--port", type=int, default=8004, help="of HTTP")
     serve.add_argument("--api-key", help="required as bearer token; any user of this machine can see it here")
     serve.add_argument("--api-key-file", type=Path, help="a file that holds the key")
     serve.add_argument("--voices", default="voices", metavar="DIR_OR_URL", help="where uploaded voices are kept")
     serve.add_argument("--max-waiting", type=int, default=64, help="requests that may wait; further ones get a 429")
     serve.add_argument("--max-text", type=int, default=100_000, help="characters per request")
-    serve.add_argument("--max-upload-mb", type=int, default=25)
+    serve.add_argument("--max-upload-mb", type=int, default=25, help="largest recording that may be sent")
     serve.add_argument("--allow-origin", action="append", default=[], help="origin of a foreign page; may be repeated")
     serve.add_argument("--pronounce", type=Path, metavar="FILE", help="respellings for every request, see docs/text.md")
     serve.add_argument("--wyoming", type=int, metavar="PORT", help="also speak Home Assistant's protocol, on this port")
@@ -54,7 +55,7 @@ def settings_of(args: argparse.Namespace) -> Any:
         raise ValueError("give --api-key or --api-key-file, not both")
     if not 1 <= args.max_upload_mb <= LARGEST_UPLOAD:
         raise ValueError(f"--max-upload-mb {args.max_upload_mb}: a number from 1 to {LARGEST_UPLOAD} is needed")
-    key = args.api_key_file.read_text(encoding="utf-8").strip() if args.api_key_file else args.api_key
+    key = text_of(args.api_key_file).strip() if args.api_key_file else args.api_key
     return ServeSettings(
         model_id=args.model, host=args.host, port=args.port, api_key=key, voices_dir=args.voices,
         max_waiting=args.max_waiting, allowed_origins=tuple(args.allow_origin), wyoming_port=args.wyoming,

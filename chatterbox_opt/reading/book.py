@@ -15,7 +15,7 @@ from .. import captions as captioning
 from ..audio.io import SoundWriter, writable_kinds
 from ..audio.joins import samples
 from ..checks import check_loudness, check_seed
-from ..files import check_writable, locked, whole, write_whole
+from ..files import check_writable, locked, text_of, whole, write_whole
 from ..speech import aligned
 from ..takes import asked_for
 from . import script as scripts
@@ -60,8 +60,8 @@ def read_aloud(
     output, script = Path(output), Path(script)
     check(output, captions)
     roles = cast_of(cast)
+    text = text_of(script)
     try:
-        text = script.read_text(encoding="utf-8-sig")
         found = scripts.parse(text, kind or kind_of(script), [name for name in roles if name != NARRATOR])
     except ValueError as error:
         raise ValueError(f"{script}: {error}") from error

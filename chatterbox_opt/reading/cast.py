@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..files import text_of
 from ..options import SamplingOptions
 
 if sys.version_info >= (3, 11):
@@ -30,9 +31,10 @@ class Role:
 def load_cast(path: str | Path) -> dict[str, Role]:
     """Reads a TOML file, to which the paths in it are relative. Raises ValueError for unknown entries."""
     path = Path(path)
+    text = text_of(path)
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:  # no TOML, or no UTF-8
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: {error}") from error
     return {name: _role(f"{path}: [{name}]", table, path.parent) for name, table in tables.items()}
 

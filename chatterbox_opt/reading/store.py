@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..audio.io import SoundWriter, blocks, read
 from ..captions import Record
-from ..files import whole, write_whole
+from ..files import naming, whole, write_whole
 
 KEY = 16  # bytes
 _OWN = re.compile(rf"(?P<key>[0-9a-f]{{{2 * KEY}}})(\.flac|\.json|(?P<half>\.half\.flac|\.json\.part))")
@@ -51,12 +51,12 @@ class Store:
     def keep(self, key: str, wave: Tensor, rate: int, records: list[Record]) -> None:
         """Stores (N,) samples and their captions. The captions are written last: with them, the entry is complete."""
         half = self._sound(key).with_suffix(".half.flac")
-        with whole(self._sound(key), half), SoundWriter(half, rate) as file:
+        with naming(self.folder), whole(self._sound(key), half), SoundWriter(half, rate) as file:
             file.add(wave.numpy())
         self.note(key, records)
 
     def note(self, key: str, records: list[Record]) -> None:
-        write_whole(self._notes(key), json.dumps(records).encode())
+        self._write(self._notes(key), records)
 
     def records(self, key: str) -> list[Record]:
         return json.loads(self._notes(key).read_text(encoding="utf-8"))
@@ -71,8 +71,7 @@ class Store:
 
     def need(self, book: Path, keys: Collection[str]) -> None:
         """Notes the entries that a book consists of."""
-        name = _NEEDED.format(key_of(str(book.resolve())))
-        write_whole(self.folder / name, json.dumps(sorted(keys)).encode())
+        self._write(self.folder / _NEEDED.format(key_of(str(book.resolve()))), sorted(keys))
 
     def forget_others(self) -> None:
         """Deletes entries that no book needs, and incomplete files of killed runs; leaves foreign files alone, and all
@@ -85,6 +84,10 @@ class Store:
             found = _OWN.fullmatch(path.name)
             if found and (found["key"] not in keys or found["half"]):
                 path.unlink()
+
+    def _write(self, path: Path, content: Any) -> None:
+        with naming(self.folder):  # users know the folder, not the names in it
+            write_whole(path, json.dumps(content).encode())
 
     def _sound(self, key: str) -> Path:
         return self.folder / f"{key}.flac"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import naming
 from ..serve.encoders import missing
 from .manifest import Manifest
 from .rows import BadRow, Row, parquet_module
@@ -46,8 +48,8 @@ def speak_table(
     if reason := missing(kind):
         raise ValueError(reason.replace("response_format", "format"))
     common = {**(settings or {}), "format": kind, "shard": shard}
-    manifest = Manifest(folder, common if packing == "tar" else {**common, "packing": packing})
-    try:
+    common |= {} if packing == "tar" else {"packing": packing}
+    with naming(folder), closing(Manifest(folder, common)) as manifest:
         bad = [row for row in rows if isinstance(row, BadRow)]
         left = manifest.left(row for row in rows if isinstance(row, Row))
         if shard is not None and packing == "tar":  # WebDataset takes all that follows a dot for the suffix
@@ -56,15 +58,10 @@ def speak_table(
         for row in bad:
             manifest.fail(row, row.reason)
         summary = Summary(len(rows), len(rows) - len(left) - len(bad), failed=len(bad))
-        output = writer(manifest, kind, shard, packing)
-        try:
+        with closing(writer(manifest, kind, shard, packing)) as output:
             if left:
                 left.sort(key=lambda row: (-len(row.text), row.number))
                 _write(_with_bar(outcomes(left), summary, verbose), manifest, output, summary)
-        finally:
-            output.close()
-    finally:
-        manifest.close()
     return summary
 
 

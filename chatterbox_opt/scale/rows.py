@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..files import check_readable
+
 TAKES = ("takes", "retries")
 WHOLE = ("seed", "top_k", "max_new_tokens", "n_cfm_timesteps", "max_chars", *TAKES)
 REAL = ("exaggeration", "cfg_weight", "temperature", "top_p", "min_p", "repetition_penalty")
@@ -19,6 +21,7 @@ OPTIONS = ("language_id", "spoken", "pronounce", *WHOLE, *REAL)
 COLUMNS = ("text", "id", "voice", *OPTIONS, "options")
 KINDS = (".jsonl", ".csv", ".parquet")
 LONGEST_ID = 200  # a file's name has 255 bytes
+NOT_IN_IDS = '\\:*?"<>|'  # no file's name has them on Windows
 LONGEST_CELL = 10_000_000  # characters of a CSV file's cell; the module's own limit is 131,072
 
 
@@ -57,8 +60,7 @@ def read_rows(path: Path, common: dict[str, Any] | None = None) -> list[Row | Ba
     kind = path.suffix.lower()
     if kind not in KINDS:
         raise ValueError(f"{path}: a table of texts ends in {', '.join(KINDS)}")
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
+    check_readable(path)
     read = {".jsonl": _from_jsonl, ".csv": _from_csv, ".parquet": _from_parquet}[kind]
     rows = [_row(number, given, common or {}, path.parent) for number, given in enumerate(read(path), 1)]
     seen: dict[str, int] = {}
@@ -207,7 +209,8 @@ def _checked_id(name: Any) -> str:
     name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
     if not isinstance(name, str) or not 0 < len(name.encode(errors="replace")) <= LONGEST_ID:
         raise ValueError(f"id={name!r}: 1 to {LONGEST_ID} letters, digits and the like are needed")
-    parts = name.split("/")
-    if not name.isprintable() or any(c in name for c in '\\:*?"<>|') or any(p[:1] in ("", ".") for p in parts):
-        raise ValueError(f"id={name!r}: it names a file: no part may be empty or begin with a dot")
+    if not name.isprintable() or any(character in NOT_IN_IDS for character in name):
+        raise ValueError(f"id={name!r}: it names a file: no {' '.join(NOT_IN_IDS)} or control characters may be in it")
+    if any(part[:1] in ("", ".") for part in name.split("/")):
+        raise ValueError(f"id={name!r}: it names a file: no part between slashes may be empty or begin with a dot")
     return name

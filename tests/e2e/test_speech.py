@@ -272,14 +272,26 @@ def test_progress_bar_is_on_stderr_only(model, capsys):
     model.generate("Hello there.", seed=1, max_new_tokens=6, verbose=True)
     out = capsys.readouterr()
     assert out.out == ""
-    assert "at most" in out.err
+    assert "speech tokens: 100%" in out.err
+    assert "6/6" in out.err, "what was drawn is all of it in the end"
+    assert "/1000" not in out.err
+
+
+def test_a_progress_bar_is_not_full_if_the_call_fails(model, capsys):
+    def fails(*_):
+        raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        model.generate("Hello there.", seed=1, max_new_tokens=6, verbose=True, progress=fails)
+    assert "speech tokens: " in (err := capsys.readouterr().err)
+    assert "%" not in err
 
 
 def test_a_streams_bar_comes_with_its_first_token(model, capsys):
     stream = model.generate_stream("Hello there.", seed=1, max_new_tokens=6, verbose=True)
     assert capsys.readouterr().err == ""
     assert list(stream)
-    assert "at most" in capsys.readouterr().err
+    assert "speech tokens: 100%" in capsys.readouterr().err
 
 
 @pytest.mark.kernels

@@ -289,7 +289,7 @@ def test_what_is_wrong_is_told_ahead_of_the_first_sound(model, script, tmp_path,
 
 def test_a_script_that_is_no_text_is_named(model, tmp_path):
     (tmp_path / "a.txt").write_bytes("Grüße.".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"a\.txt: .*utf-8"):
+    with pytest.raises(ValueError, match=r"a\.txt: it is not UTF-8 .*; save it as UTF-8"):
         read_aloud(model, tmp_path / "a.txt", tmp_path / "a.wav")
 
 

@@ -92,7 +92,8 @@ def test_common_values_are_for_rows_without_their_own(tmp_path):
         ({"text": "A.", "options": "5"}, "not iterable"),
         ({"text": "A.", "id": "../up"}, "begin with a dot"),
         ({"text": "A.", "id": "/etc/passwd"}, "may be empty"),
-        ({"text": "A.", "id": "a\nb"}, "names a file"),
+        ({"text": "A.", "id": "a\nb"}, "control characters may be in it"),
+        ({"text": "A.", "id": "a:b"}, 'no \\ : * ? " < > | or control characters'),
         ({"text": "A.", "id": "a" * 201}, "1 to 200"),
     ],
 )
