@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import ApiError
+from .errors import ApiError, told
 from .recordings import check_recording
 
 MOST_AT_ONCE = 4  # in hand or waiting; the flow of one fills the device
@@ -31,7 +31,12 @@ class Converter:
         if self._vc is None:
             self._vc = self._built()
         voice = voice if voice is not None else self.model.conds
-        return self._vc.generate(recording, voice, seed=seed, cancel=cancel)[0].numpy()
+        try:
+            return self._vc.generate(recording, voice, seed=seed, cancel=cancel)[0].numpy()
+        except ValueError as error:
+            fault = told(error)
+            fault.param = fault.param or "file"  # such as one that is too short, which is found when it is decoded
+            raise fault from error
 
     def _built(self) -> Any:
         """The model's own networks behind another front door: nothing is loaded twice."""

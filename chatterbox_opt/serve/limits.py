@@ -12,7 +12,7 @@ from starlette.routing import get_route_path
 from .errors import ApiError
 from .settings import ServeSettings
 
-OPEN = ("/", "/health/live", "/health/ready", "/page.css", "/page.js", "/favicon.ico")  # nobody needs a key for these
+OPEN = ("/", "/health", "/health/live", "/health/ready", "/page.css", "/page.js", "/favicon.ico")  # without a key
 MOST_FORM_OVERHEAD = 64 * 1024  # bytes of a form around its file
 
 

@@ -14,6 +14,7 @@ async def live() -> dict[str, str]:
     return {"status": "alive"}
 
 
+@router.get("/health")  # where other speech servers have it, and checks look for it
 @router.get("/health/ready")
 async def ready(request: Request) -> Response:
     service = request.app.state.service

@@ -84,6 +84,11 @@ class Service:
     def idle(self) -> bool:
         return not (self.live or self._entering or self.busy)
 
+    def unfinished(self) -> str:
+        """What it is not idle for, in words."""
+        speeches = self._entering + len(self.live)
+        return f"{speeches} speech{'es' if speeches > 1 else ''}" if speeches else "what was begun"
+
     def retry_after(self) -> int:
         """Seconds until about as many speeches have ended as are waiting now, from how long the last ones took."""
         if not self._durations:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,8 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from . import catalogue, encoders
 from .errors import ApiError
 
+logger = logging.getLogger(__name__)
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Format = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
+
+
+@functools.cache
+def warn_of_instructions() -> None:
+    """Once in a process: clients send them from a field of their settings, with every request."""
+    logger.warning(
+        "A client sends instructions: Chatterbox follows none, and they are ignored here; exaggeration, cfg_weight and "
+        "temperature shape its speech, as far as the model takes them"
+    )
 
 
 class VoiceId(BaseModel):
@@ -27,7 +39,7 @@ class Manner(BaseModel):
     voice: str | VoiceId | None = Field(None, description="A name or id; the model's own voice if left out")
     response_format: Format = "mp3"
     speed: float = Field(1.0, ge=0.25, le=4.0, allow_inf_nan=False, description="The pitch stays as it is")
-    instructions: str | None = Field(None, description="Refused: Chatterbox takes no instructions")
+    instructions: str | None = Field(None, max_length=4096, description="Ignored: Chatterbox follows no instructions")
     language: str | None = Field(None, description="Such as fr; for the multilingual model")
     seed: int | None = Field(None, description="The same text, voice and seed give the same audio")
     exaggeration: Number | None = None
@@ -48,8 +60,7 @@ class Manner(BaseModel):
         """For the engine's submit(), but the voice; raises where this model or server cannot do what is asked."""
         catalogue.check_model(self.model, own)
         if self.instructions and self.instructions.strip():
-            message = "instructions: Chatterbox takes none; exaggeration, cfg_weight and temperature shape its speech"
-            raise ApiError(400, message, param="instructions", code="unsupported_parameter")
+            warn_of_instructions()
         if what := encoders.missing(self.response_format):
             raise ApiError(400, what, param="response_format", code="unsupported_format")
         return {

@@ -42,6 +42,8 @@ async def listening(service: Service) -> AsyncIterator[asyncio.Server]:
             await Handler(service, reader, writer).run()
         except (ConnectionError, asyncio.TimeoutError, asyncio.IncompleteReadError):
             service.left += 1
+        except asyncio.CancelledError:
+            pass  # the server ends: asyncio's streams log a cancelled task as an error, up to Python 3.12
         except Exception as error:  # of a message that is none
             logger.warning("a Wyoming client was disconnected: %r", error)
         finally:
@@ -102,10 +104,11 @@ class Handler(AsyncEventHandler):
 
     async def _comes(self, reading: asyncio.Future[Event | None]) -> bool:
         """Waits for the next event of a text in parts. If the server drains first, what came by then is spoken; if
-        nothing comes for long, that is answered as an error."""
+        speaking fails, that is told without waiting for the text's end; if nothing comes for long, that is an error."""
         draining, idle = asyncio.ensure_future(self.service.draining.wait()), self.service.settings.idle_seconds
         try:
-            done, _ = await asyncio.wait({reading, draining}, timeout=idle, return_when=asyncio.FIRST_COMPLETED)
+            first = {reading, draining, self._telling}
+            done, _ = await asyncio.wait(first, timeout=idle, return_when=asyncio.FIRST_COMPLETED)
         finally:
             draining.cancel()
         if reading in done:
@@ -115,6 +118,10 @@ class Handler(AsyncEventHandler):
         else:
             await self._fail(ApiError(408, f"Nothing came for {idle:g} s", code="idle"))
         return False
+
+    async def write_event(self, event: Event) -> None:
+        """A client that reads nothing for long has left."""
+        await in_time(super().write_event(event), self.service.settings.stall_seconds)
 
     async def handle_event(self, event: Event) -> bool:
         try:
@@ -179,7 +186,7 @@ class Handler(AsyncEventHandler):
                         if not begun:
                             await self.write_event(AudioStart(rate, 2, 1).event())
                         begun = True
-                        await self._write(AudioChunk(rate, 2, 1, data))
+                        await self.write_event(AudioChunk(rate, 2, 1, data).event())
                 except (ConnectionError, asyncio.TimeoutError, ApiError):
                     raise
                 except Exception as error:
@@ -188,9 +195,6 @@ class Handler(AsyncEventHandler):
                     live.close()
             if begun:
                 await self.write_event(AudioStop().event())
-
-    async def _write(self, chunk: AudioChunk) -> None:
-        await in_time(self.write_event(chunk.event()), self.service.settings.stall_seconds)
 
     async def _fail(self, error: ApiError) -> None:
         await self._drop()

@@ -73,7 +73,7 @@ def test_the_document_names_every_route(openapi):
     assert set(openapi["paths"]) >= {
         "/v1/audio/speech", "/v1/audio/voices", "/v1/audio/voices/{name}", "/v1/models", "/v1/audio/models",
         "/v1/audio/conversions", "/tts", "/get_predefined_voices", "/get_reference_files", "/api/ui/initial-data",
-        "/health/live", "/health/ready", "/metrics",
+        "/health", "/health/live", "/health/ready", "/metrics",
     }
 
 

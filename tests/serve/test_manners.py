@@ -259,7 +259,7 @@ def test_api_key(tmp_path):
                 assert answer.json()["error"]["type"] == "authentication_error"
         right = {"authorization": "Bearer secret-ключ".encode()}
         assert httpx.get(f"{server.url}/v1/models", headers=right).status_code == 200
-        for path in ("/", "/page.js", "/health/live", "/health/ready"):
+        for path in ("/", "/page.js", "/health", "/health/live", "/health/ready"):
             assert httpx.get(server.url + path).status_code == 200
 
 
@@ -289,16 +289,19 @@ def test_while_the_model_is_loaded(tmp_path):
 
     with running(tmp_path, late) as server:
         assert httpx.get(f"{server.url}/health/live").status_code == 200
-        assert httpx.get(f"{server.url}/health/ready").json() == {"status": "loading"}
+        for path in ("/health", "/health/ready"):
+            assert httpx.get(server.url + path).json() == {"status": "loading"}
         for answer in (
-            httpx.get(f"{server.url}/health/ready"), httpx.get(f"{server.url}/v1/models"),
-            httpx.post(f"{server.url}/v1/audio/speech", json=body()),
+            httpx.get(f"{server.url}/health"), httpx.get(f"{server.url}/health/ready"),
+            httpx.get(f"{server.url}/v1/models"), httpx.post(f"{server.url}/v1/audio/speech", json=body()),
         ):
             assert answer.status_code == 503
             assert int(answer.headers["retry-after"]) > 0
         assert httpx.get(f"{server.url}/metrics").status_code == 200
         gate.set()
-        assert httpx.get(f"{ready(server).url}/health/ready").json() == {"status": "ready"}
+        for path in ("/health", "/health/ready"):
+            answer = httpx.get(ready(server).url + path)
+            assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
 
 
 def test_draining_finishes_what_was_accepted(tmp_path):
@@ -311,6 +314,7 @@ def test_draining_finishes_what_was_accepted(tmp_path):
             first = next(parts)
             server.uvicorn.handle_exit(15, None)
             assert soon(lambda: httpx.get(f"{server.url}/health/ready").json() == {"status": "draining"})
+            assert httpx.get(f"{server.url}/health").status_code == 503
             assert httpx.post(f"{server.url}/v1/audio/speech", json=body()).status_code == 503
             assert first + b"".join(parts) == whole
         assert soon(lambda: server.uvicorn.should_exit, 60)

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import logging
 
 import httpx
 import openai
@@ -12,7 +13,7 @@ import torch
 from serving import load_mini, ready, running
 
 from chatterbox_opt.audio.io import pcm16
-from chatterbox_opt.serve import encoders, service
+from chatterbox_opt.serve import encoders, service, speech_request
 from chatterbox_opt.text.pronounce import Pronunciations
 
 TEXT = "Hello there, how are you today?"
@@ -167,6 +168,18 @@ def test_speed(client):
     assert seconds(0.5) == pytest.approx(usual * 2, abs=0.001)
 
 
+def test_instructions_are_ignored_and_the_log_says_so_once(client, caplog):
+    """Clients of gpt-4o-mini-tts send them from a field of their settings, which is no reason to refuse their text."""
+    how = {"model": "gpt-4o-mini-tts", "response_format": "pcm", "extra_body": {"seed": 1}}
+    speech_request.warn_of_instructions.cache_clear()
+    with caplog.at_level(logging.WARNING, "chatterbox_opt"):
+        usual = speech(client, instructions=" ", **how).content
+        assert not caplog.records
+        assert [speech(client, instructions="Whisper.", **how).content for _ in range(2)] == [usual] * 2
+    (line,) = caplog.messages
+    assert all(word in line for word in ("instructions", "ignored", "exaggeration", "cfg_weight", "temperature"))
+
+
 @pytest.mark.parametrize(
     ("how", "status", "param"),
     [
@@ -178,7 +191,7 @@ def test_speed(client):
         ({"model": "gpt-9"}, 404, "model"),
         ({"response_format": "au"}, 400, "response_format"),
         ({"speed": 5}, 400, "speed"),
-        ({"instructions": "Whisper."}, 400, "instructions"),
+        ({"instructions": "x" * 4097}, 400, "instructions"),  # OpenAI's limit
         ({"extra_body": {"volume": 2}}, 400, "volume"),
         ({"extra_body": {"temperature": -1}}, 400, "temperature"),
         ({"extra_body": {"temperature": "hot"}}, 400, "temperature"),

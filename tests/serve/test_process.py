@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -55,18 +56,46 @@ def test_sigterm_lets_accepted_requests_finish(tmp_path):
     assert process.wait(60) == 0
 
 
-def test_a_second_sigterm_stops_at_once(tmp_path):
-    process, url = start(tmp_path)
+@pytest.mark.parametrize(
+    ("number", "again", "words", "why"),
+    [
+        (signal.SIGINT, "press Ctrl-C again", (), "Stopped at once"),
+        (signal.SIGTERM, "send the signal again", (), "Stopped at once"),
+        (signal.SIGTERM, "send the signal again", ("--drain-seconds", "0.7"), "Not finished within 0.7 s"),
+    ],
+    ids=["a second Ctrl-C", "a second SIGTERM", "drain seconds"],
+)
+def test_a_speech_that_is_not_waited_for_is_cut_off_and_told_in_a_line(tmp_path, number, again, words, why):
+    process, url = start(tmp_path, *words)
     body = {"input": "This is said to its end, whatever comes in between. " * 60, "response_format": "pcm"}
     with httpx.stream("POST", f"{url}/v1/audio/speech", json=body, timeout=60) as answer:
         parts = answer.iter_raw()
         next(parts)
-        process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
+        if not words:
+            time.sleep(0.5)
+            process.send_signal(number)
         with pytest.raises(httpx.RemoteProtocolError):
             b"".join(parts)
     assert process.wait(60) == 0
+    lines = process.stderr.read().splitlines()
+    begin = f"INFO:     Finishing 1 speech, for up to {'0.7' if words else '120'} s; {again} to stop at once"
+    told = lines.index(begin)
+    assert lines[told + 1] == f"WARNING:  {why}: 1 speech cut off"
+    assert all(line.startswith("INFO: ") for line in lines[:told] + lines[told + 2 :]), "no traceback"
+
+
+def test_a_second_signal_waits_for_no_connection(tmp_path):
+    process, url = start(tmp_path)
+    with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as client:
+        client.sendall(b"POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(8) == 0  # uvicorn waits for 10 s
+    assert "Traceback" not in process.stderr.read()
 
 
 @pytest.mark.parametrize(

@@ -153,10 +153,10 @@ def test_a_rate_that_would_take_gigabytes_to_resample_is_refused():
         file.seek(0)
         return file
 
-    assert check_recording(at(MAX_RATE)) > 0
+    assert check_recording(at(MAX_RATE), "file") > 0
     with pytest.raises(ApiError, match=f"{MAX_RATE} Hz") as caught:
-        check_recording(at(MAX_RATE + 1))
-    assert caught.value.code == "invalid_audio"
+        check_recording(at(MAX_RATE + 1), "file")
+    assert (caught.value.code, caught.value.param) == ("invalid_audio", "file")
 
 
 def test_malformed_forms(tiny):

@@ -92,8 +92,9 @@ def test_other_formats_in_one_frame_per_sentence(mini, kind):
 
 @pytest.mark.parametrize(
     "first", [text_message("Hello"), config(voice="nobody"), config(colour="red"), config(speed=9),
-              config(model="gpt-9"), config(response_format="au"), config(temperature="hot"), "nonsense", "[]",
-              b"\x00\x01", "[" * 10_000, '{"type": "session.config", "voice": "\\ud800"}'],
+              config(model="gpt-9"), config(response_format="au"), config(temperature="hot"),
+              config(instructions="x" * 4097), "nonsense", "[]", b"\x00\x01", "[" * 10_000,
+              '{"type": "session.config", "voice": "\\ud800"}'],
 )
 def test_invalid_configurations_close_the_session(mini, first):
     received, code = exchange(mini, [first])
@@ -114,6 +115,13 @@ def test_a_binary_frame_after_the_text_does_not_end_the_session(mini):
     received, code = exchange(mini, [config(), text_message(FIRST), DONE, b"x", {"type": "more"}])
     assert code == 1000
     assert received[-1] == {"type": "session.done", "total_sentences": 1}
+
+
+def test_instructions_are_ignored(mini):
+    usual, instructed = (exchange(mini, [how, text_message(FIRST), DONE]) for how in (
+        config(), config(instructions="Whisper.")
+    ))
+    assert instructed == usual
 
 
 def test_a_refused_sentence_does_not_end_the_session(mini):

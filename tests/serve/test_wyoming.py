@@ -4,11 +4,14 @@ import asyncio
 import contextlib
 import json
 import socket
+from types import SimpleNamespace
 
 import pytest
 from serving import free_port, goes_idle, load_mini, ready, running
+from threads import soon
 
 from chatterbox_opt.audio.io import pcm16
+from chatterbox_opt.serve.settings import ServeSettings
 
 pytest.importorskip("wyoming", reason="wyoming is not installed: pip install -e '.[wyoming]'")
 
@@ -171,6 +174,49 @@ def test_a_server_that_drains_speaks_what_came_and_ends(tmp_path):
 
         assert len(sound(asyncio.run(talk()))) > 24_000
         assert goes_idle(server.service)
+        assert soon(lambda: server.uvicorn.should_exit)
+
+
+def test_a_speech_that_is_not_finished_in_time_has_no_end(tmp_path, caplog):
+    """Its client sees that something is missing. One that has asked for nothing is disconnected, without a line."""
+    port = free_port()
+    with running(tmp_path, load_mini, wyoming_port=port, drain_seconds=0.3) as server:
+        ready(server)
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as silent, \
+                socket.create_connection(("127.0.0.1", port), timeout=60) as speaking:
+            speaking.sendall(json.dumps({"type": "synthesize", "data": {"text": TEXT * 20}}).encode() + b"\n")
+            received = speaking.recv(100)
+            server.uvicorn.handle_exit(15, None)
+            while data := speaking.recv(1 << 16):
+                received += data
+            assert silent.recv(1) == b""
+        assert b"audio-start" in received
+        assert b"audio-stop" not in received
+    assert "Exception" not in caplog.text
+
+
+def test_a_sentence_that_fails_is_told_before_the_text_ends(wyoming_server, monkeypatch):
+    server, port = wyoming_server
+
+    def refuse(*_, **__):
+        raise ValueError("not this one")
+
+    monkeypatch.setattr(server.model, "submit", refuse)
+    received = exchange(port, [SynthesizeStart(), SynthesizeChunk(TEXT + " And then")], Error)
+    assert Error.from_event(received[-1]).text == "not this one"
+    assert server.service.idle()
+
+
+def test_whatever_is_written_to_a_client_that_reads_nothing_has_an_end():
+    from chatterbox_opt.serve.wyoming_server import Handler
+
+    async def full():
+        await asyncio.sleep(60)
+
+    writer = SimpleNamespace(writelines=lambda _: None, write=lambda _: None, drain=full)
+    handler = Handler(SimpleNamespace(settings=ServeSettings(stall_seconds=0.01)), None, writer)
+    with pytest.raises(asyncio.TimeoutError):
+        asyncio.run(handler.write_event(Pong(text="x").event()))
 
 
 def test_speech_is_as_long_as_the_librarys(wyoming_server):
