@@ -73,6 +73,7 @@ class SpeechStream:
     def __init__(self, engine: Engine, queue: ChunkQueue, call: Call, prepare: Callable[[], None]) -> None:
         """`prepare` is called once, before the work begins."""
         self._engine, self._queue, self._call, self._prepare = engine, queue, call, prepare
+        self._utterances = call.utterances
         self._begun = self._ended = False
         self.chars = (0, 0)  # characters, in the given text, of the piece that the last chunk taken belongs to
 
@@ -111,8 +112,7 @@ class SpeechStream:
         if self._queue.chunks:
             resumes = self._queue.paused()
             chunk, chars = self._queue.chunks.popleft()
-            said = self._call.utterances
-            self.chars = chars or (said[0].chars[0], said[-1].chars[1])
+            self.chars = chars or (self._utterances[0].chars[0], self._utterances[-1].chars[1])
             if resumes:
                 self._engine.wake()
             return chunk
@@ -160,18 +160,18 @@ class SpeechStream:
     @property
     def tokens(self) -> list[Tensor]:
         """(n,) speech tokens per piece, without control ids."""
-        return [audible(u) for u in self._call.utterances]
+        return [audible(u) for u in self._utterances]
 
     @property
     def pieces(self) -> list[Piece]:
         """The pieces whose sound is complete: all of them after the last chunk."""
-        found = [(u, at) for u in self._call.utterances if (at := self._queue.place(u)) is not None]
+        found = [(u, at) for u in self._utterances if (at := self._queue.place(u)) is not None]
         return pieces_of([u for u, _ in found], [at for _, at in found])
 
     @property
     def stops(self) -> list[str | None]:
         """Why each piece ended: "eos" | "limit" | "guard"."""
-        return [u.stopped for u in self._call.utterances]
+        return [u.stopped for u in self._utterances]
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -139,6 +139,7 @@ class Driver(Place):
             raise
         except BaseException:  # of the caller's notify(), such as a closed event loop's; no other call may suffer
             logger.warning("the end of a speech could not be told", exc_info=True)
+        call.let_go()
         with self._changed:
             self._started.discard(call)
             self._changed.notify_all()

@@ -125,6 +125,12 @@ class Call:
         """The time at which its listener has heard all sound so far."""
         return self.submitted if self.first_sound is None else self.first_sound + self.delivered
 
+    def let_go(self) -> None:
+        """Of what leads back to it, at its end: in a cycle its sound would wait for a garbage collection, and beside
+        torch full ones are rare."""
+        self.utterances, self.sink, self.cancel, self.progress = [], None, None, None
+        self.paused, self.ended = lambda: False, lambda: None
+
     def give_back_noise(self) -> None:
         for utterance in self.utterances:
             utterance.noise.give_back()

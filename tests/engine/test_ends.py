@@ -20,6 +20,7 @@ from chatterbox_opt.engine.request import Call, Utterance
 from chatterbox_opt.engine.workers import Workers
 
 TEXT = "The last train had left an hour ago. " * 6
+begin = Call.__init__
 ENV = os.environ | {"OMP_NUM_THREADS": "2"}
 PROCESS = """
 import threading
@@ -204,6 +205,27 @@ def test_a_dropped_model_frees_its_memory_at_once():
         kept = [weakref.ref(part) for part in (pipeline.engine, pipeline.t3, pipeline.s3gen.flow)]
         del model, pipeline
         assert [ref() for ref in kept] == [None] * len(kept)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("how", ["generate", "generate_batch", "generate_stream", "submit", "takes"])
+def test_sound_goes_with_its_last_reference(mini, how, monkeypatch):
+    """A full collection is rare beside torch: what waits for it are dozens of long speeches."""
+    made = []
+    monkeypatch.setattr(Call, "__init__", lambda call, *a, **k: made.append(weakref.ref(call)) or begin(call, *a, **k))
+    text, speak = "The last train had left.", {
+        "generate": lambda: mini.generate(text, seed=1), "takes": lambda: mini.generate(text, seed=1, takes=2),
+        "generate_batch": lambda: mini.generate_batch([text, text], seeds=1),
+        "generate_stream": lambda: list(mini.generate_stream(text, seed=1)),
+        "submit": lambda: list(mini.submit(text, seed=1)),
+    }[how]  # fmt: skip
+    gc.collect()
+    gc.disable()
+    try:
+        speak()
+        assert made
+        assert soon(lambda: all(ref() is None for ref in made))
     finally:
         gc.enable()
 
