@@ -329,7 +329,7 @@ def test_stats(model):
 
 
 def test_waiting_for_a_listener_is_no_step(model):
-    stream = model.submit("Nobody takes what is said here. " * 20, seed=1, max_new_tokens=400, first_chunk=0.1)
+    stream = model.submit("Nobody takes what is said here. " * 20, seed=1, max_new_tokens=400, first_chunk=0.4)
     assert soon(lambda: not waits_for_nobody(model))
     stream.close()
 
