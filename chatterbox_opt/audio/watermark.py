@@ -176,6 +176,7 @@ def _load(module: Network, prefix: str, file: Path) -> Network:
     state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
     flat = {k: v.unsqueeze(2) if v.dim() == 3 else v for k, v in state.items()}  # for 2-D convolutions
     module.load_state_dict(flat, strict=True, assign=True)
-    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this signature
+    untyped: Any = module  # stubs up to torch 2.11 lack this signature
+    untyped.to(memory_format=torch.channels_last)
     logger.debug("watermark: %s from %s", prefix[:-1], file)
     return module.eval().requires_grad_(False)

@@ -26,6 +26,8 @@ class Server(uvicorn.Server):
     """A first signal lets what was accepted finish, a second one does not. Never uvicorn's force_exit: behind it the
     speeches and the application are cancelled by asyncio.run(), each with a traceback in the log."""
 
+    should_exit: bool  # uvicorn looks at it ten times a second
+
     def __init__(self, service: Service, load: Callable[[], Any]) -> None:
         self.service, self.load = service, load
         self.failure: BaseException | None = None
