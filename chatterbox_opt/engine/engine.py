@@ -96,11 +96,10 @@ class Engine(Driver):
             self.calls.append(call)
             self.waiting += [u for u in call.utterances if u.stopped is None]
             self.renderer.whole += [u for u in call.utterances if u.stopped is not None and not call.stream]
-            if not call.utterances:
-                with self.errors_end(call):
-                    if call.sink is not None:
-                        call.sink.finish()
-                    self.end(call)
+            with self.errors_end(call):
+                self.check(call)  # again: it may have waited while T3 was replaced by one with fewer text ids
+                if not call.utterances:
+                    self.renderer.finish(call, alone=True)
         for call in list(self.calls):
             with self.errors_end(call):  # its `cancel` is the caller's object
                 if call.cancelled:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from threads import soon
 
 from chatterbox_opt import EngineOptions, OptimizedChatterboxTTS
 from chatterbox_opt.calls import GenerateOptions
@@ -110,3 +112,25 @@ def test_a_callback_cannot_load_what_it_waits_for(folders):
     model.close()
     with pytest.raises(RuntimeError, match="closed"):
         model.t3.load_state_dict(state)
+
+
+def test_what_waits_while_the_vocabulary_shrinks_is_refused(folders):
+    """On a GPU an id that lies outside it would be an assertion of the device, which ends the process's use of it."""
+    model = OptimizedChatterboxTTS.from_local(folders[0], "cpu", **PLAIN)
+    engine, failed = model.pipeline.engine, []
+    most = int(model.pipeline.text_ids("Hello there.").max())
+
+    def speak():
+        try:
+            said(model)
+        except ValueError as error:
+            failed.append(str(error))
+
+    with engine.idle():
+        thread = threading.Thread(target=speak)
+        thread.start()
+        assert soon(lambda: engine.inbox)
+        engine.tokens.config = dataclasses.replace(engine.tokens.config, text_vocab=most)
+    thread.join(20)
+    assert ["outside this vocabulary" in message for message in failed] == [True]
+    assert not engine.calls
