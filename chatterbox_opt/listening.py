@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 from . import whisper
 from .config import S3_RATE
+from .text.split import WIDE_CHAR
 
 _DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+# In a text of letters, digits, combining marks and blanks, where [^\w\s] is a mark. Scripts of wide characters have no
+# blanks between words: each character is one.
+_WORD = re.compile(rf"{WIDE_CHAR.pattern}[^\w\s]*|(?:(?!{WIDE_CHAR.pattern})\w[^\w\s]*)+")
+_DROPPED = re.compile("['’\u200c\u200d]")  # the last two change how letters are joined, and not what is said
 
 
 def words(text: str) -> list[str]:
-    """Returns the words in lower case, without punctuation and with small numbers spelled, for comparison."""
+    """Returns the words in lower case, without punctuation and with small numbers spelled, for comparison. A Han, kana
+    or Hangul character is a word."""
     text = re.sub(r"\b\d+\b", lambda m: _DIGITS[int(m[0])] if int(m[0]) < len(_DIGITS) else m[0], text.lower())
-    return re.findall(r"[^\W_]+", re.sub(r"['’]", "", text))
+    text = unicodedata.normalize("NFC", _DROPPED.sub("", text))
+    return _WORD.findall("".join(c if c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text))
 
 
 def word_errors(said: str, heard: str) -> tuple[int, int]:

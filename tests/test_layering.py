@@ -29,7 +29,7 @@ LAYERS = {
     "switches": {"checks", "config", "options", "presets", "engine", "weights"},
     "captions": set(),
     "whisper": set(),
-    "listening": {"config", "audio", "whisper", "computing"},
+    "listening": {"config", "audio", "text", "whisper", "computing"},
     "scores": {"config", "audio", "models", "text", "listening", "device_lock", "computing"},
     "takes": {"config", "engine", "voice", "scores"},
     "speech": {"captions", "config", "engine", "takes"},

@@ -50,6 +50,12 @@ class FixedListener:
         ("He has 25 dogs.", "He has twenty five dogs.", "He has twenty-five dogs", 0.0),
         ("He has two dogs.", None, "", -1.0),
         ("...", None, "", 0.0),
+        ("今天天气很好。", None, "今天天汽很好", -1 / 6),  # each character is a word
+        ("用AI写字", None, "用 AI 写", -1 / 4),
+        ("が ぱ", None, "か\u3099ば", -1 / 2),
+        ("हिन्दी में लिखो।", None, "हिन्दी में लिखी", -1 / 3),  # another vowel sign is an error
+        ("क्\u200dया हुआ?", None, "क्या हुआ", 0.0),
+        ("Cafe\u0301 ❤\ufe0f noir", None, "café noir", 0.0),
     ],
 )
 def test_words_are_counted_in_either_spelling(text, read, heard, score):

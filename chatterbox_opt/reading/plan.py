@@ -114,7 +114,7 @@ def _for_role(name: str, role: Role, every: Pronunciations | None) -> Pronunciat
     if found is None:
         return None
     recording = Path(role.voice).stem if isinstance(role.voice, (str, Path)) else None
-    return found.for_voice(name).for_voice(recording)
+    return found.for_voice(name, recording)
 
 
 def _described(options: Mapping[str, Any]) -> dict[str, str]:

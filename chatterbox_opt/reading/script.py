@@ -19,7 +19,7 @@ _NAME = re.compile(
     r"\s*((?=[\d .'’-]*[^\W\d_])[^\W_][\w .'’-]{0,39}?)\s*(?:[(（][^()（）]*[)）]\s*)?(?::\s+|：\s*)(?=\S)"
 )
 _LINE_BREAK = re.compile(r"<br\s*/?>", re.I)
-_MARKED = re.compile(r"\s{0,3}(#{1,6})\s+(.*?)\s*#*\s*")
+_MARKED = re.compile(r"\s{0,3}(#{1,6})\s+(.*?)\s*(?:(?<=\s)#+\s*)?")  # "# One #"; the last # of "# On C#" is text
 _NAMED = re.compile(r"\s*(chapter|part|book|act|scene|prologue|epilogue|preface|introduction)\b.{0,70}", re.I)
 
 

@@ -41,7 +41,7 @@ class Pronunciations:
         self._order = sorted(self.words, key=len, reverse=True)  # of the alternatives that are searched for
         self._search = _alternatives(self._order)
         self._all = self  # the object with every voice's tables, if this one is the result of for_voice()
-        self._joined: dict[str, Pronunciations] = {}
+        self._joined: dict[tuple[str, ...], Pronunciations] = {}
 
     @classmethod
     def of(cls, source: Any) -> Pronunciations:
@@ -78,18 +78,33 @@ class Pronunciations:
         own = {name: cls._of_tables(table, voices=False) for name, table in tables.get("voice", {}).items()}
         return cls(tables.get("words"), tables.get("patterns"), own)
 
-    def for_voice(self, name: str | None) -> Pronunciations:
-        """Returns the respellings for that voice: its own words and patterns precede the general ones."""
+    @property
+    def chosen(self) -> bool:
+        """Whether this is the result of for_voice()."""
+        return self._all is not self
+
+    def for_voice(self, *names: str | None) -> Pronunciations:
+        """Returns the respellings for a voice with these names: the words and patterns of the first name precede those
+        of the second, and all of them the general ones. Those of an earlier for_voice() stay only if no name is known.
+        """
         every = self._all
-        own = every.voices.get(name) if name else None
-        if name is None or own is None:
+        known = tuple(name for name in dict.fromkeys(names) if name and name in every.voices)
+        if not known:
             return self
-        if name not in every._joined:
-            general = {word: to for word, to in every.words.items() if not own._has(word)}
-            joined = Pronunciations({**general, **own.words})
-            joined.patterns, joined._all = [*own.patterns, *every.patterns], every
-            every._joined[name] = joined
-        return every._joined[name]
+        if known not in every._joined:
+            joined = every
+            for name in reversed(known):
+                joined = joined._below(every.voices[name])
+            joined._all = every
+            every._joined[known] = joined
+        return every._joined[known]
+
+    def _below(self, own: Pronunciations) -> Pronunciations:
+        """Returns `own` and, where it has nothing, these."""
+        general = {word: to for word, to in self.words.items() if not own._has(word)}
+        joined = Pronunciations({**general, **own.words})
+        joined.patterns = [*own.patterns, *self.patterns]
+        return joined
 
     def concerning(self, text: str) -> list[Any]:
         """Returns, in JSON's types, the entries that can change the text or a part of it: equal ones change it equally.

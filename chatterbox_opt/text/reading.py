@@ -21,7 +21,7 @@ class Reading:
     language: str | None  # None: the model has no language argument
     spoken: bool | str = False  # True, or a library's name
     pronounce: Pronunciations | None = None
-    voice: str | None = None  # whose pronunciations are used
+    voice: str | None = None  # whose pronunciations are used, unless these are a voice's already
 
     @classmethod
     def of(
@@ -39,7 +39,9 @@ class Reading:
         language = language or self.language
         steps: list[Callable[[str], str]] = []
         if self.pronounce is not None:
-            steps.append(self.pronounce.for_voice(voice or self.voice))
+            # those of a role's name and its recording would be left for those of the recording
+            own = None if self.pronounce.chosen else self.voice
+            steps.append(self.pronounce.for_voice(voice or own))
         if self.spoken is not False:
             if language is None:
                 raise ValueError(f"spoken={self.spoken!r} needs to know the language: give a language_id")

@@ -86,14 +86,21 @@ def test_a_changed_option_speaks_again(model, script, tmp_path, spoken, changed)
     assert len(spoken) == 2 * LINES
 
 
-def test_a_new_respelling_speaks_again_what_it_concerns(model, script, tmp_path, monkeypatch):
-    read, speak, out = [], model.speak, tmp_path / "book.wav"
+@pytest.fixture
+def read(model, monkeypatch):
+    """Returns the texts that were spoken, as the model read them."""
+    texts, speak = [], model.speak
 
     def listed(jobs, **how):
-        read.extend(job.reading.steps()(job.text) if job.reading else job.text for job in jobs)
+        texts.extend(job.reading.steps()(job.text) if job.reading else job.text for job in jobs)
         return speak(jobs, **how)
 
     monkeypatch.setattr(model, "speak", listed)
+    return texts
+
+
+def test_a_new_respelling_speaks_again_what_it_concerns(model, script, tmp_path, read):
+    out = tmp_path / "book.wav"
     read_aloud(model, script, out, **SHORT)
     read.clear()
     read_aloud(model, script, out, pronounce={"goes": "went", "elsewhere": "nowhere"}, **SHORT)
@@ -106,6 +113,20 @@ def test_a_new_respelling_speaks_again_what_it_concerns(model, script, tmp_path,
     cast = CAST | {"Anna": Role(seed=5, options={"pronounce": {"Three": "Four"}})}
     read_aloud(model, script, out, pronounce=tmp_path / "names.toml", **SHORT | {"cast": cast})
     assert read == ["Four."], "a role's own"
+
+
+def test_a_role_is_respelt_by_its_name_and_by_its_recording(model, tmp_path, read):
+    for name in ("low", "Ben"):
+        model.conds.save(tmp_path / f"{name}.pt")
+    (tmp_path / "names.toml").write_text(
+        '[words]\nowl = "aul"\n[voice.Anna.words]\ncat = "kat"\nowl = "oul"\n'
+        '[voice.low.words]\ndog = "dawg"\ncat = "cad"\n[voice.Ben.words]\nhen = "ben"\n'
+    )
+    (tmp_path / "a.txt").write_text("Anna: A cat, dog, owl, hen.\nCarl: A cat, dog, owl, hen.\nA cat.")
+    cast = {"Anna": Role(voice=tmp_path / "low.pt"), "Carl": Role(voice=tmp_path / "Ben.pt")}
+    how = dict(pronounce=tmp_path / "names.toml", kind="dialogue", max_new_tokens=12)
+    read_aloud(model, tmp_path / "a.txt", tmp_path / "a.wav", cast=cast, **how)
+    assert read == ["A kat, dawg, oul, hen.", "A cat, dog, aul, ben. A cat."]
 
 
 def test_a_role_is_spoken_in_takes_of_its_own(model, script, tmp_path):

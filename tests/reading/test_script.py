@@ -46,6 +46,21 @@ def test_plain_text_with_a_dialogue():
     assert pauses == [0.0, AHEAD_OF_HEADING, BEHIND_HEADING, PARAGRAPH, TURN, SCENE, AHEAD_OF_HEADING, BEHIND_HEADING]
 
 
+@pytest.mark.parametrize(
+    ("line", "title"),
+    [
+        ("# Learning C#", "Learning C#"), ("# Learning C# #", "Learning C#"), ("## One ##  ", "One"), ("# # 1", "# 1"),
+        ("# Two\t#", "Two"), ("# ##", ""), ("# ", ""),
+    ],
+)
+@pytest.mark.parametrize("kind", ["text", "markdown"])
+def test_hashes_close_a_heading_only_after_a_blank(line, title, kind):
+    if kind == "markdown":
+        pytest.importorskip("markdown_it", reason="markdown-it-py is not installed: pip install markdown-it-py")
+    said = [(p.text, p.heading > 0) for chapter in parse(f"{line}\n\nHello.", kind) for p in chapter.paragraphs]
+    assert said == [(title, True)] * bool(title) + [("Hello.", False)]
+
+
 def test_only_the_cast_speaks_in_a_text():
     """A colon in a sentence does not name a speaker."""
     text = "One thing is sure: nobody came.\nAnna: I did."

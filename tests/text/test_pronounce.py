@@ -125,6 +125,27 @@ def test_one_voices_respellings_lead_to_anothers():
     assert every.for_voice("anna").for_voice("carl")("a b c") == "anna's b all's"
 
 
+def test_a_voice_with_two_names():
+    anna = Pronunciations({"cat": "kat", "Owl": "oul"}, {"x": "anna's"})
+    low = Pronunciations({"Cat": "cad", "dog": "dawg"}, {"x|y": "low's"})
+    every = Pronunciations({"owl": "aul", "DOG": "dee oh gee"}, {"x|y|z": "all's"}, {"anna": anna, "low": low})
+    both = every.for_voice("anna", "low")
+    assert both("Cat, dog, DOG, Owl, owl: x y z") == "Kat, dawg, Dawg, oul, aul: anna's low's all's"
+    assert every.for_voice("low", "anna")("Cat, cat: x") == "cad, kat: low's"
+    assert every.for_voice("carl", "low", None)("cat, dog") == "cat, dawg"
+    assert both.for_voice("anna")("cat, dog") == "kat, dog"
+
+
+def test_a_recordings_name_does_not_replace_names_that_were_given():
+    voices = {"anna": Pronunciations({"cat": "kat"}), "low": Pronunciations({"dog": "dawg"})}
+    every = Pronunciations(voices=voices)
+    text = "cat, dog"
+    assert Reading.of("en", pronounce=every, voice="low").steps()(text) == "cat, dawg"
+    read = Reading.of("en", pronounce=every.for_voice("anna", "low"), voice="low").steps
+    assert read()(text) == "kat, dawg"
+    assert read(voice="low")(text) == "cat, dawg", "a mark's voice is another"
+
+
 def test_a_voices_entry_in_lower_case_precedes_a_general_one_with_capitals():
     every = Pronunciations({"SQL": "sequel", "SQL server": "sequel server"}, voices={
         "anna": Pronunciations({"sql": "ess queue ell"})
