@@ -32,7 +32,9 @@ def check_kind(kind: str, where: object) -> None:
 
 
 def written(kind: str, records: Sequence[Record], **further: Any) -> str:
-    """Returns the text of a file whose name ends in `kind`; `further` is added to JSON beside the pieces."""
+    """Returns the text of a file of that `kind`, with or without the dot of its ending; `further` is added to JSON
+    beside the pieces."""
+    kind = f".{kind.removeprefix('.')}"
     check_kind(kind, repr(kind))
     if kind == ".json":
         return json.dumps({**further, "pieces": list(records)}, ensure_ascii=False, indent=1) + "\n"

@@ -123,5 +123,7 @@ def one_per_text(name: str, value: Any, n: int) -> list:
 
 def unknown_argument(name: str, known: Sequence[str], known_are: str = "known are") -> str:
     """Returns a message that names the argument that was meant, or all there are."""
+    if name in known:
+        return f"{name} is an argument of other methods, not of this one"
     meant = get_close_matches(name, known, n=1)
     return f"unknown argument {name}; " + (f"did you mean {meant[0]}?" if meant else f"{known_are} {', '.join(known)}")

@@ -87,7 +87,7 @@ class Speech:
         return [piece.record() for piece in self.pieces]
 
     def captions(self, kind: str) -> str:
-        """Returns the text of a caption file: ".srt", ".vtt" or ".json"."""
+        """Returns the text of a caption file: "srt", "vtt" or "json"."""
         return written(kind, self.records(), sample_rate=S3GEN_RATE, seconds=self.wav.shape[-1] / S3GEN_RATE)
 
     def to_srt(self) -> str:

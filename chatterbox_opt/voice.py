@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -108,8 +109,7 @@ class Conditionals:
         kept["emotion_adv"] = as_emotion(0.5 if emotion is None else emotion, kept["speaker_emb"].device)
         gen["prompt_token"] = torch.atleast_2d(gen["prompt_token"].long())
         for ids in (kept["cond_prompt_speech_tokens"], gen["prompt_token"]):
-            if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < SPEECH_CODES:  # a GPU would not survive it
-                raise ValueError(f"{path}: its speech tokens lie outside 0 to {SPEECH_CODES - 1}; {AGAIN}")
+            _check_ids(path, ids)
         gen["prompt_token_len"] = torch.as_tensor(gen["prompt_token_len"]).long().reshape(-1)
         gen["prompt_feat_len"] = None
         return cls(T3Cond(**kept), gen)
@@ -117,6 +117,8 @@ class Conditionals:
     def check(self, config: ModelConfig, source: Any = "this voice") -> Conditionals:
         """Returns the voice. Raises ValueError if it does not fit the model."""
         tokens: Any = self.t3.cond_prompt_speech_tokens
+        if tokens is None:
+            raise ValueError(f"{source}: it has no prompt for T3; {AGAIN}")
         allowed, got, continued = config.t3.prompt_tokens, tokens.shape[-1], self.gen["prompt_token"].shape[-1]
         if not 1 <= got <= allowed:
             raise ValueError(
@@ -130,17 +132,35 @@ class Conditionals:
             )
         _shaped(source, "speaker_emb", self.t3.speaker_emb, (1, SPEAKER_DIM))
         _shaped(source, "cond_prompt_speech_tokens", tokens, (1, got))
+        _check_ids(source, tokens)
         return self.check_sound(source)
 
     def check_sound(self, source: Any = "this voice") -> Conditionals:
         """As check(), of S3Gen's half alone, which has the same shapes in every family."""
-        _shaped(source, "prompt_token", self.gen["prompt_token"], (1, None))
-        _shaped(source, "prompt_feat", self.gen["prompt_feat"], (1, None, MEL_BINS))
+        tokens, mel = self.gen["prompt_token"], self.gen["prompt_feat"]
+        _shaped(source, "prompt_token", tokens, (1, None))
+        _shaped(source, "prompt_feat", mel, (1, None, MEL_BINS))
         _shaped(source, "embedding", self.gen["embedding"], (1, XVECTOR_DIM))
+        if mel.shape[1] // FRAMES_PER_TOKEN != tokens.shape[1]:  # what is made would begin too early or too late
+            raise ValueError(f"{source}: {mel.shape[1]} frames of its mel belong to {tokens.shape[1]} tokens, which "
+                             f"have {FRAMES_PER_TOKEN} each; {AGAIN}")
+        _check_ids(source, tokens)
         return self
 
 
 AnyVoice = Conditionals | str | Path  # what calls take: a voice, or the path of a recording or of a saved voice
+
+
+_in_range: WeakValueDictionary[int, Tensor] = WeakValueDictionary()  # by id: to look at a GPU's tensor takes time
+
+
+def _check_ids(source: Any, ids: Tensor) -> None:
+    """Raises ValueError for ids that are no speech tokens: a GPU would not survive it."""
+    if _in_range.get(id(ids)) is ids:
+        return
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < SPEECH_CODES:
+        raise ValueError(f"{source}: its speech tokens lie outside 0 to {SPEECH_CODES - 1}; {AGAIN}")
+    _in_range[id(ids)] = ids
 
 
 def _shaped(source: Any, name: str, value: Tensor, shape: tuple[int | None, ...]) -> None:

@@ -66,7 +66,8 @@ def test_a_shifted_record_is_later_with_its_words():
 def test_other_kinds_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"a\.sub: captions are one of srt, vtt, json"):
         check_kind(".sub", tmp_path / "a.sub")
-    for kind in ("srt", ".SRT", ".sub"):
+    assert written("srt", RECORDS) == written(".srt", RECORDS)
+    for kind in (".SRT", ".sub", "..srt", ""):
         with pytest.raises(ValueError, match="are one of srt, vtt, json"):
             written(kind, RECORDS)
 

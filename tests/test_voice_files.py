@@ -87,6 +87,30 @@ def test_bad_voice_files(tmp_path: Path):
             Conditionals.load(path)
 
 
+def test_a_voice_that_a_program_has_changed_is_looked_at_too(tmp_path: Path):
+    """However it comes: as an object, pickled, or unpickled by the program itself."""
+    config, path = tiny("tts"), tmp_path / "conds.pt"
+    torch.save(stored(config), path)
+
+    def changed(**gen) -> Conditionals:
+        voice = Conditionals.load(path).check(config)
+        return Conditionals(voice.t3, {**voice.gen, **gen})
+
+    tokens, mel = Conditionals.load(path).gen["prompt_token"], Conditionals.load(path).gen["prompt_feat"]
+    for gen in (dict(prompt_token=tokens[:, :-30]), dict(prompt_feat=mel[:, :10]), dict(prompt_feat=mel[:, :-1])):
+        with pytest.raises(ValueError, match=r"frames of its mel belong to \d+ tokens"):
+            changed(**gen).check(config)
+    changed(prompt_feat=torch.cat([mel, mel[:, :1]], 1)).check(config)  # as of a recording that ends inside a token
+    with pytest.raises(ValueError, match="its speech tokens lie outside"):
+        changed(prompt_token=torch.full_like(tokens, 6561)).check_sound()
+    voice = Conditionals.load(path)
+    voice.t3.cond_prompt_speech_tokens = torch.full_like(voice.t3.cond_prompt_speech_tokens, 9000)
+    with pytest.raises(ValueError, match="its speech tokens lie outside"):
+        voice.check(config)
+    with pytest.raises(ValueError, match="it has no prompt for T3"):
+        Conditionals(T3Cond(voice.t3.speaker_emb), voice.gen).check(config)
+
+
 def test_moving_makes_a_copy():
     voice = Conditionals(T3Cond(torch.randn(1, 256), emotion_adv=0.5), stored(tiny("tts"))["gen"])
     moved = voice.to("meta")

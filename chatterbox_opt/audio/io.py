@@ -123,6 +123,8 @@ def must_be_file(path: Path) -> None:
         raise ValueError(f"{path}: this is a folder; give the recording itself")
     if not path.exists():
         raise FileNotFoundError(f"{path}: there is no such file (looked for from {Path.cwd()})")
+    if not path.is_file():
+        raise ValueError(f"{path}: this is a pipe or a device, which can be read once; write it to a file first")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty; record or copy it again")
 
@@ -148,6 +150,8 @@ def _samples(audio: Any, rate: int | None, seconds: float | None) -> tuple[np.nd
         )
     if isinstance(rate, bool) or not isinstance(rate, (int, np.integer)) or not RATES[0] <= rate <= RATES[1]:
         raise ValueError(f"sample_rate={rate!r}: samples need their rate in Hz, a whole number such as 24000")
+    if not array.size:  # of which no axis is sure to be the channels
+        return np.zeros(0, np.float32), int(rate)
     if array.ndim == 2:
         channels = int(np.argmin(array.shape))
         if array.shape[channels] > MAX_CHANNELS:

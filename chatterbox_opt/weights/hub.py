@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fnmatch import filter as matching
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,9 @@ from .files import FILES, MEANFLOW, OPTIONAL, REPOS, multilingual_t3
 logger = logging.getLogger(__name__)
 
 TIMEOUT = 10.0  # s for the hub's first answer
-# Turbo's tokenizer consists of a few small files, which differ between repositories.
-TOKENIZER_FILES = (
-    "tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
-    "tokenizer_config.json",
-)
+# Turbo's tokenizer is one file or a few small ones, which differ between repositories.
+PARTS = ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
+TOKENIZER_FILES = ("tokenizer.json", *PARTS)
 
 Wanted = dict[str, tuple[str, ...]]  # role -> names or patterns of its file, preferred first
 
@@ -43,10 +41,11 @@ def download(
     repo = repo_id or REPOS[family]
     wanted = files_of(family, t3_model, official=repo_id is None)
     folder = _cached(repo, revision, cache_dir, wanted)
-    have = choose(os.listdir(folder), wanted) if folder else {}
+    names = os.listdir(folder) if folder else []
+    usable = bool(folder) and all(choose(names, wanted).values()) and _spells(names, PARTS[:2])
     extras = [name for role, name in OPTIONAL.items() if role == "conds" or family == "mtl"]
     # The usual repositories are known to have the extras; others may lack them, so their cache counts as whole.
-    if folder and all(have.values()) and (repo_id or all((folder / name).exists() for name in extras)):
+    if folder and usable and (repo_id or ({*extras} <= {*names} and _spells(names, PARTS))):
         return folder
     if family in ("turbo", "nano"):
         extras += TOKENIZER_FILES
@@ -55,7 +54,7 @@ def download(
     except NotInRepository:
         raise
     except Exception as error:  # the library's own, httpx', requests' or the system's
-        if folder and all(have.values()):
+        if folder and usable:
             logger.warning("%s could not be asked (%s); using the cache", repo, _first_line(error))
             return folder
         raise HubUnreachable(_advice(repo, error)) from error
@@ -98,6 +97,12 @@ def choose(names: Iterable[str], wanted: Wanted) -> dict[str, str | None]:
     found = {role: [hit for pattern in patterns for hit in matching(names, pattern)] for role,
         patterns in wanted.items()}
     return {role: hits[0] if hits else None for role, hits in found.items()}
+
+
+def _spells(names: Iterable[str], parts: Sequence[str]) -> bool:
+    """Whether these files have a tokenizer, and if it is in several files, these parts of it: an interrupted download
+    may have left some."""
+    return "vocab.json" not in names or "tokenizer.json" in names or {*parts} <= {*names}
 
 
 def _cached(repo: str, revision: str | None, cache_dir: str | Path | None, wanted: Wanted) -> Path | None:

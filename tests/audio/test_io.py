@@ -1,6 +1,7 @@
 """Decoding equals librosa's, resampling torchaudio's and soxr's; bad files give errors that name them."""
 
 import io as std_io
+import os
 import tempfile
 from pathlib import Path
 
@@ -89,6 +90,9 @@ def test_bad_files(tmp_path: Path):
         read(tmp_path / "nothing.wav")
     with pytest.raises(ValueError, match="folder"):
         read(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="this is a pipe or a device"):
+        read(tmp_path / "pipe")
     (tmp_path / "empty.wav").touch()
     with pytest.raises(ValueError, match="empty"):
         read(tmp_path / "empty.wav")
@@ -134,8 +138,9 @@ def test_bad_samples():
     for given in (None, 3, object(), np.zeros((20, 30)), np.zeros((2, 2, 2)), ["abc"], wav + 1j):
         with pytest.raises(ValueError, match="shape"):
             read(given, 24_000)
-    with pytest.raises(ValueError, match="no samples"):
-        read(wav[:0], 24_000)
+    for none in (wav[:0], np.zeros((0, 100)), np.zeros((100, 0), np.int16)):
+        with pytest.raises(ValueError, match="no samples"):
+            read(none, 24_000)
     with pytest.raises(ValueError, match="NaN or infinite"):
         read(np.full(100, np.inf), 24_000)
     with pytest.raises(ValueError, match="samples reach 32767; floats lie within -1 to 1"):

@@ -64,6 +64,8 @@ def test_generate_batch_is_a_list_of_waves(model):
         model.generate_batch(["One.", "Two."], seeds=[1, 2, 3])
     with pytest.raises(TypeError, match=r"unknown argument pitch; known are voice, .* max_new_tokens, .* seed"):
         model.generate_batch(["One."], pitch=2)
+    with pytest.raises(TypeError, match="max_chars is an argument of other methods, not of this one"):
+        model.jobs(["One."], max_chars=100)
     with pytest.raises(TypeError, match=r"unknown argument sedes; did you mean seeds\?"):
         model.generate_batch(["One."], sedes=2)
     with pytest.raises(TypeError, match=r"unknown argument frist_chunk; did you mean first_chunk\?"):

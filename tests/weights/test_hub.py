@@ -113,6 +113,25 @@ def test_a_cache_with_holes_is_completed(tmp_path, fake_hub):
     assert {p.name for p in folder.iterdir()} == set(TTS)
 
 
+@pytest.mark.parametrize("family", ["turbo", "nano"])
+@pytest.mark.parametrize("missing", GPT2[1:])
+def test_a_tokenizer_of_which_a_part_is_missing_is_completed(tmp_path, fake_hub, family, missing):
+    """As after a download that was interrupted: without merges.txt nothing can be spelled, whenever it is loaded."""
+    fill(tmp_path, REPOS[family], [name for name in REPO_FILES[REPOS[family]] if name != missing])
+    assert (hub.download(family, cache_dir=tmp_path) / missing).exists()
+
+
+def test_a_tokenizer_without_merges_is_no_usable_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refused)
+    fill(tmp_path, REPOS["turbo"], [name for name in REPO_FILES[REPOS["turbo"]] if name != "merges.txt"])
+    with pytest.raises(hub.HubUnreachable):
+        hub.download("turbo", cache_dir=tmp_path)
+
+
+def refused(*_, **__):
+    raise OSError("no network")
+
+
 def test_the_two_step_decoder_is_one_file_of_turbos(tmp_path, fake_hub):
     file = hub.download_decoder(cache_dir=tmp_path)
     assert {p.name for p in file.parent.iterdir()} == {"s3gen_meanflow.safetensors"} == {file.name}
