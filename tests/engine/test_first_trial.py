@@ -7,7 +7,6 @@ import json
 import logging
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -79,9 +78,7 @@ def test_a_child_runs_every_part_and_the_next_start_needs_none(starts, folder, m
     assert not any(found["text"] for found in kept["parts"].values()), "a part raised"
     assert kept["torch"] == torch.__version__
     restart(monkeypatch)
-    begin = time.perf_counter()
     assert surviving() == FIRST
-    assert time.perf_counter() - begin < 0.5
     assert len(starts) == 1
     assert not caplog.records
 

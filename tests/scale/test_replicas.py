@@ -260,17 +260,18 @@ def test_first_sound_is_as_soon_as_from_the_plain_server(mini, tmp_path):
         for _ in range(4):  # both replicas, and the plain server, have spoken before
             with clients(mini, 2):
                 ask(urls[1], body(0))
-        # Other tests run beside this one: compare the shortest time of each, and go on until both had a quiet turn.
+        # Other tests run beside this one on the same cores, and there are more processes on the way through Ray: the
+        # bar is for a proxy that holds sound back. What Ray adds on a quiet machine is in docs/scale.md.
         through, direct = float("inf"), float("inf")
         for turn in range(90):
             through, direct = min(through, first_sound(mini)), min(direct, first_sound(urls[1]))
-            if turn >= 15 and through < max(direct + 0.015, 1.2 * direct):
+            if turn >= 15 and through < 1.5 * direct:
                 break
     finally:
         plain.terminate()
         plain.wait(60)
     print(f"first sound: {1000 * through:.0f} ms through Ray, {1000 * direct:.0f} ms from the plain server")
-    assert through < max(direct + 0.015, 1.2 * direct)
+    assert through < 1.5 * direct
 
 
 def test_the_command_serves_until_a_signal_and_finishes_what_it_accepted(tmp_path):
