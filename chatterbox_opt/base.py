@@ -232,8 +232,7 @@ class Speaker(WithParts, Voiced, LoadedModel):
             raise TypeError(unknown_argument(unknown[0], of_calls()))
         options = dataclasses.replace(self.defaults, **{k: v for k, v in sampling.items() if v is not None})
         reading = Reading.of(
-            language if self.config.family == "mtl" else "en", spoken, pronounce,
-            Path(voice).stem if isinstance(voice, (str, Path)) else None,
+            language if self.config.family == "mtl" else "en", spoken, pronounce, voice, markup
         )
         exaggeration = check_exaggeration(exaggeration)
         manner = marked(text, markup, self.config, self.tokenizer, lambda named: self._voice(named, exaggeration))

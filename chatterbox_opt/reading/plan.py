@@ -15,7 +15,7 @@ from .. import __version__
 from ..audio.io import fingerprint
 from ..takes import Takes
 from ..text.markup import unescaped
-from ..text.pronounce import Pronunciations
+from ..text.pronounce import Pronunciations, recording_name
 from .cast import NARRATOR, Role
 from .script import Chapter, Paragraph
 from .store import key_of
@@ -92,7 +92,7 @@ class Planner:
         if found is None:
             return []
         text = f"{paragraph.text}\n{unescaped(paragraph.text)}" if marked else paragraph.text
-        others = [found.for_voice(voice) for voice in self.voices] if marked else []
+        others = [found.for_voice(each, recording_name(voice)) for each, voice in self.voices.items()] if marked else []
         concerned = [each.concerning(text) for each in (found, *others)]
         return concerned if any(map(any, concerned)) else []
 
@@ -113,8 +113,7 @@ def _for_role(name: str, role: Role, every: Pronunciations | None) -> Pronunciat
     found = _pronunciations(role.options["pronounce"]) if "pronounce" in role.options else every
     if found is None:
         return None
-    recording = Path(role.voice).stem if isinstance(role.voice, (str, Path)) else None
-    return found.for_voice(name, recording)
+    return found.for_voice(name, recording_name(role.voice))
 
 
 def _described(options: Mapping[str, Any]) -> dict[str, str]:

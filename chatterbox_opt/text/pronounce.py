@@ -137,6 +137,11 @@ class Pronunciations:
         return self._search is not None and self._search.fullmatch(word) is not None
 
 
+def recording_name(voice: Any) -> str | None:
+    """Returns the name by which a recording has tables of its own; None if the voice is no file."""
+    return Path(voice).stem if isinstance(voice, (str, os.PathLike)) else None
+
+
 def _parsed(path: Path) -> Any:
     if path.suffix.lower() == ".json":
         return json.loads(path.read_text(encoding="utf-8-sig"))

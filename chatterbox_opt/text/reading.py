@@ -3,13 +3,13 @@ not affect the caller's text, nor where it is cut."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
 from .libraries import choose, reader
-from .pronounce import Pronunciations
+from .pronounce import Pronunciations, recording_name
 from .split import SHORTEST_LIMIT, split_text, width
 from .spoken import as_spoken
 
@@ -21,16 +21,21 @@ class Reading:
     language: str | None  # None: the model has no language argument
     spoken: bool | str = False  # True, or a library's name
     pronounce: Pronunciations | None = None
-    voice: str | None = None  # whose pronunciations are used, unless these are a voice's already
+    recording: str | None = None  # whose pronunciations are used, unless these are a voice's already
+    recordings: Mapping[str, str | None] = field(default_factory=dict)  # the same for the names of [voice NAME]
 
     @classmethod
     def of(
-        cls, language: str | None, spoken: bool | str | None = False, pronounce: Any = None, voice: str | None = None
+        cls, language: str | None, spoken: bool | str | None = False, pronounce: Any = None, voice: Any = None,
+        named: Any = None,
     ) -> Reading | None:
-        """Returns None if nothing is asked for. Raises if a library for it is missing."""
+        """Returns None if nothing is asked for. Raises if a library for it is missing. `voice` and the values of
+        `named`, the call's markup=, are voices as the caller gave them."""
         if pronounce is None and (spoken is False or spoken is None):
             return None
-        made = cls(language, spoken or False, None if pronounce is None else Pronunciations.of(pronounce), voice)
+        recordings = {name: recording_name(of) for name, of in named.items()} if isinstance(named, Mapping) else {}
+        respellings = None if pronounce is None else Pronunciations.of(pronounce)
+        made = cls(language, spoken or False, respellings, recording_name(voice), recordings)
         made.steps()
         return made
 
@@ -40,8 +45,9 @@ class Reading:
         steps: list[Callable[[str], str]] = []
         if self.pronounce is not None:
             # those of a role's name and its recording would be left for those of the recording
-            own = None if self.pronounce.chosen else self.voice
-            steps.append(self.pronounce.for_voice(voice or own))
+            own = None if self.pronounce.chosen else self.recording
+            names = (own,) if voice is None else (voice, self.recordings.get(voice))
+            steps.append(self.pronounce.for_voice(*names))
         if self.spoken is not False:
             if language is None:
                 raise ValueError(f"spoken={self.spoken!r} needs to know the language: give a language_id")

@@ -17,6 +17,7 @@ from chatterbox_opt.reading import book
 from chatterbox_opt.reading.cast import Role
 from chatterbox_opt.scores import PlausibleLength
 from chatterbox_opt.speech import Speech
+from chatterbox_opt.text.markup import whole
 
 MARGIN = 0.002  # s
 
@@ -92,7 +93,10 @@ def read(model, monkeypatch):
     texts, speak = [], model.speak
 
     def listed(jobs, **how):
-        texts.extend(job.reading.steps()(job.text) if job.reading else job.text for job in jobs)
+        for job in jobs:
+            for part in job.segments or whole(job.text):
+                said = job.text[slice(*part.body)]
+                texts.append(job.reading.steps(part.language, part.voice)(said) if job.reading else said)
         return speak(jobs, **how)
 
     monkeypatch.setattr(model, "speak", listed)
@@ -127,6 +131,15 @@ def test_a_role_is_respelt_by_its_name_and_by_its_recording(model, tmp_path, rea
     how = dict(pronounce=tmp_path / "names.toml", kind="dialogue", max_new_tokens=12)
     read_aloud(model, tmp_path / "a.txt", tmp_path / "a.wav", cast=cast, **how)
     assert read == ["A kat, dawg, oul, hen.", "A cat, dog, aul, ben. A cat."]
+    read.clear()
+    (tmp_path / "a.txt").write_text("Carl: Hens. [voice Anna] A cat, dog. [voice] A dog.")
+    read_aloud(model, tmp_path / "a.txt", tmp_path / "b.wav", cast=cast, markup=True, **how)
+    assert read == ["Hens.", "A kat, dawg.", "A dog."], "the same by a mark"
+    read.clear()
+    names = (tmp_path / "names.toml").read_text().replace("dawg", "dorg")
+    (tmp_path / "names.toml").write_text(names)
+    read_aloud(model, tmp_path / "a.txt", tmp_path / "b.wav", cast=cast, markup=True, **how)
+    assert "A kat, dorg." in read, "a mark's respelling counts for what is kept"
 
 
 def test_a_role_is_spoken_in_takes_of_its_own(model, script, tmp_path):

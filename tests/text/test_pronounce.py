@@ -146,6 +146,15 @@ def test_a_recordings_name_does_not_replace_names_that_were_given():
     assert read(voice="low")(text) == "cat, dawg", "a mark's voice is another"
 
 
+def test_a_marks_name_takes_the_tables_of_its_recording_too():
+    anna, low = Pronunciations({"cat": "kat", "owl": "aul"}), Pronunciations({"dog": "dawg", "owl": "oul"})
+    every = Pronunciations(voices={"Anna": anna, "low": low})
+    read = Reading.of("en", pronounce=every, voice="high.wav", named={"Anna": "voices/low.wav", "Ben": None}).steps
+    assert read(voice="Anna")("cat, dog, owl") == "kat, dawg, aul"
+    assert read(voice="Ben")("cat, dog") == "cat, dog"
+    assert read()("cat, dog") == "cat, dog"
+
+
 def test_a_voices_entry_in_lower_case_precedes_a_general_one_with_capitals():
     every = Pronunciations({"SQL": "sequel", "SQL server": "sequel server"}, voices={
         "anna": Pronunciations({"sql": "ess queue ell"})
