@@ -308,9 +308,8 @@ class Speaker(WithParts, Voiced, LoadedModel):
     def _stream(self, job: Job, first_chunk: float | None, options: GenerateOptions) -> SpeechStream:
         bar = ProgressBar(options.progress) if options.verbose else None
         options = dataclasses.replace(options, progress=bar or options.progress)
-        return self.pipeline.stream(
-            job, first_chunk=first_chunk, options=options, watermark=self._mark(), ended=bar.close if bar else None
-        )
+        how: dict[str, Any] = {"ended": bar.close} if bar else {}
+        return self.pipeline.stream(job, first_chunk=first_chunk, options=options, watermark=self._mark(), **how)
 
     # ---- the stages by themselves ----------------------------------------------------------------
 

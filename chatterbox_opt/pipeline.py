@@ -145,7 +145,7 @@ class Pipeline:
         first_chunk: float | None,
         options: GenerateOptions,
         watermark: Mark | None = None,
-        ended: Callable[[], None] | None = None,
+        ended: Callable[[bool], None] = lambda spoken: None,
     ) -> SpeechStream:
         """Returns a stream whose first chunk has about `first_chunk` seconds; None: one chunk with all of the speech.
         The tokens equal those of speak(); chunks are rendered with less of the following tokens to look ahead to."""
@@ -156,11 +156,10 @@ class Pipeline:
         joiner = ChunkJoiner(len(utterances), watermark, [u.before for u in utterances], utterances[-1].after)
         queue = ChunkQueue(joiner, options.cancel, lambda: NoSpeech(job.text))
 
-        def at_end() -> None:
+        def at_end(spoken: bool) -> None:
             try:
                 _warn(utterances)
-                if ended is not None:
-                    ended()
+                ended(spoken)
             finally:
                 queue.tell()
 

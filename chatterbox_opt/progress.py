@@ -26,7 +26,7 @@ class ProgressBar:
         if self.further is not None:
             self.further(done, ceiling)
 
-    def close(self, spoken: bool = True) -> None:
+    def close(self, spoken: bool) -> None:
         """`spoken`: the speech is there, so what was drawn is all of it."""
         if self.bar is not None:
             self.bar.total = self.bar.n if spoken else None
@@ -44,4 +44,4 @@ def progress_bar(verbose: bool, further: Callable[[int, int], None] | None = Non
     except BaseException:
         bar.close(spoken=False)
         raise
-    bar.close()
+    bar.close(spoken=True)

@@ -131,10 +131,10 @@ class Driver(Place):
         if call.ready is not None:
             self._stream.wait_event(call.ready)
 
-    def ended(self, call: Call) -> None:
-        """Called by the engine once per call."""
+    def ended(self, call: Call, spoken: bool) -> None:
+        """Called by the engine once per call. `spoken`: without an error."""
         try:
-            call.ended()
+            call.ended(spoken)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # of the caller's notify(), such as a closed event loop's; no other call may suffer

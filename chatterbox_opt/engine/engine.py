@@ -190,7 +190,7 @@ class Engine(Driver):
         self.waiting = [u for u in self.waiting if u.call is not call]
         self.renderer.forget(call)
         call.give_back_noise()
-        self.ended(call)
+        self.ended(call, error is None)
 
     @torch.inference_mode()
     def end_all(self, error: BaseException) -> None:

@@ -88,10 +88,11 @@ class Call:
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
         paused: Callable[[], bool] = lambda: False,
-        ended: Callable[[], None] = lambda: None,
+        ended: Callable[[bool], None] = lambda spoken: None,
     ) -> None:
         """`chunks`: tokens of each chunk of a stream, whose utterances are delivered in order; None: each utterance is
-        rendered whole. `paused()`: whether the listener has enough for now. `ended()` is called once, at the end."""
+        rendered whole. `paused()`: whether the listener has enough for now. `ended(spoken)` is called once, at the end;
+        `spoken`: without an error."""
         self.utterances, self.sink, self.chunks = list(utterances), sink, chunks
         self.cancel, self.progress, self.paused, self.ended = cancel, progress, paused, ended
         self.size = next(chunks) if chunks else 0  # tokens of the next chunk
@@ -129,7 +130,7 @@ class Call:
         """Of what leads back to it, at its end: in a cycle its sound would wait for a garbage collection, and beside
         torch full ones are rare."""
         self.utterances, self.sink, self.cancel, self.progress = [], None, None, None
-        self.paused, self.ended = lambda: False, lambda: None
+        self.paused, self.ended = lambda: False, lambda spoken: None
 
     def give_back_noise(self) -> None:
         for utterance in self.utterances:

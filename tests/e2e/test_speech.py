@@ -296,6 +296,14 @@ def test_a_streams_bar_comes_with_its_first_token(model, capsys):
     assert "speech tokens: 100%" in capsys.readouterr().err
 
 
+def test_the_bar_of_a_cancelled_stream_is_not_full(model, capsys):
+    stream = model.generate_stream("Hello there. " * 20, seed=1, first_chunk=0.2, verbose=True)
+    next(stream)
+    stream.close()
+    assert "speech tokens: " in (err := capsys.readouterr().err)
+    assert "%" not in err
+
+
 @pytest.mark.kernels
 def test_threads_give_what_one_after_another_gives(model):
     texts = [f"This is line {i}." for i in range(8)]
