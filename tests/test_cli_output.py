@@ -64,6 +64,14 @@ def test_a_full_disk_leaves_the_earlier_file(name, source, tmp_path, capsys):
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"earlier")]
 
 
+@pytest.mark.parametrize("family", ["tts", "mtl"])
+def test_a_full_disk_leaves_no_half_of_a_checkpoint(family, tmp_path, capsys):
+    with full_disk():
+        assert main(["random-checkpoint", str(tmp_path), "--family", family]) == 1
+    assert complaint(capsys) == f"chatterbox-opt: {tmp_path}: File too large"
+    assert not list(tmp_path.iterdir()), "the folder was there before"
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
 @pytest.mark.usefixtures("noisy")
 def test_a_device_is_written_to_and_not_replaced(source, capsys):

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..files import naming
 from ..weights.files import DECODERS
 
 
@@ -23,6 +22,4 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     from ..weights.random_init import write_checkpoint
 
-    with naming(args.folder, args.folder):
-        write_checkpoint(args.folder, args.family, args.size, args.seed, args.decoder)
-    print(args.folder)
+    print(write_checkpoint(args.folder, args.family, args.size, args.seed, args.decoder))

@@ -33,6 +33,7 @@ from ..config import (
     T3Config,
     tiny,
 )
+from ..files import naming
 from ..models.mel import slaney_filters
 from . import layout, safefile
 from .files import DECODERS, FILES, MEANFLOW, OPTIONAL
@@ -59,6 +60,17 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise ValueError(f"{folder}: it is not empty; a new folder is needed, so that no checkpoint is written over")
+    try:
+        with naming(folder, folder):
+            _write_files(folder, family, size, seed, decoder)
+    except BaseException:  # half a checkpoint would be in the way of the next try
+        for path in folder.iterdir():
+            path.unlink()
+        raise
+    return folder
+
+
+def _write_files(folder: Path, family: str, size: str, seed: int, decoder: str | None) -> None:
     config = MODELS[family] if size == "full" else tiny(family)
     names = FILES[family]
     _write(folder / names["t3"], layout.t3(config.t3), _t3_table(config.t3), seed)
@@ -73,7 +85,6 @@ def write_checkpoint(
     _write_vocabulary(folder, config)
     if size != "full":  # published sizes are known
         (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1))
-    return folder
 
 
 @contextmanager
