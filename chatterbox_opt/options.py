@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -25,12 +24,14 @@ class SamplingOptions:
     max_new_tokens: int = 1000  # 25 per second; a limit, not a length
 
     def __post_init__(self) -> None:
-        _number("repetition_penalty", self.repetition_penalty, above=0.0)
+        # Within these, no product or quotient of finite logits leaves the range of float32.
+        _number("repetition_penalty", self.repetition_penalty, low=1e-3, high=1e3)
         _number("min_p", self.min_p, low=0.0, high=1.0)
         _number("top_p", self.top_p, low=0.0, high=1.0)
-        _number("temperature", self.temperature, low=0.0)
-        _number("cfg_weight", self.cfg_weight, low=0.0)
-        _integer("top_k", self.top_k, low=0)
+        if isinstance(self.temperature, bool) or self.temperature != 0:
+            _number("temperature", self.temperature, low=1e-6, high=1e3, or_else="0 or ")
+        _number("cfg_weight", self.cfg_weight, low=0.0, high=1e3)
+        _integer("top_k", self.top_k, low=0, high=2**31 - 1)
         _integer("max_new_tokens", self.max_new_tokens, low=1, high=4000)
 
 
@@ -110,15 +111,9 @@ class EngineOptions:
         return dataclasses.replace(self, **changes)
 
 
-def _number(
-    name: str, value: Any, low: float | None = None, high: float | None = None, above: float | None = None
-) -> None:
-    ok = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    ok = ok and (above is None or value > above) and (low is None or value >= low) and (high is None or value <= high)
-    if not ok:
-        bounds = [f"above {above}"] * (above is not None) + [f"at least {low}"] * (low is not None)
-        bounds += [f"at most {high}"] * (high is not None)
-        raise ValueError(f"{name}={value!r}: a number {', '.join(bounds)} is needed")
+def _number(name: str, value: Any, low: float, high: float, or_else: str = "") -> None:
+    if not (isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high):  # NaN is not
+        raise ValueError(f"{name}={value!r}: {or_else}a number from {low:g} to {high:g} is needed")
 
 
 def _integer(name: str, value: Any, low: int, high: int | None = None) -> None:

@@ -71,8 +71,6 @@ class Slots:
     def add(self, utterance: Utterance) -> Slot:
         i, sampling = len(self.live), utterance.sampling
         slot = Slot(utterance, i, self.rows, self.rows + utterance.rows - 1)
-        self.live.append(slot)
-        self.rows += utterance.rows
         self.step[i] = 0
         self.seen[i] = False
         self.seen[i, START_SPEECH] = True
@@ -82,6 +80,8 @@ class Slots:
         self.params.top_p[i] = float(sampling.top_p)
         self.params.top_k[i] = int(sampling.top_k)
         self.params.penalty[i] = float(sampling.repetition_penalty)
+        self.live.append(slot)  # last: a number that does not fit its tensor must not leave half a slot
+        self.rows += utterance.rows
         return slot
 
     def upload(self) -> None:

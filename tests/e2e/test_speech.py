@@ -122,6 +122,8 @@ def test_odd_texts_speak(model, text):
         dict(temperature=-1), dict(temperature=float("nan")), dict(top_p=-0.1), dict(top_p=1.5), dict(min_p=-0.1),
         dict(min_p=2), dict(cfg_weight=-0.5), dict(repetition_penalty=0), dict(exaggeration=float("nan")),
         dict(max_new_tokens=0), dict(n_cfm_timesteps=0), dict(seed="x"), dict(temperature="hot"),
+        dict(temperature=False), dict(temperature=1e-50), dict(temperature=10**400), dict(cfg_weight=4e38),
+        dict(repetition_penalty=1e300), dict(repetition_penalty=1e-300),
     ],
     ids=str,
 )
@@ -129,6 +131,17 @@ def test_bad_arguments_name_what_was_given(model, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         model.generate("Hello.", **bad)
     assert model.generate("Hello.", seed=1, max_new_tokens=4).shape[1] > 0
+
+
+@pytest.mark.parametrize("most", [dict(temperature=1e-6, cfg_weight=1e3), dict(temperature=1e3)], ids=str)
+@pytest.mark.parametrize("penalty", [1e-3, 1e3])
+def test_the_largest_and_smallest_numbers_speak(model, most, penalty):
+    how = dict(repetition_penalty=penalty, top_k=2**31 - 1, max_new_tokens=20, **most)
+    (wav,) = model.generate_batch(["Hello."], seeds=1, **how)
+    assert wav.shape[1] > 0
+    assert wav.isfinite().all()
+    with pytest.raises(ValueError, match="top_k=2147483648: a whole number from 0 to 2147483647"):
+        model.generate_batch(["Hello."], top_k=2**31)
 
 
 def test_numbers_may_be_numpys(model):

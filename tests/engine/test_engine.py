@@ -167,6 +167,20 @@ def test_an_error_ends_only_its_own_call(llama, monkeypatch):
     assert engine.engine.stats()["failed"] == 1
 
 
+@everywhere
+def test_a_number_that_fits_no_tensor_ends_only_its_own_call(llama):
+    engine = Steps(engine_of(llama))
+    good, bad, later = (request(llama.config, seed=i) for i in range(3))
+    object.__setattr__(bad.sampling, "top_k", 10**30)  # options refuse it
+    first = engine.submit(good)
+    engine.step(3)
+    calls = [engine.submit(bad), engine.submit(later)]
+    engine.finish()
+    assert [first.error, calls[1].error] == [None, None]
+    assert calls[0].error is not None
+    assert [good.tokens, later.tokens] == [tokens_of(llama, [request(llama.config, seed=i)])[0] for i in (0, 2)]
+
+
 @pytest.mark.parametrize("shared", [False, True])
 @everywhere
 def test_nan_ends_only_its_own_request(llama, shared, monkeypatch):
