@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", choices=workload.FAMILIES, default="tts")
     parser.add_argument("--weights", default="random", help="random, published, mini, or a checkpoint folder")
     parser.add_argument("--lengths", nargs="+", help=f"{', '.join(workload.TEXTS)}, or seconds of speech")
-    parser.add_argument("--repeats", type=int, help="turns for each length")
+    parser.add_argument("--repeats", type=report.count, help="turns for each length")
     parser.add_argument(
         "--options",
         nargs="+",
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         default="upstream",
         help="exact: our own EngineOptions.exact() stands in",
     )
-    parser.add_argument("--budget", type=float, help="minutes after which no further turn is begun (CPU: 12)")
+    parser.add_argument("--budget", type=report.positive, help="minutes after which no further turn is begun (CPU: 12)")
     args = report.parse(parser, argv)
     on_cpu = args.device == "cpu"
     args.lengths = args.lengths or (["short", "medium"] if on_cpu else list(workload.TEXTS))
@@ -247,7 +247,8 @@ def peaks(cold: dict[str, Any], runs: dict[str, Any], side: str) -> dict[str, An
 
 def equal_work(runs: dict[str, Any]) -> bool:
     counts = [{a["tokens"] for answers in by_side.values() for a in answers} for by_side in runs.values()]
-    return all(len(c) <= 1 or max(c) - min(c) <= 2 for c in counts)  # each piece of a long text is rounded up
+    near = (len(c) <= 1 or max(c) - min(c) <= 2 for c in counts)  # each piece of a long text is rounded up
+    return any(counts) and all(near)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     python benchmarks/benchmark_concurrency.py --model turbo --weights random --options quantize=int8 --modes tokens
 
 Every caller is a thread that asks for one sentence after another. Every row is measured in a new process. With
-`--before`, a checkout of this package, each is measured with that one first.
+`--before`, a checkout of this package, the two take turns, each of them first every other time.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import plots
 import report
 import workload
+from benchmark_server import percentile
 from benchmark_streaming import listen
 
 TEXTS = (
@@ -43,11 +45,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", choices=workload.FAMILIES, default="tts")
     parser.add_argument("--weights", default="mini", help="mini, random, published, or a checkpoint folder")
     parser.add_argument("--options", nargs="+", default=[], help="as benchmark_comparison.py's")
-    parser.add_argument("--callers", nargs="+", type=int, default=[1, 2, 4, 8, 16])
+    parser.add_argument("--callers", nargs="+", type=report.count, default=[1, 2, 4, 8, 16])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["calls", "streams"])
-    parser.add_argument("--each", type=int, default=2, help="sentences per caller")
-    parser.add_argument("--tokens", type=int, default=75, help="of a sentence, where weights are random")
+    parser.add_argument("--each", type=report.count, default=2, help="sentences per caller")
+    parser.add_argument("--tokens", type=report.count, default=75, help="of a sentence, where weights are random")
     parser.add_argument("--before", help="a checkout of this package to be measured beside it")
+    parser.add_argument("--repeats", type=report.count, default=3, help="turns of each row, whose medians are shown")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     args = report.parse(parser, argv)
     source = workload.weights(args.weights, args.model, args.size, args.work_dir)
@@ -55,22 +58,28 @@ def main(argv: list[str] | None = None) -> int:
         mode, callers = args.row.split(":")
         print(json.dumps(measure(workload.speaker(source, args), source, mode, int(callers), args)))
         return 0
+    sides = {"now": workload.ROOT} | ({"before": workload.checkout(args.before)} if args.before else {})
     rows = []
     for mode in args.modes:
         for callers in args.callers:
-            for side in ["before", "now"] if args.before else ["now"]:
-                found = in_new_process(mode, callers, side, source, args)
-                rows.append(found | {"side": side, "mode": mode, "callers": callers})
+            turns: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+            for turn in range(args.repeats):
+                for side in reversed(sides) if turn % 2 == 0 else sides:
+                    turns[side].append(in_new_process(mode, callers, sides[side], source, args))
+            for side in reversed(sides):
+                rows.append(medians(turns[side]) | {"side": side, "mode": mode, "callers": callers})
                 show(rows[-1])
     options = " ".join(args.options) or "defaults"
-    settings = dict(each=args.each, options=options, texts=len(TEXTS))
+    settings = dict(each=args.each, options=options, texts=len(TEXTS), turns=args.repeats)
+    if args.before:
+        settings["before"] = workload.commit(args.before)
     document = report.document("concurrency", args, source, args.options, **settings) | {"rows": rows}
     path = report.publish(document, args.out)
     plots.safely(plots.concurrency, document, path.with_suffix(".png"))
     return 0
 
 
-def in_new_process(mode: str, callers: int, side: str, source: workload.Weights, args: Any) -> dict[str, Any]:
+def in_new_process(mode: str, callers: int, tree: Path, source: workload.Weights, args: Any) -> dict[str, Any]:
     """Returns a row that does not depend on earlier ones: nothing is warm, and no memory is in use. Both sides read the
     same random weights."""
     weights = str(source.folder if source.kind == "random" else args.weights)
@@ -79,11 +88,10 @@ def in_new_process(mode: str, callers: int, side: str, source: workload.Weights,
     command += ["--tokens", str(args.tokens), "--row", f"{mode}:{callers}"]
     command += ["--options", *args.options] if args.options else []
     command += ["--threads", str(args.threads)] if args.threads else []
-    tree = args.before if side == "before" else str(workload.ROOT)
     environment = os.environ | {workload.MEASURED: os.path.abspath(tree)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{side}, {mode} of {callers}: {done.stderr[-2000:]}")
+        raise SystemExit(f"{tree.name}, {mode} of {callers}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -116,6 +124,10 @@ def measure(model: Any, source: workload.Weights, mode: str, callers: int, args:
     return summary(answers, time.perf_counter() - begin)
 
 
+def medians(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    return {figure: statistics.median(turn[figure] for turn in turns) for figure in turns[0]}
+
+
 def summary(answers: list[dict[str, float]], seconds: float) -> dict[str, Any]:
     first = sorted(a["first"] for a in answers)
     return {
@@ -123,7 +135,7 @@ def summary(answers: list[dict[str, float]], seconds: float) -> dict[str, Any]:
         "sentences_per_minute": 60 * len(answers) / seconds,
         "speech_per_second": sum(a["speech"] for a in answers) / seconds,
         "first_p50": statistics.median(first),
-        "first_p95": first[min(len(first) - 1, int(0.95 * len(first)))],
+        "first_p95": percentile(first, 0.95),
         "rtf_p50": statistics.median(a["last"] / a["speech"] for a in answers),
         "gap_p50": statistics.median(a["gap"] for a in answers),
         "seconds": seconds,

@@ -36,13 +36,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--precision", nargs="+", choices=PRECISIONS, help="CPU: float32, its half precision, int8, int4"
     )
-    parser.add_argument("--batch", nargs="+", type=int, help="CPU: 1 2 8, sound 1; else 1 2 8 32 64")
+    parser.add_argument("--batch", nargs="+", type=report.count, help="CPU: 1 2 8, sound 1; else 1 2 8 32 64")
     parser.add_argument(
-        "--tokens", type=int, help="drawn in a steady run (CPU 32, else 201) and rendered (CPU 50, else 250)"
+        "--tokens", type=report.count, help="drawn in a steady run (CPU 32, else 201) and rendered (CPU 50, else 250)"
     )
     parser.add_argument("--prompt", type=float, default=12.0, help="seconds of the voice's recording")
-    parser.add_argument("--repeats", type=int, help="CPU 2, else 7")
-    parser.add_argument("--budget", type=float, help="minutes after which no further figure is begun (CPU 12, else 60)")
+    parser.add_argument("--repeats", type=report.count, help="CPU 2, else 7")
+    parser.add_argument(
+        "--budget", type=report.positive, help="minutes after which no further figure is begun (CPU 12, else 60)"
+    )
     args = report.parse(parser, argv)
     on_cpu = args.device == "cpu"
     args.stage = list(STAGES) if "all" in args.stage else args.stage

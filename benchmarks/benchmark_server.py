@@ -16,6 +16,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -41,13 +42,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = report.arguments(__doc__)
     parser.add_argument("--model", choices=workload.FAMILIES, default="tts")
     parser.add_argument("--weights", default="mini", help="mini, published, random, or a checkpoint folder")
-    parser.add_argument("--load", nargs="+", default=["1", "4", "16", "64", "200", "200:200"], help="CLIENTS[:WAITING]")
-    parser.add_argument("--waiting", type=int, default=64, help="room in the queue, where --load does not say")
+    usual = [(1, None), (4, None), (16, None), (64, None), (200, None), (200, 200)]
+    parser.add_argument("--load", nargs="+", type=load, default=usual, metavar="CLIENTS[:WAITING]")
+    parser.add_argument("--waiting", type=report.count, default=64, help="room in the queue, where --load does not say")
     args = report.parse(parser, argv)
     source = workload.weights(args.weights, args.model, args.size, args.work_dir)
-    loads = [tuple(map(int, (word if ":" in word else f"{word}:{args.waiting}").split(":"))) for word in args.load]
     rows = []
-    for clients, waiting in loads:
+    for clients, waiting in args.load:
+        waiting = waiting or args.waiting
         with serving(source, args, waiting) as port:
             rows.append(asyncio.run(measure(port, clients, waiting, source)))
     document = report.document("server", args, source, texts=len(TEXTS), gap=GAP) | {"rows": rows}
@@ -56,27 +58,46 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if all(row["lost"] == row["other"] == 0 for row in rows) else 1
 
 
+def load(text: str) -> tuple[int, int | None]:
+    """A load for argparse: clients, and those of them that may wait if it says so."""
+    clients, colon, waiting = text.partition(":")
+    return report.count(clients), report.count(waiting) if colon else None
+
+
 @contextlib.contextmanager
 def serving(source: workload.Weights, args: Any, waiting: int) -> Iterator[int]:
     """Yields the port of a server in its own process, ready to speak."""
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     model = "mini" if source.kind == "mini" else NAMES.get(args.model, args.model)
     command = [sys.executable, "-m", "chatterbox_opt", "serve", "--model", model, "--device", args.device]
     command += ["--port", str(port), "--max-waiting", str(waiting), "--voices", str(args.work_dir / "no-voices")]
     if source.folder is not None and source.kind != "mini":
         command += ["--dir", str(source.folder)]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=workload.ROOT)
-    try:
-        while not ready(port):
-            if process.poll() is not None:
-                raise SystemExit(f"the server ended: {' '.join(command)}")
-            time.sleep(0.2)
+    with running(command, port):
         yield port
-    finally:
-        process.terminate()
-        process.wait(60)
+
+
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], port: int) -> Iterator[None]:
+    """Runs a server until the block ends, which begins once it is ready to speak."""
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, cwd=workload.ROOT)
+        try:
+            while not ready(port):
+                if process.poll() is not None:
+                    said.seek(0)
+                    raise SystemExit(f"the server ended: {' '.join(command)}\n{said.read()[-2000:]}")
+                time.sleep(0.2)
+            yield
+        finally:
+            process.terminate()
+            process.wait(60)
 
 
 def ready(port: int) -> bool:

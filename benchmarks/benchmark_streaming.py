@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lengths", nargs="+", default=["medium"], help=f"{', '.join(workload.TEXTS)}, or seconds")
     parser.add_argument("--first", nargs="+", type=float, default=[1.0], help="seconds: first_chunk of the stream")
     parser.add_argument("--options", nargs="+", default=[], help="as benchmark_comparison.py's")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=report.count, default=3)
     args = report.parse(parser, argv)
     source = workload.weights(args.weights, args.model, args.size, args.work_dir)
     model = workload.speaker(source, args)

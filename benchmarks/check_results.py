@@ -37,7 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--documents", type=Path, nargs="+", default=[ROOT / name for name in DOCUMENTS])
     args = parser.parse_args(argv)
     results, problems = read(args.results)
-    for path in args.documents:
+    if not results:  # or tables would be emptied
+        problems.append(f"{args.results}: there is no result")
+    for path in args.documents if results else ():
         if not path.exists():
             continue
         text = path.read_text(encoding="utf-8")
@@ -51,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         elif written != text:
             path.write_text(written, encoding="utf-8")
             print(f"written: {path.name}")
-    problems += draw(results, args.results / overview.PICTURE, args.check)
+    if results:
+        problems += draw(results, args.results / overview.PICTURE, args.check)
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0

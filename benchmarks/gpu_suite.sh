@@ -13,6 +13,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 bundle=$1 out=$2; shift 2
 minutes=9 device=cuda size=full pack=
 while [ $# -gt 0 ]; do
+    [ $# -ge 2 ] || { echo "$1 needs a value" >&2; exit 2; }
     case $1 in
         --minutes) minutes=$2; shift 2 ;;
         --device) device=$2; shift 2 ;;

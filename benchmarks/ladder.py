@@ -100,9 +100,11 @@ def shown(changes: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = report.arguments(__doc__)
     parser.add_argument("--model", choices=workload.FAMILIES, default="tts")
-    parser.add_argument("--seconds", type=float, help="of speech (CPU 1, else 10)")
-    parser.add_argument("--repeats", type=int, help="CPU 1, else 5")
-    parser.add_argument("--budget", type=float, help="minutes after which no further rung is begun (CPU 13, else 60)")
+    parser.add_argument("--seconds", type=report.positive, help="of speech (CPU 1, else 10)")
+    parser.add_argument("--repeats", type=report.count, help="CPU 1, else 5")
+    parser.add_argument(
+        "--budget", type=report.positive, help="minutes after which no further rung is begun (CPU 13, else 60)"
+    )
     args = report.parse(parser, argv)
     on_cpu = args.device == "cpu"
     args.seconds = args.seconds or (1.0 if on_cpu else 10.0)

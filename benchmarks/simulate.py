@@ -17,7 +17,6 @@ import contextlib
 import json
 import random
 import statistics
-import subprocess
 import sys
 import time
 from argparse import Namespace
@@ -28,13 +27,12 @@ from typing import Any
 import queueing
 import tables
 import workload
-from benchmark_server import TEXTS, ask, percentile, ready
+from benchmark_server import TEXTS, ask, free_port, percentile, running
 
 AT_ONCE, SLOTS, QUEUE = 32, 16, 1000  # as in scale/replica.py; as in EngineOptions; --max-waiting of serving()
 CLIENTS = (1, 2, 4, 8, 16)
 LISTENERS = (10, 1000, 100_000)
 MOST_SIMULATED = 32  # replicas; of more, a part is simulated, with the same part of the requests
-PORT = 8123
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if not args.measured:
         parser.error("no measurements: --measure FILE first")
+    if missing := [str(path) for path in args.measured if not path.is_file()]:
+        parser.error(f"there is no file {', '.join(missing)}")
     documents = [json.loads(path.read_text()) for path in args.measured]
     print("\n".join(page(documents, args)))
     return 0
@@ -68,16 +68,16 @@ def main(argv: list[str] | None = None) -> int:
 def measure(args: Namespace) -> dict[str, Any]:
     """Returns the document that --measure writes."""
     source = Namespace(fixed=False, kind=args.model)
-    with serving(args):
-        asyncio.run(keep_busy(args.replicas, 3.0, source))  # warm-up
+    with serving(args) as port:
+        asyncio.run(keep_busy(port, args.replicas, 3.0, source))  # warm-up
         rates, first_delays = {}, {}
         for clients in CLIENTS if args.rate is None else ():
-            rates[clients], first_delays[clients] = asyncio.run(keep_busy(clients, args.seconds, source))
+            rates[clients], first_delays[clients] = asyncio.run(keep_busy(port, clients, args.seconds, source))
             what = f"{rates[clients]:.2f} s of speech a second, the first sound after {first_delays[clients]:.2f} s"
             workload.say(f"{clients} clients: {what}")
-        lengths = asyncio.run(lengths_of_texts(source))
+        lengths = asyncio.run(lengths_of_texts(port, source))
         rate = args.rate or args.load * max(rates.values()) / statistics.mean(lengths)
-        answers = asyncio.run(ask_at_random(rate, 2.5 * args.seconds, source))
+        answers = asyncio.run(ask_at_random(port, rate, 2.5 * args.seconds, source))
     return {
         "environment": workload.environment(args.device), "model": args.model, "cpus": args.cpus,
         "replicas": args.replicas, "rates": rates, "soon": first_delays, "rate": rate, "lengths": lengths,
@@ -86,28 +86,22 @@ def measure(args: Namespace) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def serving(args: Namespace) -> Iterator[None]:
+def serving(args: Namespace) -> Iterator[int]:
+    """Yields the port of a server with replicas, ready to speak."""
+    port = free_port()
     command = [sys.executable, "-m", "chatterbox_opt", "serve", "--model", args.model, "--device", args.device, "--ray"]
-    command += ["--workers", str(args.replicas), "--worker-cpus", str(args.cpus), "--port", str(PORT)]
+    command += ["--workers", str(args.replicas), "--worker-cpus", str(args.cpus), "--port", str(port)]
     command += ["--max-waiting", str(QUEUE), "--voices", "no-voices"]
-    process = subprocess.Popen(command, cwd=workload.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while not ready(PORT):
-            if process.poll() is not None:
-                raise SystemExit(f"the server ended: {' '.join(command)}")
-            time.sleep(0.2)
-        yield
-    finally:
-        process.terminate()
-        process.wait(60)
+    with running(command, port):
+        yield port
 
 
-async def lengths_of_texts(source: Namespace) -> list[float]:
+async def lengths_of_texts(port: int, source: Namespace) -> list[float]:
     """Returns seconds of speech of each text."""
-    return [speech_seconds(await ask(PORT, which, source)) for which in range(len(TEXTS))]
+    return [speech_seconds(await ask(port, which, source)) for which in range(len(TEXTS))]
 
 
-async def keep_busy(clients: int, seconds: float, source: Namespace) -> tuple[float, float]:
+async def keep_busy(port: int, clients: int, seconds: float, source: Namespace) -> tuple[float, float]:
     """Has clients ask, each again when its speech has ended. Returns seconds of speech made in a second, and the median
     of seconds to a first sound."""
     answers: list[dict[str, Any]] = []
@@ -116,7 +110,7 @@ async def keep_busy(clients: int, seconds: float, source: Namespace) -> tuple[fl
     async def keep_asking(k: int) -> None:
         while time.perf_counter() - began < seconds:
             at = time.perf_counter() - began
-            answers.append(await ask(PORT, k % len(TEXTS), source) | {"at": at})
+            answers.append(await ask(port, k % len(TEXTS), source) | {"at": at})
             k += 1
 
     await asyncio.gather(*map(keep_asking, range(clients)))
@@ -125,7 +119,7 @@ async def keep_busy(clients: int, seconds: float, source: Namespace) -> tuple[fl
     return made / 2 / workload.SAMPLE_RATE / seconds, statistics.median(a["came"][0] for a in answers)
 
 
-async def ask_at_random(rate: float, seconds: float, source: Namespace) -> list[dict[str, float]]:
+async def ask_at_random(port: int, rate: float, seconds: float, source: Namespace) -> list[dict[str, float]]:
     """Asks `rate` times a second at independent times. Returns, of each request, when it was sent, its seconds of
     speech, and the seconds to its first and its last sound."""
     generator, requests = random.Random(1), []
@@ -133,7 +127,7 @@ async def ask_at_random(rate: float, seconds: float, source: Namespace) -> list[
 
     async def request(which: int, at: float) -> dict[str, float]:
         await asyncio.sleep(max(0.0, began + at - time.perf_counter()))
-        answer = await ask(PORT, which, source)
+        answer = await ask(port, which, source)
         if answer["status"] != 200:
             raise SystemExit(f"a request was not answered: {answer}")
         return {"at": at, "seconds": speech_seconds(answer), "first": answer["came"][0], "last": answer["came"][-1]}

@@ -51,6 +51,7 @@ def title(document: dict[str, Any], what: str) -> str:
 
 def comparison(document: dict[str, Any]) -> list[str]:
     equal = "the same number of tokens on every side" if document["equal_work"] else "each side ended by its own draws"
+    equal = equal if document["rows"] else "none was compared"
     return [
         title(document, ""),
         "",
@@ -60,7 +61,8 @@ def comparison(document: dict[str, Any]) -> list[str]:
         "",
         stage_seconds(document),
         "",
-        f"Work: {equal}. RTF: seconds of computing for a second of speech; below 1 is faster than real time.",
+        f"Work: {equal}. RTF: seconds of computing for a second of speech; below 1 is faster than real time. "
+        "Cold starts and first voices: one of each side, in the order of the columns.",
         *document["notes"],
     ]
 
@@ -330,8 +332,10 @@ def _served(rows: list[dict[str, Any]]) -> str:
 
 
 def concurrency(document: dict[str, Any]) -> list[str]:
-    each = document["settings"]["each"]
-    beside = " Before: an older commit, measured by turns with this one." if sides(document) > 1 else ""
+    settings = document["settings"]
+    each, before = settings["each"], settings.get("before", "an older one, not recorded")
+    turns = f"Medians of {settings['turns']} turns." if settings.get("turns", 1) > 1 else "One turn."
+    beside = f" Before: commit {before}." if sides(document) > 1 else ""
     return [
         title(document, ", many callers at once"),
         "",
@@ -339,7 +343,7 @@ def concurrency(document: dict[str, Any]) -> list[str]:
         "",
         f"Each caller is a thread that asks for {each} sentences, one after another. First sound: of a call its end. "
         "RTF: seconds from asking to the last sample for a second of speech, median. Gap: silence in all while it "
-        f"plays, median.{beside}",
+        f"plays, median. {turns}{beside}",
     ]
 
 

@@ -17,7 +17,16 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = "CHATTERBOX_OPT_CHECKOUT"  # another checkout, whose package these scripts measure
-sys.path.insert(0, os.environ.get(MEASURED, str(ROOT)))  # a checkout need not be installed
+
+
+def checkout(folder: str | Path) -> Path:
+    """Returns the folder. Ends the script if it is no checkout: an installed package would be measured for it."""
+    if not (Path(folder) / "chatterbox_opt" / "__init__.py").is_file():
+        raise SystemExit(f"{folder}: it is no checkout of this package: there is no chatterbox_opt/__init__.py")
+    return Path(folder)
+
+
+sys.path.insert(0, str(checkout(os.environ.get(MEASURED, ROOT))))  # a checkout need not be installed
 
 TOKEN_RATE = 25  # speech tokens per second
 SAMPLE_RATE = 24_000
@@ -149,9 +158,12 @@ def load(source: Weights, device: str, engine: Any = None, **switches: Any) -> A
     doors = {"tts": OptimizedChatterboxTTS, "mtl": OptimizedChatterboxMultilingualTTS}
     door = doors.get(source.family, OptimizedChatterboxTurboTTS)
     how = {"engine": engine, **switches} | ({"nano": True} if source.family == "nano" else {})
-    if source.folder is None:
-        return door.from_pretrained(device, **how)
-    return door.from_local(source.folder, device, **how)
+    try:
+        if source.folder is None:
+            return door.from_pretrained(device, **how)
+        return door.from_local(source.folder, device, **how)
+    except (OSError, ValueError) as error:  # such as a hub out of reach: nothing that a traceback would explain
+        raise SystemExit(str(error)) from error
 
 
 def speaker(source: Weights, args: Any) -> Any:
@@ -219,7 +231,10 @@ def switches(words: Sequence[str]) -> dict[str, Any]:
         if not equals or name not in EngineOptions.__dataclass_fields__:
             fields = ", ".join(EngineOptions.__dataclass_fields__)
             raise SystemExit(f"option {word!r}: exact, default, preset=, decoder= or FIELD=VALUE; fields are {fields}")
-        options = options.replace(**{name: _value(value)})
+        try:
+            options = options.replace(**{name: _value(value)})
+        except ValueError as error:
+            raise SystemExit(f"option {word!r}: {error}") from None
     return {"engine": options, **chosen}
 
 
@@ -295,11 +310,11 @@ def _memory_bytes() -> int:
         return 0
 
 
-def commit() -> str:
+def commit(tree: str | Path = ROOT) -> str:
     """Returns the short hash, with "-dirty" if the tree differs from it; BENCHMARK_COMMIT in a tree without git."""
 
     def git(*args: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True)
+        return subprocess.run(["git", "-C", str(tree), *args], capture_output=True, text=True)
 
     try:
         head = git("rev-parse", "--short=10", "HEAD")
@@ -323,6 +338,18 @@ def quiet() -> None:
     logging.basicConfig(level=logging.ERROR)
     logging.getLogger("chatterbox_opt").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def missing_device(device: str) -> str | None:
+    """Returns why torch cannot use it, if so."""
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        return "torch knows no such device"
+    there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    return None if there.get(kind, lambda: True)() else f"torch {torch.__version__} finds none here"
 
 
 def best_device() -> str:

@@ -112,7 +112,8 @@ class EngineOptions:
 
 
 def _number(name: str, value: Any, low: float, high: float, or_else: str = "") -> None:
-    if not (isinstance(value, Real) and not isinstance(value, bool) and low <= value <= high):  # NaN is not
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (number and low <= value <= high):  # NaN is outside
         raise ValueError(f"{name}={value!r}: {or_else}a number from {low:g} to {high:g} is needed")
 
 

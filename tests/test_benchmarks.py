@@ -253,11 +253,14 @@ def test_another_checkout_is_measured_with_these_scripts(tmp_path):
                "import workload, chatterbox_opt; print(chatterbox_opt.__file__)"
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
         assert Path(done.stdout.strip()).parent == expected
+    with pytest.raises(SystemExit, match="it is no checkout"):
+        workload.checkout(tmp_path / "mistyped")
 
 
 def test_a_comparison_whose_time_is_up_before_its_first_turn_has_a_page():
     page = tables.markdown(compared() | {"rows": [], "ratios": []})
     assert "no call fitted into the time given" in page
+    assert "Work: none was compared." in page
 
 
 def test_results_are_written_and_checked(tmp_path, capsys):
@@ -268,8 +271,9 @@ def test_results_are_written_and_checked(tmp_path, capsys):
     results = tmp_path / "results"
     results.mkdir()
     arguments = ["--results", str(results), "--documents", str(page)]
-    assert check_results.main(arguments) == 0
-    assert page.read_text() == "\n".join(lines).replace("old\n", "")
+    assert check_results.main(arguments) == 1
+    assert "there is no result" in capsys.readouterr().err
+    assert page.read_text() == "\n".join(lines), "it is not emptied"
     result(results)
     assert check_results.main([*arguments, "--check"]) == 1
     assert "its tables are not those of the results" in capsys.readouterr().err
