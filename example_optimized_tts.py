@@ -18,7 +18,8 @@ from chatterbox_opt.tts import ChatterboxTTS  # was: from chatterbox.tts import 
 TEXT = "The last train had left an hour ago, and still the clock above the platform said half past eight."
 LONG_TEXT = (
     "A long text is cut at the ends of its sentences. The pieces are spoken side by side, as rows of one batch, "
-    "and joined with a short pause. Nothing is lost after forty seconds, and nothing waits for the piece before it."
+    "and joined with a short pause. Nothing is lost after forty seconds, and nothing waits for the piece before it. "
+    "Each piece has a seed that follows from that of the call, so that the same text is spoken the same way again."
 )
 
 
@@ -56,6 +57,8 @@ def main() -> None:
     arguments.add_argument("--voice", type=Path, help="a recording of the voice to clone")
     arguments.add_argument("--output", type=Path, default=Path("."), help="where the wav files go")
     args = arguments.parse_args()
+    if args.voice is not None and not args.voice.is_file():
+        arguments.error(f"--voice {args.voice}: there is no such file")
     args.output.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
@@ -63,7 +66,7 @@ def main() -> None:
     model, limit = load(
         args.device,
         args.weights,
-        enable_compilation=True,  # CUDA graphs on a GPU; nothing is compiled on a CPU
+        enable_compilation=True,  # CUDA graphs on a GPU, traced steps on a CPU
         use_mixed_precision=True,  # bf16 or fp16 where the device computes in it, or reads weights in it
         enable_watermark=True,
         quantize=None,  # "int8" and "int4" halve and quarter T3's weights

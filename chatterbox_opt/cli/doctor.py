@@ -23,6 +23,6 @@ def run(args: argparse.Namespace) -> int:
     from ..checks import usable_device
     from ..doctor.examine import examine
 
-    device = usable_device(best_device() if args.device == "auto" else args.device)
-    device = "mps" if device == "mlx" else device  # it examines torch only
+    device = best_device() if args.device == "auto" else args.device
+    device = usable_device("mps" if device == "mlx" else device)  # it examines torch only
     return examine(device, args.model, args.quick, args.json, args.markdown)

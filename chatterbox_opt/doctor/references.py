@@ -1,10 +1,11 @@
 """Reference results of the mini model on a CPU in float32 with every optimisation off, to compare devices with.
 
-`python -m chatterbox_opt.doctor.references` rewrites the file.
+`python -m chatterbox_opt.doctor.references FILE` computes them anew; with this package's own file they are replaced.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,14 @@ def stored() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Computes the doctor's references anew.")
+    parser.add_argument("file", type=Path, help=f"what to write; the doctor reads {FILE}")
+    file = parser.parse_args().file
     model, arrays = exact_mini("cpu"), {}
     for case in CASES:
         arrays[f"{case}.tokens"], arrays[f"{case}.samples"] = spoken(model, case)
-    np.savez_compressed(FILE, **arrays)
-    print(f"{FILE}: {FILE.stat().st_size} bytes")
+    np.savez_compressed(file, **arrays)
+    print(f"{file}: {file.stat().st_size} bytes")
 
 
 if __name__ == "__main__":
