@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from .speech_request import Manner
 logger = logging.getLogger(__name__)
 LOOK = 0.2  # s between two looks whether the client is still there
 LINE = 1 << 20  # bytes of an event's header
+LEAVE = 1.0  # s for a client to hear of an error before its connection is closed
 
 
 @asynccontextmanager
@@ -85,11 +86,14 @@ class Handler(AsyncEventHandler):
         self.service = service
         self._text: IncomingText | None = None  # while one comes in parts
         self._telling: asyncio.Task | None = None
+        self._failed = False
 
     async def run(self) -> None:
+        """Until the client leaves, or its first error: Home Assistant heeds no errors, and would wait for the end of a
+        speech, or the closed connection."""
         reading: asyncio.Future[Event | None] | None = None
         try:
-            while True:
+            while not self._failed:
                 reading = reading or asyncio.ensure_future(async_read_event(self.reader))
                 if self._text is not None and not await self._comes(reading):
                     continue
@@ -101,6 +105,16 @@ class Handler(AsyncEventHandler):
             if reading is not None:
                 reading.cancel()
             await self.disconnect()
+        if self._failed:
+            with suppress(asyncio.TimeoutError):
+                await in_time(self._see_off(), LEAVE)
+
+    async def _see_off(self) -> None:
+        """Reads what still comes: while something is unread, a closed socket may take from the client what it has not
+        read yet."""
+        self.writer.write_eof()
+        while await self.reader.read(LINE):
+            pass
 
     async def _comes(self, reading: asyncio.Future[Event | None]) -> bool:
         """Waits for the next event of a text in parts. If the server drains first, what came by then is spoken; if
@@ -130,7 +144,7 @@ class Handler(AsyncEventHandler):
             await self._fail(error)
         except (KeyError, TypeError, AttributeError) as error:
             await self._fail(ApiError(400, f"{event.type}: {error!r}", code="invalid_event"))
-        return True
+        return not self._failed
 
     async def _handle(self, event: Event) -> None:
         if Describe.is_type(event.type):
@@ -193,10 +207,12 @@ class Handler(AsyncEventHandler):
                     raise told(error) from error
                 finally:
                     live.close()
-            if begun:
-                await self.write_event(AudioStop().event())
+            if not begun:  # nothing to say; but an end is waited for
+                await self.write_event(AudioStart(rate, 2, 1).event())
+            await self.write_event(AudioStop().event())
 
     async def _fail(self, error: ApiError) -> None:
+        self._failed = True
         await self._drop()
         await self.write_event(Error(text=error.message, code=error.code).event())
 

@@ -54,6 +54,21 @@ def exchange(port, events, until):
     return asyncio.run(talk())
 
 
+def all_that_comes(port, events):
+    """Returns the events up to the end of the connection."""
+
+    async def talk():
+        async with AsyncTcpClient("127.0.0.1", port) as client:
+            for event in events:
+                await client.write_event(event.event())
+            received = []
+            while event := await asyncio.wait_for(client.read_event(), 60):
+                received.append(event)
+            return received
+
+    return asyncio.run(talk())
+
+
 def sound(received):
     assert AudioStart.is_type(received[0].type)
     start = AudioStart.from_event(received[0])
@@ -105,11 +120,40 @@ def test_ping_and_unknown_events(wyoming_server):
         (Synthesize("x " * 60_000), "100000"),
     ],
 )
-def test_errors_leave_the_connection_open(wyoming_server, event, message):
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_an_error_ends_the_connection(wyoming_server, event, message, in_parts):
+    """Home Assistant heeds no errors, and would wait for the speech's end."""
+    server, port = wyoming_server
+    parts = [SynthesizeStart(voice=event.voice), SynthesizeChunk(event.text), event, SynthesizeStop()]
+    (received,) = all_that_comes(port, parts if in_parts else [event])
+    assert message in Error.from_event(received).text
+    assert server.service.idle()
+
+
+@pytest.mark.parametrize("text", ["", " \n", "🙂"])
+def test_nothing_to_say_has_an_end(wyoming_server, text):
     _, port = wyoming_server
-    received = exchange(port, [event, Ping(text="still there")], Pong)
-    assert Error.is_type(received[0].type)
-    assert message in Error.from_event(received[0]).text
+    assert exchange(port, [Synthesize(text)], AudioStop)[-1].type == "audio-stop"
+    received = exchange(port, [SynthesizeStart(), SynthesizeChunk(text), SynthesizeStop()], SynthesizeStopped)
+    assert [received[i].type for i in (0, -2, -1)] == ["audio-start", "audio-stop", "synthesize-stopped"]
+
+
+def test_a_text_in_parts_that_fails_on_its_way_is_not_spoken_again(wyoming_server, monkeypatch):
+    server, port = wyoming_server
+    real, asked = server.model.submit, []
+
+    def once(text, **how):
+        asked.append(text)
+        if len(asked) > 1:
+            raise ValueError("not this one")
+        return real(text, **how)
+
+    monkeypatch.setattr(server.model, "submit", once)
+    parts = [SynthesizeStart(), SynthesizeChunk(f"{TEXT} {TEXT} And "), Synthesize(f"{TEXT} {TEXT}"), SynthesizeStop()]
+    received = [event.type for event in all_that_comes(port, parts)]
+    assert received.count("audio-start") == 1
+    assert received[-1] == "error"
+    assert len(asked) == 2
 
 
 def test_malformed_events_do_not_stop_the_server(wyoming_server):
