@@ -24,7 +24,10 @@ def add_command(commands: Any) -> None:
     serve.add_argument("--max-waiting", type=int, default=64, help="requests that may wait; further ones get a 429")
     serve.add_argument("--max-text", type=int, default=100_000, help="characters per request")
     serve.add_argument("--max-upload-mb", type=int, default=25, help="largest recording that may be sent")
-    serve.add_argument("--allow-origin", action="append", default=[], help="origin of a foreign page; may be repeated")
+    serve.add_argument(
+        "--allow-origin", action="append", default=[],
+        help="origin of a foreign page, such as http://chat.example:3000, or of a proxy; may be repeated",
+    )
     serve.add_argument("--pronounce", type=Path, metavar="FILE", help="respellings for every request, see docs/text.md")
     serve.add_argument("--wyoming", type=int, metavar="PORT", help="also speak Home Assistant's protocol, on this port")
     serve.add_argument("--drain-seconds", type=float, default=120, help="for accepted requests to finish after SIGTERM")

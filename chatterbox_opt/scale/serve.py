@@ -25,12 +25,13 @@ def app(given: dict[str, Any]) -> Any:
     from ..cli import parser
     from .replica import application
 
-    words = ["serve"]
+    words = ["serve", "--host", "0.0.0.0"]  # where Ray listens, and by what name it is called, is not known here
     for name, value in given.items():
         name = name.replace("_", "-")
         if name in NOT_ALLOWED:
             raise ValueError(f"{name}: not an option here; host and port are Ray's own, the others are for one machine")
-        words += [f"--{name}"] if str(value).lower() == "true" else [f"--{name}={value}"]
+        for one in value if isinstance(value, (list, tuple)) else [value]:  # such as several allow-origin
+            words += [f"--{name}"] if str(one).lower() == "true" else [f"--{name}={one}"]
     try:
         args = parser().parse_args(words)
     except SystemExit as error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hmac
 import uuid
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import get_route_path
@@ -29,7 +31,8 @@ class Gate:
         headers = Headers(scope=scope)
         try:
             self._check_key(scope, headers)
-            self._check_origin(headers)
+            self._check_host(scope, headers)
+            self._check_origin(scope, headers)
             if scope["type"] == "http":
                 await self._limited(scope, receive, _named(send), headers)
                 return
@@ -48,14 +51,28 @@ class Gate:
             message = "A valid API key is needed: Authorization: Bearer KEY"
             raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
-    def _check_origin(self, headers: Headers) -> None:
-        """A page of another site must not use a server that its visitor can reach."""
-        origin = headers.get("origin")
-        if origin is None or "*" in self.settings.allowed_origins or origin in self.settings.allowed_origins:
+    def _check_host(self, scope: Any, headers: Headers) -> None:
+        """A server for this machine alone has the names of this machine. A page may have its own name point here, and
+        would pass for a page of this server."""
+        host, allowed = headers.get("host"), self.settings.allowed_origins
+        if not (host and is_loopback(self.settings.host)) or "*" in allowed or get_route_path(scope) in OPEN:
             return
-        if origin.split("://", 1)[-1] != headers.get("host"):
-            message = f"Pages of {origin} may not call this server; whoever runs it allows them by --allow-origin"
-            raise ApiError(403, message, code="origin_not_allowed")
+        if not is_loopback(_name_of(f"//{host}")) and host not in map(_place_of, allowed):
+            message = f"This server has names of its own machine only; --allow-origin https://{host} allows this one"
+            raise ApiError(403, message, code="host_not_allowed")
+
+    def _check_origin(self, scope: Any, headers: Headers) -> None:
+        """A page of another site must not use a server that its visitor can reach."""
+        origin, allowed = headers.get("origin"), self.settings.allowed_origins
+        if origin is None:
+            # With a link, an image or a sound browsers send where it stands in another way.
+            if headers.get("sec-fetch-site") not in ("cross-site", "same-site") or get_route_path(scope) in OPEN:
+                return
+            origin = _origin_of(headers.get("referer", "")) or "other sites"
+        if "*" in allowed or origin in allowed or _place_of(origin) == headers.get("host"):
+            return
+        message = f"Pages of {origin} may not call this server; whoever runs it allows them by --allow-origin"
+        raise ApiError(403, message, code="origin_not_allowed")
 
     async def _limited(self, scope: Any, receive: Any, send: Any, headers: Headers) -> None:
         form = headers.get("content-type", "").lower().startswith("multipart/form-data")
@@ -94,8 +111,33 @@ class Meter:
             await self.too_large()({"type": "http"}, self._receive, self._send)
 
 
+def is_loopback(host: str | None) -> bool:
+    """Whether only this machine can reach what has this name or address."""
+    try:
+        return host is not None and (host == "localhost" or host.endswith(".localhost") or ip_address(host).is_loopback)
+    except ValueError:
+        return False
+
+
+def _name_of(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _origin_of(url: str) -> str | None:
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0]}" if separator else None
+
+
+def _place_of(origin: str) -> str:
+    """HOST:PORT, as a request's host header has it."""
+    return origin.split("://", 1)[-1]
+
+
 def _named(send: Any) -> Any:
-    """Every answer has an id that the log and the client share."""
+    """Every answer has an id, which clients of OpenAI's report with an error."""
     identity = f"req_{uuid.uuid4().hex}"
 
     async def wrapped(message: Any) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 MEGABYTE = 1 << 20
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s,'\"]+|null|\*")  # null: of a page that is a file
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,15 @@ class ServeSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
                 raise ValueError(f"{name}={value!r}: a number from {low} to {high} is needed")
-        if self.api_key is not None and not self.api_key.strip():
-            raise ValueError("the API key is empty; leave it out, or give one")
+        if self.api_key is not None:
+            if not self.api_key.strip():
+                raise ValueError("the API key is empty; leave it out, or give one")
+            object.__setattr__(self, "api_key", self.api_key.strip())  # as that of a request is
+        origins = tuple(origin.strip().rstrip("/").lower() for origin in self.allowed_origins)  # as browsers write them
+        for origin in origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"allow-origin {origin!r}: such as http://localhost:3000 is needed, or * for all")
+        object.__setattr__(self, "allowed_origins", origins)
         if self.wyoming_port is not None and not 0 <= self.wyoming_port <= 65535:
             raise ValueError(f"wyoming_port={self.wyoming_port!r}: a number from 0 to 65535 is needed")
 

@@ -14,6 +14,7 @@ import uvicorn
 from serving import goes_idle, load_mini, load_tiny, ready, running
 from threads import in_threads, soon
 
+from chatterbox_opt.serve.limits import Gate
 from chatterbox_opt.serve.responses import SpeechResponse
 from chatterbox_opt.serve.sending import in_time
 from chatterbox_opt.serve.settings import ServeSettings
@@ -275,9 +276,53 @@ def test_pages_of_other_sites(tmp_path, allowed):
         wish = {"origin": "http://chat.example", "access-control-request-method": "POST"}
         preflight = httpx.options(f"{server.url}/v1/audio/speech", headers=wish)
         assert ("access-control-allow-origin" in preflight.headers) == bool(allowed)
+        for page in ("http://chat.example/a/page", "http://evil.example/", None):  # with an image, no origin is sent
+            marks = {"sec-fetch-site": "cross-site"} | ({} if page is None else {"referer": page})
+            answer = httpx.get(f"{server.url}/v1/models", headers=marks)
+            fine = allowed == ("*",) or (allowed and page and page.startswith(allowed[0]))
+            assert answer.status_code == (200 if fine else 403)
+            assert httpx.get(server.url, headers=marks).status_code == 200, "a link to the page"
+        assert httpx.get(f"{server.url}/v1/models", headers={"sec-fetch-site": "same-origin"}).status_code == 200
         for strange in ("http://evil.example", "null", "http://[", f"http://evil.example#{server.url}", "://"):
             other = httpx.get(f"{server.url}/v1/models", headers={"origin": strange})
             assert other.status_code == (200 if allowed == ("*",) else 403)
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed", "name", "status"),
+    [
+        ("127.0.0.1", (), "evil.example:8004", 403),  # a page's own name, which points here
+        ("127.0.0.1", (), "evil.localhost.example", 403), ("127.0.0.1", (), "[::1", 403),
+        ("127.0.0.1", (), "localhost:8004", 200), ("127.0.0.1", (), "127.0.0.1:1", 200),
+        ("127.0.0.1", (), "[::1]:8004", 200), ("127.0.0.1", (), "a.localhost", 200), ("127.0.0.1", (), "", 200),
+        ("127.0.0.1", ("https://tts.example/",), "tts.example", 200),  # of a proxy
+        ("127.0.0.1", ("*",), "tts.example", 200), ("0.0.0.0", (), "tts.example:8004", 200),
+    ],
+)
+def test_a_server_for_its_own_machine_has_no_other_names(host, allowed, name, status):
+    from starlette.responses import PlainTextResponse
+    from starlette.testclient import TestClient
+
+    gate = Gate(PlainTextResponse("fine"), ServeSettings(host=host, allowed_origins=allowed))
+    client = TestClient(gate, base_url="http://127.0.0.1:8004")
+    headers = {"host": name, "origin": f"http://{name}"} if name else {"host": ""}
+    assert client.get("/v1/models", headers=headers).status_code == status
+    assert client.get("/health", headers={"host": name}).status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["http://a.example/", " HTTP://A.example", "http://a.example"])
+def test_an_origin_is_taken_as_browsers_write_it(origin):
+    assert ServeSettings(allowed_origins=(origin,)).allowed_origins == ("http://a.example",)
+
+
+@pytest.mark.parametrize("origin", ["localhost:8000", "http://a.example/page", "['http://a', 'http://b']", "", "http://"])
+def test_an_origin_that_no_page_has_is_refused(origin):
+    with pytest.raises(ValueError, match="allow-origin"):
+        ServeSettings(allowed_origins=(origin,))
+
+
+def test_blanks_around_a_key_do_not_count():
+    assert ServeSettings(api_key=" secret\n").api_key == "secret"
 
 
 def test_while_the_model_is_loaded(tmp_path):
