@@ -17,18 +17,37 @@ let conversion = null;
 
 async function call(path, options = {}) {
   const key = sessionStorage.getItem("key");
-  const headers = { ...options.headers, ...(key ? { authorization: `Bearer ${key}` } : {}) };
+  const headers = new Headers(options.headers);
+  try {
+    if (key) headers.set("authorization", `Bearer ${key}`);
+  } catch { // no header takes such letters: kept, the key would stop every request before it is sent
+    sessionStorage.removeItem("key");
+    askForKey("The key was not accepted: it has characters that cannot be sent.");
+    throw failure(401, "A valid API key is needed");
+  }
   const answer = await fetch(path, { ...options, headers });
+  if (answer.status === 401) askForKey(key ? "The key was not accepted." : "");
+  else keyIsTaken();
   if (answer.ok) return answer;
-  if (answer.status === 401) askForKey();
   const body = await answer.json().catch(() => null);
-  const error = new Error(body?.error?.message ?? `The server answered ${answer.status}`);
-  error.status = answer.status;
-  throw error;
+  throw failure(answer.status, body?.error?.message ?? `The server answered ${answer.status}`);
 }
 
-function askForKey() {
+function failure(status, message) {
+  return Object.assign(new Error(message), { status });
+}
+
+/** `trouble`: what was wrong with the last one, if there was one. */
+function askForKey(trouble) {
+  $("other-key").hidden = false; // Esc closes the dialog
   if (!$("key-dialog").open) $("key-dialog").showModal();
+  $("key-trouble").hidden = !trouble;
+  $("key-trouble").textContent = trouble; // last: only what changes in sight is read out
+}
+
+function keyIsTaken() {
+  if (document.activeElement === $("other-key")) $("text").focus(); // where the dialog left it, and it goes
+  $("other-key").hidden = true;
 }
 
 async function connect() {
@@ -36,7 +55,7 @@ async function connect() {
     model = (await (await call("/v1/audio/models")).json()).models[0];
     await listVoices();
   } catch (error) {
-    $("status").textContent = error.status === 503 ? "The model is being loaded …" : error.message;
+    $("status").textContent = error.message;
     if (error.status !== 401) setTimeout(connect, 2000);
     return;
   }
@@ -93,7 +112,9 @@ async function listVoices() {
     select.replaceChildren(...whole.map((voice) => new Option(voice.id === "default" ? "The model's own" : voice.name, voice.id)));
     if (whole.some((voice) => voice.id === before)) select.value = before;
   }
+  const held = $("voices").contains(document.activeElement);
   $("voices").replaceChildren(...own.map(voiceRow));
+  if (held) $("voices").focus({ preventScroll: true }); // the button that had it is gone
 }
 
 function voiceRow(voice) {
@@ -218,7 +239,7 @@ class Speech {
 
   replay() {
     for (const source of this.sources) source.stop();
-    this.context.close();
+    if (this.context.state !== "closed") this.context.close();
     this.context = new AudioContext({ sampleRate: this.rate });
     Object.assign(this, { next: 0, origin: null, sources: new Set() });
     const bytes = joined(this.parts);
@@ -267,10 +288,13 @@ async function speak() {
     for (;;) {
       const { done, value } = await reader.read();
       if (done) break;
-      first ??= (performance.now() - began) / 1000;
+      if (first === null) {
+        first = (performance.now() - began) / 1000;
+        $("progress").textContent = ""; // the count is not said here: screen readers read all of this out
+      }
       speech.add(value);
       $("progress").dataset.received = speech.samples;
-      $("progress").textContent = `${speech.seconds.toFixed(1)} s made, the first sound after ${first.toFixed(2)} s …`;
+      $("made").textContent = `${speech.seconds.toFixed(1)} s made, the first sound after ${first.toFixed(2)} s …`;
     }
     const spent = (performance.now() - began) / 1000;
     $("progress").textContent =
@@ -284,6 +308,7 @@ async function speak() {
       $("trouble").hidden = false;
     }
   }
+  $("made").textContent = "";
   speech.done = true;
   if (speech.samples) remember(speech);
   if (current !== speech) return;
@@ -324,13 +349,15 @@ function remember(speech) {
   const row = document.createElement("li");
   const what = document.createElement("span");
   what.className = "what";
-  what.textContent = speech.text.length > 120 ? `${speech.text.slice(0, 120)}…` : speech.text;
+  what.textContent = shortened(speech.text, 120);
   const note = document.createElement("small");
   note.textContent = `${$("voice").selectedOptions[0]?.text ?? ""} · ${speech.seconds.toFixed(1)} s`;
   what.append(note);
   const audio = document.createElement("audio");
   Object.assign(audio, { controls: true, preload: "none", src: speech.url });
+  audio.setAttribute("aria-label", `Speech: ${shortened(speech.text, 40)}`);
   const again = button("Use the text", () => { $("text").value = speech.text; count(); $("text").focus(); });
+  again.setAttribute("aria-label", `Use the text: ${shortened(speech.text, 40)}`);
   row.append(what, audio, again);
   $("history").prepend(row);
   $("no-history").hidden = true;
@@ -338,6 +365,10 @@ function remember(speech) {
     URL.revokeObjectURL($("history").lastElementChild.querySelector("audio").src);
     $("history").lastElementChild.remove();
   }
+}
+
+function shortened(text, most) {
+  return text.length > most ? `${text.slice(0, most)}…` : text;
 }
 
 function count() { $("count").textContent = $("text").value.length; }
@@ -370,6 +401,7 @@ $("convert").addEventListener("submit", async (event) => {
   $("change").disabled = true;
   $("halt").disabled = false;
   $("convert-note").textContent = "Converting …";
+  forgetConverted();
   await told($("convert-note"), async () => {
     const answer = await call("/v1/audio/conversions", { method: "POST", body: form, signal: conversion.signal });
     $("converted").src = URL.createObjectURL(await answer.blob());
@@ -381,12 +413,25 @@ $("convert").addEventListener("submit", async (event) => {
 });
 $("halt").addEventListener("click", () => conversion?.abort());
 
+/** What was converted before must not pass for the answer to come. */
+function forgetConverted() {
+  const sound = $("converted");
+  sound.hidden = true;
+  URL.revokeObjectURL(sound.src);
+  sound.removeAttribute("src");
+  sound.load(); // it may be playing
+}
+
 // ---- the rest -----------------------------------------------------------------------------------
 
-$("key-form").addEventListener("submit", () => {
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
   sessionStorage.setItem("key", $("key").value);
+  $("key-form").reset();
+  $("key-dialog").close(); // before connect(), which may open it again at once
   connect();
 });
+$("other-key").addEventListener("click", () => $("key-dialog").showModal());
 
 function dark() {
   const set = document.documentElement.dataset.theme;
