@@ -19,7 +19,7 @@ LAYERS = {
     "presets": {"config", "options"},
     "text": {"config", "files"},
     "models": {"config"},
-    "weights": {"config", "models", "computing"},
+    "weights": {"config", "models", "computing", "files"},
     "engine": {"config", "options", "models", "device_lock", "computing", "openmp", "files", "__version__"},
     "audio": {"config", "models", "computing"},
     "voice": {"config", "models", "audio", "device_lock", "computing"},
@@ -72,7 +72,7 @@ LAYERS["scale"] = {"files", "serve", "text", "cli"}  # its serve.py is an entry 
 LAYERS["doctor"] = {"options", "config", "engine", "pipeline", "weights", "cpu_limit", "__version__"} | DOORS
 LAYERS["cli"] = {
     "options", "checks", "presets", "config", "audio", "weights", "serve", "packing", "doctor", "captions", "pipeline",
-    "files", "reading", "scale", "scores", "text", "align", "__version__",
+    "calls", "files", "reading", "scale", "scores", "text", "align", "__version__",
 } | DOORS
 LAYERS["__main__"] = {"cli"}
 LAYERS["__init__"] = set(LAYERS["base"]) | DOORS | {"base"}

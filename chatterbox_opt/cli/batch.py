@@ -13,6 +13,7 @@ from typing import Any
 from ..scale import cluster
 from . import model as models
 from . import speech as speeches
+from .files import check_recordings
 
 
 def add_command(commands: Any) -> None:
@@ -36,8 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from ..scale.rows import Row, read_rows
     from ..scale.speaking import speak
 
-    models.check(args)
-    cluster.check_arguments(args)
+    check(args)
     common = {"voice": args.voice and str(args.voice.absolute()), "language_id": models.language(args)}
     common |= {"spoken": args.spoken or None, "retries": args.retries or None}
     common["takes"] = args.takes if args.takes != 1 else None
@@ -64,3 +64,14 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.output}: {done.made} made, {done.before} made before; {done.seconds:.1f} s of speech")
     if done.failed:
         raise ValueError(f"{done.failed} of {done.rows} rows failed: {args.output / 'failures.jsonl'} says why")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises ValueError if no row could be spoken with the options, before anything is loaded."""
+    from ..calls import GenerateOptions
+
+    models.check(args)
+    cluster.check_arguments(args)
+    GenerateOptions(takes=args.takes, retries=args.retries)  # raises
+    if args.ray in (None, cluster.LOCAL):  # the machines of another cluster may have files that this one has not
+        check_recordings(args.voice)

@@ -52,6 +52,7 @@ def speak_table(
     with naming(folder), closing(Manifest(folder, common)) as manifest:
         bad = [row for row in rows if isinstance(row, BadRow)]
         left = manifest.left(row for row in rows if isinstance(row, Row))
+        manifest.keep_failures_of(rows)
         if shard is not None and packing == "tar":  # WebDataset takes all that follows a dot for the suffix
             bad += [BadRow(row.id, row.number, f"id={row.id!r}: no dots in tar files") for row in left if "." in row.id]
             left = [row for row in left if "." not in row.id]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import PART, lock, write_whole
-from .rows import BadRow, Row, name_of
+from .rows import BadRow, Row
 
 MADE, FAILED, SETTINGS = "manifest.jsonl", "failures.jsonl", "batch.json"
 
@@ -38,8 +38,6 @@ class Manifest:
         """Returns the rows that are not made yet. Raises ValueError if a row's id was made from another text."""
         out = []
         for row in rows:
-            if row.id != name_of(row.number):  # an earlier run may have failed to read it
-                self.failed.pop(name_of(row.number), None)
             made = self.made.get(row.id)
             if made is None:
                 out.append(row)
@@ -47,6 +45,11 @@ class Manifest:
                 message = f"{row.id!r} was made from another text, voice or option than row {row.number} has"
                 raise ValueError(f"{self.folder}: {message}; give another folder")
         return out
+
+    def keep_failures_of(self, rows: Iterable[Row | BadRow]) -> None:
+        """Drops the failures of all other rows: the table may have been mended since an earlier run."""
+        ids = {row.id for row in rows}
+        self.failed = {name: record for name, record in self.failed.items() if name in ids}
 
     def add(self, records: Iterable[dict[str, Any]]) -> None:
         for record in records:

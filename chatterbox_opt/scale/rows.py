@@ -23,6 +23,8 @@ KINDS = (".jsonl", ".csv", ".parquet")
 LONGEST_ID = 200  # a file's name has 255 bytes
 NOT_IN_IDS = '\\:*?"<>|'  # no file's name has them on Windows
 LONGEST_CELL = 10_000_000  # characters of a CSV file's cell; the module's own limit is 131,072
+PANDAS_INDEX = "__index_level_"  # begins the name of an index in parquet; in CSV its name is empty
+INEXACT = 2**53  # from here on a float may stand for another whole number than was given
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,20 @@ def read_rows(path: Path, common: dict[str, Any] | None = None) -> list[Row | Ba
     check_readable(path)
     read = {".jsonl": _from_jsonl, ".csv": _from_csv, ".parquet": _from_parquet}[kind]
     rows = [_row(number, given, common or {}, path.parent) for number, given in enumerate(read(path), 1)]
-    seen: dict[str, int] = {}
-    for row in rows:
-        first = seen.setdefault(row.id, row.number)
-        if first != row.number:
-            raise ValueError(f"{path}: rows {first} and {row.number} have one id, {row.id!r}; each is a file's name")
+    _check_ids(path, rows)
     return rows
+
+
+def _check_ids(path: Path, rows: list[Row | BadRow]) -> None:
+    """Raises ValueError if two rows would have one file, as ids that differ in case have on Windows and macOS."""
+    seen: dict[str, Row | BadRow] = {}
+    for row in rows:
+        first = seen.setdefault(row.id.casefold(), row)
+        if first is not row:
+            both = f"{path}: rows {first.number} and {row.number} have"
+            if first.id == row.id:
+                raise ValueError(f"{both} one id, {row.id!r}; each is a file's name")
+            raise ValueError(f"{both} ids that differ in case only, {first.id!r} and {row.id!r}; each is a file's name")
 
 
 # ---- kinds of tables. Each yields a dict per row, or the reason, a str, why there is none -------------
@@ -81,7 +91,7 @@ def _from_jsonl(path: Path) -> Iterator[Any]:
                 continue
             try:
                 given = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:  # a UnicodeDecodeError is one
+            except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
                 yield f"no JSON ({error})"
                 continue
             yield given if isinstance(given, dict) else "no JSON object"
@@ -110,10 +120,11 @@ def _from_csv(path: Path) -> Iterator[Any]:
 
 def _number(name: str, cell: str) -> Any:
     """Returns the cell as a number, or as it is; _checked() reports wrong ones, as for the other kinds of tables."""
-    try:
-        return int(cell) if name in WHOLE else float(cell) if name in REAL else cell
-    except ValueError:
-        return cell
+    kinds = (int, float) if name in WHOLE else (float,) if name in REAL else ()
+    for kind in kinds:
+        with suppress(ValueError):
+            return kind(cell)
+    return cell
 
 
 def _from_parquet(path: Path) -> Iterator[Any]:
@@ -125,9 +136,23 @@ def _from_parquet(path: Path) -> Iterator[Any]:
             if "text" not in table.schema_arrow.names:
                 raise ValueError(f"{path}: it has no column 'text'")
             for batch in table.iter_batches():
-                yield from batch.to_pylist()
+                yield from _cells_of(batch)
     except (ArrowException, OSError) as error:
         raise ValueError(f"{path}: this is no parquet file, or it is damaged ({error})") from error
+
+
+def _cells_of(batch: Any) -> list[Any]:
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError):  # a text that is not UTF-8, or a date that Python does not have
+        return [_cells_alone(batch.slice(start, 1)) for start in range(batch.num_rows)]
+
+
+def _cells_alone(row: Any) -> Any:
+    try:
+        return row.to_pylist()[0]
+    except (ValueError, OverflowError) as error:
+        return f"it cannot be read ({error})"
 
 
 def parquet_module(what: Any) -> Any:
@@ -151,23 +176,46 @@ def _row(number: int, given: Any, common: dict[str, Any], folder: Path) -> Row |
     if isinstance(given, str):
         return BadRow(name, number, given)
     try:
-        given = _set(given)
+        given = {column: value for column, value in _set(given).items() if not _is_index(column)}
         name = _checked_id(given.pop("id", name))
         more = given.pop("options", {})
         given |= _set(dict(json.loads(more) if isinstance(more, str) else more))
         given = common | given
         return _checked(name, number, given, folder)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:  # the last: of JSON that is nested too deeply
         return BadRow(name, number, str(error))
 
 
 def _set(fields: dict[str, Any]) -> dict[str, Any]:
-    """Returns the fields that have a value: parquet gives each row all fields of a struct."""
-    return {key: value for key, value in fields.items() if value is not None}
+    """Returns the fields that have a value: parquet gives each row all fields of a struct, and pandas writes NaN."""
+    return {key: value for key, value in fields.items() if value is not None and not _is_nan(value)}
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _is_index(column: str) -> bool:
+    """Whether it is the index without a name of a pandas table, which says nothing about the speech."""
+    return not column or column.startswith(PANDAS_INDEX)
+
+
+def _whole(value: Any) -> Any:
+    """Returns the whole number that a float holds, or the value as it is: where a value is missing, pandas makes floats
+    of a column's whole numbers."""
+    holds_one = isinstance(value, float) and value.is_integer() and abs(value) < INEXACT
+    return int(value) if holds_one else value
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that is larger than any float
+        return False
 
 
 def _checked(name: str, number: int, given: dict[str, Any], folder: Path) -> Row:
-    if unknown := sorted(set(given) - {"text", "voice", *OPTIONS}):
+    if unknown := sorted(map(repr, set(given) - {"text", "voice", *OPTIONS})):
         raise ValueError(f"unknown column {', '.join(unknown)}; known are {', '.join(COLUMNS)}")
     text, voice = given.pop("text", None), given.pop("voice", None)
     if not isinstance(text, str) or not text.strip():
@@ -177,11 +225,12 @@ def _checked(name: str, number: int, given: dict[str, Any], folder: Path) -> Row
     for key in ("spoken", "pronounce"):
         if key in given:
             given[key] = _checked_reading(key, given[key])
+    given |= {key: _whole(given[key]) for key in WHOLE if key in given}
     for key, value in given.items():
         if key in ("spoken", "pronounce"):
             continue
         wanted: Any = str if key == "language_id" else int if key in WHOLE else (int, float)
-        if isinstance(value, bool) or not isinstance(value, wanted) or (key in REAL and not math.isfinite(value)):
+        if isinstance(value, bool) or not isinstance(value, wanted) or (key in REAL and not _is_finite(value)):
             what = {str: "a name such as fr", int: "a whole number"}.get(wanted, "a number")
             raise ValueError(f"{key}={value!r}: {what} is needed")
     if "seed" not in given:
@@ -206,6 +255,7 @@ def _checked_reading(key: str, value: Any) -> Any:
 
 def _checked_id(name: Any) -> str:
     """Returns an id that is a safe file name, in subfolders if it has slashes, always inside the output folder."""
+    name = _whole(name)
     name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
     if not isinstance(name, str) or not 0 < len(name.encode(errors="replace")) <= LONGEST_ID:
         raise ValueError(f"id={name!r}: 1 to {LONGEST_ID} letters, digits and the like are needed")

@@ -46,7 +46,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, errors.handle_http_error)
     app.add_exception_handler(RequestValidationError, errors.handle_invalid)
     app.add_exception_handler(Exception, errors.handle_unforeseen)
-    app.add_middleware(Gate, settings=service.settings)
+    app.add_middleware(Gate, settings=service.settings, draining=service.draining)
     if service.settings.allowed_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=service.settings.allowed_origins, allow_methods=["*"], allow_headers=["*"],

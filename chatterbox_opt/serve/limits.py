@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import uuid
 from ipaddress import ip_address
@@ -12,17 +13,20 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import get_route_path
 
 from .errors import ApiError
+from .incoming_body import IncomingBody, too_large
 from .settings import ServeSettings
 
 OPEN = ("/", "/health", "/health/live", "/health/ready", "/page.css", "/page.js", "/favicon.ico")  # without a key
 MOST_FORM_OVERHEAD = 64 * 1024  # bytes of a form around its file
+MOST_FORMS = 16  # that are being sent at a time
 
 
 class Gate:
     """ASGI around the app."""
 
-    def __init__(self, app: Any, settings: ServeSettings) -> None:
-        self.app, self.settings = app, settings
+    def __init__(self, app: Any, settings: ServeSettings, draining: asyncio.Event) -> None:
+        self.app, self.settings, self.draining = app, settings, draining
+        self.forms: set[IncomingBody] = set()  # of which something is still to come
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -77,38 +81,18 @@ class Gate:
     async def _limited(self, scope: Any, receive: Any, send: Any, headers: Headers) -> None:
         form = headers.get("content-type", "").lower().startswith("multipart/form-data")
         most = self.settings.max_upload + MOST_FORM_OVERHEAD if form else self.settings.max_json
-        meter = Meter(receive, send, most)
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > most:
-            await meter.too_large()(scope, receive, send)
-            return
-        await self.app(scope, meter.receive, meter.send)
-
-
-class Meter:
-    """Counts what comes; past the limit, whatever the app has to say becomes a 413."""
-
-    def __init__(self, receive: Any, send: Any, most: int) -> None:
-        self._receive, self._send, self.most = receive, send, most
-        self._count, self._over = 0, False
-
-    def too_large(self) -> Any:
-        message = f"The request is larger than the {self.most} bytes that this server takes"
-        return ApiError(413, message, code="too_large", headers={"connection": "close"}).response()
-
-    async def receive(self) -> Any:
-        message = await self._receive()
-        self._count += len(message.get("body", b""))
-        if self._count > self.most:
-            self._over = True
-            return {"type": "http.disconnect"}
-        return message
-
-    async def send(self, message: Any) -> None:
-        if not self._over:
-            await self._send(message)
-        elif message["type"] == "http.response.start":
-            await self.too_large()({"type": "http"}, self._receive, self._send)
+            raise too_large(most)
+        body = IncomingBody(receive, send, most, self.settings.stall_seconds, self.draining)
+        self.forms = {other for other in self.forms if not other.whole}  # each may hold a file on the disk
+        if form and len(self.forms) >= MOST_FORMS:
+            raise ApiError(429, "Too many recordings are being sent", code="queue_full", headers={"retry-after": "5"})
+        self.forms |= {body} if form else set()
+        try:
+            await self.app(scope, body.receive, body.send)
+        finally:
+            self.forms.discard(body)
 
 
 def is_loopback(host: str | None) -> bool:

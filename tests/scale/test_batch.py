@@ -189,6 +189,62 @@ def test_a_row_that_could_not_be_read_leaves_the_list_once_it_is_made(model, tmp
         assert [line["row"] for line in lines(tmp_path / "out" / "failures.jsonl")] == failed
 
 
+def test_a_row_that_is_no_longer_in_the_table_leaves_the_list(model, tmp_path):
+    bad = [{"text": "", "id": "bad"}, {"text": "Hello.", "id": "gone", "voice": "gone.wav"}, {"text": ""}]
+    for rows, failed in ((bad, {"bad", "gone", "0000003"}), (bad[:1], {"bad"}), ([], set())):
+        given = table(tmp_path / "in.jsonl", [*rows, {"text": "Good.", "id": "a"}])
+        assert speak_into(model, read_rows(given), tmp_path / "out").failed == len(failed)
+        assert {line["id"] for line in lines(tmp_path / "out" / "failures.jsonl")} == failed
+
+
+def test_a_folder_of_another_table_keeps_its_list(model, tmp_path):
+    speak_into(model, read_rows(table(tmp_path / "in.jsonl", [{"text": "Good."}, {"text": ""}])), tmp_path / "out")
+    with pytest.raises(ValueError, match="was made from another text"):
+        speak_into(model, read_rows(table(tmp_path / "in.jsonl", [{"text": "Bad."}])), tmp_path / "out")
+    assert [line["row"] for line in lines(tmp_path / "out" / "failures.jsonl")] == [2]
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch):
+    def load(*_, **__):
+        raise AssertionError("the model was loaded")
+
+    for loader in ("cli.model.load", "scale.on_ray.speak_on_ray"):
+        monkeypatch.setattr(f"chatterbox_opt.{loader}", load)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--voice", "missing.wav"], "missing.wav: there is no such file"),
+        (["--voice", "missing.wav", "--ray"], "missing.wav: there is no such file"),
+        (["--voice", "."], ".: this is a folder"),
+        (["--takes", "0"], "takes=0: a whole number from 1 to 64 is needed"),
+        (["--retries", "-1"], "retries=-1: a whole number from 0 to 20 is needed"),
+        (["--takes", "65", "--ray", "head:6379"], "takes=65: a whole number from 1 to 64 is needed"),
+    ],
+)
+def test_options_are_checked_before_the_model_is_loaded(options, message, nothing_is_loaded, tmp_path, capsys):
+    given = table(tmp_path / "in.jsonl", [{"text": "Good."}])
+    assert main(["batch", str(given), "-o", str(tmp_path / "out"), *WORDS, *options]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_machines_of_a_cluster_may_have_a_recording_that_this_one_has_not(tmp_path, monkeypatch):
+    asked = []
+
+    def speak_on_ray(load, rows, *_, **__):
+        asked.extend(rows)
+        return []
+
+    monkeypatch.setattr("chatterbox_opt.scale.on_ray.speak_on_ray", speak_on_ray)
+    given = table(tmp_path / "in.jsonl", [{"text": "Good."}])
+    words = ["batch", str(given), "-o", str(tmp_path / "out"), *WORDS, "--ray", "head:6379"]
+    assert main([*words, "--voice", str(tmp_path / "far.wav")]) == 0
+    assert [row.recording for row in asked] == [str(tmp_path / "far.wav")]
+
+
 def test_a_score_needs_a_row_in_several_takes(tmp_path, capsys):
     given = table(tmp_path / "in.jsonl", [{"text": "Good."}, {"text": ""}])
     words = ["batch", str(given), "-o", str(tmp_path / "out"), *WORDS, "--score", "voice"]

@@ -80,11 +80,18 @@ def test_common_values_are_for_rows_without_their_own(tmp_path):
         ({"text": "  "}, "no text"),
         ({"text": 5}, "no text"),
         ({"id": "a"}, "no text"),
-        ({"text": "A.", "mood": "glad"}, "mood"),
+        ({"text": "A.", "mood ": "glad"}, "unknown column 'mood '; known are text, id"),
         ({"text": "A.", "temperature": "hot"}, "temperature='hot'"),
         ({"text": "A.", "seed": 1.5}, "seed=1.5"),
         ({"text": "A.", "top_k": True}, "top_k=True"),
-        ({"text": "A.", "top_p": float("nan")}, "top_p=nan"),
+        ({"text": "A.", "top_p": float("inf")}, "top_p=inf"),
+        ({"text": float("nan")}, "no text"),
+        ('{"text": "A.", "temperature": ' + "9" * 400 + "}", "temperature=999"),
+        ('{"text": "A.", "seed": ' + "9" * 5000 + "}", "JSON"),
+        ({"text": "A.", "seed": 2.0**53}, "seed=9007199254740992.0: a whole number"),
+        ("[" * 100_000, "JSON"),
+        ({"text": "A.", "options": "[" * 100_000}, ""),
+        ({"text": "A.", "pronounce": "[" * 100_000}, ""),
         ({"text": "A.", "voice": 3}, "voice=3"),
         ({"text": "A.", "options": "{"}, "property name"),
         ({"text": "A.", "options": [1]}, "sequence"),
@@ -104,6 +111,58 @@ def test_a_bad_row_has_a_reason_and_the_others_are_read(line, reason, tmp_path):
     assert isinstance(bad, BadRow)
     assert reason in bad.reason
     assert bad.number == 2
+
+
+def test_a_cell_of_parquet_that_cannot_be_read_is_one_bad_row(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="parquet needs pyarrow: pip install 'chatterbox-opt[parquet]'")
+    from pyarrow import parquet
+
+    texts = pa.array([b"A.", b"\xff", b"B."]).view(pa.string())
+    parquet.write_table(pa.table({"text": texts}), tmp_path / "t.parquet")
+    first, bad, last = read_rows(tmp_path / "t.parquet")
+    assert (first.text, last.text) == ("A.", "B.")
+    assert "utf-8" in bad.reason
+
+
+# As pandas 3 writes a table of whole numbers with one missing: they are floats. The index has no name.
+PANDAS_TABLES = {
+    "t.csv": [",text,seed,takes,temperature,voice", "0,A.,1.0,2,0.5,a.wav", "1,B.,,2,,"],
+    "no_index.csv": ["text,seed,takes,temperature,voice", "A.,1.0,2,0.5,a.wav", "B.,,2,,"],
+    "t.jsonl": [
+        '{"text":"A.","seed":1.0,"takes":2,"temperature":0.5,"voice":"a.wav"}',
+        '{"text":"B.","seed":null,"takes":2,"temperature":null,"voice":null}',
+    ],
+    "nan.jsonl": [  # json.dumps() of its rows
+        '{"text": "A.", "seed": 1.0, "takes": 2, "temperature": 0.5, "voice": "a.wav"}',
+        '{"text": "B.", "seed": NaN, "takes": 2, "temperature": NaN, "voice": NaN}',
+    ],
+}
+PANDAS_ROWS = [
+    {"text": "A.", "seed": 1, "takes": 2, "temperature": 0.5, "voice": "a.wav"}, {"text": "B.", "takes": 2},
+]
+
+
+@pytest.mark.parametrize("name", PANDAS_TABLES)
+def test_a_table_of_pandas_with_gaps_is_read(name, tmp_path):
+    wanted = read_rows(table(tmp_path / "wanted.jsonl", PANDAS_ROWS))
+    assert read_rows(table(tmp_path / name, PANDAS_TABLES[name])) == wanted
+
+
+def test_a_parquet_table_of_pandas_with_gaps_is_read(tmp_path):
+    pa = pytest.importorskip("pyarrow", reason="parquet needs pyarrow: pip install 'chatterbox-opt[parquet]'")
+    from pyarrow import parquet
+
+    gap = float("nan")
+    columns = {"text": ["A.", "B."], "seed": [1.0, gap], "takes": [2, 2], "temperature": [0.5, gap]}
+    columns |= {"voice": ["a.wav", None], "__index_level_0__": [4, 7]}
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    wanted = read_rows(table(tmp_path / "wanted.jsonl", PANDAS_ROWS))
+    assert read_rows(tmp_path / "t.parquet") == wanted
+
+
+def test_an_id_that_became_a_float_names_the_same_file(tmp_path):
+    rows = read_rows(table(tmp_path / "t.jsonl", [{"text": "A.", "id": 12.0}, {"text": "B.", "id": float("nan")}]))
+    assert [row.id for row in rows] == ["12", "0000002"]
 
 
 def test_an_empty_value_inside_a_column_counts_as_missing(tmp_path):
@@ -150,6 +209,8 @@ def test_bytes_that_are_not_utf8_are_one_bad_row(tmp_path):
     ("name", "lines", "message"),
     [
         ("t.jsonl", [GIVEN[0], GIVEN[1], GIVEN[0]], "rows 1 and 3 have one id, 'first'"),
+        ("t.jsonl", [{"text": "A.", "id": "a"}, {"text": "B.", "id": "A"}], "1 and 2 .* in case only, 'a' and 'A'"),
+        ("t.csv", ["text,id", "A.,of/straße", "B.,", "C.,of/STRASSE"], "1 and 3 .* 'of/straße' and 'of/STRASSE'"),
         ("t.csv", ["id,words", "a,Hello."], "no column 'text'"),
         ("t.txt", ["Hello."], "ends in .jsonl"),
         ("t.csv", ["text,id", "One.,a", '"He said hello,b', "Three.,c"], r"t\.csv: row at line 3: .*quote"),

@@ -1,6 +1,7 @@
 """Load and misuse: full queues, disconnected clients, large bodies, keys, origins, shutdown."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
@@ -178,8 +179,8 @@ def test_a_client_that_does_not_read_is_disconnected(small_server):
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect(("127.0.0.1", small_server.port))
     data = json.dumps(body(LONG, speed=0.25)).encode()
-    head = f"POST /v1/audio/speech HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}"
-    client.sendall(head.encode() + b"\r\n\r\n" + data)
+    head = "POST /v1/audio/speech HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    client.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
     assert soon(lambda: small_server.model.stats()["calls"])
     spoken = small_server.model.stats()["tokens"]
     assert goes_idle(small_server.service)
@@ -220,6 +221,46 @@ def test_large_bodies_are_refused_before_they_are_read(small_server):
     answer = httpx.post(f"{small_server.url}/v1/audio/voices", data={"name": "a"}, files=files)
     assert answer.status_code == 413
     assert goes_idle(small_server.service)
+
+
+@contextlib.contextmanager
+def half_sent(server, path="voices", kind="multipart/form-data; boundary=b"):
+    """A request that says that more comes than there does."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        head = f"POST /v1/audio/{path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: {kind}\r\ncontent-length: 50000"
+        client.sendall(head.encode() + b"\r\n\r\n--b\r\n")
+        yield client
+
+
+@pytest.mark.parametrize("where", [("voices",), ("speech", "application/json")])
+def test_half_a_request_is_not_waited_for(small_server, where):
+    with half_sent(small_server, *where) as client:
+        answer = b""
+        while part := client.recv(4096):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"Nothing more of the request came for 1 s" in answer
+
+
+def test_many_halves_of_requests_take_no_more_room(small_server):
+    name = {"name": "a"}
+    with contextlib.ExitStack() as stack:
+        for _ in range(16):
+            stack.enter_context(half_sent(small_server))
+        sending = lambda: httpx.post(f"{small_server.url}/v1/audio/voices", data=name, files={"audio_sample": b"x"})  # noqa: E731
+        assert soon(lambda: sending().status_code == 429, 0.8)
+        assert httpx.get(f"{small_server.url}/v1/models").status_code == 200
+    assert soon(lambda: sending().status_code == 400)
+
+
+def test_half_a_request_does_not_keep_the_server_from_its_end(tmp_path, caplog):
+    with running(tmp_path, load_tiny) as server:
+        ready(server)
+        with half_sent(server) as client:
+            server.uvicorn.handle_exit(15, None)
+            assert client.recv(4096).startswith(b"HTTP/1.1 503 ")
+            assert soon(lambda: server.uvicorn.should_exit)
+    assert "Traceback" not in caplog.text
 
 
 @pytest.mark.parametrize("most", [1, 100_000, 1_000_000])
@@ -303,7 +344,7 @@ def test_a_server_for_its_own_machine_has_no_other_names(host, allowed, name, st
     from starlette.responses import PlainTextResponse
     from starlette.testclient import TestClient
 
-    gate = Gate(PlainTextResponse("fine"), ServeSettings(host=host, allowed_origins=allowed))
+    gate = Gate(PlainTextResponse("fine"), ServeSettings(host=host, allowed_origins=allowed), asyncio.Event())
     client = TestClient(gate, base_url="http://127.0.0.1:8004")
     headers = {"host": name, "origin": f"http://{name}"} if name else {"host": ""}
     assert client.get("/v1/models", headers=headers).status_code == status
