@@ -51,7 +51,7 @@ AGAIN = "prepare the voice from its recording with this model"
 
 @dataclass(eq=False)
 class T3Cond:
-    """What conditions T3. Copies of a voice share its tensors: assign new ones, write into none."""
+    """What conditions T3. Copies of a voice share its tensors, and what is written into one is heard in all of them."""
 
     speaker_emb: Tensor  # (1, 256)
     clap_emb: Tensor | None = None  # never used by a published model
@@ -298,13 +298,13 @@ class VoicePreparer:
     def _cached(self, key: tuple, make: Callable[[], Any]) -> Any:
         with self._lock:
             key = (self._encoders, *key)
-            found = self._kept.get(key, MISSING)
-            if found is not MISSING:
+            found, written = self._kept.get(key, (MISSING, None))
+            if found is not MISSING and written == _written(found):
                 self._kept.move_to_end(key)
                 return found
         made = make()  # outside the lock: another voice need not wait for this one
         with self._lock:
-            self._kept[key] = made
+            self._kept[key] = made, _written(made)
             while len(self._kept) > self._limit:
                 self._kept.popitem(last=False)
         return made
@@ -366,9 +366,7 @@ class VoicePreparer:
     ) -> tuple[dict[str, Any], Tensor]:
         """As _gen(), of a recording (N,) at 24 kHz that is there at 16 kHz too, `low`, and used as a whole."""
         mels, prompt = [s3_mel(low)], prompt_mel(wav)
-        # The same samples give the same ids: of a short recording both uses see all of it.
-        shared = first is not None and not self.exact and len(first) == len(low)
-        if first is not None and not shared:
+        if first is not None:
             mels.append(s3_mel(first)[:, : 4 * limit])
         ids = self.tokenizer(mels, self.memory)
         count = min(len(ids[0]), prompt.shape[1] // FRAMES_PER_TOKEN)  # a part of a token at the end has no mel
@@ -380,6 +378,12 @@ class VoicePreparer:
             "embedding": self.speaker_encoder(kaldi_fbank(low)[None]),
         }
         return {k: detached_copy(v) for k, v in gen.items()}, ids[-1][:limit]
+
+
+def _written(voice: Conditionals | dict[str, Any]) -> list[int]:
+    """Returns how often each tensor was written into: the caller of a kept voice has its tensors, and may."""
+    parts = [_fields(voice.t3), voice.gen] if isinstance(voice, Conditionals) else [voice]
+    return [value._version for part in parts for value in part.values() if torch.is_tensor(value)]
 
 
 def _finite(voice: Conditionals, audio: Any) -> Conditionals:

@@ -37,7 +37,11 @@ class Voiced:
         self, voice: Any, audio_prompt_path: Any, exaggeration: float | None, norm_loudness: bool = True
     ) -> Any:
         """Returns `voice`, or that of the recording, which also becomes the model's own, as in upstream."""
-        if voice is not None or not is_recording(audio_prompt_path):
+        if voice is not None and is_recording(audio_prompt_path):
+            raise ValueError("voice and audio_prompt_path are both given: one of them is heard; leave out the other")
+        if isinstance(voice, (str, Path)) and not norm_loudness:  # else _voice() prepares it
+            return self.prepare_voice(voice, norm_loudness=False)
+        if not is_recording(audio_prompt_path):
             return voice
         voice = self.conds = self.prepare_voice(audio_prompt_path, exaggeration, norm_loudness=norm_loudness)
         return voice  # and not self.conds, which another thread may have set since

@@ -110,6 +110,16 @@ def test_turbo_levels_a_recording_or_not_as_the_call_says(model, jobs, recording
         assert model.conds.t3.speaker_emb is jobs[-1].voice.t3.speaker_emb
         assert jobs[-1].voice.t3.speaker_emb is model.prepare_voice(recordings[0], norm_loudness=level).t3.speaker_emb
     assert not torch.equal(jobs[0].voice.t3.speaker_emb, jobs[1].voice.t3.speaker_emb)
+    for level in (True, False):
+        model.generate("Hello.", voice=recordings[0], norm_loudness=level)
+        assert jobs[-1].voice.t3.speaker_emb is model.prepare_voice(recordings[0], norm_loudness=level).t3.speaker_emb
+
+
+@pytest.mark.parametrize("call", ["generate", "generate_stream", "submit"])
+def test_two_voices_for_one_text_are_refused(model, recordings, call):
+    how = {"language_id": "en"} if model.config.family == "mtl" else {}
+    with pytest.raises(ValueError, match="voice and audio_prompt_path are both given"):
+        getattr(model, call)("Hello.", voice=model.conds, audio_prompt_path=recordings[0], **how)
 
 
 # ---- exaggeration --------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ LAYERS["parts"] = {
 }
 LAYERS["packing"] = {
     "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "keywords", "computing",
-    "files", "__version__",
+    "files", "presets", "__version__",
 }
 LAYERS["loading"] = {"audio", "checks", "packing", "pipeline", "presets", "switches", "weights"}
 LAYERS["base"] = LAYERS["pipeline"] | {

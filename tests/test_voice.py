@@ -17,7 +17,7 @@ import upstream_tiny
 from threads import in_threads
 from torch import nn
 
-from chatterbox_opt.audio.io import read
+from chatterbox_opt.audio.io import read, resample
 from chatterbox_opt.config import ModelConfig, tiny
 from chatterbox_opt.models.campplus import Campplus
 from chatterbox_opt.models.s3_tokenizer import S3Tokenizer
@@ -175,15 +175,15 @@ def test_device_resampling_is_close(pair: Pair, clip: Path):
         assert (mine == other).float().mean() >= 0.95
 
 
-def test_a_short_recording_is_tokenized_once(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("seconds", [3.0, 7.0])
+def test_t3s_prompt_is_of_the_sharp_samples(seconds: float):
+    """Also of a recording so short that both prompts are of all of it."""
     voices = preparer()
-    seen = []
-    voices.tokenizer.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-    short, long = voices.prepare(speech(3.0), sample_rate=24_000), voices.prepare(speech(7.0), sample_rate=24_000)
-    assert seen == [1, 2]
-    assert torch.equal(short.t3.cond_prompt_speech_tokens[:, :75], short.gen["prompt_token"])
-    assert long.t3.cond_prompt_speech_tokens.shape == (1, 150)
-    assert long.gen["prompt_token"].shape == (1, 175)
+    wav = speech(seconds)
+    voice = voices.prepare(wav, sample_rate=24_000)
+    heard = resample(torch.from_numpy(wav), 24_000, 16_000, sharp=True)[: 6 * 16_000]
+    assert torch.equal(voice.t3.cond_prompt_speech_tokens[0], voices.speech_tokens(heard))
+    assert voice.gen["prompt_token"].shape == (1, round(25 * seconds))
 
 
 def test_prompt_is_the_decoders_half(clip: Path):
@@ -237,6 +237,21 @@ def test_cache_follows_content_and_parameters(clip: Path, tmp_path: Path):
     soundfile.write(other_name, speech(6.0), 24_000)
     voices.prepare(other_name)
     assert len(calls) == 3
+
+
+def test_what_is_written_into_a_voice_is_not_kept(clip: Path, tmp_path: Path):
+    voices = preparer()
+    voices.prepare(clip).save(tmp_path / "saved.pt")
+    for audio in (clip, tmp_path / "saved.pt"):
+        fresh = {name: value.clone() for name, value in tensors(voices.prepare(audio)).items()}
+        voice, target = voices.prepare(audio), voices.prompt(audio)
+        voice.t3.speaker_emb.mul_(0.5)
+        voice.gen["embedding"].zero_()
+        target["prompt_feat"].zero_()
+        for name, value in tensors(voices.prepare(audio)).items():
+            assert torch.equal(value, fresh[name]), name
+        assert torch.equal(voices.prompt(audio)["prompt_feat"], fresh["prompt_feat"])
+        assert voices.prepare(audio).t3.speaker_emb is voices.prepare(audio).t3.speaker_emb, "and kept as before"
 
 
 def test_cache_is_bounded_and_drops_the_oldest():

@@ -22,8 +22,9 @@ from ..engine.digits import Digits, half_digits, int4_digits, int8_digits, int8_
 from ..engine.half import in_half
 from ..engine.linears import own_linears
 from ..models.t3 import T3
+from ..presets import choose_decoder
 from ..switches import SWITCHES
-from ..weights.files import OPTIONAL
+from ..weights.files import OPTIONAL, has_meanflow
 from ..weights.load import load_folder, read_config, weight_files
 from ..weights.packed import MARKER, NAMES, Form, Packed, described, is_packed, write_marker, write_rest, write_t3
 from .forms import form_of
@@ -61,6 +62,7 @@ def pack(
         raise ValueError(f"family={family!r}: choose one of {', '.join(MODELS)}")
     form = form_of(torch.device(usable_device(device)), read_config(folder, family), dict(switches))
     stored = torch.float32 if form.half else getattr(torch, form.dtype)  # before its linears become digits
+    decoder = choose_decoder(switches.get("preset"), decoder, has_meanflow(folder))  # as loading does
     files = weight_files(folder, family, t3_file, decoder)
     source = {path.name: stamp(path) for path in [*files.values(), *goes_along(folder)]}  # ahead of the reading
     parts = load_folder(folder, family, torch.device("cpu"), stored, t3_file, decoder)

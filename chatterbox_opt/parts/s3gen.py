@@ -22,6 +22,7 @@ from ..options import EngineOptions
 from ..pipeline import Pipeline
 from ..voice import VoicePreparer, detached_copy
 from ..weights import layout
+from ..weights.keymap import current_names
 from ..weights.load import build_s3gen
 from .convert import own_s3gen
 from .part import Part, Unmoved, sorted_out
@@ -161,7 +162,7 @@ class S3GenPart(Part):
         self.check_in_use()
         config = self.pipeline.config.with_meanflow(layout.MEANFLOW_KEY in state_dict)
         wanted = layout.s3gen(config)
-        state, found = sorted_out(state_dict, wanted, layout.spare_in_s3gen, strict, self.named)
+        state, found = sorted_out(current_names(state_dict), wanted, layout.spare_in_s3gen, strict, self.named)
         if found.missing_keys:
             raise RuntimeError(f"model.s3gen.load_state_dict(): {len(found.missing_keys)} keys are missing, the first "
                                f"{found.missing_keys[0]}; S3Gen is loaded as a whole")

@@ -15,7 +15,7 @@ SAMPLING = {  # name -> lowest, highest and step of a slider; the engine knows w
     "repetition_penalty": (1.0, 2.0, 0.05),
 }
 NOT_GPT = ("exaggeration", "cfg_weight", "min_p")  # Turbo and Nano know nothing of these
-NAMES = {"zh-cn": "zh", "zh-tw": "zh"}  # what clients call a language that we call otherwise
+NAMES = {"nb": "no", "nn": "no", "iw": "he", "cmn": "zh"}  # what clients call a language that we call otherwise
 
 
 def takes(model: Any) -> list[str]:
@@ -43,7 +43,8 @@ def language_of(model: Any, asked: str | None) -> str | None:
     if not asked:
         return "en" if model.config.family == "mtl" else None
     name = asked.strip().lower().replace("_", "-")
-    name = NAMES.get(name, name.split("-")[0])
+    name = name.split("-")[0]
+    name = NAMES.get(name, name)
     spoken = languages(model)
     if name not in spoken:
         message = f"language={asked!r}: this model speaks {', '.join(spoken)}"

@@ -68,7 +68,7 @@ def handle_invalid(request: Request, error: RequestValidationError) -> Response:
     """The first fault; 400, as OpenAI has it."""
     fault = error.errors()[0]
     where = [str(part) for part in fault["loc"] if part not in ("body", "query", "path")]
-    name = ".".join(where) or None
+    name = where[0] if where else None  # behind it are names of our own: of the types that it may have
     if fault["type"] == "extra_forbidden":
         return ApiError(400, f"Unknown parameter: {name}", param=name, code="unknown_parameter").response()
     if fault["type"] == "missing":

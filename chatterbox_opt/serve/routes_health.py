@@ -9,11 +9,14 @@ from starlette.responses import JSONResponse, Response
 router = APIRouter()
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live")
 async def live() -> dict[str, str]:
     return {"status": "alive"}
 
 
+@router.head("/health", include_in_schema=False)  # how monitors ask
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health")  # where other speech servers have it, and checks look for it
 @router.get("/health/ready")
 async def ready(request: Request) -> Response:

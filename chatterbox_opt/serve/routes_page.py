@@ -20,6 +20,7 @@ def _file(name: str) -> FileResponse:
     return FileResponse(FOLDER / name, headers=SECURE)
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/")
 async def page() -> FileResponse:
     return _file("page.html")

@@ -9,7 +9,7 @@ import logging
 from typing import Any
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from .errors import ApiError, told
 from .incoming_text import IncomingText
@@ -23,8 +23,6 @@ GOING_AWAY, AGAIN_LATER, MISUSE = 1001, 1013, 1008
 
 
 class SessionConfig(Manner):
-    model_config = ConfigDict(extra="forbid")
-
     type: str = "session.config"
     response_format: Format = "pcm"
     stream_audio: bool = Field(True, description="False: one frame a sentence")

@@ -27,7 +27,7 @@ ENCODING_THREADS = 4
 LOOKING_THREADS = 4  # for voices, which may be far away
 MOST_CHANGES = 16  # uploads and deletions in hand
 MOST_SESSIONS = 1000  # that text comes over, most of them silent most of the time
-LONG = 5_000  # characters: cutting up and reading out such a text takes some tenths of a second, of 100,000 several
+LONG = 5_000  # characters: cutting up such a text takes some tenths of a second; 100,000 in words up to half a minute
 WHOLE = 5_000  # letters, about five minutes, of a text whose sound is joined and watermarked at once: 1 MB a second
 WHOLE_PAUSES = 60.0  # s of pauses in such a text
 BY_PIECES = 60.0  # s of a chunk of other texts: more than a piece has
@@ -80,6 +80,10 @@ class Service:
 
     def waiting(self) -> int:
         return self._entering + sum(not live.started for live in self.live)
+
+    def _free(self) -> int:
+        """Slots for those on their way into the engine, who do not wait then."""
+        return max(0, self.model.options.slots - sum(live.started for live in self.live))
 
     def idle(self) -> bool:
         return not (self.live or self._entering or self.busy)
@@ -151,14 +155,15 @@ class Service:
         """Into the engine, from a thread: a long text takes a while to be cut up and tokenized."""
         self._entering += 1
         try:
-            if self.waiting() > self.settings.max_waiting:
+            if self.waiting() > self.settings.max_waiting + self._free():
                 self.refused += 1
                 raise busy(self.retry_after())
             pool = self._entry if len(text) < LONG else self._long_entry
-            entry = asyncio.get_running_loop().run_in_executor(pool, lambda: self.model.submit(text, **arguments))
+            entry = pool.submit(lambda: self.model.submit(text, **arguments))
             try:
-                speech = await asyncio.shield(entry)
-            except asyncio.CancelledError:  # whoever asked has left meanwhile
+                speech = await asyncio.wrap_future(entry)
+            except asyncio.CancelledError:  # whoever asked has left meanwhile: before its turn it has none
+                entry.cancel()
                 entry.add_done_callback(lambda done: done.cancelled() or done.exception() or done.result().cancel())
                 raise
             except (ValueError, TypeError) as error:

@@ -19,7 +19,8 @@ def find_t3(folder: Path, usual: str, chosen: str | Path | None) -> Path:
 
 def find_decoder(folder: Path, decoder: str | Path | None, family: str) -> Path:
     name = decoder_file(decoder, FILES[family]["s3gen"])
-    if name == MEANFLOW != FILES[family]["s3gen"] and not has_meanflow(folder):
+    elsewhere = decoder != "meanflow" and Path(name).is_file()  # as a path of this name, from where the process is
+    if name == MEANFLOW != FILES[family]["s3gen"] and not (has_meanflow(folder) or elsewhere):
         raise FileNotFoundError(
             f"decoder='meanflow' needs {MEANFLOW}, which Turbo is published with, in {folder}; from_pretrained() "
             f"fetches it, and decoder= takes its path as well; the folder holds {listing(folder)}"
@@ -35,9 +36,10 @@ def s3gen_beside(decoder: Path) -> Path | None:
 
 
 def find(folder: Path, name: str) -> Path:
-    """Returns the file as safetensors, or else as .pt."""
+    """Returns the file of that name, or else the same as .pt, or as safetensors."""
     path = Path(name) if Path(name).is_absolute() else folder / name
-    twins = [path.with_suffix(s) for s in (".safetensors", ".pt")] if path.suffix in (".safetensors", ".pt") else [path]
+    other = {".safetensors": ".pt", ".pt": ".safetensors"}.get(path.suffix)
+    twins = [path, path.with_suffix(other)] if other else [path]
     for candidate in twins:
         if candidate.is_file():
             return candidate

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +35,18 @@ def remap(state: dict[str, Tensor], rules: Iterable[Rule], consume: bool = False
             if rule.target is not None:
                 out[rule.target.format(*groups)] = rule.fn(*tensors)
     return out
+
+
+def current_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the same under the names that weight norm has in published files: torch's older one, with which upstream
+    loads files too, calls its two parts weight_g and weight_v."""
+    parts = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+
+    def current(name: str) -> str:
+        module, _, last = name.rpartition(".")
+        return f"{module}.{parts[last]}" if last in parts else name
+
+    return {current(name): value for name, value in state.items()}
 
 
 def drop(*sources: str) -> list[Rule]:
@@ -207,7 +219,6 @@ _FLAT = ("conv_pre", "ups.{}", "source_downs.{}", "{}.convs1.{}", "{}.convs2.{}"
 
 HIFT = [
     Rule(("{}.parametrizations.weight.original0", "{}.parametrizations.weight.original1"), "{}.weight", _weight_norm),
-    Rule(("{}.weight_g", "{}.weight_v"), "{}.weight", _weight_norm),  # as torch named them before 2.0
     # models/hift.py says what is folded where.
     Rule(("{}.convs1.{}.weight", "{}.activations1.{}.alpha"), "{}.convs1.{}.weight", _columns, keep=True),
     Rule(("{}.convs1.{}.weight", "{}.activations2.{}.alpha"), "{}.convs1.{}.weight", _rows, keep=True),

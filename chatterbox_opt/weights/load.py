@@ -220,14 +220,14 @@ class Source:
         self.state: dict[str, Tensor] | None = None
         self.base: Source | None = None
         if path.suffix == ".safetensors":
-            self.entries = safefile.read_header(path)
+            self.entries = keymap.current_names(safefile.read_header(path))
             self.shapes = {key: entry.shape for key, entry in self.entries.items()}
         else:
             self._take(_unpickle(path))
 
     def _take(self, state: dict[str, Tensor]) -> None:
-        self.state = state
-        self.shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+        self.state = keymap.current_names(state)
+        self.shapes = {key: tuple(tensor.shape) for key, tensor in self.state.items()}
 
     def lay_over(self, base: Source) -> None:
         """Takes from `base` the tensors that this one lacks."""

@@ -6,7 +6,6 @@ from hift_pairs import TINY, error, noise_of, our_hift, some_mel, upstream_hift
 
 from chatterbox_opt.config import HiftConfig
 from chatterbox_opt.models.hift import reach, snake
-from chatterbox_opt.weights.keymap import HIFT, remap
 
 pytestmark = pytest.mark.kernels
 
@@ -88,16 +87,6 @@ def test_reach_is_what_the_layers_have(pair):
     less = far - 8
     kept = slice((20 + less) * 480, (60 - less) * 480)
     assert error(inside[:, less * 480 : -less * 480], base[:, kept]) > 1e-5
-
-
-def test_old_names_of_weight_norm(pair):
-    state = pair[0].state_dict()
-    old = {k.replace("parametrizations.weight.original0", "weight_g").replace(
-        "parametrizations.weight.original1", "weight_v"): v for k, v in state.items()}
-    assert old.keys() != state.keys()
-    a, b = remap(state, HIFT), remap(old, HIFT)
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1e-12, -0.4])

@@ -41,6 +41,18 @@ def sound(model) -> torch.Tensor:
     return model.tokens_to_wav(TOKENS, seed=4)
 
 
+def test_older_names_of_weight_norm_are_taken(folders):
+    first, tuned = folders["tts"]
+    model, wanted = (OptimizedChatterboxTTS.from_local(folder, "cpu", **PLAIN) for folder in (first, tuned))
+    names = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    state = load_file(tuned / "s3gen.safetensors")
+    for new, old in names.items():
+        state = {name.replace(new, old): tensor for name, tensor in state.items()}
+    found = model.s3gen.load_state_dict(state)
+    assert not found.unexpected_keys
+    assert torch.equal(sound(model), sound(wanted))
+
+
 # ---- T3 ------------------------------------------------------------------------------------------
 
 

@@ -87,7 +87,7 @@ def test_languages(tmp_path):
     with running(tmp_path, lambda: load_tiny("mtl"), model_id="multilingual") as server:
         ready(server)
         upload(server)
-        for language in ("fr", "de-AT", "pt_BR", None):
+        for language in ("fr", "de-AT", "pt_BR", "nb-NO", "zh-TW", None):
             answer = post(server, "/v1/audio/speech", input="Bonjour.", voice="me", language=language)
             assert answer.status_code == 200, answer.text
         answer = post(server, "/v1/audio/speech", input="Bonjour.", voice="me", language="tlh")

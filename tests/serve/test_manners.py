@@ -165,6 +165,52 @@ def test_a_disconnected_client_frees_its_rows(small_server, chunks):
     assert small_server.service.left > left
 
 
+def test_nobody_is_refused_while_there_are_slots(tmp_path):
+    with running(tmp_path, load_mini, max_waiting=1) as server:
+        ready(server)
+        ask = lambda: httpx.post(f"{server.url}/v1/audio/speech", json=body("Hello there."), timeout=60).status_code  # noqa: E731
+        assert in_threads(*[ask] * 12) == [200] * 12
+
+
+def test_whoever_left_before_its_turn_has_none(small_server):
+    """Texts that take long to be read out are taken up one after another."""
+    service, asked, go_on = small_server.service, [], threading.Event()
+
+    class Slow:
+        def __getattr__(self, name):
+            return getattr(model, name)
+
+        def submit(self, text, **how):
+            asked.append(text)
+            go_on.wait(30)
+            return model.submit("Hello.", **how)
+
+    async def leave_all():
+        speeches = [asyncio.ensure_future(service._enter("x" * 6000 + str(i), {})) for i in range(2)]
+        await asyncio.sleep(0.1)
+        for speech in speeches:
+            speech.cancel()
+        await asyncio.wait(speeches)
+
+    model = service.model
+    service.model = Slow()
+    try:
+        asyncio.run(leave_all())
+        go_on.set()
+        assert soon(lambda: not model.stats()["calls"])
+        service._long_entry.submit(int).result(30)
+        assert [text[-1] for text in asked] == ["0"]
+    finally:
+        service.model = model
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/health/live", "/health/ready"])
+def test_monitors_may_ask_for_the_head_alone(small_server, path):
+    answer = httpx.head(small_server.url + path)
+    assert answer.status_code == 200
+    assert answer.content == b""
+
+
 def test_a_client_that_times_out_frees_its_rows(small_server):
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{small_server.url}/v1/audio/speech", json=body(stream=False), timeout=0.3)

@@ -5,18 +5,19 @@ import logging
 import os
 import shutil
 import struct
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
 from chatterbox_opt import EngineOptions
-from chatterbox_opt.config import MODELS
+from chatterbox_opt.config import MODELS, tiny
 from chatterbox_opt.packing import pack
 from chatterbox_opt.packing.load import load_any
 from chatterbox_opt.weights import layout, safefile
 from chatterbox_opt.weights.files import MEANFLOW
-from chatterbox_opt.weights.load import load_folder, weight_files
+from chatterbox_opt.weights.load import build_s3gen, load_folder, weight_files
 from chatterbox_opt.weights.random_init import write_checkpoint
 
 CPU = torch.device("cpu")
@@ -88,6 +89,45 @@ def test_fine_tunes(folder, tmp_path, absolute):
     assert torch.equal(tuned.t3.speech_head.weight, usual.t3.speech_head.weight + 1)
 
 
+def test_a_file_that_is_named_is_not_taken_for_its_twin(folder):
+    usual = load(folder)
+    state = safetensors.torch.load_file(folder / "t3_cfg.safetensors")
+    state["speech_head.weight"].add_(1)
+    torch.save(state, folder / "t3_cfg.pt")
+    for name in ("t3_cfg.pt", str(folder / "t3_cfg.pt")):
+        assert torch.equal(load(folder, t3_file=name).t3.speech_head.weight, usual.t3.speech_head.weight + 1)
+    (folder / "t3_cfg.pt").unlink()
+    assert same(load(folder, t3_file="t3_cfg.pt").t3, usual.t3)
+
+
+def test_a_decoder_by_its_path_from_here(folder, tmp_path, monkeypatch):
+    other = write_checkpoint(tmp_path / "other", "tts", seed=1, decoder="meanflow")
+    wanted = load(folder, decoder=other / MEANFLOW)
+    monkeypatch.chdir(other)
+    assert same(load(folder, decoder=Path(f"./{MEANFLOW}")).s3gen, wanted.s3gen)
+    with pytest.raises(FileNotFoundError, match="which Turbo is published with"):
+        load(folder, decoder="meanflow")
+
+
+def test_older_names_of_weight_norm(folder):
+    """Torch's loading renames them, and so does upstream's."""
+    wanted = load(folder).s3gen
+    file = folder / "s3gen.safetensors"
+    state = safetensors.torch.load_file(file)
+    older = {
+        name.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"): tensor
+        for name, tensor in state.items()
+    }
+    assert older.keys() != state.keys()
+    assert same(build_s3gen(older, tiny("tts"), CPU), wanted)
+    safetensors.torch.save_file(older, file)
+    assert same(load(folder).s3gen, wanted)
+    torch.save(older, file.with_suffix(".pt"))
+    file.unlink()
+    assert same(load(folder).s3gen, wanted)
+
+
 def test_a_fine_tune_with_more_characters(folder, tmp_path):
     """Only where it is named: the folder's own T3 has to be of its family."""
     state = safetensors.torch.load_file(folder / "t3_cfg.safetensors")
@@ -124,14 +164,15 @@ def test_turbos_decoder_under_english(folders):
     assert not torch.equal(a, c)
 
 
-def test_a_decoder_of_an_estimator_alone(tmp_path):
+@pytest.mark.parametrize("eight_bits", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_decoder_of_an_estimator_alone(tmp_path, eight_bits):
     """It replaces the estimator of the S3Gen beside it, whichever folder asks for it."""
     folder, elsewhere = (write_checkpoint(tmp_path / n, "tts", seed=i, decoder="meanflow") for i, n in enumerate("ab"))
     file = folder / MEANFLOW
     whole, base = safetensors.torch.load_file(file), safetensors.torch.load_file(folder / "s3gen.safetensors")
     time = f"{layout.ESTIMATOR}time_mlp."
     part = {k: 2 * v for k, v in whole.items() if k.startswith(layout.ESTIMATOR) and not k.startswith(time)}
-    part[layout.MEANFLOW_KEY] = torch.eye(256, 512).to(torch.float8_e4m3fn)  # ones and zeros need no more
+    part[layout.MEANFLOW_KEY] = torch.eye(256, 512).to(eight_bits)  # ones and zeros need no more
     safetensors.torch.save_file(part, file)
     reference = tmp_path / "whole.safetensors"
     safetensors.torch.save_file(base | {k: v.to(torch.float32) for k, v in part.items()}, reference)

@@ -83,6 +83,15 @@ def test_presets_fine_tunes_and_decoders(folders, tmp_path, caplog, monkeypatch,
     assert "preset" not in caplog.text
 
 
+def test_a_preset_packs_the_decoder_that_it_loads(tmp_path):
+    folder = write_checkpoint(tmp_path / "both", "tts", decoder="meanflow")
+    pack(folder, tmp_path / "packed", preset="fast")
+    packed, plain = load(tmp_path / "packed", preset="fast"), load(folder, preset="fast")
+    assert plain.config.flow.meanflow
+    assert packed.options == plain.options
+    assert torch.equal(said(packed), said(plain))
+
+
 def test_a_packed_checkpoint_converts_voices_and_takes_another_decoder(folders, packed):
     engine = EngineOptions(dtype="bfloat16", s3gen_dtype="bfloat16")
     tokens = torch.arange(40)
