@@ -43,7 +43,8 @@ from .streaming import SpeechStream
 from .switches import random_decoder, ready, resolve_switches, switch_options
 from .text.reading import Reading
 from .text.tokenizer import load_tokenizer
-from .voice import AnyVoice, Conditionals, VoicePreparer
+from .voice import AnyVoice, Conditionals
+from .voice_preparer import VoicePreparer
 from .voiced import Voiced
 from .weights.random_init import random_folder
 from .whole_speech import WholeSpeech

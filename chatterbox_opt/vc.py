@@ -26,7 +26,8 @@ from .parts.s3gen import S3GenPart
 from .pipeline import Pipeline, given
 from .speech import Piece, Speech
 from .switches import OF_CONVERTERS, fetch_decoder, random_decoder, ready, resolve_switches, switch_options
-from .voice import Conditionals, VoicePreparer
+from .voice import load_sound_half
+from .voice_preparer import VoicePreparer
 from .voiced import MissingVoice
 from .weights import hub
 from .weights.files import REPOS
@@ -93,7 +94,7 @@ class OptimizedChatterboxVC(WithDecoder, LoadedModel):
         device = ready(device, "tts", options, OF_CONVERTERS)
         with computing(indexed(device)):
             parts, keywords = load_parts(ckpt_dir, device, "vc", options, decoder=decoder)
-            ref_dict = Conditionals.load(parts.conds_file).gen if parts.conds_file else None
+            ref_dict = load_sound_half(parts.conds_file) if parts.conds_file else None
             return cls(parts.s3gen, device, ref_dict, **keywords)
 
     @classmethod

@@ -8,7 +8,8 @@ from typing import Any
 from .checks import NEUTRAL, check_exaggeration, is_recording
 from .config import ModelConfig
 from .device_lock import device_lock
-from .voice import Conditionals, VoicePreparer, with_exaggeration
+from .voice import Conditionals, with_exaggeration
+from .voice_preparer import VoicePreparer
 
 
 class Voiced:

@@ -22,7 +22,8 @@ LAYERS = {
     "weights": {"config", "models", "computing", "files"},
     "engine": {"config", "options", "models", "device_lock", "computing", "openmp", "files", "__version__"},
     "audio": {"config", "models", "computing"},
-    "voice": {"config", "models", "audio", "device_lock", "computing"},
+    "voice": {"config", "audio", "computing"},
+    "voice_preparer": {"config", "models", "audio", "voice", "device_lock", "computing"},
     "checks": {"config"},
     "files": set(),
     "progress": set(),
@@ -39,7 +40,7 @@ LAYERS = {
     "mlx": {"config", "options", "models", "engine"},
     "executor": {"config", "options", "models", "engine", "weights", "mlx"},
 }
-LAYERS["voiced"] = {"checks", "config", "voice", "device_lock"}
+LAYERS["voiced"] = {"checks", "config", "voice", "voice_preparer", "device_lock"}
 LAYERS["whole_speech"] = {"audio", "config", "engine", "voice"}
 LAYERS["calls"] = {"checks", "scores", "takes", "text"}
 LAYERS["keywords"] = {"config", "options", "scores"}
@@ -47,8 +48,8 @@ LAYERS["pipeline"] = LAYERS["streaming"] | {
     "options", "text", "models", "streaming", "executor", "takes", "calls", "whole_speech", "computing",
 }
 LAYERS["parts"] = {
-    "config", "options", "models", "audio", "voice", "computing", "engine", "executor", "pipeline", "weights",
-    "whole_speech",
+    "config", "options", "models", "audio", "voice", "voice_preparer", "computing", "engine", "executor", "pipeline",
+    "weights", "whole_speech",
 }
 LAYERS["packing"] = {
     "config", "options", "models", "checks", "switches", "engine", "weights", "executor", "keywords", "computing",
@@ -58,7 +59,7 @@ LAYERS["loading"] = {"audio", "checks", "packing", "pipeline", "presets", "switc
 LAYERS["base"] = LAYERS["pipeline"] | {
     "keywords", "loading",
     "marks", "weights", "checks", "pipeline", "progress", "presets", "switches", "packing", "executor", "scores",
-    "voiced", "device_lock", "parts", "whole_speech",
+    "voice_preparer", "voiced", "device_lock", "parts", "whole_speech",
 }
 DOORS = {"tts", "mtl_tts", "tts_turbo", "vc"}
 for door in DOORS:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import io
 import math
 import warnings
 from functools import partial
@@ -22,7 +23,8 @@ from chatterbox_opt.config import ModelConfig, tiny
 from chatterbox_opt.models.campplus import Campplus
 from chatterbox_opt.models.s3_tokenizer import S3Tokenizer
 from chatterbox_opt.models.voice_encoder import VoiceEncoder
-from chatterbox_opt.voice import Conditionals, ShortPrompt, VoicePreparer, with_exaggeration
+from chatterbox_opt.voice import Conditionals, T3Cond, load_sound_half, with_exaggeration
+from chatterbox_opt.voice_preparer import ShortPrompt, VoicePreparer
 from chatterbox_opt.weights.keymap import CAMPPLUS, S3_TOKENIZER, VOICE_ENCODER
 
 FAMILIES = ("tts", "turbo")
@@ -312,6 +314,38 @@ def test_files_go_both_ways(pair: Pair, clip: Path, tmp_path: Path):
     assert keys["t3"].keys() == vars(theirs.t3).keys()
     assert keys["gen"].keys() == theirs.gen.keys()
     assert not any(v.requires_grad for v in tensors(read_here).values())
+    with io.BytesIO() as file:
+        ours.save(file)
+        file.seek(0)
+        assert torch.equal(Conditionals.load(file).gen["embedding"], ours.gen["embedding"])
+    ours.t3.save(tmp_path / "ours_t3.pt")
+    theirs.t3.save(tmp_path / "theirs_t3.pt")
+    read_there, read_here = type(theirs.t3).load(tmp_path / "ours_t3.pt"), T3Cond.load(tmp_path / "theirs_t3.pt")
+    for a, b in ((read_there, ours.t3), (read_here, theirs.t3)):
+        assert torch.equal(a.speaker_emb, b.speaker_emb)
+        assert torch.equal(a.cond_prompt_speech_tokens.long(), b.cond_prompt_speech_tokens.long())
+
+
+def test_what_is_no_voice_is_named(clip: Path, tmp_path: Path):
+    voices, file = preparer(), tmp_path / "voice.pt"
+    whole = voices.prepare(clip)
+    for spoil, message in (
+        (lambda voice: voice["t3"]["speaker_emb"].fill_(math.nan), "no voice can be measured"),
+        (lambda voice: voice["t3"].update(emotion_adv=torch.ones(2)), "emotion_adv"),
+        (lambda voice: voice.pop("gen"), "lacks gen"),
+        (lambda voice: voice["gen"].pop("embedding"), "lacks embedding"),
+    ):
+        whole.save(file)
+        voice = torch.load(file, weights_only=True)
+        spoil(voice)
+        torch.save(voice, file)
+        with pytest.raises(ValueError, match=message) as raised:
+            voices.prepare(file)
+        assert str(file) in str(raised.value)
+    whole.save(file)
+    voice = torch.load(file, weights_only=True)
+    torch.save({"gen": voice["gen"]}, file)
+    assert torch.equal(load_sound_half(file)["embedding"], whole.gen["embedding"]), "all that a conversion needs"
 
 
 # ---- bad recordings ------------------------------------------------------------------------------
@@ -360,11 +394,12 @@ def test_turbo_wants_more_than_five_seconds():
 
 
 def test_a_long_recording_is_heard_in_part(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    monkeypatch.setattr("chatterbox_opt.voice.VOICE_SECONDS", 4)
+    monkeypatch.setattr("chatterbox_opt.voice_preparer.VOICE_SECONDS", 4)
     voices = preparer()
     wav = np.concatenate([speech(4.0), speech(8.0, seed=1)])
     decoded = []
-    monkeypatch.setattr("chatterbox_opt.voice.read", lambda *a, **k: decoded.append(k["seconds"]) or read(*a, **k))
+    noted = lambda *a, **k: decoded.append(k["seconds"]) or read(*a, **k)  # noqa: E731
+    monkeypatch.setattr("chatterbox_opt.voice_preparer.read", noted)
     long = voices.prepare(wav, sample_rate=24_000)
     assert decoded == [5.0]
     assert "only its first 4 s are heard" in caplog.text

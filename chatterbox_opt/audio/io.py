@@ -21,6 +21,7 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 READABLE = "wav, flac, ogg and mp3 can be read; anything else becomes one with `ffmpeg -i IN out.wav`"
+NO_LENGTH = f"{{}}: it does not say how long it is; {READABLE}"
 MAX_CHANNELS = 8
 RATES = (1000, 768_000)  # Hz; the work for a rate without a common divisor grows with it
 MOST_FRAMES = 1 << 48  # libsndfile returns 2^63 - 1 if a header leaves the length open
@@ -62,7 +63,7 @@ def describe(file: BinaryIO) -> tuple[float, int, int]:
     try:
         with soundfile.SoundFile(file) as sound:
             if sound.frames > MOST_FRAMES:
-                raise ValueError(f"{label(file)}: it does not say how long it is; {READABLE}")
+                raise ValueError(NO_LENGTH.format(label(file)))
             return sound.frames / sound.samplerate, sound.samplerate, sound.channels
     except soundfile.SoundFileError as error:
         raise ValueError(f"{label(file)}: not a recording, or damaged ({_why(error)}); {READABLE}") from error
@@ -96,6 +97,8 @@ def _decode(file: Any, seconds: float | None) -> tuple[np.ndarray, int]:
             if not RATES[0] <= rate <= RATES[1]:
                 raise ValueError(f"{name}: its rate is {rate} Hz; {RATES[0]} to {RATES[1]} can be read")
             wanted = -1 if seconds is None else math.ceil(seconds * rate)
+            if wanted < 0 and claimed > MOST_FRAMES:
+                raise ValueError(NO_LENGTH.format(name))
             data = sound.read(wanted, dtype="float32", always_2d=True)
             _warn_if_cut(name, len(data), claimed if wanted < 0 else min(claimed, wanted), rate, sound.extra_info)
     except soundfile.SoundFileError as error:
@@ -160,6 +163,8 @@ def _samples(audio: Any, rate: int | None, seconds: float | None) -> tuple[np.nd
     if seconds is not None:
         array = array[..., : math.ceil(seconds * rate)]
     if array.dtype.kind in "iu":
+        if array.dtype.itemsize > 4:  # no recording has samples of 64 bits: these are smaller ones
+            raise ValueError(f"samples are {array.dtype}, as no recording has them: give int16, int32 or floats")
         middle = 2.0 ** (8 * array.dtype.itemsize - 1)
         array = (array - (middle if array.dtype.kind == "u" else 0.0)) / middle
     else:

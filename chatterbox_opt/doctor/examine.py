@@ -54,18 +54,24 @@ def examine(
     captures = logger.getChild("engine.graphs")
     level = captures.level
     captures.setLevel(logging.DEBUG)  # so that it counts the nodes of graphs
+
+    def write() -> None:
+        if markdown_file is not None:
+            markdown_file.write_text(written.markdown(environment, findings, heard.texts), encoding="utf-8")
+        if json_file is not None:
+            made = written.document(environment, findings, heard.texts) | {"seconds": time.perf_counter() - start}
+            made = json.loads(json.dumps(made, default=str), parse_constant=str)  # JSON has no infinity
+            json_file.write_text(json.dumps(made, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
     try:
+        for file in filter(None, (markdown_file, json_file)):
+            file.open("a").close()  # what cannot be written is to be known now
         for check in checks:
             for finding in found(check, patient, SECONDS[quick] - (time.perf_counter() - start)):
                 findings.append(finding)
                 print(written.line(finding), flush=True)
             # rewritten after each check, so that an aborted run leaves a report
-            if markdown_file is not None:
-                markdown_file.write_text(written.markdown(environment, findings, heard.texts), encoding="utf-8")
-            if json_file is not None:
-                made = written.document(environment, findings, heard.texts)
-                made["seconds"] = time.perf_counter() - start
-                json_file.write_text(json.dumps(made, indent=1, default=str) + "\n", encoding="utf-8")
+            write()
     finally:
         logger.removeHandler(heard)
         captures.setLevel(level)

@@ -20,7 +20,8 @@ from ..engine.wav import FADE, fade_in
 from ..models.mel import prompt_mel, s3_mel
 from ..options import EngineOptions
 from ..pipeline import Pipeline
-from ..voice import VoicePreparer, detached_copy
+from ..voice import detached_copy
+from ..voice_preparer import VoicePreparer
 from ..weights import layout
 from ..weights.keymap import current_names
 from ..weights.load import build_s3gen

@@ -15,7 +15,7 @@ from ..config import S3_RATE, ModelConfig
 from ..executor import voice_encoder
 from ..models.voice_encoder import RATE, TRIM_DB, speaker_embedding
 from ..options import EngineOptions
-from ..voice import VoicePreparer
+from ..voice_preparer import VoicePreparer
 from ..weights import layout
 from ..weights.load import build_voice_encoder, unread_of_voice_encoder
 from .convert import own_voice_encoder

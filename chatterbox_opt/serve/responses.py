@@ -6,14 +6,15 @@ import asyncio
 import base64
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from .encoders import MEDIA
-from .errors import told
-from .live import Sound
+from .errors import ApiError, told
+from .live import LiveSpeech, Sound
 from .sending import in_time
 from .service import Service
 
@@ -108,6 +109,21 @@ class EventResponse(SpeechResponse):
 
 def _event(kind: str, **more: Any) -> bytes:
     return f"data: {json.dumps({'type': kind, **more})}\n\n".encode()
+
+
+async def while_here(request: Request, work: Coroutine[Any, Any, LiveSpeech]) -> LiveSpeech:
+    """What `work` returns; it is cancelled if the client leaves before that, as a long text waits for others."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone(request.receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            request.app.state.service.left += 1
+            raise ApiError(499, "The client has left", code="client_left")
+        return working.result()
+    finally:
+        leaving.cancel()
+        working.cancel()
+        await asyncio.gather(leaving, working, return_exceptions=True)
 
 
 async def gone(receive: Any) -> None:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from . import catalogue
 from .errors import ApiError
-from .responses import SpeechResponse
+from .responses import SpeechResponse, while_here
 from .routes_openai import SOUND, service_of
 from .service import Service
 from .speech_request import Number, SpeechRequest
@@ -106,6 +106,6 @@ async def tts_stream(query: Annotated[TtsRequest, Query()], request: Request) ->
 async def _spoken(body: TtsRequest, request: Request, stream: bool) -> SpeechResponse:
     service = service_of(request)
     ours, ignored = body.translated(service.model, stream)
-    live = await service.speak(ours.input, ours)
+    live = await while_here(request, service.speak(ours.input, ours))
     headers = {"x-ignored-parameters": ", ".join(ignored)} if ignored else None
     return SpeechResponse(service, service.sound(live, ours), headers)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from . import catalogue
 from .errors import ApiError
-from .responses import EventResponse, SpeechResponse
+from .responses import EventResponse, SpeechResponse, while_here
 from .service import Service
 from .speech_request import SpeechRequest
 from .voice_names import folded
@@ -29,7 +29,7 @@ def service_of(request: Request) -> Service:
 @router.post("/v1/audio/speech", responses=SOUND, response_class=Response)
 async def speech(body: SpeechRequest, request: Request) -> Response:
     service = service_of(request)
-    live = await service.speak(body.input, body)
+    live = await while_here(request, service.speak(body.input, body))
     sound = service.sound(live, body)
     if body.stream_format == "sse":
         return EventResponse(service, sound, body.input)

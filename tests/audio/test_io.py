@@ -128,6 +128,18 @@ def test_an_open_file_that_is_no_recording_is_named_in_words(reading):
     assert "object at" not in str(caught.value)
 
 
+def test_a_recording_that_does_not_say_how_long_it_is(tmp_path: Path):
+    file = tmp_path / "a.flac"
+    soundfile.write(file, sound(), 24_000)
+    data = bytearray(file.read_bytes())
+    data[21] &= 0xF0  # of the 36 bits of its number of samples, which begin here
+    data[22:26] = bytes(4)
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="does not say how long it is"):
+        read(file)
+    assert len(read(file, seconds=0.1)[0]) == 2400
+
+
 def test_bad_samples():
     wav = sound()[:, 0]
     for rate in (None, 0, -1, 24_000.5, True):
@@ -143,6 +155,9 @@ def test_bad_samples():
             read(none, 24_000)
     with pytest.raises(ValueError, match="NaN or infinite"):
         read(np.full(100, np.inf), 24_000)
+    for given in (np.round(wav * 32767).astype(np.int64), np.round(wav * 32767).astype(int).tolist()):
+        with pytest.raises(ValueError, match="give int16"):
+            read(given, 24_000)
     with pytest.raises(ValueError, match="samples reach 32767; floats lie within -1 to 1"):
         read(np.full(100, -32767.0), 24_000)
 

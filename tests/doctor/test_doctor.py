@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -67,6 +68,15 @@ def test_a_check_that_raises_is_a_finding_and_the_others_go_on(tmp_path, capsys)
     assert "RuntimeError: the device is gone" in report.read_text()
     assert "`EngineOptions(kernels=False)`" in report.read_text()
     assert "1 wrong, 1 slower, 1 ok" in capsys.readouterr().out
+
+    def endless(patient):
+        yield Finding("endless", WRONG, "no number", figures={"error": math.inf})
+
+    assert examine.examine("cpu", ("mini",), True, document, None, (endless,)) == 1
+    (found,) = json.loads(document.read_text(), parse_constant=pytest.fail)["findings"]
+    assert found["figures"] == {"error": "Infinity"}
+    with pytest.raises(FileNotFoundError):
+        examine.examine("cpu", ("mini",), True, tmp_path / "nowhere" / "a.json", None, (pytest.fail,))
     assert examine.examine("cpu", ("mini",), True, checks=(after,)) == 0, "slower is not wrong"
 
 

@@ -204,6 +204,29 @@ def test_whoever_left_before_its_turn_has_none(small_server):
         service.model = model
 
 
+def test_a_client_that_leaves_before_its_turn_is_forgotten(small_server, monkeypatch):
+    asked, go_on = [], threading.Event()
+    real = type(small_server.model).submit
+
+    def slow(model, text, **how):
+        asked.append(text)
+        go_on.wait(30)
+        return real(model, "Hello.", **how)
+
+    monkeypatch.setattr(type(small_server.model), "submit", slow)
+    left = small_server.service.left
+    try:
+        for number in range(3):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{small_server.url}/v1/audio/speech", json=body("x " * 3000 + str(number)), timeout=0.3)
+        assert soon(lambda: small_server.service.waiting() == 0)
+        assert small_server.service.left == left + 3
+    finally:
+        go_on.set()
+    assert goes_idle(small_server.service)
+    assert [text[-1] for text in asked] == ["0"]
+
+
 @pytest.mark.parametrize("path", ["/", "/health", "/health/live", "/health/ready"])
 def test_monitors_may_ask_for_the_head_alone(small_server, path):
     answer = httpx.head(small_server.url + path)
