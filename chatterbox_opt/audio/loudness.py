@@ -1,4 +1,4 @@
-"""Loudness by ITU-R BS.1770-4 and EBU R 128, mono, for levelling Turbo's prompts and the pieces of a text."""
+"""Loudness by ITU-R BS.1770-4 and EBU R 128, for levelling Turbo's prompts and the pieces of a text."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ TAIL = 0.35  # s until the high-pass response has decayed to e^-80
 
 
 def normalize_loudness(wav: Wave, rate: int, target: float = -27.0) -> Wave:
-    """Returns the samples scaled to `target` LUFS, in the same float type; unchanged if they cannot be measured."""
-    samples = wav.detach().float().cpu().numpy() if isinstance(wav, Tensor) else wav
-    loudness = integrated_loudness(samples.reshape(-1), rate)
+    """Returns the samples, (N,) or (N, channels), scaled to `target` LUFS, in the same float type; unchanged if they
+    cannot be measured, as whole numbers cannot: what full scale is, they do not say."""
+    samples = wav.detach().float().cpu().numpy() if isinstance(wav, Tensor) else np.asarray(wav)
+    whole = not wav.is_floating_point() if isinstance(wav, Tensor) else samples.dtype.kind != "f"
+    loudness = math.nan if whole else integrated_loudness(samples, rate)
     gain = 10.0 ** ((target - loudness) / 20.0) if math.isfinite(loudness) else math.nan
     if not math.isfinite(gain) or gain <= 0.0:
         logger.warning("the loudness of %.2f s cannot be measured; the level is left alone", samples.size / rate)
         return wav
-    return wav * gain if isinstance(wav, Tensor) else (wav * gain).astype(wav.dtype)
+    return wav * gain if isinstance(wav, Tensor) else (samples * gain).astype(samples.dtype)
 
 
 def level_loudness(parts: Sequence[Tensor], rate: int, target: float) -> list[Tensor]:
@@ -52,10 +54,12 @@ def _lifted(part: Tensor, decibels: float) -> Tensor:
 
 
 def integrated_loudness(wav: np.ndarray, rate: int) -> float:
-    """(N,) -> LUFS; NaN for less than one block of 0.4 s, minus infinity for silence."""
+    """(N,) or (N, channels), left and right first -> LUFS; NaN for less than one block of 0.4 s, minus infinity for
+    silence."""
     if len(wav) < BLOCK * rate:
         return math.nan
-    energy = np.concatenate([[0.0], np.cumsum(np.square(k_weighted(wav, rate)))])
+    channels = wav.reshape(len(wav), -1).T
+    energy = np.concatenate([[0.0], np.cumsum(sum(np.square(k_weighted(channel, rate)) for channel in channels))])
     count = round((len(wav) / rate - BLOCK) / (BLOCK * STEP)) + 1
     index = np.arange(count)
     start = (BLOCK * (index * STEP) * rate).astype(np.int64)

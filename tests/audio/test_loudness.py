@@ -24,6 +24,17 @@ def test_is_pyloudnorms(rate: int, seconds: float):
     assert integrated_loudness(wav, rate) == pytest.approx(meter.integrated_loudness(wav), abs=1e-4)
 
 
+def test_two_channels_and_what_is_no_float_as_pyloudnorm_has_them(caplog: pytest.LogCaptureFixture):
+    meter = pytest.importorskip("pyloudnorm").Meter(24_000)
+    two = np.stack([tone(2.0, 24_000), tone(2.0, 24_000, 0.03)], 1)
+    assert integrated_loudness(two, 24_000) == pytest.approx(meter.integrated_loudness(two), abs=1e-4)
+    assert normalize_loudness(two, 24_000).shape == two.shape
+    whole = (two[:, 0] * 32767).astype(np.int16)
+    for given in (whole, torch.from_numpy(whole), whole.tolist()):
+        assert normalize_loudness(given, 24_000) is given
+    assert len(caplog.records) == 3
+
+
 def test_gain_is_upstreams_in_float32():
     pyloudnorm = pytest.importorskip("pyloudnorm")
     wav = tone(3.0, 24_000)
