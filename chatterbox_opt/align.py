@@ -37,12 +37,18 @@ class WhisperAligner:
     missing = staticmethod(whisper.missing)
 
     def __call__(self, wave: np.ndarray, sample_rate: int, text: str) -> list[tuple[str, float, float]]:
-        """Returns (word, start, end) in seconds for (N,) samples; an empty list if they are too long for Whisper."""
+        """Returns (word, start, end) in seconds for (N,) samples; an empty list if they or the text are too long for
+        Whisper, or the samples are fewer than it attends to at once."""
         words = text.split()
         tokens = [self.tokenizer.encode(f" {word}") for word in words]
-        if len(wave) > WINDOW * sample_rate or sum(map(len, tokens)) > self.model.max_length // 2:
-            seconds = len(wave) / sample_rate
+        if len(wave) * STEPS < sample_rate:
+            return []
+        count, seconds = sum(map(len, tokens)), len(wave) / sample_rate
+        if seconds > WINDOW:
             logger.warning("%.1f s are too long for Whisper: no word times for %r...", seconds, text[:40])
+            return []
+        if count > self.model.max_length // 2:
+            logger.warning("a text of %d tokens is too long for Whisper: no word times for %r...", count, text[:40])
             return []
         with computing(torch.device("cpu")):
             heard = resample(torch.as_tensor(wave).float(), sample_rate, S3_RATE).numpy()

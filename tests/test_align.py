@@ -97,7 +97,19 @@ def test_words_of_mini(aligner):
 def test_what_is_too_long_for_whisper_has_no_words(aligner, caplog):
     assert aligner(np.zeros(31 * RATE, np.float32), RATE, "Hello.") == []
     assert aligner(np.zeros(RATE, np.float32), RATE, "word " * 300) == []
-    assert caplog.text.count("too long for Whisper") == 2
+    sound, text = caplog.messages
+    assert sound.startswith("31.0 s are too long for Whisper")
+    assert text.startswith("a text of")
+
+
+@pytest.mark.parametrize("samples", [0, 1, 320, 479])
+def test_what_is_too_short_for_whisper_has_no_words(aligner, caplog, samples):
+    assert aligner(np.zeros(samples, np.float32), RATE, "Hello.") == []
+    assert not caplog.messages
+
+
+def test_the_shortest_sound_is_aligned_somehow(aligner):
+    assert [word for word, _, _ in aligner(np.zeros(480, np.float32), RATE, "Hello there.")] == ["Hello", "there."]
 
 
 def test_silence_is_aligned_somehow(aligner):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatterbox_opt.captions import LINE, check_kind, cues, shifted, written
+from chatterbox_opt.captions import LINE, LINES, check_kind, cues, shifted, written
 
 
 def record(text: str, start: float, end: float, words: tuple = ()) -> dict:
@@ -55,6 +55,30 @@ def test_with_word_times_cues_are_short_and_end_with_sentences():
     assert got[0].text == "This is a first sentence of some words."
     assert " ".join(c.text for c in got) == text
     assert all(a.end == b.start for a, b in itertools.pairwise(got))
+
+
+def test_a_cue_with_word_times_has_two_lines():
+    """Of 84 letters at most, though these fill more than two lines if a long word does not fit into the first."""
+    text = "A rather long beginning of this line internationalisation, " * 6
+    blocks = written(".srt", [record(text, 0, 60, tuple(timed(text, 0)))]).strip().split("\n\n")
+    assert max(len(block.split("\n")) - 2 for block in blocks) == LINES
+
+
+@pytest.mark.parametrize(
+    ("at", "wanted"),
+    [
+        ((1.0, 2.0, 3.0), [(1.0, 2.0), (2.0, 3.0), (3.0, 4.0)]),  # up to the next word or the piece's end
+        ((1.0, 2.0, 4.0), [(1.0, 2.0), (2.0, 4.0), (4.0, 4.02), (4.02, 5.0)]),  # nothing is left of the piece
+        ((1.0, 1.0, 1.0), [(1.0, 1.02), (1.02, 1.04), (1.04, 4.0)]),
+        ((1.0, 1.0002, 4.0), [(1.0, 1.02), (1.02, 4.0), (4.0, 4.02), (4.02, 5.0)]),
+    ],
+)
+def test_a_cue_of_words_without_length_lasts(at, wanted):
+    words = tuple(record(f"{'a' * 30}.", start, start) for start in at)
+    got = list(cues([record("text", 1.0, 4.0, words), record("More.", 4.0, 5.0)]))
+    assert [(c.start, c.end) for c in got] == [pytest.approx(each) for each in [*wanted, (4.0, 5.0)][:4]]
+    clocks = re.findall(r"(\S+) --> (\S+)", written(".vtt", [record("text", 1.0, 4.0, words)]))
+    assert all(start < end for start, end in clocks)
 
 
 def test_a_shifted_record_is_later_with_its_words():

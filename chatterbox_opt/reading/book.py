@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,8 +20,9 @@ from ..files import check_writable, locked, text_of, whole, write_whole
 from ..speech import aligned
 from ..takes import asked_for
 from . import script as scripts
-from .cast import NARRATOR, cast_of
+from .cast import NARRATOR, Cast, cast_of
 from .plan import Line, Planner, chooses
+from .speakers import check_names
 from .store import Store
 
 if TYPE_CHECKING:
@@ -52,17 +54,20 @@ def read_aloud(
     progress: Callable[[int, int, int], None] | None = None,
     **options: Unpack[ReadingKeywords],
 ) -> list[Path]:
-    """Returns the paths of the files written. `cast` is a TOML file, or a mapping from names to roles or voices; `kind`
-    is "text", "markdown" or "dialogue", by default from the file's ending; `chapters` writes one file per chapter,
-    OUTPUT-01 and so on; `captions` is "srt", "vtt" or "json"; `work` is the folder of spoken paragraphs, by default
-    OUTPUT.work. `progress` is called with (characters spoken in this run, in earlier runs, in all). `score` chooses
-    among `takes`, see docs/takes.md. The other keywords hold for roles without their own."""
+    """Returns the paths of the files written. `cast` is a TOML file, or a mapping from names to roles, voices, or the
+    entries of a file's table; `kind` is "text", "markdown" or "dialogue", by default from the file's ending; `chapters`
+    writes one file per chapter, OUTPUT-01 and so on; `captions` is "srt", "vtt" or "json"; `work` is the folder of
+    spoken paragraphs, by default OUTPUT.work. `progress` is called with (characters spoken in this run, in earlier
+    runs, in all). `score` chooses among `takes`, see docs/takes.md. The other keywords hold for roles without their
+    own."""
     output, script = Path(output), Path(script)
     check(output, captions)
     roles = cast_of(cast)
+    check_names(roles)
+    _report_narrators(roles)
     text = text_of(script)
     try:
-        found = scripts.parse(text, kind or kind_of(script), [name for name in roles if name != NARRATOR])
+        found = scripts.parse(text, kind or kind_of(script), roles if roles.given else (), markup)
     except ValueError as error:
         raise ValueError(f"{script}: {error}") from error
     if score is not None and not chooses(options, roles):
@@ -83,13 +88,16 @@ def kind_of(script: Path) -> str:
 
 def check(output: Path, captions: str | None) -> None:
     """Raises ValueError if the output cannot be written: before hours of work, not after them."""
-    if not output.parent.is_dir():
-        raise ValueError(f"{output}: there is no folder {output.parent}")
+    folders = (output.parent, _real(output).parent)
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{output}: there is no folder {folder}")
     if output.is_dir() or not output.suffix or output.suffix[1:].upper() not in writable_kinds():
         raise ValueError(f"{output}: a name that ends in .wav, .flac, .ogg or .mp3 is needed")
     if captions is not None:
         captioning.check_kind(f".{captions}", f"captions={captions!r}")
-    check_writable(output.parent)
+    for folder in folders:
+        check_writable(folder)
 
 
 class Reader:
@@ -152,7 +160,7 @@ class Reader:
         """Writes the sound file and its captions, both atomically. Holds one line's sound in memory at a time."""
         records, at = [], 0
         half = self._half(path)
-        with whole(path, half), SoundWriter(half, self.model.sr) as file:
+        with whole(_real(path), half), SoundWriter(half, self.model.sr) as file:
             for i, line in enumerate(lines):
                 silence = samples(line.paragraph.before) if i else 0
                 file.add(np.zeros(silence, np.int16))
@@ -165,14 +173,14 @@ class Reader:
             return [path]
         beside = path.with_suffix(f".{captions}")
         text = captioning.written(beside.suffix, records, sample_rate=self.model.sr, seconds=at / self.model.sr)
-        write_whole(beside, text.encode())
+        write_whole(_real(beside), text.encode())
         return [path, beside]
 
     def _half(self, path: Path) -> Path:
         """Returns the name of the incomplete file, beside the whole one: only there can it be renamed. A run from
         another work folder, which this one's lock does not keep out, has another name for it."""
         mark = hashlib.blake2b(str(self.store.folder.resolve()).encode(), digest_size=4).hexdigest()
-        return path.with_stem(f"{path.stem}.{mark}.half")
+        return _real(path).with_name(f"{path.stem}.{mark}.half{path.suffix}")
 
     def _placed(self, record: captioning.Record, line: Line, at: int) -> captioning.Record:
         said = {"line": line.paragraph.line} | ({"speaker": line.paragraph.speaker} if line.paragraph.speaker else {})
@@ -188,6 +196,18 @@ class Reader:
         except ValueError as error:
             raise ValueError(f"paragraph at line {line.paragraph.line}: {error}") from error
         return job
+
+
+def _real(path: Path) -> Path:
+    """Returns the file that is written: a symbolic link stays, and what it points to is replaced."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _report_narrators(cast: Cast) -> None:
+    """Warns of names such as "Narrator": unlike "narrator", they do not speak what has no name."""
+    for name in cast:
+        if name != NARRATOR and name.casefold() == NARRATOR:
+            logger.warning("the cast has %r, but lines without a name belong to %r", name, NARRATOR)
 
 
 def _report_others(output: Path, written: Sequence[Path]) -> None:

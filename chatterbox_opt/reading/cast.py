@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ else:
     import tomli as tomllib
 
 NARRATOR = "narrator"  # who speaks what has no name
+_ENTRIES = ("voice", "seed", "language")
 _OPTIONS = {"exaggeration", "spoken", "pronounce", "takes", "retries", *(f.name for f in fields(SamplingOptions))}
 
 
@@ -28,7 +29,13 @@ class Role:
     options: Mapping[str, Any] = field(default_factory=dict)  # exaggeration, temperature, takes and so on
 
 
-def load_cast(path: str | Path) -> dict[str, Role]:
+class Cast(dict[str, Role]):
+    """Roles by name. `given`: whether somebody named them; a lone --voice is no list of who may speak."""
+
+    given = True
+
+
+def load_cast(path: str | Path) -> Cast:
     """Reads a TOML file, to which the paths in it are relative. Raises ValueError for unknown entries."""
     path = Path(path)
     text = text_of(path)
@@ -36,27 +43,55 @@ def load_cast(path: str | Path) -> dict[str, Role]:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: {error}") from error
-    return {name: _role(f"{path}: [{name}]", table, path.parent) for name, table in tables.items()}
+    return Cast((name, _table(f"{path}: [{name}]", table, path.parent)) for name, table in tables.items())
 
 
-def cast_of(cast: Any) -> dict[str, Role]:
-    """Returns roles by name from a file's path, or from a mapping of names to roles or voices; none from None."""
+def cast_of(cast: Any) -> Cast:
+    """Returns roles by name from a file's path, or from a mapping of names to roles, voices, or mappings with the
+    entries of a file's table; none from None. Raises ValueError for anything else."""
     if cast is None:
-        return {}
+        none = Cast()
+        none.given = False
+        return none
+    if isinstance(cast, Cast):
+        return cast
     if isinstance(cast, Mapping):
-        return {name: role if isinstance(role, Role) else Role(role) for name, role in cast.items()}
-    return load_cast(cast)
+        return Cast((name, _given(name, role)) for name, role in cast.items())
+    if isinstance(cast, (str, Path)):
+        return load_cast(cast)
+    raise ValueError(f"cast={cast!r}: a TOML file is needed, or a mapping from names to roles or voices")
 
 
-def _role(where: str, table: Any, folder: Path) -> Role:
+def _given(name: Any, role: Any) -> Role:
+    where = f"cast[{name!r}]"
+    if not isinstance(name, str):
+        raise ValueError(f"{where}: a name is a text")
+    if isinstance(role, Role):
+        return role
+    if not isinstance(role, Mapping):
+        return Role(_checked(where, role))
+    table = dict(role)
+    voice = _checked(where, table.pop("voice", None))
+    if isinstance(voice, str):
+        return _table(where, table | {"voice": voice}, Path())
+    return replace(_table(where, table, Path()), voice=voice)
+
+
+def _checked(where: str, voice: Any) -> Any:
+    if voice is None or isinstance(voice, (str, Path)) or hasattr(voice, "t3"):
+        return voice
+    raise ValueError(f"{where}: {voice!r} is no voice: a path is needed, or what prepare_voice() made")
+
+
+def _table(where: str, table: Any, folder: Path) -> Role:
     if not isinstance(table, dict):
         raise ValueError(f"{where}: a table is needed, such as voice = \"anna.wav\"")
     table = dict(table)
-    voice, seed, language = (table.pop(name, None) for name in ("voice", "seed", "language"))
+    voice, seed, language = (table.pop(name, None) for name in _ENTRIES)
     if unknown := sorted(set(table) - _OPTIONS):
-        known = ", ".join(sorted({"voice", "seed", "language"} | _OPTIONS))
-        raise ValueError(f"{where}: unknown {', '.join(unknown)}; known are {known}")
-    for name, value, kind in (("voice", voice, str), ("seed", seed, int), ("language", language, str)):
+        known = ", ".join(sorted({*_ENTRIES} | _OPTIONS))
+        raise ValueError(f"{where}: unknown {', '.join(map(str, unknown))}; known are {known}")
+    for name, value, kind in zip(_ENTRIES, (voice, seed, language), (str, int, str)):
         if value is not None and not isinstance(value, kind):
             raise ValueError(f"{where}: {name} = {value!r} is not a {kind.__name__}")
     if isinstance(table.get("pronounce"), str):

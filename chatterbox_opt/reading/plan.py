@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from ..text.pronounce import Pronunciations, recording_name
 from .cast import NARRATOR, Role
 from .script import Chapter, Paragraph
 from .store import key_of
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # within the repr() of an object; another in every process
 
 SPEAKING = ("max_chars", "n_cfm_timesteps", "takes", "retries")  # options of speak(), not of jobs()
 
@@ -92,7 +96,8 @@ class Planner:
         if found is None:
             return []
         text = f"{paragraph.text}\n{unescaped(paragraph.text)}" if marked else paragraph.text
-        others = [found.for_voice(each, recording_name(voice)) for each, voice in self.voices.items()] if marked else []
+        named = self.voices.items() if marked else ()
+        others = [found.every.for_voice(each, recording_name(voice)) for each, voice in named]
         concerned = [each.concerning(text) for each in (found, *others)]
         return concerned if any(map(any, concerned)) else []
 
@@ -117,8 +122,20 @@ def _for_role(name: str, role: Role, every: Pronunciations | None) -> Pronunciat
 
 
 def _described(options: Mapping[str, Any]) -> dict[str, str]:
-    """Returns texts that are equal in every process. A function is described by its name only."""
-    return {option: getattr(value, "__qualname__", None) or repr(value) for option, value in options.items()}
+    """Returns texts that are equal in every process. A function is described by its name only, an object without a
+    repr() of its own by its type's name, and a partial by its function and arguments."""
+    return {option: _description(value) for option, value in options.items()}
+
+
+def _description(value: Any) -> str:
+    if isinstance(value, partial):
+        named = [f"{name}={_description(each)}" for name, each in sorted(value.keywords.items())]
+        return f"partial({', '.join([_description(value.func), *map(_description, value.args), *named])})"
+    if name := getattr(value, "__qualname__", None):
+        return name
+    if type(value).__repr__ is object.__repr__:
+        return type(value).__qualname__
+    return _ADDRESS.sub("", repr(value))
 
 
 def weights(model: Any) -> str:

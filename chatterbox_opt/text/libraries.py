@@ -1,13 +1,15 @@
-"""The libraries that write a language's numbers, dates and money as words. Each is loaded on first use, once per
-language for all threads."""
+"""The libraries that write a language's numbers, dates and money as words. Each is loaded when it is first asked for,
+once per language for all threads."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 import threading
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 from ..files import cache_folder
 
@@ -37,13 +39,25 @@ def choose(language: str, spoken: bool | str) -> str:
 
 
 def reader(language: str, library: str) -> Callable[[str], str]:
-    """Returns a function from text to text in words, which raises what the library raises for text it cannot handle."""
+    """Returns a function from text to text in words, which raises what the library raises for text it cannot handle.
+    Raises RuntimeError if the library cannot be loaded: no text could be read then, and nobody would know why."""
+    with _lock:
+        try:
+            normalize = (_wetext if library == "wetext" else _nemo)(language)
+        except Exception as error:  # of a broken installation or a folder that cannot be written
+            what = f"{library} cannot be loaded for {language!r} ({type(error).__name__}: {error})"
+            raise RuntimeError(f"{what}; see that {_remedy(library)}, or leave spoken= out") from error
 
     def read(text: str) -> str:
         with _lock:
-            return (_wetext if library == "wetext" else _nemo)(language)(text)
+            return normalize(text)
 
     return read
+
+
+def _remedy(library: str) -> str:
+    written = f"{_grammars()} can be written and " if library == "nemo" else ""
+    return f"{written}the installation is whole ({INSTALL[library]})"
 
 
 @cache
@@ -51,7 +65,7 @@ def _wetext(language: str) -> Callable[[str], str]:
     from wetext import Normalizer
 
     normalizer = Normalizer(lang=language, operator="tn")
-    return lambda text: normalizer.normalize(text).replace('\\"', '"')  # it returns quotes escaped
+    return lambda text: re.sub(r'\\(["\\])', r"\1", normalizer.normalize(text))  # it escapes quotes and backslashes
 
 
 @cache
@@ -59,7 +73,11 @@ def _nemo(language: str) -> Callable[[str], str]:
     from nemo_text_processing.text_normalization.normalize import Normalizer
 
     logging.getLogger("NeMo-text-processing").setLevel(logging.ERROR)  # otherwise it logs a line per text
-    grammars = cache_folder() / "nemo"  # compiled: building them takes half a minute
-    grammars.mkdir(parents=True, exist_ok=True)
-    normalizer = Normalizer(input_case="cased", lang=language, cache_dir=str(grammars))
+    _grammars().mkdir(parents=True, exist_ok=True)
+    normalizer = Normalizer(input_case="cased", lang=language, cache_dir=str(_grammars()))
     return lambda text: normalizer.normalize(text, punct_post_process=True)
+
+
+def _grammars() -> Path:
+    """Returns the folder of compiled grammars: building them takes half a minute."""
+    return cache_folder() / "nemo"

@@ -30,7 +30,7 @@ _NAMED = re.compile(r"\s*(\S*)\s*(.*?)\s*", re.S)
 @dataclass(frozen=True)
 class Segment:
     chars: tuple[int, int]  # first, past the last; with marks and blanks
-    body: tuple[int, int]  # the spoken part; empty if a text ends in a pause
+    body: tuple[int, int]  # the spoken part, with a letter or digit; empty if a text ends in a pause
     before: float | None = None  # seconds of silence before it; None: the usual pause between pieces
     voice: str | None = None  # None: the call's own
     language: str | None = None
@@ -140,8 +140,14 @@ def _length(number: str, unit: str) -> float:
     return float(number) / (1000 if unit.lower() == "ms" else 1)
 
 
+def _says_something(body: str) -> bool:
+    """Whether there is a letter or digit, as in a mark for the model itself: on a lone stop, quote or rule it babbles.
+    """
+    return any(map(str.isalnum, body))
+
+
 def _merged(segments: list[Segment], text: str) -> tuple[Segment, ...]:
-    """Drops segments with an empty body: their silence goes to the next one, or to a last one of its own."""
+    """Drops segments that say nothing: their silence goes to the next one, or to a last one of its own."""
     found: list[Segment] = []
     length = len(text)
     start, asked, between = None, None, None
@@ -154,7 +160,7 @@ def _merged(segments: list[Segment], text: str) -> tuple[Segment, ...]:
                 raise ValueError(f"{position(text, segment.chars[0])}: {what}")
         elif segment.before is not None:
             between = max(-segment.before, between or 0.0)
-        if segment.body[0] < segment.body[1]:
+        if _says_something(text[slice(*segment.body)]):
             before = asked if asked is not None else between if found else None
             found.append(replace(segment, chars=(start if found else 0, length), before=before))
             start, asked, between = None, None, None

@@ -6,10 +6,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from .split import WIDE_CHAR
 
@@ -18,15 +19,17 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_LETTER = rf"[^\W{WIDE_CHAR.pattern[1:-1]}]"  # or digit, of a script with blanks between words
+_APOSTROPHE = "['’]"
+_INNER_BLANKS = re.compile(r"(?<=\S)\s+(?=\S)")
 TABLES = ("words", "patterns", "voice")
 
 
 class Pronunciations:
     """Words and patterns for every voice, and further ones for single voices. A word matches whole words only: "cat"
     in "cat's", but not in "concatenate". One in lower case matches any case, and its respelling is capitalised like the
-    match; one with a capital matches only itself. Words come first, the longest at each place, and respellings are not
-    searched for words again; then the patterns, one after another."""
+    match; one with a capital matches only itself. Either apostrophe matches both, and a blank any run of blanks. Words
+    come first, the longest at each place, and respellings are not searched for words again; then the patterns, one
+    after another."""
 
     def __init__(
         self,
@@ -38,9 +41,9 @@ class Pronunciations:
         self.words = _checked(words or {}, "words")
         self.patterns = [(_compiled(p), _template(p, to)) for p, to in _checked(patterns or {}, "patterns").items()]
         self.voices = dict(voices or {})
-        self._order = sorted(self.words, key=len, reverse=True)  # of the alternatives that are searched for
+        self._order = sorted(self.words, key=lambda word: (_only_marks(word), -len(word)))  # of the alternatives
         self._search = _alternatives(self._order)
-        self._all = self  # the object with every voice's tables, if this one is the result of for_voice()
+        self._all = self  # for_voice() sets it
         self._joined: dict[tuple[str, ...], Pronunciations] = {}
 
     @classmethod
@@ -83,6 +86,11 @@ class Pronunciations:
         """Whether this is the result of for_voice()."""
         return self._all is not self
 
+    @property
+    def every(self) -> Pronunciations:
+        """The object with every voice's tables, of which for_voice() made this one; otherwise this one."""
+        return self._all
+
     def for_voice(self, *names: str | None) -> Pronunciations:
         """Returns the respellings for a voice with these names: the words and patterns of the first name precede those
         of the second, and all of them the general ones. Those of an earlier for_voice() stay only if no name is known.
@@ -115,7 +123,7 @@ class Pronunciations:
     @cached_property
     def _anywhere(self) -> dict[str, re.Pattern]:
         """A pattern per word that finds it within other words too: a piece of a text may begin or end there."""
-        return {word: re.compile(re.escape(word), re.I if _any_case(word) else 0) for word in self.words}
+        return {word: re.compile(_alternative(word)) for word in self.words}
 
     def __call__(self, text: str) -> str:
         if self._search is not None:
@@ -129,8 +137,9 @@ class Pronunciations:
         if found in self.words:
             return self.words[found]
         group = match.lastindex or 1  # and not found.lower(): "(?i)" equates İ and i too
-        to = self.words[self._order[group - 1]]
-        return to[:1].upper() + to[1:] if found[:1].isupper() else to
+        word = self._order[group - 1]
+        to = self.words[word]
+        return to[:1].upper() + to[1:] if _any_case(word) and found[:1].isupper() else to
 
     def _has(self, word: str) -> bool:
         """Whether an entry matches all of the word."""
@@ -177,11 +186,35 @@ def _any_case(word: str) -> bool:
     return word == word.lower()
 
 
-def _alternatives(words: Iterable[str]) -> re.Pattern | None:
-    """Returns one pattern with a group for each word; one in lower case matches any case."""
-    parts = []
-    for word in words:
-        before = rf"(?<!{_LETTER})" if re.match(_LETTER, word[0]) else ""
-        after = rf"(?!{_LETTER})" if re.match(_LETTER, word[-1]) else ""
-        parts.append(f"{before}({'(?i:' if _any_case(word) else '(?:'}{re.escape(word)})){after}")
+def _alternatives(order: Sequence[str]) -> re.Pattern | None:
+    """Returns one pattern with a group for each word, in this order; words of combining marks only come last. The
+    bounds are large: written for each of 1,000 words, and not once for all, they would take seconds to compile."""
+    whole = [f"({_alternative(word)})" for word in order if not _only_marks(word)]
+    marks = [f"({_alternative(word)})" for word in order if _only_marks(word)]  # found within words too: no bounds
+    parts = [*([f"{_bound()}(?:{'|'.join(whole)}){_bound()}"] if whole else []), *marks]
     return re.compile("|".join(parts)) if parts else None
+
+
+def _alternative(word: str) -> str:
+    """Returns a pattern for a word; one in lower case matches any case."""
+    blanks = r"\s+".join(map(re.escape, _INNER_BLANKS.split(word)))
+    return f"(?{'i' if _any_case(word) else ''}:{re.sub(_APOSTROPHE, _APOSTROPHE, blanks)})"
+
+
+def _only_marks(word: str) -> bool:
+    return all(category(char)[0] == "M" for char in word)
+
+
+@cache
+def _bound() -> str:
+    """Returns a pattern for every place but those between two letters: where a word begins or ends with a letter, the
+    text around it must not go on with one."""
+    letter = rf"(?!{WIDE_CHAR.pattern})[\w{_combining()}]"  # or digit, of a script with blanks between words
+    return f"(?:(?<!{letter})|(?!{letter}))"
+
+
+def _combining() -> str:
+    """Returns the characters that change the letter before them, for a set. Variation selectors change only its look,
+    and stand behind emoji too."""
+    marks = (char for char in map(chr, range(0x300, 0x20000)) if category(char)[0] == "M")  # all but selectors
+    return "".join(char for char in marks if not "\ufe00" <= char <= "\ufe0f")

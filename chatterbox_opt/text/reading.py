@@ -29,8 +29,8 @@ class Reading:
         cls, language: str | None, spoken: bool | str | None = False, pronounce: Any = None, voice: Any = None,
         named: Any = None,
     ) -> Reading | None:
-        """Returns None if nothing is asked for. Raises if a library for it is missing. `voice` and the values of
-        `named`, the call's markup=, are voices as the caller gave them."""
+        """Returns None if nothing is asked for. Raises if a library for it is missing or cannot be loaded. `voice` and
+        the values of `named`, the call's markup=, are voices as the caller gave them."""
         if pronounce is None and (spoken is False or spoken is None):
             return None
         recordings = {name: recording_name(of) for name, of in named.items()} if isinstance(named, Mapping) else {}
@@ -46,8 +46,10 @@ class Reading:
         if self.pronounce is not None:
             # those of a role's name and its recording would be left for those of the recording
             own = None if self.pronounce.chosen else self.recording
-            names = (own,) if voice is None else (voice, self.recordings.get(voice))
-            steps.append(self.pronounce.for_voice(*names))
+            steps.append(
+                self.pronounce.for_voice(own) if voice is None
+                else self.pronounce.every.for_voice(voice, self.recordings.get(voice))
+            )
         if self.spoken is not False:
             if language is None:
                 raise ValueError(f"spoken={self.spoken!r} needs to know the language: give a language_id")

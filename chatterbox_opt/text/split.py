@@ -13,10 +13,12 @@ from itertools import accumulate, pairwise
 from math import inf
 from numbers import Integral
 
-# Costs of cuts. A piece's own cost is at most 2, so no worse kind of cut is chosen just to even out lengths.
+# Costs of cuts. A piece's own cost is at most 2, so no worse kind of cut is chosen just to even out lengths. Only what
+# the models babble on costs more: short pieces, and those without a letter or digit, if a neighbour has room for these.
 PARAGRAPH, SENTENCE, DOUBTFUL, CLAUSE, WORD, HARD = -0.9, 0.0, 3.0, 6.0, 30.0, 200.0
 INSIDE = 2.0  # added within quotes or round brackets
-SHORT, SHORT_COST = 25, 8.0  # the models babble after very short text: a short piece costs more than a clause cut
+SHORT, SHORT_COST = 25, 8.0  # a short piece costs more than a clause cut
+SILENT_COST = 20.0  # of a rule of dashes: more than a doubtful cut, a clause's and a short piece's
 BREATHS = ((PARAGRAPH, 0.6), (DOUBTFUL, 0.3), (CLAUSE, 0.12))  # (cost of a cut up to which, s of pause)
 SHORTEST_LIMIT = 20  # smallest max_chars
 WIDE = 3  # a Han, kana or Hangul character takes as long to say as three letters
@@ -81,7 +83,8 @@ def split_text(text: str, max_chars: int = 280) -> list[str]:
     width = [0, *accumulate(_widths(text))]  # width[b] - width[a] is the length of text[a:b]
     if width[-1] <= max_chars:
         return [text]
-    cuts = _cheapest(width, _cuts(text, width, max_chars), max_chars)
+    said = [0, *accumulate(map(str.isalnum, text))]  # letters and digits, counted like the width
+    cuts = _cheapest(width, said, _cuts(text, width, max_chars), max_chars)
     pieces = [text[a:b].strip() for a, b in zip([0, *cuts], [*cuts, len(text)])]
     return [p for p in pieces if p] or [""]
 
@@ -274,17 +277,23 @@ def _charge_inside(text: str, cost: dict[int, float]) -> None:
                 first += 1
 
 
-def _cheapest(width: list[int], cuts: list[tuple[int, float]], limit: int) -> list[int]:
-    """Returns the cheapest path over the cuts. A piece costs 1 plus the square of the fraction it leaves unused."""
+def _cheapest(width: list[int], said: list[int], cuts: list[tuple[int, float]], limit: int) -> list[int]:
+    """Returns the cheapest path over the cuts. A piece costs 1 plus the square of the fraction it leaves unused, and
+    more if it is short or says nothing."""
     at = [0, *(a for a, _ in cuts), len(width) - 1]
     price = [0.0, *(p for _, p in cuts), 0.0]
     best, came = [0.0] * len(at), [0] * len(at)
-    first = 0
+    first = silent = 0  # the first cut from which a piece may reach to this one, and from which it would say nothing
     for j in range(1, len(at)):
         end = width[at[j]]
         while end - width[at[first]] > limit:
             first += 1
-        options = ((best[i] + _piece(end - width[at[i]], limit), i) for i in range(first, j))
+        while said[at[silent]] < said[at[j]]:
+            silent += 1
+        options = (
+            (best[i] + _piece(end - width[at[i]], limit) + (SILENT_COST if i >= silent else 0.0), i)
+            for i in range(first, j)
+        )
         total, came[j] = min(options)
         best[j] = total + price[j]
     path, j = [], came[-1]

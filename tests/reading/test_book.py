@@ -5,6 +5,9 @@ import json
 import os
 import random
 import tracemalloc
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,8 @@ from books import CAST, LINES, SHORT, TEXT, bytes_of
 
 from chatterbox_opt import read_aloud
 from chatterbox_opt.reading import book
-from chatterbox_opt.reading.cast import Role
+from chatterbox_opt.reading.cast import NARRATOR, Role, cast_of
+from chatterbox_opt.reading.plan import _described
 from chatterbox_opt.scores import PlausibleLength
 from chatterbox_opt.speech import Speech
 from chatterbox_opt.text.markup import whole
@@ -166,6 +170,79 @@ def test_a_score_needs_takes(model, script, tmp_path):
         read_aloud(model, script, tmp_path / "a.wav", **SHORT | {"cast": {"Anna": Role(options={"takes": 0})}})
 
 
+class Shortest:
+    def __call__(self, take, sign=1):
+        return 0.0
+
+
+@dataclass
+class Holding:
+    score: Any
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Shortest, lambda: partial(Shortest(), sign=-1), lambda: partial(PlausibleLength(20.0), 1),
+        lambda: Holding(Shortest()), lambda: partial(longest_silence),
+    ],
+)
+def test_a_score_is_described_without_its_address(make):
+    """Another object stands for that of another process."""
+    one, other = make(), make()
+    assert one is not other
+    assert _described({"score": one}) == _described({"score": other})
+    assert "0x" not in _described({"score": one})["score"]
+
+
+def test_other_arguments_of_a_partial_are_another_score():
+    made = [partial(Shortest(), sign=1), partial(Shortest(), sign=-1), partial(Shortest(), 1), Shortest()]
+    assert len({_described({"score": each})["score"] for each in made}) == len(made)
+
+
+def test_a_score_that_is_an_object_continues_the_book(model, script, tmp_path, spoken):
+    for _ in range(2):
+        read_aloud(model, script, tmp_path / "a.wav", takes=2, score=Shortest(), **SHORT)
+    assert len(spoken) == LINES
+
+
+def test_the_narrator_of_a_cast_has_lines_of_its_own(model, tmp_path, spoken, caplog):
+    script = tmp_path / "a.txt"
+    script.write_text("narrator: It was cold.\nAnna: Hi.")
+    cast = {NARRATOR: Role(seed=7), "Anna": Role()}
+    read_aloud(model, script, tmp_path / "a.wav", kind="dialogue", cast=cast, max_new_tokens=12)
+    assert spoken == ["It was cold.", "Hi."]
+    assert "narrator" not in caplog.text
+    with pytest.raises(ValueError, match="line 2: nobody is called 'Anna'; the cast has narrator"):
+        read_aloud(model, script, tmp_path / "a.wav", kind="dialogue", cast={NARRATOR: Role(seed=7)})
+    lone = cast_of(None)
+    lone[NARRATOR] = Role(seed=7)  # as by --voice
+    read_aloud(model, script, tmp_path / "a.wav", kind="dialogue", cast=lone, max_new_tokens=12)
+    read_aloud(model, script, tmp_path / "a.wav", cast={"Narrator": Role()}, max_new_tokens=12)
+    assert "the cast has 'Narrator', but lines without a name belong to 'narrator'" in caplog.text
+
+
+def test_a_name_that_no_line_can_have_is_told(model, script, tmp_path, spoken):
+    with pytest.raises(ValueError, match="no line can begin with the name 'Anna & Ben'"):
+        read_aloud(model, script, tmp_path / "a.wav", cast={"Anna & Ben": Role()})
+    assert not spoken
+
+
+def test_a_symbolic_link_stays(model, script, tmp_path):
+    there = tmp_path / "there"
+    there.mkdir()
+    for kind in ("wav", "srt"):
+        (tmp_path / f"a.{kind}").symlink_to(there / f"b.{kind}")
+    written = read_aloud(model, script, tmp_path / "a.wav", captions="srt", **SHORT)
+    assert [p.name for p in written] == ["a.wav", "a.srt"]
+    assert all(p.is_symlink() for p in written)
+    assert sorted(p.name for p in there.iterdir()) == ["b.srt", "b.wav"]
+    assert soundfile.info(there / "b.wav").frames > 0
+    (tmp_path / "c.wav").symlink_to(tmp_path / "none" / "c.wav")
+    with pytest.raises(ValueError, match=r"there is no folder .*none"):
+        read_aloud(model, script, tmp_path / "c.wav", **SHORT)
+
+
 def test_the_same_words_twice_are_said_anew(model, tmp_path):
     (tmp_path / "a.txt").write_text("Yes, yes.\n\nYes, yes.")
     (out,) = read_aloud(model, tmp_path / "a.txt", tmp_path / "a.wav", max_new_tokens=12)
@@ -274,6 +351,14 @@ def test_marks_of_a_script(model, tmp_path, spoken):
     (out,) = read_aloud(model, script, tmp_path / "a.wav", markup=True, **SHORT)
     wav, rate = soundfile.read(out)
     assert longest_silence(wav) == pytest.approx(2 * rate, abs=rate * 0.1), "a watermark reaches into it"
+
+
+def test_a_paragraph_of_pauses_is_heard(model, tmp_path, spoken):
+    (tmp_path / "a.txt").write_text("Hello.\n\n[pause 2s]\n\nBye.\n\n[pause 3s]")
+    (out,) = read_aloud(model, tmp_path / "a.txt", tmp_path / "a.wav", markup=True, max_new_tokens=12)
+    assert spoken == ["Hello.", "Bye."]
+    wav, rate = soundfile.read(out)
+    assert longest_silence(wav) == pytest.approx(2 * rate, abs=rate * 0.1)
 
 
 def test_a_mark_may_name_whoever_is_in_the_cast(model, tmp_path):

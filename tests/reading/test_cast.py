@@ -1,5 +1,7 @@
 """The cast of a script, from a file."""
 
+from pathlib import Path
+
 import pytest
 
 from chatterbox_opt.reading.cast import Role, cast_of, load_cast
@@ -33,6 +35,33 @@ def test_a_role_has_respellings_and_takes_of_its_own(tmp_path):
         "Anna": Role(options={"pronounce": tmp_path / "names.toml", "takes": 4}),
         "Ben": Role(options={"spoken": True, "retries": 1, "pronounce": {"SQL": "sequel"}}),
     }
+
+
+def test_a_mapping_has_the_entries_of_a_file():
+    class Voice:
+        t3 = gen = None
+
+    voice = Voice()
+    given = {"Anna": {"voice": "anna.wav", "seed": 3, "takes": 2}, "Ben": {"voice": voice, "language": "fr"}, "C": None}
+    assert cast_of(given) == {
+        "Anna": Role(Path("anna.wav"), 3, None, {"takes": 2}), "Ben": Role(voice, language="fr"), "C": Role(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("cast", "told"),
+    [
+        (["Anna"], r"cast=\['Anna'\]: a TOML file is needed, or a mapping"),
+        ({"Anna": {"voise": "a.wav"}}, r"cast\['Anna'\]: unknown voise"),
+        ({"Anna": {"seed": "one"}}, r"cast\['Anna'\]: seed = 'one' is not a int"),
+        ({"Anna": {"voice": 5}}, r"cast\['Anna'\]: 5 is no voice"),
+        ({"Anna": ["a.wav"]}, r"cast\['Anna'\]: \['a.wav'\] is no voice"),
+        ({1: "a.wav"}, r"cast\[1\]: a name is a text"),
+    ],
+)
+def test_what_is_no_cast_is_told(cast, told):
+    with pytest.raises(ValueError, match=told):
+        cast_of(cast)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatterbox_opt.reading.script import SCENE, TURN, parse
+from chatterbox_opt.reading.speakers import check_names
 from chatterbox_opt.text.markup import AHEAD_OF_HEADING, BEHIND_HEADING, PARAGRAPH
 
 PLAIN = """# The Lake
@@ -81,6 +82,111 @@ def test_in_a_dialogue_every_line_says_who_speaks():
         parse("Anna: Hello.\nBob: Hi.", "dialogue", ["Anna"])
 
 
+def test_the_narrator_is_a_name_like_others():
+    text = "narrator: It was cold.\nAnna: Hi."
+    wanted = [[("It was cold.", "narrator"), ("Hi.", "Anna")]]
+    for kind in ("text", "dialogue"):
+        assert lines(text, kind, ["narrator", "Anna"]) == wanted
+    with pytest.raises(ValueError, match="line 2: nobody is called 'Anna'; the cast has narrator"):
+        parse(text, "dialogue", ["narrator"])
+
+
+@pytest.mark.parametrize("rule", ["---", "***", "___", "====", "_ _ _", " * * *", "________"])
+@pytest.mark.parametrize("around", ["\n", "\n\n"])
+def test_a_rule_is_a_pause_and_ends_what_is_before_it(rule, around):
+    got = parse(f"Anna: Hi.{around}{rule}{around}Ben: Yo.", "dialogue")[0].paragraphs
+    assert [(p.text, p.speaker, p.before) for p in got] == [("Hi.", "Anna", 0.0), ("Yo.", "Ben", SCENE)]
+    assert [p.text for p in parse(f"One.{around}{rule}{around}Two.")[0].paragraphs] == ["One.", "Two."]
+
+
+def test_a_paragraph_of_pauses_is_silence():
+    text = "[pause 1s]\n\nHello.\n\n[pause 2s]\n\n[pause 500ms] [pause .1s]\n\nBye. [pause 1s]\n\n[pause 3s]"
+    assert [(p.text, p.before) for p in parse(text, markup=True)[0].paragraphs if p.text != "Hello."] == [
+        ("Bye. [pause 1s]", 2.6)
+    ]
+    assert len(lines(text)[0]) == 6, "without marks it is text"
+    with pytest.raises(ValueError, match="paragraph at line 3: line 1, column 1: pause '61s'"):
+        parse("Hello.\n\n[pause 61s]\n\nBye.", markup=True)
+    with pytest.raises(ValueError, match=r"paragraph at line 5: .*add up to 80 s"):
+        parse("Hello.\n\n[pause 40s]\n\n[pause 40s]\n\nBye.", markup=True)
+
+
+def test_names_have_combining_marks():
+    composed, decomposed = "Jos\u00e9", "Jose\u0301"
+    text = f"राम: नमस्ते\nสมหญิง: ก\n{decomposed}: Hola.\n{composed}: Sí."
+    wanted = [("नमस्ते", "राम"), ("ก", "สมหญิง"), ("Hola.", composed), ("Sí.", composed)]
+    assert lines(text, "dialogue") == [wanted]
+    assert lines(text, "text", ["राम", "สมหญิง", composed]) == [wanted]
+    assert lines(f"{composed}: Hola.", "text", [decomposed]) == [[("Hola.", decomposed)]], "the cast's own spelling"
+
+
+def test_names_that_no_line_can_have_are_told():
+    check_names(["narrator", "1st Guard", "Dr. O'Neil", "राम", "A" * 40])
+    wrong = ["Anna & Ben", "A" * 41, "12", " Anna", "Anna (old)", ""]
+    for name in wrong:
+        with pytest.raises(ValueError, match=re.escape(f"no line can begin with the name {name!r}:")):
+            check_names(["Anna", name])
+
+
+@pytest.mark.parametrize(
+    ("line", "heads"),
+    [
+        ("Chapter 3", True), ("CHAPTER 3: The boat", True), ("Part IV The boat", True), ("Act ii", True),
+        ("Chapter Twenty-One", True), ("Part One of the tale", True), ("Part I The End", True), ("Part A", True),
+        ("Act I, Scene 2", True), ("Book the First", True), ("Chapter", True), ("Prologue in heaven", True),
+        ("Part of me wanted to go.", False), ("Book a table.", False), ("Book two seats.", False), ("Act now.", False),
+        ("Act civil.", False), ("Part I liked most.", False), ("Chapters 1 to 3", False),
+    ],
+)
+def test_what_begins_like_a_chapter_is_numbered(line, heads):
+    assert (parse(f"{line}\n\nHello.")[0].title == line) == heads
+
+
+def test_a_role_may_be_called_act():
+    text = "Act: Now.\n\nPart: One, two.\n\nBook 1: Here.\n\nPrologue: Two."
+    cast = ["Act", "Part", "Book 1", "Prologue"]
+    wanted = [("Now.", "Act"), ("One, two.", "Part"), ("Here.", "Book 1"), ("Two.", "Prologue")]
+    assert lines(text, "dialogue", cast) == lines(text, "text", cast) == [wanted]
+    assert lines(text.replace("Book 1: Here.\n\n", ""), "dialogue") == [[pair for pair in wanted if "1" not in pair[1]]]
+    got = parse("Chapter 1: The boat\n\nAnna: Hi.", "dialogue", ["Anna"])
+    assert got[0].title == "Chapter 1: The boat"
+
+
+def test_a_name_alone_on_its_line_speaks_the_next():
+    assert lines("Anna:\nHello there.\n\nBen (V.O.) (angry): Hi.\nAnna (low):\nYes.", "dialogue", ["Anna", "Ben"]) == [
+        [("Hello there.", "Anna"), ("Hi.", "Ben"), ("Yes.", "Anna")]
+    ]
+    assert lines("Anna:\nBen: Hi.\n\n安娜：\n你好", "dialogue") == [[("Hi.", "Ben"), ("你好", "安娜")]]
+    assert lines("Anna: Hi.\n\nBen:", "dialogue") == [[("Hi.", "Anna"), ("Ben:", None)]], "nothing is lost"
+
+
+def test_wrapped_lines_of_chinese_and_japanese_are_joined_without_a_blank():
+    assert lines("这是中\n文，\n对。\n\nカタ\nカナ and\nmore\n中 文\n\n한국어\n말") == [
+        [("这是中文，对。", None), ("カタカナ and more 中 文", None), ("한국어 말", None)]
+    ]
+    assert lines("安娜：你\n好", "dialogue") == [[("你好", "安娜")]]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_front_matter_tables_and_footnotes_of_markdown(newline):
+    pytest.importorskip("markdown_it", reason="markdown-it-py is not installed: pip install markdown-it-py")
+    text = (
+        "---\ntitle: My Book\ntags:\n  - a\n\n# a comment\nauthor: X\n---\n\nText[^1] here, `[^2]`,\n"
+        "~~gone~~[^note].\n\n[^1]: Of two words\nand more\n\n    and more\n\n[^note]: One\n# Head\n\n"
+        "| a | b |\n|---|---|\n| One. | **Two** |\n| | c |\n| | |\n\nEnd."
+    )
+    got = parse(text.replace("\n", newline), "markdown")
+    assert [(p.text, p.line) for chapter in got for p in chapter.paragraphs] == [
+        ("Text here, [^2], gone.", 10), ("Head", 19), ("a, b", 21), ("One. Two", 23), ("c", 24), ("End.", 27),
+    ]
+
+
+@pytest.mark.parametrize("begin", ["---\nOnce: upon\na time.\n\n---\n\n", "---\n\nOnce: upon a time.\n\n---\n\n"])
+def test_a_rule_at_the_beginning_is_no_front_matter(begin):
+    pytest.importorskip("markdown_it", reason="markdown-it-py is not installed: pip install markdown-it-py")
+    assert lines(f"{begin}End.", "markdown") == [[("Once: upon a time.", None), ("End.", None)]]
+
+
 def test_markdown_is_read_without_its_signs():
     pytest.importorskip("markdown_it", reason="markdown-it-py is not installed: pip install markdown-it-py")
     text = (
@@ -121,7 +227,8 @@ def test_nothing_is_lost_and_nothing_said_twice(text, names):
         assert not re.search(r"\w", text.replace("Anna: ", "") if names else text)
         return
     said = "".join(p.text for c in got for p in c.paragraphs)
-    wanted = re.sub(r"(?m)^\s*Anna: +(?=\S)", "", text) if names else text
+    name = r"(?m)^\s*Anna:(?: +(?=\S)| *(?:\r\n|\n)(?= *[^\s*]))"  # with something after it, or on the next line
+    wanted = re.sub(name, "", text) if names else text
     assert re.findall(r"\w", said) == re.findall(r"\w", wanted)
     numbers = [p.line for c in got for p in c.paragraphs]
     assert numbers == sorted(numbers)

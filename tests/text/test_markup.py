@@ -51,6 +51,26 @@ def test_voices_and_languages_hold_until_the_next():
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('"[voice Anna]Hello there.[voice]" said Anna.', [("Hello there.", None), ('" said Anna.', None)]),
+        ('[voice Anna]Hello there.[voice]"', [("Hello there.", None)]),
+        ("Wait [pause 1s].", [("Wait", None), ("", 1.0)]),
+        ("Wait [pause 1s]. [pause 0.5s] Go.", [("Wait", None), ("Go.", 1.5)]),
+        ("Hi.\n\n---\n\nYou.", [("Hi.", None), ("You.", PARAGRAPH)]),
+        ("# One\n***\nTwo [voice Anna]?[voice] — [lang fr]trois", [
+            ("One", None), ("***\nTwo", BEHIND_HEADING), ("trois", None),
+        ]),
+        ("One.\n\n[chuckle]\n\n2", [("One.", None), ("[chuckle]", PARAGRAPH), ("2", PARAGRAPH)]),
+    ],
+)
+def test_what_has_no_letter_is_no_utterance_of_its_own(text, wanted):
+    known = dict(passing=EVENTS, voices=["Anna"], languages=["fr"])
+    assert said(text, **known) == wanted
+    assert "".join(text[slice(*s.chars)] for s in parse(text, **known)) == text
+
+
 def test_what_the_model_reads_itself_passes_through():
     assert said("Oh [chuckle] well.", passing=EVENTS) == [("Oh [chuckle] well.", None)]
     with pytest.raises(ValueError, match=r"line 1, column 4: \[chuckle\] is unknown"):
@@ -76,6 +96,7 @@ def test_brackets_that_are_no_marks_are_escaped():
         ("A [pause 0.5s b", r"line 1, column 3: this \[ has no \]"),
         ("[pause 1s]", "nothing to say"),
         (" \n ", "nothing to say"),
+        ('"[pause 1s].\n\n---', "nothing to say"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_position(text, told):
@@ -106,7 +127,8 @@ def test_spans_add_up_and_no_character_is_lost(text):
         around = text[segment.chars[0] : first] + text[end : segment.chars[1]]
         for mark in ("[pause 0.5s]", "[voice Anna]", "[lang fr]", "[lang]"):
             around = around.replace(mark, "")
-        assert not around.strip("# \t\r\n"), "a character that is no mark is said by nobody"
+        assert not any(map(str.isalnum, around)), "a character that is no mark is said by nobody"
+        assert first == end or any(map(str.isalnum, text[first:end])), "there is nothing to say"
         assert not any(mark in text[first:end] for mark in ("[pause", "[voice", "[lang"))
         assert segment.before is None or segment.before >= 0
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+import time
+from unicodedata import category
 
 import pytest
 from hypothesis import given
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 
 from chatterbox_opt.text.pronounce import Pronunciations
 from chatterbox_opt.text.reading import Reading
+from chatterbox_opt.text.split import WIDE_CHAR
 
 TOML = """
 [words]
@@ -43,6 +47,17 @@ SQL = "ess queue ell"
         ({"istanbul": "iss tan bool"}, "İstanbul is big.", "Iss tan bool is big."),
         ({"\u00b5m": "micrometers"}, "5 \u03bcm thick", "5 micrometers thick"),
         ({"sin": "sine", "θ": "theta"}, "sın ϑ", "sine theta"),
+        # a combining mark goes on with the word
+        ({"कम": "X"}, "कम कमी", "X कमी"),
+        ({"कमी": "X"}, "कमी कमीज", "X कमीज"),
+        ({"cafe": "X"}, "cafe cafe\u0301", "X cafe\u0301"),
+        ({"cat": "X"}, "e\u0301cat ❤\ufe0fcat", "e\u0301cat ❤\ufe0fX"),
+        ({"\u0301": ""}, "го\u0301род", "город"),
+        # as editors and line breaks change it
+        ({"O'Brien": "oh bryan"}, "O’Brien, O'Brien", "oh bryan, oh bryan"),
+        ({"it’s": "its"}, "It's, it’s", "Its, its"),
+        ({"New York": "N"}, "New\r\nYork, New  York, New\u00a0York, NewYork", "N, N, N, NewYork"),
+        ({"a b": "long", "a": "short"}, "a \n b\u0301, a  b", "short \n b\u0301, long"),
     ],
 )
 def test_words(words, text, said):
@@ -104,6 +119,52 @@ def test_any_words_are_taken(words, text):
         assert said == text
 
 
+def goes_on(text: str, at: int) -> bool:
+    """Whether a word goes on from text[at - 1] to text[at]."""
+
+    def letter(char: str) -> bool:
+        marks = category(char)[0] == "M" and char != "\ufe0f"  # which makes an emoji of a sign
+        return (char.isalnum() or char == "_" or marks) and not WIDE_CHAR.match(char)
+
+    return 0 < at < len(text) and letter(text[at - 1]) and letter(text[at])
+
+
+def replaced(words: dict[str, str], text: str) -> str:
+    """Does what Pronunciations does for words, one place and one word after another."""
+    made, at = "", 0
+    while at < len(text):
+        for word in sorted(words, key=len, reverse=True):
+            found = re.compile(re.escape(word), re.I if word == word.lower() else 0).match(text, at)
+            if found and not goes_on(text, at) and not goes_on(text, found.end()):
+                to = words[word][:1].upper() + words[word][1:] if found[0][0].isupper() else words[word]
+                made, at = made + words.get(found[0], to), found.end()
+                break
+        else:
+            made, at = made + text[at], at + 1
+    return made
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_words_are_found_as_if_each_were_searched_for_alone(seed):
+    draw = random.Random(seed)
+    letters = [*"aAbBiIsSkK", "ı", "İ", "ſ", "\u212a", "é", "e\u0301", "θ", "ϑ", "क", "मी", "_", "1", "字", "か", "한"]
+    both = [*letters * 3, *" .+(&", "❤\ufe0f"]
+    for _ in range(30):
+        words = {"".join(draw.choices(both, k=draw.randint(1, 3))): f"<{i}>" for i in range(12)}
+        words = {word: to for word, to in words.items() if word.strip() and " " not in word}
+        text = "".join(draw.choices([*both, *words], k=60))
+        assert Pronunciations(words)(text) == replaced(words, text), (words, text)
+
+
+def test_thousands_of_words_are_ready_at_once():
+    draw = random.Random(0)
+    words = {"".join(draw.choices("abcdefghijklmA", k=8)): "said" for _ in range(2000)}
+    start = time.perf_counter()
+    made = Pronunciations(words)
+    assert time.perf_counter() - start < 5  # measured: 0.1 s; with bounds of its own for each word 12 s
+    assert made(f"x {next(iter(words))} y") == "x said y"
+
+
 def test_respellings_go_ahead_of_numbers():
     pytest.importorskip("wetext", reason="pip install 'chatterbox-opt[text]'")
     read = Reading.of("en", True, {"R2D2": "Artoo 5"}).steps()
@@ -116,6 +177,7 @@ def test_what_can_concern_a_text():
     assert words.concerning("The Cat sat.") == [{"cat": "kat"}, patterns]
     assert words.concerning("Concatenate.") == [{"cat": "kat"}, patterns], "a part of it may begin there"
     assert words.concerning("sql in new york") == [{}, patterns]
+    assert words.concerning("New\nYork") == [{"New York": "Noo York"}, patterns]
 
 
 def test_one_voices_respellings_lead_to_anothers():
@@ -144,6 +206,14 @@ def test_a_recordings_name_does_not_replace_names_that_were_given():
     read = Reading.of("en", pronounce=every.for_voice("anna", "low"), voice="low").steps
     assert read()(text) == "kat, dawg"
     assert read(voice="low")(text) == "cat, dawg", "a mark's voice is another"
+
+
+def test_a_marks_voice_without_a_table_has_not_the_speakers():
+    every = Pronunciations({"SQL": "sequel"}, voices={"Anna": Pronunciations({"SQL": "ess queue ell"})})
+    read = Reading.of("en", pronounce=every.for_voice("Anna"), named={"Ben": None, "Anna": None}).steps
+    assert read()("SQL") == read(voice="Anna")("SQL") == "ess queue ell"
+    assert read(voice="Ben")("SQL") == "sequel"
+    assert every.for_voice("Anna").every is every.every is every
 
 
 def test_a_marks_name_takes_the_tables_of_its_recording_too():

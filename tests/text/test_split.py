@@ -96,6 +96,24 @@ def test_short_pieces_join_their_neighbours():
     assert max(map(len, even)) - min(map(len, even)) < 60, "pieces are evened out"
 
 
+@pytest.mark.parametrize("rule", ["-" * 72, "=" * 72, "* " * 20, "—" * 30, "* * *"])
+@pytest.mark.parametrize("around", ["\n", "\n\n"])
+@pytest.mark.parametrize("limit", [120, 150, 280])
+def test_a_rule_is_no_piece_of_its_own(rule, around, limit):
+    part = "The first sentence is of a good length. Another one comes, and it has a clause. And a third. " * 3
+    text = around.join([part, rule, part, rule, rule, part, rule])
+    pieces = check(text, limit)
+    assert all(any(map(str.isalnum, piece)) for piece in pieces), pieces
+    assert spans(text, pieces)[-1][1] == len(text)
+
+
+def test_a_rule_without_room_is_cut_as_ever():
+    part = "word " * 18 + "end."
+    for piece in check(f"{part}\n\n{'-' * 72}\n\n{part}", 100):
+        assert len(set(piece)) == 1 or piece == part
+    assert [len(piece) for piece in check("-" * 130, 50)] == [50, 50, 30]
+
+
 def test_tags_paragraphs_and_lists():
     assert not any(p.count("[") != p.count("]") for p in check("so then [clear throat] we went on " * 20, 40))
     pieces = check(("A title\n\n" + "some text without any stop " * 3 + "\n\n") * 6, 120)

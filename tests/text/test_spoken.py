@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import re
+import sys
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import example, given
@@ -192,6 +194,69 @@ def test_errors_say_what_helps(monkeypatch):
         Reading.of("en", "espeak")
     with pytest.raises(ValueError, match="give a language_id"):
         Reading.of(None, True)
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Returns a function that makes a class the normalizer of both libraries, neither of which has been loaded yet."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    for load in (libraries._wetext, libraries._nemo):
+        load.cache_clear()
+
+    def replace(normalizer):
+        module = SimpleNamespace(Normalizer=normalizer)
+        for name in ("wetext", *map("nemo_text_processing{}".format, ("", ".text_normalization"))):
+            monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setitem(sys.modules, "nemo_text_processing.text_normalization.normalize", module)
+
+    yield replace
+    for load in (libraries._wetext, libraries._nemo):
+        load.cache_clear()
+
+
+def test_a_library_is_loaded_before_it_reads_and_only_once(loaded):
+    made = []
+
+    def normalizer(lang, operator):
+        made.append(lang)
+        return SimpleNamespace(normalize=lambda text: text.replace("5", "five"))
+
+    loaded(normalizer)
+    read = Reading.of("en", True).steps
+    assert made == ["en"]
+    assert read()("5 a 5") == "five a five"
+    assert made == ["en"]
+
+
+def test_a_library_that_cannot_be_loaded_is_an_error(loaded):
+    def broken(**_):
+        raise OSError("no grammar here")
+
+    loaded(broken)
+    said = "wetext cannot be loaded for 'en' .OSError: no grammar here.*pip install 'chatterbox-opt.text.'"
+    with pytest.raises(RuntimeError, match=said):
+        Reading.of("en", True)
+
+
+def test_a_cache_folder_that_cannot_be_written_is_an_error(loaded, tmp_path, monkeypatch):
+    (tmp_path / "chatterbox_opt").write_text("a file where the folder should be")
+    monkeypatch.setattr(libraries, "cache_folder", lambda: tmp_path / "chatterbox_opt")
+    loaded(lambda **_: SimpleNamespace(normalize=lambda text, **_: text))
+    with pytest.raises(RuntimeError, match=r"nemo cannot be loaded for 'de'.*chatterbox_opt.nemo can be written"):
+        Reading.of("de", True)
+
+
+def test_what_wetext_escapes_is_as_it_was(loaded):
+    escaped = str.maketrans({"\\": r"\\", '"': r"\""})
+    loaded(lambda **_: SimpleNamespace(normalize=lambda text: text.replace("5", "five").translate(escaped)))
+    text = r'In C:\temp, "\\a" and \"b\" are 5'
+    assert libraries.reader("en", "wetext")(text) == text.replace("5", "five")
+
+
+@needs_wetext
+def test_backslashes_stay_with_the_words_they_stand_in():
+    read = Reading.of("en", "wetext").steps()
+    assert read(r'C:\temp has 5 files, "say" \"5\"') == r'C:\temp has five files, "say" \"five\"'
 
 
 @pytest.mark.slow
