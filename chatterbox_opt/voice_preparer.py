@@ -134,7 +134,8 @@ class VoicePreparer:
             if found is not MISSING and written == _written(found):
                 self._kept.move_to_end(key)
                 return found
-        made = make()  # outside the lock: another voice need not wait for this one
+        with torch.inference_mode(False):  # what is kept outlives a caller's mode
+            made = make()  # outside the lock: another voice need not wait for this one
         with self._lock:
             self._kept[key] = made, _written(made)
             while len(self._kept) > self._limit:

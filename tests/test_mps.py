@@ -8,7 +8,7 @@ import pytest
 import torch
 from mps_table import TABLE, Recorder, runs_on_mps
 
-from chatterbox_opt import EngineOptions, OptimizedChatterboxTTS, OptimizedChatterboxTurboTTS, voice
+from chatterbox_opt import EngineOptions, OptimizedChatterboxTTS, OptimizedChatterboxTurboTTS, voice_preparer
 from chatterbox_opt.engine import mel, step, wav
 from chatterbox_opt.engine.resolve import resolve
 from chatterbox_opt.models.flow import FLOW_REFERENCE
@@ -50,12 +50,12 @@ ON_MPS = resolve(EngineOptions(dtype="bfloat16"), torch.device("mps"))
 
 @pytest.fixture
 def mps_operations(monkeypatch):
-    """The operations that networks get on MPS from engine/operations.py and voice.py."""
+    """The operations that networks get on MPS from engine/operations.py and voice_preparer.py."""
     vocoder = dataclasses.replace(VOCODER_REFERENCE, phase_dtype=torch.float32)
     monkeypatch.setattr(step, "t3_operations", lambda *_: T3_REFERENCE)
     monkeypatch.setattr(mel, "flow_operations", lambda *_: FLOW_REFERENCE)
     monkeypatch.setattr(wav, "vocoder_operations", lambda *_: vocoder)
-    monkeypatch.setattr(voice, "memory_by_taps", memory)
+    monkeypatch.setattr(voice_preparer, "memory_by_taps", memory)
 
 
 @pytest.mark.parametrize("options", [EngineOptions.exact(), ON_MPS], ids=["exact", "defaults"])

@@ -256,6 +256,16 @@ def test_what_is_written_into_a_voice_is_not_kept(clip: Path, tmp_path: Path):
         assert voices.prepare(audio).t3.speaker_emb is voices.prepare(audio).t3.speaker_emb, "and kept as before"
 
 
+def test_a_callers_inference_mode_is_not_kept(clip: Path, tmp_path: Path):
+    preparer().prepare(clip).save(tmp_path / "saved.pt")
+    for audio in (clip, tmp_path / "saved.pt"):
+        voices = preparer()
+        with torch.inference_mode():
+            voices.prepare(audio)
+            voices.prompt(audio)
+        assert not any(value.is_inference() for value in tensors(voices.prepare(audio)).values())
+
+
 def test_cache_is_bounded_and_drops_the_oldest():
     voices = preparer(kept=2)
     wavs = [speech(1.0, seed=i) for i in range(3)]
