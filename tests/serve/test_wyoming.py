@@ -40,22 +40,8 @@ def wyoming_server(tmp_path_factory):
         yield ready(server), port
 
 
-def exchange(port, events, until):
-    async def talk():
-        async with AsyncTcpClient("127.0.0.1", port) as client:
-            for event in events:
-                await client.write_event(event.event())
-            received = []
-            while event := await asyncio.wait_for(client.read_event(), 60):
-                received.append(event)
-                if until.is_type(event.type) or Error.is_type(event.type):
-                    return received
-
-    return asyncio.run(talk())
-
-
-def all_that_comes(port, events):
-    """Returns the events up to the end of the connection."""
+def exchange(port, events, until=None):
+    """Returns the events that come, up to one of this kind or an error; up to the connection's end without it."""
 
     async def talk():
         async with AsyncTcpClient("127.0.0.1", port) as client:
@@ -64,6 +50,8 @@ def all_that_comes(port, events):
             received = []
             while event := await asyncio.wait_for(client.read_event(), 60):
                 received.append(event)
+                if until and (until.is_type(event.type) or Error.is_type(event.type)):
+                    break
             return received
 
     return asyncio.run(talk())
@@ -125,7 +113,7 @@ def test_an_error_ends_the_connection(wyoming_server, event, message, in_parts):
     """Home Assistant heeds no errors, and would wait for the speech's end."""
     server, port = wyoming_server
     parts = [SynthesizeStart(voice=event.voice), SynthesizeChunk(event.text), event, SynthesizeStop()]
-    (received,) = all_that_comes(port, parts if in_parts else [event])
+    (received,) = exchange(port, parts if in_parts else [event])
     assert message in Error.from_event(received).text
     assert server.service.idle()
 
@@ -150,7 +138,7 @@ def test_a_text_in_parts_that_fails_on_its_way_is_not_spoken_again(wyoming_serve
 
     monkeypatch.setattr(server.model, "submit", once)
     parts = [SynthesizeStart(), SynthesizeChunk(f"{TEXT} {TEXT} And "), Synthesize(f"{TEXT} {TEXT}"), SynthesizeStop()]
-    received = [event.type for event in all_that_comes(port, parts)]
+    received = [event.type for event in exchange(port, parts)]
     assert received.count("audio-start") == 1
     assert received[-1] == "error"
     assert len(asked) == 2
