@@ -71,7 +71,7 @@ class Conditionals:
         return Conditionals(self.t3.to(device), gen)
 
     def save(self, fpath: Any) -> None:
-        """Writes a conds.pt, or into an open file, which upstream can load too."""
+        """Writes a conds.pt, which upstream can load too, to a path or an open file."""
         with computing(torch.device("cpu")):
             torch.save({"t3": {k: detached_copy(v, "cpu") for k, v in fields(self.t3).items()},
                         "gen": {k: detached_copy(v, "cpu") for k, v in self.gen.items()}}, fpath)

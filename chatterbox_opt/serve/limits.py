@@ -88,7 +88,8 @@ class Gate:
         self.forms = {other for other in self.forms if not other.whole}  # each may hold a file on the disk
         if form and len(self.forms) >= MOST_FORMS:
             raise ApiError(429, "Too many recordings are being sent", code="queue_full", headers={"retry-after": "5"})
-        self.forms |= {body} if form else set()
+        if form:
+            self.forms.add(body)
         try:
             await self.app(scope, body.receive, body.send)
         finally:

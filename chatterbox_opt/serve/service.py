@@ -81,9 +81,10 @@ class Service:
     def waiting(self) -> int:
         return self._entering + sum(not live.started for live in self.live)
 
-    def _free(self) -> int:
-        """Slots for those on their way into the engine, who do not wait then."""
-        return max(0, self.model.options.slots - sum(live.started for live in self.live))
+    def _room(self) -> int:
+        """For how many on their way: as many as may wait, and as there are free slots, for which nobody waits."""
+        free = self.model.options.slots - sum(live.started for live in self.live)
+        return self.settings.max_waiting + max(0, free)
 
     def idle(self) -> bool:
         return not (self.live or self._entering or self.busy)
@@ -113,7 +114,7 @@ class Service:
         arguments["voice"] = await self.voice(manner.voice_name())
         if self.settings.pronounce is not None:
             arguments["pronounce"] = self.pronunciations(manner.voice_name())
-        while patient and self.waiting() >= self.settings.max_waiting:
+        while patient and self.waiting() >= self._room():
             await asyncio.sleep(0.05)
         return await self._enter(text, arguments)
 
@@ -155,7 +156,7 @@ class Service:
         """Into the engine, from a thread: a long text takes a while to be cut up and tokenized."""
         self._entering += 1
         try:
-            if self.waiting() > self.settings.max_waiting + self._free():
+            if self.waiting() > self._room():
                 self.refused += 1
                 raise busy(self.retry_after())
             pool = self._entry if len(text) < LONG else self._long_entry

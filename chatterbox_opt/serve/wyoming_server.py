@@ -99,8 +99,9 @@ class Handler(AsyncEventHandler):
                     continue
                 event = await reading
                 reading = None
-                if event is None or not await self.handle_event(event):
+                if event is None:
                     break
+                await self.handle_event(event)
         finally:
             if reading is not None:
                 reading.cancel()
