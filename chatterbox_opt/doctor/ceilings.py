@@ -5,7 +5,6 @@ Matrix products, convolutions and attention are counted, and one read of each we
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ WEIGHT_BYTES = {
 
 @dataclass(frozen=True)
 class Machine:
-    """Rates of the device, measured in the same run."""
+    """The best rates of the device, measured in the same run: what it can do when nothing else uses it."""
 
     read_gb: float  # GB/s of a large sum
     gflops: dict[str, float]  # dtype -> GFLOP/s of a large matrix product on random data
@@ -40,8 +39,7 @@ def measure(device: str, quick: bool = False) -> Machine:
 
     n = 1 << (22 if quick else 28 if device.startswith("cuda") else 26)
     x = torch.randn(n, device=device)
-    runs = clock.repeated(lambda x=x: x.sum(), device, 3 if quick else 12)
-    read = 4 * n / statistics.median(runs[1:]) / 1e9
+    read = 4 * n / clock.quickest(lambda x=x: x.sum(), device, 3 if quick else 24) / 1e9
     size = 512 if quick else 8192 if device.startswith("cuda") else 1536
     gflops = {"float32": _product(device, size, torch.float32)}
     # Emulated bf16 is a thousand times slower, so it is measured on a small product.
@@ -84,8 +82,7 @@ def _int8_product(device: str, size: int) -> float:
 
 
 def _rate(call: Callable[[], Any], device: str, size: int) -> float:
-    runs = clock.repeated(call, device, 4)
-    return 2 * size**3 / statistics.median(runs[1:]) / 1e9
+    return 2 * size**3 / clock.quickest(call, device, 8) / 1e9
 
 
 # ---- T3 ------------------------------------------------------------------------------------------
