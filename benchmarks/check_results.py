@@ -1,7 +1,7 @@
 """Writes the tables of the documents, between markers, and the picture, from benchmarks/results/*.json:
 
     <!-- results:lead -->  <!-- results:summary -->  <!-- results:comparison turbo -->  <!-- results:ladder tts -->
-    <!-- results:inference tokens -->  <!-- results:quality -->  <!-- results:streaming -->  <!-- results:server -->
+    <!-- results:inference tokens -->  <!-- results:limits -->  <!-- results:quality -->  <!-- results:streaming -->
     ... each up to  <!-- /results -->
 
 A word after the name selects one model or stage. Of several files of a benchmark and device, the newest is used.
@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import limits
 import overview
 import tables
 from workload import ROOT
@@ -144,6 +145,7 @@ def _only(page: str, document: dict[str, Any], words: list[str]) -> str:
 WRITERS: dict[str, Callable[[list[dict[str, Any]], list[str]], str]] = {
     "lead": lambda results, words: overview.lead(chosen(results, "comparison", words)),
     "summary": lambda results, words: overview.summary(chosen(results, "comparison", words)),
+    "limits": lambda results, words: limits.table(*(chosen(results, b, words) for b in ("comparison", "inference"))),
     **{name: pages(name) for name in ("comparison", "inference", "ladder", "quality")},
     **{name: pages(name) for name in ("streaming", "server", "concurrency")},
 }

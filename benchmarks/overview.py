@@ -37,8 +37,8 @@ def rows(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             at_length = [b for b in document["rows"] if b["length"] == r["length"]]
             found.append({
                 "device": tables.device(document["environment"]),
-                "model": _model(document),
-                "options": _options(document["sides"][side]["asked"]),
+                "model": model_of(document),
+                "options": options_of(document["sides"][side]["asked"]),
                 "length": r["length"],
                 "speech": r["speech_seconds"],
                 "before": next((b["rtf"]["median"] for b in at_length if b["side"] == "baseline"), None),
@@ -61,11 +61,11 @@ def leading(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(chosen.values())
 
 
-def _options(asked: list[str]) -> str:
+def options_of(asked: list[str]) -> str:
     return "defaults" if asked in ([], ["default"]) else " ".join(asked)
 
 
-def _model(document: dict[str, Any]) -> str:
+def model_of(document: dict[str, Any]) -> str:
     return tables.FAMILY[document["settings"]["model"]].removeprefix("Chatterbox ").replace("Chatterbox", "English")
 
 
@@ -114,7 +114,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _source(document: dict[str, Any]) -> str:
     where = document["environment"]
-    what = f"{_model(document)} on {tables.device(where)}, commit {where['commit']}"
+    what = f"{model_of(document)} on {tables.device(where)}, commit {where['commit']}"
     return f"[{what}](benchmarks/results/{document['file']})"
 
 

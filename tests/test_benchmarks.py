@@ -15,6 +15,7 @@ import benchmark_inference
 import benchmark_streaming
 import check_results
 import ladder
+import limits
 import pytest
 import quality
 import report
@@ -261,6 +262,30 @@ def test_a_comparison_whose_time_is_up_before_its_first_turn_has_a_page():
     page = tables.markdown(compared() | {"rows": [], "ratios": []})
     assert "no call fitted into the time given" in page
     assert "Work: none was compared." in page
+
+
+def test_a_whole_call_at_its_ceilings():
+    side = {"asked": [], "options": dict(
+        dtype="float16", s3gen_dtype="bfloat16", quantize=None, flow_steps=None, prompt_seconds=None
+    )}  # fmt: skip
+    int8 = {**side, "options": {**side["options"], "quantize": "int8"}}
+    fast = {**int8, "asked": ["preset=fast"]}
+    reading = ceilings.Machine(30.0, dict.fromkeys(("float16", "bfloat16", "int8"), float("inf")))
+    tokens = limits.floor(reading, "tts", 4.0, side)
+    assert tokens == pytest.approx(100 * ceilings.t3_step(MODELS["tts"].t3, "float16", 84, 1, "float32")[1] / 30e9)
+    assert limits.floor(reading, "tts", 4.0, int8) < 0.6 * tokens
+    computing = ceilings.Machine(float("inf"), dict.fromkeys(("float16", "bfloat16", "int8"), 400.0))
+    step = 100 * ceilings.t3_step(MODELS["tts"].t3, "float16", 84, 1, "float32")[0]
+    sound = ceilings.flow(MODELS["tts"].flow, 100, 250, 10) + ceilings.hift(MODELS["tts"].hift, 200)
+    assert limits.floor(computing, "tts", 4.0, side) == pytest.approx((step + sound) / 400e9)
+    assert limits.floor(computing, "tts", 4.0, fast) < 0.25 * limits.floor(computing, "tts", 4.0, int8), "two steps"
+
+
+def test_rates_of_a_processor_are_the_best_that_were_measured():
+    where = dict(kind="cpu", device="A CPU", cores=2)
+    runs = [dict(read_gb_per_s=20.0, gflops={"int8": 3.0}), dict(read_gb_per_s=10.0, gflops={"int8": 5.0})]
+    found = limits.rates({"environment": where, "machine": machine} for machine in runs)
+    assert found == {"2 cores of A CPU": ceilings.Machine(20.0, {"int8": 5.0})}
 
 
 def test_results_are_written_and_checked(tmp_path, capsys):
