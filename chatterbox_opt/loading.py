@@ -53,5 +53,6 @@ def load_parts(
     decoder = choose_decoder(options.get("preset"), decoder, has_meanflow(folder))
     switches = {name: value for name, value in options.items() if name in SWITCHES}
     others = {name: value for name, value in options.items() if name not in SWITCHES}
-    parts, switches = load_any(folder, family, device, switches, t3_file, decoder, cache_packed)
+    config = options.get("config")
+    parts, switches = load_any(folder, family, device, switches, t3_file, decoder, cache_packed, config)
     return parts, others | {"config": parts.config} | switches

@@ -1,7 +1,7 @@
 """Packed checkpoints in the user's cache folder: made at the first start, loaded at later ones.
 
 The key of an entry is the real paths of the files it was made from, and its form. It is used while these files are
-unchanged (see make.stamp()) and the entry is intact; otherwise it is made again.
+unchanged (see make.stamps()) and the entry is intact; otherwise it is made again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import logging
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from ..files import cache_folder
 from ..weights.load import existing, read_config, weight_files
 from ..weights.packed import Packed, read_packed
 from .forms import form_of
-from .make import UNFINISHED, goes_along, pack, stamp
+from .make import UNFINISHED, goes_along, pack, stamps
 
 logger = logging.getLogger(__name__)
 
@@ -40,44 +41,47 @@ def cached(
     """Returns the entry for this checkpoint, in the folder `root` or in the user's cache; None if the cache is not
     writable."""
     form = form_of(device, read_config(folder, family), switches)
-    files = [*weight_files(existing(folder), family, t3_file, decoder).values(), *goes_along(folder)]
-    belongs = [family, sorted(str(path.resolve()) for path in files), dataclasses.astuple(form)]
+    weights = weight_files(existing(folder), family, t3_file, decoder).values()
+    files = sorted(str(path.resolve()) for path in (*weights, *goes_along(folder)))
+    belongs = [family, files, dataclasses.astuple(form)]
     key = hashlib.sha256(json.dumps(belongs).encode()).hexdigest()[:16]
     root = cache_folder() / "packed" if root is True else Path(root)
     entry = root / f"{family}-{form.quantize or form.dtype}-{key}"
-    if packed := _usable(entry, files):
+    _delete_abandoned(root)
+    source = stamps(folder, weights)
+    if packed := _usable(entry, source):
         return entry, packed
-    failed: OSError | None = None
+    why: object = "the checkpoint has changed meanwhile"
     try:
-        _sweep(entry)
+        if entry.exists():
+            shutil.rmtree(entry)
         pack(folder, entry, family, str(device), t3_file=t3_file, decoder=decoder, **switches)
     except OSError as error:
-        failed = error
-    if packed := _usable(entry, files):  # also if another process was faster
+        why = error
+    if packed := _usable(entry, source):  # also if another process was faster
         return entry, packed
-    logger.warning("%s: the packed checkpoint could not be kept (%s); going on without", entry, failed)
+    logger.warning("%s: the packed checkpoint could not be kept (%s); going on without", entry, why)
     return None
 
 
-def _usable(entry: Path, files: list[Path]) -> Packed | None:
-    if not entry.exists():
-        return None
+def _usable(entry: Path, source: dict[str, Any]) -> Packed | None:
     try:
         packed = read_packed(entry)
-        changed = [path for path in files if packed.source.get(path.name) != stamp(path)]
+        changed = [name for name in source if packed.source.get(name) != source[name]]
         if not changed:
             return packed
         why: object = f"{changed[0]} has changed since"
+    except (FileNotFoundError, PermissionError):  # there is none, or none that may be read
+        return None
     except (ValueError, OSError) as error:
         why = error
     logger.warning("%s is made anew: %s", entry, why)
     return None
 
 
-def _sweep(entry: Path) -> None:
-    """Deletes an unusable entry, and unfinished ones of processes that were killed."""
-    if entry.exists():
-        shutil.rmtree(entry)
-    for part in entry.parent.glob(f".*{UNFINISHED}"):
-        if time.time() - part.stat().st_mtime > ABANDONED:
-            shutil.rmtree(part, ignore_errors=True)
+def _delete_abandoned(root: Path) -> None:
+    """Deletes unfinished entries of processes that were killed."""
+    with suppress(OSError):
+        for part in root.glob(f".*{UNFINISHED}"):
+            if time.time() - part.stat().st_mtime > ABANDONED:
+                shutil.rmtree(part, ignore_errors=True)

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from ..config import ModelConfig
 from ..engine.resolve import indexed, is_mlx, resolve
 from ..executor import load_t3
 from ..switches import switch_options
-from ..weights.load import Loaded, existing, load_folder, read_config
+from ..weights.load import Loaded, existing, load_folder, of_family, read_config
 from ..weights.packed import is_packed, load_packed, read_packed, same_file
 from .cache import cached
 from .forms import as_packed
@@ -25,11 +26,16 @@ def load_any(
     t3_file: str | Path | None = None,
     decoder: str | Path | None = None,
     cache_packed: bool | str | Path = False,
+    config: ModelConfig | None = None,
 ) -> tuple[Loaded, dict[str, Any]]:
     """Returns the networks and the switches to run them with. `switches` are a constructor's SWITCHES. `cache_packed`
-    stores the packed weights in the user's cache folder, or in the given one, and later loads these."""
+    stores the packed weights in the user's cache folder, or in the given one, and later loads these. `config` replaces
+    the folder's."""
     folder = existing(folder)
-    config = read_config(folder, family)
+    if config is not None and (cache_packed or is_packed(folder)):
+        raise ValueError("config= is for checkpoints as they are published, neither packed nor to be packed: "
+                         "config.json in the folder says the same, to packing too")
+    config = read_config(folder, family) if config is None else of_family(config, family, "config=")
     place = indexed(device)
     if is_mlx(device) and (cache_packed or is_packed(folder)):
         raise ValueError("device='mlx' reads checkpoints as they are published, not packed ones")
@@ -42,6 +48,6 @@ def load_any(
         (folder, packed), decoder = found, None
     else:
         make_t3 = partial(load_t3, device=device, options=resolve(switch_options(device, config, **switches), device))
-        return load_folder(folder, family, place, torch.float32, t3_file, decoder, make_t3), switches
+        return load_folder(folder, family, place, torch.float32, t3_file, decoder, make_t3, config), switches
     switches = as_packed(folder, packed.form, place, config, switches)
     return load_packed(folder, packed, family, place, decoder), switches

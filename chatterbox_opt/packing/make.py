@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,9 @@ from ..engine.linears import own_linears
 from ..models.t3 import T3
 from ..presets import choose_decoder
 from ..switches import SWITCHES
-from ..weights.files import OPTIONAL, has_meanflow
+from ..weights.files import CONFIG, OPTIONAL, has_meanflow
 from ..weights.load import load_folder, read_config, weight_files
-from ..weights.packed import MARKER, NAMES, Form, Packed, described, is_packed, write_marker, write_rest, write_t3
+from ..weights.packed import MARKER, Form, Packed, described, is_packed, write_marker, write_rest, write_t3
 from .forms import form_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def pack(
     another processor may need another precision."""
     if unknown := sorted(set(switches) - set(SWITCHES)):
         raise TypeError(unknown_argument(unknown[0], SWITCHES, "how weights are kept depends on"))
-    folder, out = Path(folder), Path(out)
+    folder, out = Path(folder), Path(out).resolve()  # of a link, what it leads to
     if is_packed(folder):
         raise ValueError(f"{folder} is packed already; give the checkpoint that it was made from")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -64,7 +64,7 @@ def pack(
     stored = torch.float32 if form.half else getattr(torch, form.dtype)  # before its linears become digits
     decoder = choose_decoder(switches.get("preset"), decoder, has_meanflow(folder))  # as loading does
     files = weight_files(folder, family, t3_file, decoder)
-    source = {path.name: stamp(path) for path in [*files.values(), *goes_along(folder)]}  # ahead of the reading
+    source = stamps(folder, files.values())  # ahead of the reading
     parts = load_folder(folder, family, torch.device("cpu"), stored, t3_file, decoder)
     in_half(parts.s3gen.flow, getattr(torch, form.s3gen_dtype))
     with whole_folder(out) as part, without_deprecation_warning():
@@ -72,7 +72,7 @@ def pack(
         write_rest(part, parts)
         for path in goes_along(folder):
             shutil.copyfile(path, part / path.name)
-        made = {name: described(part / name) for name in NAMES.values()}
+        made = {path.name: described(path) for path in sorted(part.iterdir())}
         write_marker(part, Packed(form, files["t3"].stem, files["s3gen"].stem, made, source, __version__))
     return form
 
@@ -90,33 +90,46 @@ def _digits(t3: T3, form: Form) -> dict[str, Callable[[Tensor], Digits]]:
 def goes_along(folder: Path) -> list[Path]:
     """Returns the files that are copied unchanged: vocabularies and the built-in voice."""
     kinds = [path for path in folder.iterdir() if path.suffix in (".json", ".txt") or path.name == OPTIONAL["conds"]]
-    return sorted(path for path in kinds if path.is_file() and path.name not in ("config.json", MARKER))
+    return sorted(path for path in kinds if path.is_file() and path.name not in (CONFIG, MARKER))
+
+
+def stamps(folder: Path, weights: Iterable[Path]) -> dict[str, dict[str, Any] | None]:
+    """Returns file name -> its stamp, of all files that a packed folder is made from; None for one that is missing."""
+    config = folder / CONFIG
+    found: dict[str, dict[str, Any] | None] = {path.name: stamp(path) for path in (*weights, *goes_along(folder))}
+    return found | {CONFIG: stamp(config) if config.is_file() else None}
 
 
 def stamp(path: Path) -> dict[str, Any]:
     """Returns what identifies a file's contents: size, time, and a hash of places all over it. Hashing all of a
-    full-size checkpoint takes longer than loading the packed one."""
+    full-size checkpoint takes longer than loading the packed one. Archives and layers of images keep whole seconds."""
     found, sample = path.stat(), hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         for i in range(SAMPLES):
             file.seek(found.st_size * i // SAMPLES)
             sample.update(file.read(SAMPLE))
-    return {"bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "sample": sample.hexdigest()}
+    return {"bytes": found.st_size, "mtime": int(found.st_mtime), "sample": sample.hexdigest()}
 
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """Yields a folder beside `out`, which is renamed to `out` once complete on disk, or deleted after an error."""
-    part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
+    """Yields a folder beside `out`, which is renamed to `out` once complete on disk, or deleted after an error. Where
+    `out` is there, empty, it may be a volume: then the folder is inside, and what makes it a packed one moves last."""
+    name = f".{out.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}"
+    there = out.is_dir()
+    part = out / name if there else out.with_name(name)
     part.mkdir(parents=True)
     try:
         yield part
         for path in part.iterdir():
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-        if out.is_dir():
-            out.rmdir()
-        part.rename(out)
+        if there:
+            for path in sorted(part.iterdir(), key=lambda path: path.name == MARKER):
+                path.rename(out / path.name)
+            part.rmdir()
+        else:
+            part.rename(out)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise

@@ -12,6 +12,7 @@ REPOS = {
     "turbo": "ResembleAI/chatterbox-turbo",
     "nano": "ResembleAI/chatterbox-nano",
 }
+CONFIG = "config.json"  # of folders of sizes that were never published, and of packed ones
 MEANFLOW = "s3gen_meanflow.safetensors"  # the two-step decoder, published with Turbo
 # If a file exists as safetensors and as .pt, the former is named; a folder with only the .pt works too.
 FILES: dict[str, dict[str, str]] = {

@@ -20,7 +20,7 @@ from ..models.s3gen import S3Gen
 from ..models.t3 import T3
 from ..models.voice_encoder import VoiceEncoder
 from . import keymap, layout, safefile
-from .files import FILES, OPTIONAL
+from .files import CONFIG, FILES, OPTIONAL
 from .find import find, find_decoder, find_t3, s3gen_beside
 
 logger = logging.getLogger(__name__)
@@ -47,11 +47,12 @@ def load_folder(
     t3_file: str | Path | None = None,
     decoder: str | Path | None = None,
     make_t3: Callable[[Source, ModelConfig], Any] | None = None,
+    config: ModelConfig | None = None,
 ) -> Loaded:
     """Returns the networks: T3 in `dtype`, or made by `make_t3` from its file; the others in float32, of which the
-    engine casts some."""
+    engine casts some. `config` replaces the folder's."""
     folder = existing(folder)
-    config = read_config(folder, family)
+    config = config or read_config(folder, family)
     files = weight_files(folder, family, t3_file, decoder)
     t3 = ve = None
     if family != "vc":
@@ -102,19 +103,22 @@ def load_decoder(
 
 def read_config(folder: Path, family: str) -> ModelConfig:
     """Returns the config of a folder; published folders, which have no config.json of ours, have known sizes."""
-    file = folder / "config.json"
+    file = folder / CONFIG
     if file.is_file():
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{file} is not JSON: {error}") from error
         if isinstance(data, dict) and "family" in data:  # and not a tokenizer's or another library's
-            config = ModelConfig.from_dict(data)
-            wanted = "tts" if family == "vc" else family
-            if config.family != wanted:
-                raise ValueError(f"{folder} holds a {config.family} model; {wanted} was asked for")
-            return config
+            return of_family(ModelConfig.from_dict(data), family, folder)
     return MODELS["tts" if family == "vc" else family]
+
+
+def of_family(config: ModelConfig, family: str, source: object) -> ModelConfig:
+    wanted = "tts" if family == "vc" else family
+    if config.family != wanted:
+        raise ValueError(f"{source} holds a {config.family} model; {wanted} was asked for")
+    return config
 
 
 def _with_more_characters(config: ModelConfig, source: Source) -> ModelConfig:

@@ -27,7 +27,7 @@ from ..models.stored import StoredLinear
 from ..models.t3 import T3
 from ..models.voice_encoder import VoiceEncoder
 from . import safefile
-from .files import FILES, decoder_file
+from .files import CONFIG, FILES, decoder_file
 from .load import Loaded, Network, conds_of, fill, load_decoder, read_config
 
 FORMAT = 1  # to be increased when module keys, keymap.py's rules or engine/digits.py change
@@ -60,7 +60,7 @@ class Packed:
     t3: str  # names of the files it was made from, without their endings
     decoder: str
     files: dict[str, dict[str, int]]  # name -> bytes and checksum
-    source: dict[str, dict[str, Any]]  # name -> what packing/make.py's stamp() saw
+    source: dict[str, dict[str, Any] | None]  # what packing/make.py's stamps() saw
     made_by: str
     format: int = FORMAT
 
@@ -175,7 +175,7 @@ def write_rest(folder: Path, parts: Loaded) -> None:
     if parts.ve is not None:
         _write(folder / NAMES["ve"], parts.ve.state_dict())
     _write(folder / NAMES["s3gen"], parts.s3gen.state_dict())
-    (folder / "config.json").write_text(json.dumps(parts.config.to_dict(), indent=1), encoding="utf-8")
+    (folder / CONFIG).write_text(json.dumps(parts.config.to_dict(), indent=1), encoding="utf-8")
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:

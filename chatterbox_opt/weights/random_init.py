@@ -36,7 +36,7 @@ from ..config import (
 from ..files import naming
 from ..models.mel import slaney_filters
 from . import layout, safefile
-from .files import DECODERS, FILES, MEANFLOW, OPTIONAL
+from .files import CONFIG, DECODERS, FILES, MEANFLOW, OPTIONAL
 from .random_vocab import LANGUAGE_TAGS, write_cangjie, write_english, write_gpt2, write_multilingual
 
 SIZES = ("tiny", "full")
@@ -84,7 +84,7 @@ def _write_files(folder: Path, family: str, size: str, seed: int, decoder: str |
     torch.save(_conditionals(config, 10 if size == "full" else 2, seed), folder / OPTIONAL["conds"])
     _write_vocabulary(folder, config)
     if size != "full":  # published sizes are known
-        (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1))
+        (folder / CONFIG).write_text(json.dumps(config.to_dict(), indent=1))
 
 
 @contextmanager

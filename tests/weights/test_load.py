@@ -1,5 +1,6 @@
 """Folders of weights: what is read from which file, and errors that name what is wrong."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -11,13 +12,18 @@ import pytest
 import safetensors.torch
 import torch
 
-from chatterbox_opt import EngineOptions
+from chatterbox_opt import (
+    EngineOptions,
+    OptimizedChatterboxTTS,
+    OptimizedChatterboxTurboTTS,
+    OptimizedChatterboxVC,
+)
 from chatterbox_opt.config import MODELS, tiny
 from chatterbox_opt.packing import pack
 from chatterbox_opt.packing.load import load_any
 from chatterbox_opt.weights import layout, safefile
 from chatterbox_opt.weights.files import MEANFLOW
-from chatterbox_opt.weights.load import build_s3gen, load_folder, weight_files
+from chatterbox_opt.weights.load import build_s3gen, load_folder, read_config, weight_files
 from chatterbox_opt.weights.random_init import write_checkpoint
 
 CPU = torch.device("cpu")
@@ -337,3 +343,19 @@ def test_safefile_reads_what_safetensors_writes_and_the_other_way_round(tmp_path
         assert torch.equal(again[key], tensor)
     with pytest.raises(ValueError, match="instead of"):
         safefile.write(ours, {"a": (torch.float32, (2,))}, [torch.zeros(3)])
+
+
+def test_sizes_that_a_folder_does_not_name_are_told(folder):
+    """A folder of another program has no config.json of ours."""
+    config = read_config(folder, "tts")
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="is it whole"):
+        OptimizedChatterboxTTS.from_local(folder, "cpu")
+    told = OptimizedChatterboxTTS.from_local(folder, "cpu", config=dataclasses.replace(config, max_chars=50))
+    assert told.config.max_chars == 50
+    assert told.generate("Hello there.", max_new_tokens=12).numel()
+    assert OptimizedChatterboxVC.from_local(folder, "cpu", config=config).config == config
+    with pytest.raises(ValueError, match="config= holds a tts model; turbo was asked for"):
+        OptimizedChatterboxTurboTTS.from_local(folder, "cpu", config=config)
+    with pytest.raises(ValueError, match="neither packed nor to be packed"):
+        OptimizedChatterboxTTS.from_local(folder, "cpu", config=config, cache_packed=True)

@@ -51,6 +51,30 @@ def edit_marker(folder, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+# ---- where it is written --------------------------------------------------------------------------
+
+
+def test_an_empty_folder_is_filled_where_it_is(folders, tmp_path, monkeypatch):
+    """It may be a volume, which can neither be renamed nor replaced, or the folder that the process is in."""
+    out = tmp_path / "volume"
+    out.mkdir()
+    before = out.stat().st_ino
+    monkeypatch.chdir(out)
+    pack(folders["tts"], ".")
+    assert out.stat().st_ino == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["volume"]
+    assert not list(out.glob(".*"))
+    assert said(load(out)).numel()
+
+
+def test_a_link_leads_to_the_folder(folders, tmp_path):
+    link, out = tmp_path / "link", tmp_path / "out"
+    link.symlink_to(out)
+    pack(folders["tts"], link)
+    assert link.is_symlink()
+    assert (out / MARKER).is_file()
+
+
 # ---- the same speech -----------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """`cache_packed`: the first start packs, later ones load that, and never an entry of other weights."""
 
+import json
 import logging
 import os
 import shutil
@@ -87,7 +88,38 @@ def test_a_change_that_keeps_size_and_time_is_seen(folder, root, caplog):
     assert "t3_cfg.safetensors has changed since" in caplog.text
 
 
-@pytest.mark.parametrize("name", [*NAMES.values(), MARKER])
+def test_times_cut_to_whole_seconds_are_no_change(folder, root):
+    """As in the layer of an image that was built with the entry in it."""
+    start(folder, root)
+    before = entries(root)
+    for path in folder.iterdir():
+        os.utime(path, (int(path.stat().st_mtime),) * 2)
+    start(folder, root)
+    assert entries(root) == before
+
+
+def test_a_changed_configuration_is_seen(folder, root, caplog):
+    start(folder, root)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"max_chars": 50}))
+    assert start(folder, root).config.max_chars == 50
+    assert "config.json has changed since" in caplog.text
+    file.unlink()
+    with pytest.raises(ValueError, match="is it whole"):  # of the published size, which it is not
+        start(folder, root)
+
+
+@pytest.mark.parametrize("name", ["conds.pt", "tokenizer.json", "config.json"])
+def test_an_entry_that_lost_a_file_is_made_anew(folder, root, caplog, name):
+    wanted = said(start(folder, root))
+    (entry,) = root.iterdir()
+    (entry / name).unlink()
+    assert torch.equal(said(start(folder, root)), wanted)
+    assert f"{name} is missing" in caplog.text
+    assert (entry / name).exists()
+
+
+@pytest.mark.parametrize("name", [*NAMES.values(), MARKER, "conds.pt", "config.json"])
 def test_a_spoilt_entry_is_made_anew(folder, root, caplog, name):
     wanted = said(start(folder, root))
     (entry,) = root.iterdir()
@@ -114,6 +146,17 @@ def test_a_cache_that_cannot_be_written_is_done_without(folder, root, caplog):
     assert "going on without" in caplog.text
 
 
+def test_a_cache_that_cannot_be_looked_at_is_done_without(folder, root, caplog, monkeypatch):
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(cache, "read_packed", refused)
+    monkeypatch.setattr(cache, "pack", lambda folder, out, *_, **__: refused(out))
+    assert said(start(folder, root)).numel()
+    assert "Permission denied" in caplog.text
+    assert caplog.text.count("going on without") == 1
+
+
 def test_what_a_killed_start_left_goes(folder, root):
     code = f"""
 import os
@@ -128,9 +171,9 @@ OptimizedChatterboxTTS.from_local({str(folder)!r}, "cpu", quantize="int8", cache
     assert left.exists()  # it may belong to another process that is still writing
     long_ago = time.time() - 2 * cache.ABANDONED
     os.utime(left, (long_ago, long_ago))
-    start(folder, root, quantize=None)
+    start(folder, root)
     assert not left.exists()
-    assert len(entries(root)) == 2
+    assert len(entries(root)) == 1
 
 
 def test_two_first_starts_at_once(folder, root, monkeypatch):
@@ -144,7 +187,7 @@ def test_two_first_starts_at_once(folder, root, monkeypatch):
 
     monkeypatch.setattr(cache, "pack", while_another_is_quicker)
     wanted = said(start(folder, root))
-    assert list(entries(root)) == [path.name for path in root.iterdir()]
+    assert len(list(root.iterdir())) == 1
     assert torch.equal(said(start(folder, root)), wanted)
 
 
