@@ -67,7 +67,8 @@ def wants_meanflow(preset: str | None) -> bool:
 def choose_decoder(preset: str | None, decoder: str | Path | None, there: bool) -> str | Path | None:
     """Returns `decoder` if it is given, else the preset's; `there`: the two-step decoder's file exists."""
     if decoder is None:
-        return "meanflow" if there and wants_meanflow(preset) else None
+        own = find(preset).decoder if preset is not None else None
+        return own if there or own != "meanflow" else None
     if preset is not None and find(preset).decoder == "standard" and decoder != "standard":
         logger.warning("preset=%r means the checkpoint's own decoder; decoder=%r overrides it", preset, str(decoder))
     return decoder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ def ready(device: Any, family: str, options: Mapping[str, Any], known: Sequence[
             if name in EngineOptions.__dataclass_fields__
             else unknown_argument(name, (*SWITCHES, *known), "loading takes")
         )
+    if is_mlx(device) and options.get("cache_packed"):
+        raise ValueError("device='mlx' reads checkpoints as they are published: leave out cache_packed, or give 'mps'")
     asked = {name: options[name] for name in SWITCHES if name in options}
     resolve(switch_options(device, options.get("config") or MODELS[family], **asked), device)
     return device
@@ -86,7 +89,7 @@ def fetch_decoder(family: str, options: Mapping[str, Any]) -> dict[str, Any]:
     decoder, preset = options.get("decoder"), options.get("preset")
     if decoder_file(decoder, FILES[family]["s3gen"]) != MEANFLOW and not (decoder is None and wants_meanflow(preset)):
         return dict(options)
-    if FILES[family]["s3gen"] == MEANFLOW:
+    if FILES[family]["s3gen"] == MEANFLOW or (decoder not in (None, "meanflow") and Path(decoder).is_file()):
         return dict(options)
     try:
         return {**options, "decoder": hub.download_decoder()}

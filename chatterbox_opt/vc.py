@@ -76,7 +76,8 @@ class OptimizedChatterboxVC(WithDecoder, LoadedModel):
         runs_on = device if is_mlx(device) else place
         self.pipeline = Pipeline(self.config, None, s3gen, None, runs_on, self.options)
         self._s3gen = S3GenPart(self.pipeline, self.voices)
-        self.ref_dict = ref_dict and {k: v.to(place) if torch.is_tensor(v) else v for k, v in ref_dict.items()}
+        # detached: those of chatterbox-tts hold an autograd graph
+        self.ref_dict = ref_dict and {k: v.detach().to(place) if torch.is_tensor(v) else v for k, v in ref_dict.items()}
 
     @classmethod
     def from_pretrained(

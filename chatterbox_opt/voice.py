@@ -119,16 +119,18 @@ class Conditionals:
 AnyVoice = Conditionals | str | Path  # what calls take: a voice, or the path of a recording or of a saved voice
 
 
-_in_range: WeakValueDictionary[int, Tensor] = WeakValueDictionary()  # by id: to look at a GPU's tensor takes time
+# By id and by how often each was written to: to look at a GPU's tensor takes time.
+_in_range: WeakValueDictionary[tuple[int, int], Tensor] = WeakValueDictionary()
 
 
 def _check_ids(source: Any, ids: Tensor) -> None:
     """Raises ValueError for ids that are no speech tokens: a GPU would not survive it."""
-    if _in_range.get(id(ids)) is ids:
+    key = id(ids), 0 if ids.is_inference() else ids._version
+    if _in_range.get(key) is ids:
         return
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < SPEECH_CODES:
         raise ValueError(f"{source}: its speech tokens lie outside 0 to {SPEECH_CODES - 1}; {AGAIN}")
-    _in_range[id(ids)] = ids
+    _in_range[key] = ids
 
 
 def _shaped(source: Any, name: str, value: Tensor, shape: tuple[int | None, ...]) -> None:

@@ -10,7 +10,8 @@ import soundfile
 import torch
 
 from chatterbox_opt import SamplingOptions, __version__
-from chatterbox_opt.cli import main
+from chatterbox_opt.cli import main, parser
+from chatterbox_opt.cli.model import with_absolute_paths
 from chatterbox_opt.scores import VoiceLikeness
 from chatterbox_opt.tts import OptimizedChatterboxTTS
 
@@ -181,6 +182,11 @@ def test_convert(source, tmp_path):
         (["say", "Hi.", "--model", "mini", "--device", "cpu", "--voice", __file__], "--model english"),
         (["say", "Hi.", "--dir", "nowhere", "-o", "speech.m4a"], ".wav, .flac, .ogg and .mp3"),
         (["say", "Hi.", "--dir", "nowhere", "--score", "words"], "give --takes 2"),
+        (["say", "Hi.", "--dir", "nowhere", "--takes", "0"], "takes=0"),
+        (["say", "Hi.", "--dir", "nowhere", "--temperature", "-1"], "temperature"),
+        (["say", "Hi.", "--dir", "nowhere", "--exaggeration", "11"], "exaggeration"),
+        (["say", "Hi.", "--dir", "nowhere", "--loudness", "3"], "loudness"),
+        (["say", "Hi.", "--dir", "nowhere", "--steps", "0"], "n_cfm_timesteps"),
         (["read", __file__, "-o", "a.wav", "--dir", "nowhere", "--score", "voice"], "give --takes 2"),
     ],
 )
@@ -228,6 +234,27 @@ def test_pack_and_say(folder, tmp_path, capsys):
     assert main(["say", "Hi.", "--dir", str(out), "--device", "cpu", "--quantize", "int4"]) == 1
     assert "is packed as" in capsys.readouterr().err
     assert sorted(out.iterdir()) == before
+
+
+@pytest.mark.usefixtures("spoken")
+def test_a_packed_folder_names_its_device(folder, tmp_path, monkeypatch):
+    """As the documents have it, without --device, on a machine that has a better one."""
+    out = tmp_path / "packed"
+    assert main(["pack", str(folder), str(out)]) == 0
+    monkeypatch.setattr("chatterbox_opt.cli.model.best_device", lambda: "cuda")
+    assert main(["say", "Hi.", "--dir", str(out), "-o", str(tmp_path / "a.wav")]) == 0
+
+
+def test_paths_hold_for_workers_in_other_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.safetensors").touch()
+    args = parser().parse_args(["batch", "a.csv", "-o", "out", "--dir", "model", "--decoder", "mine.safetensors"])
+    with_absolute_paths(args)
+    assert (args.dir, args.decoder) == (tmp_path / "model", str(tmp_path / "mine.safetensors"))
+    for name in ("meanflow", "standard"):
+        args.decoder = name
+        (tmp_path / name).touch()
+        assert with_absolute_paths(args).decoder == name
 
 
 @pytest.mark.usefixtures("spoken")

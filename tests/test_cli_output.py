@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 from chatterbox_opt import cli
+from chatterbox_opt.audio import io as audio_io
 from chatterbox_opt.cli import main
 from chatterbox_opt.tts import OptimizedChatterboxTTS
 
@@ -89,6 +90,26 @@ def test_the_file_of_a_link_is_replaced_and_the_link_stays(source, tmp_path):
     assert main(["say", "Hello.", "-o", str(link), *source]) == 0
     assert link.is_symlink()
     assert soundfile.info(tmp_path / "there" / "b.wav").duration == 5
+
+
+@pytest.mark.usefixtures("noisy")
+def test_processes_of_one_id_write_apart(source, tmp_path, monkeypatch):
+    """Two containers with one volume: their half-written files have names of their own."""
+    names = []
+    own = audio_io.write_wav
+    monkeypatch.setattr(audio_io, "write_wav", lambda path, *how: names.append(path) or own(path, *how))
+    for _ in range(2):
+        assert main(["say", "Hello.", "-o", str(tmp_path / "a.wav"), *source]) == 0
+    assert len(set(names)) == 2
+
+
+def test_the_file_of_captions_may_be_a_link(source, tmp_path):
+    link = tmp_path / "a.srt"
+    link.symlink_to(tmp_path / "b.srt")
+    say = ["say", "Hello.", "-o", str(tmp_path / "a.wav"), "--captions", str(link), "--max-new-tokens", "20", *source]
+    assert main(say) == 0
+    assert link.is_symlink()
+    assert (tmp_path / "b.srt").is_file()
 
 
 def test_a_full_disk_during_a_book_names_the_work_folder_or_the_book(source, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import importlib.util
 import io
 import re
 import tarfile
@@ -92,6 +93,14 @@ def test_families_names_every_language_and_package():
     assert f"\n\n{', '.join(SUPPORTED_LANGUAGES)};" in page
     for language, helper in HELPERS.items():
         assert re.search(rf"^\| {language} \| .*{helper._package}", page, re.M)
+
+
+def test_what_pages_name_by_its_module_is_there():
+    for page in PAGES:
+        for name in re.findall(r"\b(chatterbox_opt(?:\.\w+)+)", read(page)):
+            module, _, attribute = name.rpartition(".")
+            if importlib.util.find_spec(module) and not importlib.util.find_spec(module).submodule_search_locations:
+                assert hasattr(importlib.import_module(module), attribute), f"{page.name}: {name}"
 
 
 def test_every_file_of_the_tree_exists():

@@ -133,6 +133,16 @@ def test_from_pretrained_fetches_that_one_file(folders, plain, door, monkeypatch
     assert len(fetched) == (0 if door == "turbo" else 2), "Turbo's own is that file"
 
 
+def test_a_decoder_of_that_name_here_is_not_fetched(folders, plain, tmp_path, monkeypatch):
+    shutil.copyfile(folders["turbo"] / MEANFLOW, tmp_path / MEANFLOW)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "download", lambda *_, **__: plain)
+    monkeypatch.setattr(hub, "download_decoder", lambda: pytest.fail("a download was begun"))
+    for decoder in (MEANFLOW, Path(MEANFLOW)):
+        made = OptimizedChatterboxTTS.from_pretrained("cpu", enable_watermark=False, decoder=decoder)
+        assert made.config.flow.meanflow
+
+
 def test_an_unreachable_hub(plain, monkeypatch, caplog):
     def unreachable():
         raise hub.HubUnreachable("nobody answers")

@@ -103,6 +103,10 @@ def test_a_voice_that_a_program_has_changed_is_looked_at_too(tmp_path: Path):
     changed(prompt_feat=torch.cat([mel, mel[:, :1]], 1)).check(config)  # as of a recording that ends inside a token
     with pytest.raises(ValueError, match="its speech tokens lie outside"):
         changed(prompt_token=torch.full_like(tokens, 6561)).check_sound()
+    voice = Conditionals.load(path).check(config)
+    voice.gen["prompt_token"].fill_(6561)  # after it was looked at
+    with pytest.raises(ValueError, match="its speech tokens lie outside"):
+        voice.check(config)
     voice = Conditionals.load(path)
     voice.t3.cond_prompt_speech_tokens = torch.full_like(voice.t3.cond_prompt_speech_tokens, 9000)
     with pytest.raises(ValueError, match="its speech tokens lie outside"):

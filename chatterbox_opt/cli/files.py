@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def check_captions(path: Path) -> None:
     check_kind(path.suffix.lower(), path)
     if not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}")
+    check_writable(target_of(path).parent)
 
 
 def is_device(path: Path) -> bool:
@@ -67,7 +69,8 @@ def save(path: Path, wav: Any, rate: int) -> None:
         from ..audio.io import write_wav
 
         target = target_of(path)
-        part = target.with_name(f".{os.getpid()}.half{path.suffix or '.wav'}")  # the ending says the format
+        # Another machine, or container, may write here under the same process id. The ending says the format.
+        part = target.with_name(f".{uuid.uuid4().hex}.half{path.suffix or '.wav'}")
         with naming(path), whole(target, part):
             write_wav(part, wav, rate)
     tell(f"{path}: {wav.shape[-1] / rate:.2f} s", path)

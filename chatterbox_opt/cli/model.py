@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..presets import PRESETS
+from ..weights.files import DECODERS
 
 FAMILIES = {"english": "tts", "multilingual": "mtl", "turbo": "turbo", "nano": "nano"}
 MODELS = (*FAMILIES, "mini")
@@ -43,6 +44,14 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--dir {args.dir}: mini comes with the package; leave out --dir or --model")
 
 
+def with_absolute_paths(args: argparse.Namespace) -> argparse.Namespace:
+    """For workers, which may have another working directory."""
+    args.dir = args.dir and Path(args.dir).absolute()
+    if args.decoder is not None and args.decoder not in DECODERS and Path(args.decoder).is_file():
+        args.decoder = str(Path(args.decoder).absolute())
+    return args
+
+
 def language(args: argparse.Namespace) -> str | None:
     """Returns the language, or None for a model that speaks English only."""
     return (args.lang or "en") if args.model == "multilingual" else None
@@ -65,7 +74,7 @@ def load(args: argparse.Namespace) -> Any:
 def source(cls: Any, args: argparse.Namespace, **options: Any) -> Any:
     options |= {"preset": args.preset, "decoder": args.decoder}
     options = {k: v for k, v in options.items() if v is not None}
-    device = best_device() if args.device == "auto" else args.device
+    device = device_for(args.dir) if args.device == "auto" else args.device
     options["enable_watermark"] = not args.no_watermark
     if getattr(args, "cache_packed", False):
         options["cache_packed"] = True
@@ -74,6 +83,13 @@ def source(cls: Any, args: argparse.Namespace, **options: Any) -> Any:
     if getattr(args, "model", None) == "mini":
         return cls.from_mini(device, **options)
     return cls.from_pretrained(device, **options)
+
+
+def device_for(folder: Path | None) -> str:
+    """Returns the device that a packed folder is for, or else the best."""
+    from ..weights.packed import is_packed, read_marker
+
+    return read_marker(folder).form.device if folder and is_packed(folder) else best_device()
 
 
 def best_device() -> str:

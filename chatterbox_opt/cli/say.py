@@ -10,7 +10,7 @@ from typing import Any
 from ..files import decoded, write_whole
 from . import model as models
 from . import speech as speeches
-from .files import check_captions, check_output, check_recordings, save, tell
+from .files import check_captions, check_output, check_recordings, save, target_of, tell
 
 
 def add_command(commands: Any) -> None:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     elif args.captions:
         speech = spoken_whole(model, text, options | {"loudness": args.loudness}, align=align, **takes)
         save(output, speech.wav, model.sr)
-        write_whole(args.captions, speech.captions(args.captions.suffix.lower()).encode())
+        write_whole(target_of(args.captions), speech.captions(args.captions.suffix.lower()).encode())
         tell(args.captions, output)
     else:
         options |= takes | {"loudness": args.loudness}
@@ -63,6 +63,10 @@ def run(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace, text: str, output: Path) -> None:
     """Raises ValueError if the options contradict each other, before anything is loaded."""
+    from ..calls import GenerateOptions
+    from ..checks import check_exaggeration, check_loudness
+    from ..options import SamplingOptions
+
     if not text.strip():
         raise ValueError("there is no text to say")
     models.check(args)
@@ -75,6 +79,11 @@ def check(args: argparse.Namespace, text: str, output: Path) -> None:
         raise ValueError("--stream takes neither --captions nor --loudness: both need the whole speech")
     if args.words and not args.captions:
         raise ValueError("--words needs --captions")
+    check_exaggeration(args.exaggeration)
+    check_loudness(args.loudness)
+    GenerateOptions(n_cfm_timesteps=args.n_cfm_timesteps, takes=args.takes, retries=args.retries)  # raises
+    drawn = {name: getattr(args, name) for name in ("cfg_weight", "temperature", "top_p", "max_new_tokens")}
+    SamplingOptions(**{name: value for name, value in drawn.items() if value is not None})
     check_recordings(args.voice)
     if not args.stream:
         check_output(output)

@@ -13,9 +13,10 @@ from ..engine.resolve import indexed, is_mlx, resolve
 from ..executor import load_t3
 from ..switches import switch_options
 from ..weights.load import Loaded, existing, load_folder, of_family, read_config
-from ..weights.packed import is_packed, load_packed, read_packed, same_file
+from ..weights.packed import Packed, is_packed, load_packed, read_packed, same_file
 from .cache import cached
 from .forms import as_packed
+from .make import stamp
 
 
 def load_any(
@@ -37,11 +38,11 @@ def load_any(
                          "config.json in the folder says the same, to packing too")
     config = read_config(folder, family) if config is None else of_family(config, family, "config=")
     place = indexed(device)
-    if is_mlx(device) and (cache_packed or is_packed(folder)):
+    if is_mlx(device) and is_packed(folder):
         raise ValueError("device='mlx' reads checkpoints as they are published, not packed ones")
     if is_packed(folder):
         packed = read_packed(folder)
-        if t3_file is not None and not same_file(t3_file, packed.t3):
+        if t3_file is not None and not made_from(packed, Path(t3_file)):
             raise ValueError(f"{folder} is packed, its T3 made from {packed.t3}: load {t3_file} with the checkpoint "
                              "itself, or pack that")
     elif cache_packed and (found := cached(folder, family, place, t3_file, decoder, switches, cache_packed)):
@@ -51,3 +52,9 @@ def load_any(
         return load_folder(folder, family, place, torch.float32, t3_file, decoder, make_t3, config), switches
     switches = as_packed(folder, packed.form, place, config, switches)
     return load_packed(folder, packed, family, place, decoder), switches
+
+
+def made_from(packed: Packed, t3_file: Path) -> bool:
+    """Whether this is the file of its T3: by a name alone, or by what was seen of it when it was packed."""
+    seen = packed.source.get(t3_file.name)
+    return same_file(t3_file, packed.t3) or (t3_file.is_file() and seen is not None and seen == stamp(t3_file))

@@ -76,7 +76,7 @@ def _sound(s3gen: S3GenPart, utterance: Utterance, one_row: bool) -> Tensor:
     if not heard:
         return torch.zeros(0)
     how: dict[str, Any] = dict(ref_dict=utterance.voice)
-    steps = utterance.steps or (2 if s3gen.meanflow else None)
+    steps = utterance.steps or s3gen.pipeline.options.flow_steps or (2 if s3gen.meanflow else None)
     if steps is not None:
         how["n_cfm_timesteps"] = steps
     tokens = torch.tensor(heard, device=s3gen.device)

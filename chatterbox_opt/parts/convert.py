@@ -60,4 +60,5 @@ def _foreign(network: Any, own: type[nn.Module]) -> dict[str, Tensor] | None:
         return None
     if not isinstance(network, nn.Module):
         raise TypeError(f"{type(network).__name__} is no {own.__name__}, and no torch module with the weights of one")
-    return {name: tensor.detach() for name, tensor in network.state_dict().items()}
+    # the compiler names what it wraps, a whole network or a module within
+    return {name.replace("_orig_mod.", ""): tensor.detach() for name, tensor in network.state_dict().items()}

@@ -8,10 +8,9 @@ import threading
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from ..cli.model import load
+from ..cli.model import load, with_absolute_paths
 from ..cli.serve import settings_of
 from .cluster import Share, connected, live_nodes, range_of_workers, share_of
 
@@ -38,12 +37,7 @@ def app(given: dict[str, Any]) -> Any:
         raise ValueError(f"{given}: these are not the options of chatterbox-opt serve") from error
     low, high = range_of_workers(args.workers or "1")
     share = Share(low, high, args.worker_cpus or 1.0, args.worker_gpus or 0.0)
-    return application(settings_of(args), partial(load, with_absolute_dir(args)), share)
-
-
-def with_absolute_dir(args: argparse.Namespace) -> argparse.Namespace:
-    args.dir = args.dir and Path(args.dir).absolute()
-    return args
+    return application(settings_of(args), partial(load, with_absolute_paths(args)), share)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -55,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         from .again import PROXIES
         from .replica import application
 
-        server = application(settings, partial(load, with_absolute_dir(args)), share_of(args, live_nodes()))
+        server = application(settings, partial(load, with_absolute_paths(args)), share_of(args, live_nodes()))
         environment = {"runtime_env": {"env_vars": PROXIES}}  # the proxies inherit it from the controller
         serve.start(http_options={"host": settings.host, "port": settings.port}, controller_options=environment)
         try:

@@ -41,7 +41,7 @@ def download(
     repo = repo_id or REPOS[family]
     wanted = files_of(family, t3_model, official=repo_id is None)
     folder = _cached(repo, revision, cache_dir, wanted)
-    names = os.listdir(folder) if folder else []
+    names = _present(folder) if folder else []
     usable = bool(folder) and all(choose(names, wanted).values()) and _spells(names, PARTS[:2])
     extras = [name for role, name in OPTIONAL.items() if role == "conds" or family == "mtl"]
     # The usual repositories are known to have the extras; others may lack them, so their cache counts as whole.
@@ -71,7 +71,12 @@ def download_decoder(cache_dir: str | Path | None = None) -> Path:
             raise
         except Exception as error:  # the library's own, httpx', requests' or the system's
             raise HubUnreachable(_advice(repo, error)) from error
-    return folder / (choose(os.listdir(folder), wanted)["s3gen"] or MEANFLOW)
+    return folder / (choose(_present(folder), wanted)["s3gen"] or MEANFLOW)
+
+
+def _present(folder: Path) -> list[str]:
+    """Returns the names of its files: in the hub's cache these are links, whose targets may have been deleted."""
+    return [path.name for path in folder.iterdir() if path.is_file()]
 
 
 def files_of(family: str, t3_model: str | None, official: bool) -> Wanted:

@@ -70,22 +70,28 @@ def is_packed(folder: str | Path) -> bool:
 
 
 def read_packed(folder: str | Path) -> Packed:
-    """Returns the description of a packed folder. Raises ValueError if it is broken or of another version."""
-    file = Path(folder) / MARKER
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        if data["format"] != FORMAT:
-            raise ValueError(f"{folder} was packed by chatterbox_opt {data['made_by']}, in a format of its own "
-                             f"({data['format']}, here {FORMAT}): pack the checkpoint again")
-        packed = Packed(**data | {"form": Form(**data["form"])})
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{file} is broken ({error!r}): pack the checkpoint again") from error
+    """Returns the description of a packed folder. Raises ValueError if that is broken or of another version, or a file
+    is not what was written."""
+    packed = read_marker(folder)
     for name, wanted in packed.files.items():
         path = Path(folder) / name
         if not path.is_file() or described(path) != wanted:
             there = "is not what was written" if path.is_file() else "is missing"
             raise ValueError(f"{path} {there}: pack the checkpoint again")
     return packed
+
+
+def read_marker(folder: str | Path) -> Packed:
+    """As read_packed(), without looking at the other files."""
+    file = Path(folder) / MARKER
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if data["format"] != FORMAT:
+            raise ValueError(f"{folder} was packed by chatterbox_opt {data['made_by']}, in a format of its own "
+                             f"({data['format']}, here {FORMAT}): pack the checkpoint again")
+        return Packed(**data | {"form": Form(**data["form"])})
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is broken ({error!r}): pack the checkpoint again") from error
 
 
 def described(path: Path) -> dict[str, int]:

@@ -188,6 +188,40 @@ def test_optimize_takes_the_weights_from_memory(english):
         optimize(mine)
 
 
+def test_optimize_takes_what_the_compiler_has_wrapped(tmp_path_factory):
+    from chatterbox_opt.upstream import optimize
+
+    upstream = upstream_tiny.load(folder_of(tmp_path_factory, "tts"), "tts")
+    own = {name: tensor.clone() for name, tensor in optimize(upstream, config=tiny("tts")).t3.state_dict().items()}
+    upstream.t3.tfmr = torch.compile(upstream.t3.tfmr)  # inside a part
+    upstream.s3gen.flow.decoder.estimator = torch.compile(upstream.s3gen.flow.decoder.estimator)
+    taken = optimize(upstream, config=tiny("tts")).t3.state_dict()
+    assert taken.keys() == own.keys()
+    assert all(torch.equal(taken[name], own[name]) for name in own)
+
+
+def test_optimize_takes_a_model_that_was_loaded_in_inference_mode(english, tmp_path_factory):
+    from chatterbox_opt.upstream import optimize
+
+    _, wanted = english
+    with torch.inference_mode():
+        upstream = upstream_tiny.load(folder_of(tmp_path_factory, "tts"), "tts")
+    mine = optimize(upstream, config=tiny("tts"), **EXACT)
+    how = dict(seed=2, max_new_tokens=12)
+    assert torch.equal(mine.generate("Whoever loads it.", **how), wanted.generate("Whoever loads it.", **how))
+
+
+def test_optimize_leaves_the_graph_of_a_target_voice(tmp_path_factory, recording):
+    """In full size it holds 280 MB."""
+    from chatterbox_opt.upstream import optimize
+
+    upstream = upstream_tiny.load(folder_of(tmp_path_factory, "tts"), "vc")
+    upstream.set_target_voice(recording(22_050))
+    assert any(torch.is_tensor(v) and v.requires_grad for v in upstream.ref_dict.values())
+    mine = optimize(upstream, config=tiny("tts"))
+    assert not any(torch.is_tensor(v) and v.requires_grad for v in mine.ref_dict.values())
+
+
 def test_a_voice_saved_by_either_side_loads_on_the_other(english, tmp_path):
     from chatterbox.tts import Conditionals as Theirs
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import logging
 import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from conftest import NEEDS_UPSTREAM
 from safetensors.torch import load_file, save_file
 
 from chatterbox_opt import (
+    EngineOptions,
     OptimizedChatterboxMultilingualTTS,
     OptimizedChatterboxTTS,
     OptimizedChatterboxTurboTTS,
@@ -104,6 +107,21 @@ def test_another_number_of_steps(folders):
     own = model.s3gen.inference
     model.s3gen.inference = lambda *args, **how: own(*args, **{**how, "n_cfm_timesteps": 3})
     assert torch.equal(call(model, seed=3), wanted)
+
+
+def test_methods_that_look_on_keep_the_steps_of_the_options(folders):
+    model = loaded(folders, "turbo", engine=EngineOptions(flow_steps=4))
+    wanted = call(model, seed=3)
+    looking_on(model.t3, "inference_turbo", [])
+    assert torch.equal(call(model, seed=3), wanted)
+
+
+def test_a_method_may_call_the_original_in_another_thread(folders):
+    model = loaded(folders, "tts")
+    wanted, own = call(model, seed=3), model.t3.inference
+    with ThreadPoolExecutor(1) as pool:
+        model.t3.inference = lambda **how: pool.submit(contextvars.copy_context().run, own, **how).result()
+        assert torch.equal(call(model, seed=3), wanted)
 
 
 def test_voice_conversion_goes_through_a_replaced_method(folders):

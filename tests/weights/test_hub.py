@@ -113,6 +113,18 @@ def test_a_cache_with_holes_is_completed(tmp_path, fake_hub):
     assert {p.name for p in folder.iterdir()} == set(TTS)
 
 
+def test_files_whose_contents_are_gone_are_fetched_again(tmp_path, fake_hub):
+    """In the hub's cache names are links to blobs, which may have been pruned, or left out of a copy."""
+    folder = fill(tmp_path, REPOS["tts"], TTS)
+    (tmp_path / "blobs").mkdir()
+    for name in ("t3_cfg.safetensors", "conds.pt"):
+        (folder / name).unlink()
+        (folder / name).symlink_to(tmp_path / "blobs" / name)
+    hub.download("tts", cache_dir=tmp_path)
+    assert [c[0] for c in fake_hub] == ["list", "get"]
+    assert all((folder / name).exists() for name in TTS)
+
+
 @pytest.mark.parametrize("family", ["turbo", "nano"])
 @pytest.mark.parametrize("missing", GPT2[1:])
 def test_a_tokenizer_of_which_a_part_is_missing_is_completed(tmp_path, fake_hub, family, missing):

@@ -345,6 +345,14 @@ def test_safefile_reads_what_safetensors_writes_and_the_other_way_round(tmp_path
         safefile.write(ours, {"a": (torch.float32, (2,))}, [torch.zeros(3)])
 
 
+def test_a_path_that_begins_here_is_not_one_of_the_folder(folder, folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copyfile(folder / "t3_cfg.safetensors", "t3_cfg.safetensors")
+    found = weight_files(folder, "tts", t3_file="./t3_cfg.safetensors")["t3"]
+    assert found.resolve() == tmp_path / "t3_cfg.safetensors"
+    assert weight_files(folder, "tts", t3_file="t3_cfg.safetensors")["t3"] == folder / "t3_cfg.safetensors"
+
+
 def test_sizes_that_a_folder_does_not_name_are_told(folder):
     """A folder of another program has no config.json of ours."""
     config = read_config(folder, "tts")

@@ -276,3 +276,23 @@ OptimizedChatterboxTTS.from_local({str(packed)!r}, "cpu", enable_watermark=False
 assert "torch._dynamo" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_the_t3_it_was_made_from_may_be_named(folders, tmp_path):
+    mine, other = tmp_path / "mine.safetensors", tmp_path / "other" / "mine.safetensors"
+    shutil.copyfile(folders["tts"] / "t3_cfg.safetensors", mine)
+    out = tmp_path / "packed"
+    pack(folders["tts"], out, t3_file=mine)
+    assert torch.equal(said(load(out, t3_file=mine)), said(load(out)))
+    other.parent.mkdir()
+    other.write_bytes((write_checkpoint(tmp_path / "seventh", "tts", seed=7) / "t3_cfg.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="its T3 made from mine"):
+        load(out, t3_file=other)
+
+
+def test_the_exact_preset_does_not_take_a_packed_two_step_decoder(folders, tmp_path):
+    out = tmp_path / "packed"
+    pack(folders["tts"], out, decoder=folders["turbo"] / "s3gen_meanflow.safetensors", use_mixed_precision=False)
+    assert load(out, use_mixed_precision=False).config.flow.meanflow
+    with pytest.raises(FileNotFoundError, match=r"s3gen\.safetensors"):
+        load(out, preset="exact")
