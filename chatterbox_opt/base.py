@@ -137,6 +137,8 @@ class Speaker(WithParts, Voiced, LoadedModel):
         **options: Unpack[LoadKeywords],
     ) -> Self:
         """Returns a model with seeded random weights, for tests and timings: its speech is noise."""
+        if options.get("cache_packed"):
+            raise ValueError("from_random() makes new files each time, which no cache knows: leave out cache_packed")
         with random_folder(family or cls.family, size, seed, random_decoder(options)) as folder:
             model = cls._load(folder, device, family or cls.family, **options)
             if hasattr(model.tokenizer, "cangjie_converter"):
@@ -237,6 +239,9 @@ class Speaker(WithParts, Voiced, LoadedModel):
         )
         exaggeration = check_exaggeration(exaggeration)
         manner = marked(text, markup, self.config, self.tokenizer, lambda named: self._voice(named, exaggeration))
+        if reading is not None:
+            for of_marks in dict.fromkeys((segment.language, segment.voice) for segment in manner[0]):
+                reading.steps(*of_marks)  # raises now, and not in the middle of a book
         how = (*manner, bool(breath), check_loudness(loudness), reading)
         return Job(text, self._voice(voice, exaggeration), options, check_seed(seed), language, *how)
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 PART = ".part"  # the ending of files still being written
 LOCK = "lock"  # the file of locked()
@@ -32,6 +38,15 @@ def check_readable(path: Path) -> None:
 
 def text_of(path: Path) -> str:
     return decoded(path.read_bytes(), path)
+
+
+def tables_of(path: Path) -> dict[str, Any]:
+    """Returns what a TOML file says. Raises ValueError, with the file's name, if it is none."""
+    text = text_of(path)
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def decoded(data: bytes, name: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from .config import ModelConfig
 from .text.languages import SUPPORTED_LANGUAGES
@@ -12,6 +13,8 @@ from .text.markup import Segment, parse
 from .voice import Conditionals
 
 _EVENT = re.compile(r"\[[a-z][a-z _-]*\]")  # a sound with a token of its own, such as [clear throat]
+
+_events: WeakKeyDictionary[Any, tuple[int, frozenset[str]]] = WeakKeyDictionary()  # tokenizer -> its size, its events
 
 Marked = tuple[tuple[Segment, ...], dict[str, Conditionals]]
 
@@ -24,8 +27,18 @@ def marked(text: str, markup: Any, config: ModelConfig, tokenizer: Any, prepared
     if markup is not True and not isinstance(markup, Mapping):
         raise ValueError(f"markup is {type(markup).__name__}: True is needed, or the voices by their names")
     voices = {} if markup is True else markup
-    events = {token for token in tokenizer.get_vocab() if _EVENT.fullmatch(token)} if config.t3.is_gpt else set()
+    events = events_of(tokenizer) if config.t3.is_gpt else frozenset()
     languages = SUPPORTED_LANGUAGES if config.family == "mtl" else ()
     segments = parse(text, events, voices, languages)
     named = dict.fromkeys(s.voice for s in segments if s.voice is not None)
     return segments, {name: prepared(voices[name]) for name in named}
+
+
+def events_of(tokenizer: Any) -> frozenset[str]:
+    """Returns the tokens for sounds. The vocabulary, of which it takes 60 ms to be listed, is looked through once, and
+    again when it has grown."""
+    size, found = _events.get(tokenizer, (-1, frozenset()))
+    if size != len(tokenizer):
+        found = frozenset(token for token in tokenizer.get_vocab() if _EVENT.fullmatch(token))
+        _events[tokenizer] = len(tokenizer), found
+    return found

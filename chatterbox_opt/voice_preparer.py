@@ -151,9 +151,9 @@ class VoicePreparer:
             )
         wav, rate = read(audio, sample_rate, seconds=seconds)
         length, peak = len(wav) / rate, float(wav.abs().max())
-        if length < SHORTEST_SECONDS:
+        if round(length, 3) < SHORTEST_SECONDS:  # half a second at 11,025 Hz is no whole number of samples
             raise ValueError(
-                f"{label(audio)}: {length:.2f} s is too short for a voice; "
+                f"{label(audio)}: {length:.3f} s is too short for a voice; "
                 f"at least {SHORTEST_SECONDS} s is needed, and 6 to 15 s of clean speech is best"
             )
         if peak < SILENCE:

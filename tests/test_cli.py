@@ -164,6 +164,7 @@ def test_convert(source, tmp_path):
         (["say", "Hi.", "--dir", "nowhere", "-o", "speech.m4a"], ".m4a"),
         (["say", "Hi.", "--dir", "nowhere", "-o", "speech.raw"], ".raw"),
         (["say", "  ", "--dir", "nowhere"], "no text"),
+        (["say", "Hello \udcff there.", "--dir", "nowhere"], "not UTF-8, at character 7"),
         (["say", "Hi.", "--dir", "nowhere", "--stream", "-o", "speech.wav"], "into a pipe"),
         (["convert", "missing.wav", "--dir", "nowhere", "-o", "."], "cannot be written"),
         (["say", "Hi.", "--dir", "nowhere", "--captions", "a.sub"], "srt, vtt, json"),
@@ -329,7 +330,8 @@ def test_options_of_say_reach_the_call(source, tmp_path, spoken):
     assert main(say) == 0
     assert main([*say, "--spoken", "--takes", "3", "--retries", "2", "--score", "voice", *respelt]) == 0
     assert main([*say, "--spoken-by", "nemo", "--voice", str(tmp_path / "anna.wav"), *respelt]) == 0
-    assert main([*say, "--top-p", "0.9", "--max-new-tokens", "50", "--steps", "4"]) == 0
+    more = ["--seed", "5", "--markup", "--breath", "--loudness", "-20"]
+    assert main([*say, "--top-p", "0.9", "--max-new-tokens", "50", "--steps", "4", *more]) == 0
     plain, first, second, third = (keywords for *_, keywords in spoken)
     assert {k: plain[k] for k in ("spoken", "takes", "score", "retries")} == dict(
         spoken=False, takes=1, score=None, retries=0
@@ -338,6 +340,9 @@ def test_options_of_say_reach_the_call(source, tmp_path, spoken):
     assert (first["spoken"], first["takes"], first["retries"], first["pronounce"]("SQL")) == (True, 3, 2, "sequel")
     assert isinstance(first["score"], VoiceLikeness)
     assert (second["spoken"], second["pronounce"]("SQL")) == ("nemo", "squeal")
+    shape = dict(seed=None, markup=False, breath=False, loudness=None)
+    assert {k: plain[k] for k in shape} == shape
+    assert {k: third[k] for k in shape} == dict(seed=5, markup=True, breath=True, loudness=-20.0)
     sampling = dict(top_p=0.9, max_new_tokens=50, n_cfm_timesteps=4)
     assert sampling.items() <= third.items()
     assert not sampling.keys() & plain.keys()

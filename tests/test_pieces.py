@@ -195,6 +195,15 @@ def test_breath_sets_pauses_by_punctuation(model):
     assert rooms == [round(0.3 * RATE), round(0.6 * RATE)], "behind a sentence, behind a paragraph"
 
 
+def test_breath_is_of_what_is_said_and_not_of_the_marks_between(model):
+    text = "Hello there. [voice] Bonjour you. [voice] and more, [voice] So what?"
+    speech = speak(model, text, breath=True, markup=True)
+    rooms = [b.samples[0] - a.samples[1] for a, b in pairwise(speech.pieces)]
+    assert rooms == [round(0.3 * RATE), round(0.12 * RATE), round(0.12 * RATE)]
+    speech = speak(model, "x" * 90, breath=True)
+    assert {b.samples[0] - a.samples[1] for a, b in pairwise(speech.pieces)} == {0}, "within a word there is none"
+
+
 def test_no_click_at_a_seam(model):
     """Each piece begins and ends in silence: the step at its edge is no larger than those inside."""
     for how in ({}, {"breath": True}, {"loudness": -20.0}):

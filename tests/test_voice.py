@@ -381,7 +381,8 @@ def test_bad_recordings_leave_the_model_usable(tmp_path: Path):
         (cut, "too short"),
         (file("nan.wav", nan, subtype="FLOAT"), "NaN"),
         (file("silent.wav", np.zeros(48_000)), "silent"),
-        (file("blip.wav", speech(0.1)), r"0\.10 s is too short"),
+        (file("blip.wav", speech(0.1)), r"0\.100 s is too short"),
+        (file("short.wav", speech(0.499)), r"0\.499 s is too short for a voice; at least 0\.5 s"),
     ):
         for call in (voices.prepare, voices.prompt):
             with pytest.raises(ValueError, match=words) as caught:
@@ -393,6 +394,8 @@ def test_bad_recordings_leave_the_model_usable(tmp_path: Path):
         voices.prepare(speech(1.0))
     assert not voices._kept
     assert voices.prepare(speech(1.0), sample_rate=24_000).gen["embedding"].isfinite().all()
+    half = speech(1.0)[: int(0.5 * 11_025)]  # half a second, as far as whole samples go
+    assert voices.prepare(half, sample_rate=11_025).gen["embedding"].isfinite().all()
 
 
 def test_turbo_wants_more_than_five_seconds():

@@ -65,7 +65,7 @@ def describe(file: BinaryIO) -> tuple[float, int, int]:
             if sound.frames > MOST_FRAMES:
                 raise ValueError(NO_LENGTH.format(label(file)))
             return sound.frames / sound.samplerate, sound.samplerate, sound.channels
-    except soundfile.SoundFileError as error:
+    except (soundfile.SoundFileError, TypeError) as error:
         raise ValueError(f"{label(file)}: not a recording, or damaged ({_why(error)}); {READABLE}") from error
     finally:
         file.seek(start)
@@ -101,7 +101,7 @@ def _decode(file: Any, seconds: float | None) -> tuple[np.ndarray, int]:
                 raise ValueError(NO_LENGTH.format(name))
             data = sound.read(wanted, dtype="float32", always_2d=True)
             _warn_if_cut(name, len(data), claimed if wanted < 0 else min(claimed, wanted), rate, sound.extra_info)
-    except soundfile.SoundFileError as error:
+    except (soundfile.SoundFileError, TypeError) as error:
         raise ValueError(f"{name}: not a recording, or damaged or cut short ({_why(error)}); {READABLE}") from error
     finally:
         if opened:
@@ -112,6 +112,8 @@ def _decode(file: Any, seconds: float | None) -> tuple[np.ndarray, int]:
 
 def _why(error: Exception) -> str:
     """Returns libsndfile's reason, without the object that it was given as a file."""
+    if isinstance(error, TypeError):  # it goes by the name alone and asks for rate and channels
+        return "a name in .raw says that it has no header"
     return str(getattr(error, "error_string", error)).rstrip(".")
 
 

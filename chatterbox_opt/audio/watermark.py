@@ -73,22 +73,24 @@ class Watermarker:
             return self.apply(_tensor(wav), sample_rate).cpu().numpy()
 
     def get_watermark(self, wav: np.ndarray, sample_rate: int, round: bool = True, **_: Any) -> np.ndarray:
-        """Returns 1 if the (N,) samples are marked, else 0; the confidence with round=False."""
+        """Returns 1 if the (N,) samples are marked, else 0, as of silence; the confidence with round=False."""
         with computing(self.device):
             sure = self._detect(_tensor(wav).to(self.device).reshape(-1), _check_rate(sample_rate))
             return (sure.round() if round else sure).cpu().numpy()
 
     @torch.inference_mode()
     def _detect(self, samples: Tensor, rate: int) -> Tensor:
-        """(N,) -> the confidence, a scalar."""
+        """(N,) -> the confidence, a scalar; 0 of what is too short or too quiet to be heard, where Perth says NaN."""
         if not len(samples):
             raise ValueError("no samples were given; a watermark is detected in a second of speech, as a rule")
         found = analyse(self._rate(samples, rate, self.facts.sample_rate), self.facts)
+        if len(found.loud) < 2:  # frames, which the decoder speeds up
+            return samples.new_zeros(())
         with self._lock:
             if self._decoder is None:
                 self._decoder = _load(Decoder(self.facts), "decoder.", self._file).to(self.device)
             decoder = self._decoder
-        return decoder(found.decibels[None], found.loud[None])[0].clamp(0, 1)
+        return decoder(found.decibels[None], found.loud[None])[0].nan_to_num(0.0).clamp(0, 1)
 
     def _mark(self, wavs: list[Tensor], rate: int) -> list[Tensor]:
         out: list[Any] = [None] * len(wavs)

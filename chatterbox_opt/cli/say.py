@@ -69,6 +69,7 @@ def check(args: argparse.Namespace, text: str, output: Path) -> None:
 
     if not text.strip():
         raise ValueError("there is no text to say")
+    check_unicode(text)
     models.check(args)
     speeches.check(args)
     if args.stream and (args.output or sys.stdout.isatty()):
@@ -89,6 +90,14 @@ def check(args: argparse.Namespace, text: str, output: Path) -> None:
         check_output(output)
     if args.captions:
         check_captions(args.captions)
+
+
+def check_unicode(text: str) -> None:
+    """Raises ValueError for bytes of a shell that are not UTF-8: captions, which come last, could not be written."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text has bytes that are not UTF-8, at character {error.start + 1}") from error
 
 
 def options_of(args: argparse.Namespace, respelt: Any) -> dict[str, Any]:

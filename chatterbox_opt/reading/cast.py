@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..files import text_of
+from ..files import tables_of
 from ..options import SamplingOptions
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 NARRATOR = "narrator"  # who speaks what has no name
 _ENTRIES = ("voice", "seed", "language")
@@ -38,12 +32,7 @@ class Cast(dict[str, Role]):
 def load_cast(path: str | Path) -> Cast:
     """Reads a TOML file, to which the paths in it are relative. Raises ValueError for unknown entries."""
     path = Path(path)
-    text = text_of(path)
-    try:
-        tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return Cast((name, _table(f"{path}: [{name}]", table, path.parent)) for name, table in tables.items())
+    return Cast((name, _table(f"{path}: [{name}]", table, path.parent)) for name, table in tables_of(path).items())
 
 
 def cast_of(cast: Any) -> Cast:

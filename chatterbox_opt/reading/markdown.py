@@ -95,8 +95,10 @@ def _sentence(cells: list[str]) -> str:
 
 def _inline(tokens: list[Any]) -> Iterator[str]:
     for token in tokens:
-        if token.type in ("text", "code_inline", "image"):
+        if token.type in ("text", "code_inline"):
             yield token.content
+        elif token.type == "image":  # what is said in its place may be marked up too
+            yield from _inline(token.children or [])
         elif token.type in ("softbreak", "hardbreak"):
             yield "\n"
         elif token.type == "html_inline" and _LINE_BREAK.fullmatch(token.content):

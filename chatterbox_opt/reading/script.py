@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from ..text import markup as marks
 from ..text.markup import AHEAD_OF_HEADING, BEHIND_HEADING, PARAGRAPH
+from ..text.split import says_something
 from .blocks import Block, joined
 from .markdown import markdown_blocks
 from .speakers import Speakers, composed
@@ -18,14 +19,13 @@ CHAPTER = 2  # headings down to this level begin a chapter
 
 _BREAK = re.compile(r"\r\n?|\n")
 _MARKED = re.compile(r"\s{0,3}(#{1,6})\s+(.*?)\s*(?:(?<=\s)#+\s*)?")  # "# One #"; the last # of "# On C#" is text
-_SPOKEN = re.compile(r"[^\W_]")
 _RULE = re.compile(r"\s*(?:[-–—*_=~+•·⁂#]\s*){3,}")
-_PAUSES = re.compile(r"(?:\[\s*pause\b[^\[\]]*\]\s*)+", re.I)  # a paragraph of nothing else
+_PAUSES = re.compile(r"(?<!\\)\[\s*pause\b[^\[\]]*\]", re.I)
 
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Text that one speaker says without interruption."""
+    """Text that one speaker says without interruption; empty for a rule, and for a turn in which nothing is said."""
 
     text: str
     line: int  # of the file, where it begins
@@ -82,44 +82,48 @@ def _plain(text: str, speakers: Speakers) -> Iterator[Block]:
 
 def _paragraphs(block: Block, speakers: Speakers) -> Iterator[Paragraph]:
     """Yields one paragraph per speaker's line; lines without a name continue the one before."""
+    if not says_something(block.text):
+        yield Paragraph("", block.line)
+        return
     lines = _BREAK.split(block.text)
     if block.heading:
         yield Paragraph(joined(lines), block.line, block.heading)
-        return
-    if not _SPOKEN.search(block.text):
-        yield Paragraph("", block.line)
         return
     held: list[str] = []
     speaker, first = None, block.line
     for number, line in enumerate(lines, block.line):
         found = speakers.of(line, number, number == block.line + len(lines) - 1)
         if found:
-            if any(map(str.strip, held)):
-                yield Paragraph(joined(held), first, speaker=speaker)
+            yield from _turn(held, first, speaker)
             held, first, (speaker, line) = [], number, found
         held.append(line)
-    if any(map(str.strip, held)):
-        yield Paragraph(joined(held), first, speaker=speaker)
+    yield from _turn(held, first, speaker)
+
+
+def _turn(lines: list[str], first: int, speaker: str | None) -> Iterator[Paragraph]:
+    if text := joined(lines):
+        yield Paragraph(text if says_something(text) else "", first, speaker=speaker)
 
 
 def _paced(paragraphs: list[Paragraph], markup: bool) -> Iterator[Paragraph]:
-    """Yields the paragraphs with the silence before each set. Drops rules between scenes and, with `markup`, paragraphs
-    of pauses only: these are the silence before the next paragraph."""
-    before, last, pauses = 0.0, None, ""
+    """Yields the paragraphs with the silence before each set. Drops what says nothing, such as rules between scenes
+    and, with `markup`, paragraphs of pauses only: it is the silence before the next paragraph."""
+    last, least, pauses = None, 0.0, ""
     for p in paragraphs:
         if not p.text:
-            before = SCENE if last else before
-            continue
-        if markup and _PAUSES.fullmatch(p.text):
-            pauses += p.text
+            least = max(least, SCENE if p.speaker is None else 2 * TURN)  # ahead of the silent turn and behind it
+        elif markup and not says_something(_PAUSES.sub("", p.text)):
+            pauses += "".join(_PAUSES.findall(p.text))
             _seconds(pauses, p.line)  # here the line is known that is wrong
-            continue
-        if last is not None and before != SCENE:
-            turn = p.speaker != last.speaker and None not in (p.speaker, last.speaker)
-            before = TURN if turn else BEHIND_HEADING if last.heading else PARAGRAPH
-            before = AHEAD_OF_HEADING if p.heading else before
-        yield replace(p, before=_seconds(pauses, p.line) if pauses else before)
-        before, last, pauses = 0.0, p, ""
+        else:
+            before = max(least, _between(last, p)) if last is not None else 0.0
+            yield replace(p, before=_seconds(pauses, p.line) if pauses else before)
+            last, least, pauses = p, 0.0, ""
+
+
+def _between(last: Paragraph, p: Paragraph) -> float:
+    turn = p.speaker != last.speaker and None not in (p.speaker, last.speaker)
+    return AHEAD_OF_HEADING if p.heading else TURN if turn else BEHIND_HEADING if last.heading else PARAGRAPH
 
 
 def _seconds(pauses: str, line: int) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-from ..text.split import finished_length
+from ..text.markup import language_mark, without_marks
+from ..text.split import finished_length, says_something, width
 from .errors import ApiError
 from .live import LiveSpeech
 from .service import Service
@@ -22,6 +23,7 @@ class IncomingText:
         self._buffer = ""
         self._searched_from = 0  # characters in it from which on it is searched again
         self._taken = 0  # characters in all
+        self._language = ""  # the mark that holds for the next sentence, if any
         self._sentences: asyncio.Queue[str | None] = asyncio.Queue()
         self._speeches: asyncio.Queue = asyncio.Queue(AHEAD)
         self._starting = asyncio.ensure_future(self._start())
@@ -35,27 +37,38 @@ class IncomingText:
         if len(self._buffer) < self._searched_from:
             return
         end = finished_length(self._buffer)
-        if len(self._buffer[:end].strip()) >= SHORTEST:
-            self._put(self._buffer[:end])
+        said = self._said(self._buffer[:end])
+        if width(said) >= SHORTEST and says_something(said):
+            self._sentences.put_nowait(self._buffer[:end].strip())
             self._buffer = self._buffer[end:]
         self._searched_from = len(self._buffer) + max(0, len(self._buffer) - LONG) // 8
 
     def finish(self) -> None:
-        """No more comes: what is left is spoken."""
-        self._put(self._buffer)
+        """No more comes: what is left is spoken, unless there is no letter or digit, on which models babble."""
+        if says_something(self._said(self._buffer)):
+            self._sentences.put_nowait(self._buffer.strip())
         self._buffer = ""
         self._sentences.put_nowait(None)
 
-    def _put(self, text: str) -> None:
-        if text.strip():
-            self._sentences.put_nowait(text.strip())
+    def _said(self, text: str) -> str:
+        return (without_marks(text) if self.manner.markup else text).strip()
+
+    def _in_language(self, text: str) -> str:
+        """Returns a sentence in the language that a mark in an earlier one has chosen. The mark has a line of its own,
+        as a heading begins a line."""
+        if not self.manner.markup:
+            return text
+        before = self._language
+        self._language = language_mark(text) or before
+        return f"{before}\n{text}" if before else text
 
     async def _start(self) -> None:
         """Gives the engine the next sentences, a few ahead of the one that is heard."""
         first = True
         while (text := await self._sentences.get()) is not None:
+            spoken = self._in_language(text)
             try:
-                live: LiveSpeech | Exception = await self.service.speak(text, self.manner, patient=not first)
+                live: LiveSpeech | Exception = await self.service.speak(spoken, self.manner, patient=not first)
             except Exception as error:
                 live = error
             first = False

@@ -40,17 +40,16 @@ class Helper:
         with self._lock:
             try:
                 if self._tool is None and not self._gone:
-                    self._gone = True  # after a failure below it is not tried again for every text
                     self._tool = self._build()
-                    self._gone = False
                 return default if self._gone else fn(self._tool)
             except ImportError:
-                self._warn("is not installed: pip install " + self._package)
+                self._failed("is not installed: pip install " + self._package)
             except Exception as error:  # a failing helper must not fail the request
-                self._warn(f"failed ({type(error).__name__}: {error})")
+                self._failed(f"failed ({type(error).__name__}: {error})")
             return default
 
-    def _warn(self, what: str) -> None:
+    def _failed(self, what: str) -> None:
+        self._gone = self._tool is None  # what cannot be built is not tried again for every text
         log = logger.debug if self._warned else logger.warning
         log("%s %s; %s", self._package, what, self._effect)
         self._warned = True

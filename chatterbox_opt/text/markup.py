@@ -9,6 +9,8 @@ import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
+from .split import says_something
+
 PARAGRAPH, AHEAD_OF_HEADING, BEHIND_HEADING = 0.6, 1.0, 0.8  # s of silence, instead of the usual pause between pieces
 LONGEST = 60.0  # s of silence that can be asked for in one place
 
@@ -23,8 +25,12 @@ _EVENT = re.compile(
 )
 _PAUSE = re.compile(r"(\d{1,4}(?:\.\d{1,6})?|\.\d{1,6})[ \t]*(s|ms)")
 _PAUSES = re.compile(rf"(?<!\\)\[[^\S\r\n]*pause[^\S\r\n]+{_PAUSE.pattern}[^\S\r\n]*\]", re.I)
+_OWN, _LANGUAGE = (
+    re.compile(rf"(?<!\\)\[[^\S\r\n]*(?:{names})(?![^\s\]])[^\[\]\r\n]*\]", re.I)
+    for names in ("pause|voice|lang", "lang")
+)
 _ESCAPED = "a bracket that is no mark is written \\["
-_NAMED = re.compile(r"\s*(\S*)\s*(.*?)\s*", re.S)
+_NAMED = re.compile(r"(\S*)\s*(.*)", re.S)  # of a mark without blanks around it: time is linear in its length
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,16 @@ def parse(
 def pauses(text: str) -> float:
     """Returns the seconds of all pauses that a text asks for. Quick: nothing else in it is looked at."""
     return sum(_length(found[1], found[2]) for found in _PAUSES.finditer(text))
+
+
+def without_marks(text: str) -> str:
+    """Returns a text without its marks, but those for the model itself. Quick, as pauses() is."""
+    return _OWN.sub(" ", text)
+
+
+def language_mark(text: str) -> str | None:
+    """Returns the last [lang ...] of a text, which holds behind it too; None if there is none."""
+    return (_LANGUAGE.findall(text) or [None])[-1]
 
 
 def unescaped(text: str) -> str:
@@ -108,7 +124,7 @@ class _Parser:
         return replace(following, before=-PARAGRAPH) if kind == "gap" else None
 
     def _told(self, mark: str, at: int, following: Segment) -> Segment:
-        found = _NAMED.fullmatch(mark)
+        found = _NAMED.fullmatch(mark.strip())
         name, value = (found[1].lower(), found[2]) if found else ("", "")
         if name == "pause":
             return replace(following, before=self._seconds(value, at))
@@ -140,12 +156,6 @@ def _length(number: str, unit: str) -> float:
     return float(number) / (1000 if unit.lower() == "ms" else 1)
 
 
-def _says_something(body: str) -> bool:
-    """Whether there is a letter or digit, as in a mark for the model itself: on a lone stop, quote or rule it babbles.
-    """
-    return any(map(str.isalnum, body))
-
-
 def _merged(segments: list[Segment], text: str) -> tuple[Segment, ...]:
     """Drops segments that say nothing: their silence goes to the next one, or to a last one of its own."""
     found: list[Segment] = []
@@ -160,7 +170,7 @@ def _merged(segments: list[Segment], text: str) -> tuple[Segment, ...]:
                 raise ValueError(f"{position(text, segment.chars[0])}: {what}")
         elif segment.before is not None:
             between = max(-segment.before, between or 0.0)
-        if _says_something(text[slice(*segment.body)]):
+        if says_something(text[slice(*segment.body)]):
             before = asked if asked is not None else between if found else None
             found.append(replace(segment, chars=(start if found else 0, length), before=before))
             start, asked, between = None, None, None

@@ -5,19 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 from unicodedata import category
 
+from ..files import tables_of, text_of
 from .split import WIDE_CHAR
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 _APOSTROPHE = "['’]"
 _INNER_BLANKS = re.compile(r"(?<=\S)\s+(?=\S)")
@@ -66,9 +61,10 @@ class Pronunciations:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: there is no such file of pronunciations")
+        data = _parsed(path)
         try:
-            return cls._of_tables(_parsed(path))
-        except (ValueError, UnicodeDecodeError) as error:
+            return cls._of_tables(data)
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
     @classmethod
@@ -152,11 +148,15 @@ def recording_name(voice: Any) -> str | None:
 
 
 def _parsed(path: Path) -> Any:
-    if path.suffix.lower() == ".json":
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    if path.suffix.lower() != ".toml":
-        raise ValueError("pronunciations are read from .toml and .json")
-    return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    if path.suffix.lower() == ".toml":
+        return tables_of(path)
+    if path.suffix.lower() != ".json":
+        raise ValueError(f"{path}: pronunciations are read from .toml and .json")
+    text = text_of(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _checked(table: Mapping[Any, Any], name: str) -> dict[Any, str]:

@@ -21,16 +21,21 @@ SHORT, SHORT_COST = 25, 8.0  # a short piece costs more than a clause cut
 SILENT_COST = 20.0  # of a rule of dashes: more than a doubtful cut, a clause's and a short piece's
 BREATHS = ((PARAGRAPH, 0.6), (DOUBTFUL, 0.3), (CLAUSE, 0.12))  # (cost of a cut up to which, s of pause)
 SHORTEST_LIMIT = 20  # smallest max_chars
+_SAID = str.isalnum  # whether a character is a letter or digit: on a lone stop, quote or rule the models babble
 WIDE = 3  # a Han, kana or Hangul character takes as long to say as three letters
 
 _CLOSERS = "\"'”’»›)]}」』）】》〉〕］｣*_"
-_OPENERS = "\"'“‘«‹([{「『（【《〈〔［｢¿¡„‚-–—*_"
+_OPENERS = "\"'“‘«»‹›([{「『（【《〈〔［｢¿¡„‚-–—*_"
 _WIDE_STOPS = "。！？｡．"  # end a sentence with or without a following blank
 _STOPS = frozenset(".!?…‽؟۔।॥։።፧׃\u037e" + _WIDE_STOPS)
 _PAUSES = frozenset(",;:،؛፣፤፥·、，；：")
 _DASHES = frozenset("-–—―")
+_BEHIND = frozenset(_CLOSERS + "“‘«‹⁰¹²³⁴⁵⁶⁷⁸⁹")  # a stop, ahead of a blank: what closes in any language, and notes
+_NOTE = re.compile(r"\[[^\[\]\s]{1,5}\]")
+_CLOSES = re.compile(r"[»›](?=[\s.,;:!?)\]}»›]|\Z)")  # the French way; what follows it otherwise is quoted
 _BLANKS = re.compile(r"\s+")
 _UNSPACED = re.compile(
+    r"(?!(?<=[0-9０-９])[．，：][0-9０-９])"  # "３．５％" and "１，０００" are numbers
     rf"(?:[{_WIDE_STOPS}…]*[{_WIDE_STOPS}][{_WIDE_STOPS}….!?]*|[、，；：]+|[—―]+)[{re.escape(_CLOSERS)}]*"
 )
 _BREAK = re.compile(r"\r\n?|[\n\u2028]")
@@ -38,7 +43,9 @@ WIDE_CHAR = re.compile(
     "[\u1100-\u11ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
 )
 _QUOTED = re.compile(
-    r"\([^()]{1,280}\)|“[^“”]{1,280}”|«[^«»]{1,280}»|「[^「」]{1,280}」|『[^『』]{1,280}』|（[^（）]{1,280}）|"
+    r"\([^()]{1,280}\)|“[^“”]{1,280}”|„[^„“”]{1,280}[“”]|"
+    r"(?<![\w.!?…,])«[^«»]{1,280}»|(?<!\S)»(?=\S)[^«»]{1,280}«|"  # French; German
+    r"「[^「」]{1,280}」|『[^『』]{1,280}』|（[^（）]{1,280}）|"
     r"(?<![\w\"])\"[^\"\n]{1,280}\"(?!\w)"
 )
 _TAG = re.compile(r"\[[^\[\]\n]{1,40}\]")  # [clear throat] is one event and is never cut
@@ -83,7 +90,7 @@ def split_text(text: str, max_chars: int = 280) -> list[str]:
     width = [0, *accumulate(_widths(text))]  # width[b] - width[a] is the length of text[a:b]
     if width[-1] <= max_chars:
         return [text]
-    said = [0, *accumulate(map(str.isalnum, text))]  # letters and digits, counted like the width
+    said = [0, *accumulate(map(_SAID, text))]  # counted like the width
     cuts = _cheapest(width, said, _cuts(text, width, max_chars), max_chars)
     pieces = [text[a:b].strip() for a, b in zip([0, *cuts], [*cuts, len(text)])]
     return [p for p in pieces if p] or [""]
@@ -103,15 +110,16 @@ def spans(text: str, pieces: list[str]) -> list[tuple[int, int]]:
     return list(pairwise([0, *starts[1:], len(text)]))
 
 
-def breath(text: str, at: int) -> float:
-    """Returns the seconds that a reader pauses before text[at]."""
+def breath(text: str, at: int, after: int | None = None) -> float:
+    """Returns the seconds that a reader pauses before text[at]; what is said next begins at `after`, if not there."""
     start = at
     while start and text[start - 1].isspace():
         start -= 1
     if start < at:
-        price = _blank(text, start, at)
+        price = _blank(text, start, at, after)
     else:
-        price = SENTENCE if text[:at].rstrip(_CLOSERS)[-1:] in _STOPS else CLAUSE
+        last = text[:at].rstrip(_CLOSERS)[-1:]
+        price = SENTENCE if last in _STOPS else CLAUSE if last in _PAUSES or last in _DASHES else HARD
     return next((seconds for most, seconds in BREATHS if price <= most), 0.0)
 
 
@@ -132,6 +140,11 @@ def stop_ends_sentence(text: str, stop: int, after: int) -> bool | None:
         return True
     cost = _sentence_end(text, stop, after)
     return None if cost == DOUBTFUL else cost < DOUBTFUL
+
+
+def says_something(text: str) -> bool:
+    """Whether there is a letter or digit, as in a mark for the model itself."""
+    return any(map(_SAID, text))
 
 
 def width(text: str) -> int:
@@ -206,23 +219,42 @@ def _joined(text: str, at: int) -> bool:
     return skin or jamo or "\u200d" in (before, after) or unicodedata.category(after)[0] == "M"
 
 
-def _blank(text: str, start: int, end: int) -> float:
-    """Returns the cost of a cut at the blanks text[start:end]."""
+def _blank(text: str, start: int, end: int, after: int | None = None) -> float:
+    """Returns the cost of a cut at the blanks text[start:end]; what is said next begins at `after`, if not there."""
     breaks = 0 if end - start == 1 and text[start] == " " else len(_BREAK.findall(text, start, end))
     if breaks > 1 or "\u2029" in text[start:end]:
         return PARAGRAPH
-    mark = start
-    while mark > 0 and text[mark - 1] in _CLOSERS:
-        mark -= 1
+    after = end if after is None else after
+    if not breaks and _CLOSES.match(text, after):
+        return WORD + INSIDE
+    mark = _end_of_words(text, start)
     last = text[mark - 1] if mark else ""
     if last in _STOPS:
-        return _sentence_end(text, mark, end)
+        return _sentence_end(text, mark, after)
     if last in _PAUSES or breaks:
         return CLAUSE
-    following = text[end] if end < len(text) else ""
+    following = text[after : after + 1]
     if last in _DASHES:  # "a - b" is cut after its dash, "a -b" and "a- b" are not cut
         return CLAUSE if mark < 2 or text[mark - 2].isspace() or text[mark - 2] in _DASHES else WORD + INSIDE
     return WORD + INSIDE if following in _DASHES or following in _STOPS or following in _PAUSES else WORD
+
+
+def _end_of_words(text: str, end: int) -> int:
+    """Returns where the words and stops before text[end] end: what closes a quotation stands behind them, as do marks
+    of footnotes and invisible characters."""
+    spaced = False
+    while end > 0:
+        char = text[end - 1]
+        note = text.rfind("[", max(0, end - 7), end) if char == "]" else -1
+        if note >= 0 and _NOTE.fullmatch(text, note, end):
+            end = note
+        elif char in "»›" and not spaced and text[end - 2 : end - 1] in (" ", "\u00a0", "\u202f"):
+            spaced, end = True, end - 2  # once: in a row of these, time would be quadratic
+        elif char in _BEHIND or (char > "\x7f" and unicodedata.category(char) == "Cf"):
+            end -= 1
+        else:
+            break
+    return end
 
 
 def _sentence_end(text: str, end: int, after: int) -> float:

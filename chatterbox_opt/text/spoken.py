@@ -9,31 +9,51 @@ from difflib import SequenceMatcher
 from .split import WIDE_CHAR, stop_ends_sentence
 
 _WORD = re.compile(rf"{WIDE_CHAR.pattern}|(?:(?!{WIDE_CHAR.pattern})\S)+")
-_MARKS = ".,;:!?…-\"'“”‘’()[]{}«»‹›、，。？！；：\\—–"  # not spoken
+_MARKS = ".,;:!?…-\"'“”‘’()[]{}«»‹›、，。？！；：\\—–*_"  # not spoken
 _ITEM = re.compile(r"(?m)^(?=[ \t]*\d{1,3}\.\s)")  # "1. First"
-_LEADING = re.compile(r"^[\"“‘(\[{«‹¿¡—–]*")  # no apostrophe, which is a part of '90s
-_TRAILING = re.compile(r"[.,;:!?…\"'“”’)\]}»›—–]*$")
+_SIGN = r"(?:[^\w\s]|_)"
+# What libraries would read sign by sign, or run together: lines of signs, rules and underlines, bullets, the lines
+# between the cells of a table, and between paragraphs.
+_DRAWN = re.compile(
+    rf"(?m)(^[ \t]*{_SIGN}(?:[ \t]*{_SIGN}){{2,}}[ \t]*\r?$|(?<!\S){_SIGN}{{3,}}(?!\S)|(?<!\S)\|(?!\S)|"
+    r"^[ \t]*[-+*•·–—](?=[ \t])|\n\s*\n)"
+)
+_EMPHASIS = re.compile(  # at the ends of a word: "**very**", "_(so)._"
+    r"(?<!\S)([\"“‘(\[]*)[*_]+(?=[^\s*_])|(?<=[^\s*_])[*_]+(?=[.,;:!?…\"”’)\]]*(?!\S))"
+)
+_LEADING = re.compile(r"^(?:[\"“‘(\[{«‹¿¡—–]|[*_]+(?=[^\s*_]))*")  # no apostrophe, which is a part of '90s
+_TRAILING = re.compile(r"(?:[.,;:!?…\"'“”’)\]}»›—–]|(?<=[^\s*_])[*_]+)*$")
 
 Span = tuple[int, int]
 
 
 def as_spoken(text: str, read: Callable[[str], str]) -> str:
     """Returns the text in words. `read` is a library's; it gets the items of a numbered list one by one, which it would
-    run together. Text it refuses is halved until only single words stay as is."""
-    return "".join(_as_spoken(part, read) for part in _ITEM.split(text))
+    run together, and nothing that is drawn, which stays. Text it refuses is halved until only single words stay as is.
+    """
+    return "".join(
+        part if drawn % 2 else _as_spoken(part, read)
+        for item in _ITEM.split(text) for drawn, part in enumerate(_DRAWN.split(item))
+    )
 
 
 def _as_spoken(text: str, read: Callable[[str], str]) -> str:
     if not text.strip():
         return text
     try:
-        return merged(text, read(text))
+        return merged(text, read(_plain(text)))
     except Exception:  # each library raises its own for what its grammar lacks
         words = list(re.finditer(r"\S+", text))
         if len(words) == 1:
             return text
         middle = words[len(words) // 2].start()
         return _as_spoken(text[:middle], read) + _as_spoken(text[middle:], read)
+
+
+def _plain(text: str) -> str:
+    """Returns what a library reads of a text: without signs of emphasis, which it names, and on one line, as it would
+    join the words around other blanks."""
+    return " ".join(_EMPHASIS.sub(r"\1", text).split())
 
 
 def merged(text: str, said: str) -> str:

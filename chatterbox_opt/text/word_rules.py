@@ -26,6 +26,7 @@ class WordRules:
         for word, said in words:
             self.said.setdefault(word, said)
         self.rank = {word: i for i, word in enumerate(self.said)}
+        self.longest = max((word.count("'") + 1 for word in self.said), default=0)  # parts between apostrophes
         self.others = others
 
     @classmethod
@@ -61,7 +62,7 @@ class WordRules:
         if "'" not in run:
             return self.said.get(run, run)
         parts = run.split("'")
-        bounds = [(i, j) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1)]
+        bounds = [(i, j) for i in range(len(parts)) for j in range(i + 1, min(i + self.longest, len(parts)) + 1)]
         words = {at: "'".join(parts[slice(*at)]) for at in bounds}
         said: dict[int, tuple[int, str]] = {}  # first part -> (past the last, what is said)
         free = set(range(len(parts)))

@@ -128,6 +128,19 @@ def test_an_open_file_that_is_no_recording_is_named_in_words(reading):
     assert "object at" not in str(caught.value)
 
 
+def test_samples_without_a_header_are_told(tmp_path: Path):
+    """libsndfile goes by the name, and asks for what a header would say."""
+    path = tmp_path / "speech.raw"
+    path.write_bytes(bytes(48_000))
+    told = r"not a recording.*\(a name in \.raw says that it has no header\); wav, flac"
+    with pytest.raises(ValueError, match=rf"speech\.raw: {told}"):
+        read(path)
+    with open(path, "rb") as file:
+        for reading in (read, describe):
+            with pytest.raises(ValueError, match=told):
+                reading(file)
+
+
 def test_a_recording_that_does_not_say_how_long_it_is(tmp_path: Path):
     file = tmp_path / "a.flac"
     soundfile.write(file, sound(), 24_000)

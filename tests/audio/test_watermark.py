@@ -122,6 +122,14 @@ def test_silence_stays_silence(ours):
     assert np.abs(ours.apply_watermark(np.zeros(5000, np.float32), RATE)).max() < 1e-6
 
 
+@pytest.mark.parametrize("length", [1, 239, 240, 960, 24_000])
+def test_silence_and_what_is_too_short_are_not_marked(ours, length):
+    sure = [ours.get_watermark(np.zeros(length, np.float32), RATE, round=how) for how in (True, False)]
+    assert sure == [0, 0]
+    if length < 960:
+        assert ours.get_watermark(noise(length), RATE) == 0
+
+
 def test_forms_of_input(ours, clips):
     one, two = (torch.from_numpy(c[:48_000]) for c in clips)
     alone = [ours.apply(w) for w in (one, two)]

@@ -15,7 +15,7 @@ import soundfile
 import torch
 from books import CAST, LINES, SHORT, TEXT, bytes_of
 
-from chatterbox_opt import read_aloud
+from chatterbox_opt import OptimizedChatterboxMultilingualTTS, read_aloud
 from chatterbox_opt.reading import book
 from chatterbox_opt.reading.cast import NARRATOR, Role, cast_of
 from chatterbox_opt.reading.plan import _described
@@ -404,6 +404,16 @@ def test_what_is_wrong_is_told_ahead_of_the_first_sound(model, script, tmp_path,
     with pytest.raises((ValueError, TypeError), match=told):
         read_aloud(model, script, tmp_path / name, **how)
     assert not spoken
+
+
+def test_a_language_that_no_library_reads_out_is_told_ahead_of_the_first_sound(tmp_path, monkeypatch):
+    pytest.importorskip("wetext", reason="wetext is not installed: pip install 'chatterbox-opt[text]'")
+    model = OptimizedChatterboxMultilingualTTS.from_random(size="tiny", seed=0, enable_watermark=False)
+    monkeypatch.setattr(model, "speak", None)
+    (tmp_path / "a.txt").write_text("Hello.\n\nHello. [lang sw] Jambo.")
+    how = dict(spoken="wetext", markup=True, language_ids="en")
+    with pytest.raises(ValueError, match=r"paragraph at line 3: .* no library here reads 'sw' out"):
+        read_aloud(model, tmp_path / "a.txt", tmp_path / "a.wav", **how)
 
 
 def test_a_script_that_is_no_text_is_named(model, tmp_path):

@@ -111,6 +111,34 @@ def test_a_paragraph_of_pauses_is_silence():
         parse("Hello.\n\n[pause 40s]\n\n[pause 40s]\n\nBye.", markup=True)
 
 
+def test_a_turn_without_words_is_silence():
+    text = "Ben: ...\nAnna: Are you there?\nBen: ...\nAnna: Well?\nBen: —\n“…\nCarl: Yo.\nNo!"
+    got = parse(text, "dialogue")[0].paragraphs
+    assert [(p.text, p.speaker, p.before) for p in got] == [
+        ("Are you there?", "Anna", 0.0), ("Well?", "Anna", 2 * TURN), ("Yo. No!", "Carl", 2 * TURN)
+    ]
+
+
+@pytest.mark.parametrize("markup", [False, True])
+@pytest.mark.parametrize("kind", ["text", "markdown"])
+def test_a_heading_without_words_is_a_rule(kind, markup):
+    if kind == "markdown":
+        pytest.importorskip("markdown_it", reason="markdown-it-py is not installed: pip install markdown-it-py")
+    got = parse("# One\n\nTwo.\n\n## * * *\n\nThree.\n\n# ⁂\n\nFour.\n\n# \"\n", kind, markup=markup)
+    assert [[(p.text, p.before) for p in chapter.paragraphs] for chapter in got] == [
+        [("One", 0.0), ("Two.", BEHIND_HEADING), ("Three.", SCENE), ("Four.", SCENE)]
+    ]
+
+
+def test_a_paragraph_of_pauses_and_signs_is_silence():
+    text = (
+        "Anna: Hi.\n\n[pause 1s] ... [pause 1s] …\n\nAnna: [pause 0.5s] ...\nBen: Yo.\n\n"
+        "\\[pause 1s\\] \\[\n\n# [pause 1s]"
+    )
+    got = parse(text, "dialogue", markup=True)[0].paragraphs
+    assert [(p.text, p.before) for p in got] == [("Hi.", 0.0), ("Yo.", 2.5), (r"\[pause 1s\] \[", PARAGRAPH)]
+
+
 def test_names_have_combining_marks():
     composed, decomposed = "Jos\u00e9", "Jose\u0301"
     text = f"राम: नमस्ते\nสมหญิง: ก\n{decomposed}: Hola.\n{composed}: Sí."
@@ -192,13 +220,13 @@ def test_markdown_is_read_without_its_signs():
     text = (
         "# A *book*\n\n## One\n\nSome **bold** words, a [link](https://example.com) and `code`.\nThe same.\n\n"
         "- first\n- second\n\n> quoted\n\n---\n\n**Anna:** Hello.\n\n[pause 0.8s] Later.\n\n## Two\n\n"
-        "<!-- not said -->\n\nRed,<br>blue,<BR/>\ngreen.\n\n```\nx = 1\n```\n"
+        "<!-- not said -->\n\n![a *small* `boat`](boat.png) Red,<br>blue,<BR/>\ngreen.\n\n```\nx = 1\n```\n"
     )
     got = parse(text, "markdown", ["Anna"])
     assert [[(p.text, p.heading, p.line) for p in c.paragraphs] for c in got] == [
         [("A book", 1, 1), ("One", 2, 3), ("Some bold words, a link and code. The same.", 0, 5), ("first", 0, 8),
          ("second", 0, 9), ("quoted", 0, 11), ("Hello.", 0, 15), ("[pause 0.8s] Later.", 0, 17)],
-        [("Two", 2, 19), ("Red, blue, green.", 0, 23), ("x = 1", 0, 26)],
+        [("Two", 2, 19), ("a small boat Red, blue, green.", 0, 23), ("x = 1", 0, 26)],
     ]
     spoken = got[0].paragraphs[6]
     assert (spoken.speaker, spoken.before) == ("Anna", SCENE)

@@ -12,6 +12,8 @@ from websockets.sync.client import connect
 from chatterbox_opt.audio.io import pcm16
 from chatterbox_opt.serve import incoming_text
 from chatterbox_opt.serve.incoming_text import IncomingText
+from chatterbox_opt.serve.speech_request import Manner
+from chatterbox_opt.text.markup import parse
 from chatterbox_opt.text.split import finished_length
 
 WORDS = "Here comes the first sentence of the answer. And this is the second one, a little later."
@@ -174,6 +176,65 @@ def test_where_the_last_complete_sentence_ends(text, finished):
     assert text[: finished_length(text)] == finished
 
 
+def sentences_of(messages: list[str], **how) -> list[tuple[str, str]]:
+    """Returns what is spoken as one, as the client is told it and as the engine gets it."""
+    given = []
+
+    async def speak(text, *_, **__):
+        given.append(text)
+
+    async def run():
+        service = SimpleNamespace(settings=SimpleNamespace(max_text=100_000), speak=speak)
+        text = IncomingText(service, Manner(**how))
+        for message in messages:
+            text.feed(message)
+        text.finish()
+        told = [sentence async for sentence, _ in text]
+        return list(zip(told, given, strict=True))
+
+    return asyncio.run(run())
+
+
+def test_the_language_of_a_mark_holds_until_the_next():
+    text = (
+        "Here is English. [lang fr] Une phrase assez longue.\n\nEt une autre phrase, assez longue.\n\n"
+        "# Un titre assez long ici\n\nFin de cela. [lang] Here it ends.\n\nAnd this is English again."
+    )
+    spoken = sentences_of(list(text), markup=True)
+    assert "\n\n".join(told for told, _ in spoken) == text
+    parts = [(given, part) for _, given in spoken for part in parse(given, languages=["fr"])]
+    said = [(given[slice(*part.body)].split(".")[0], part.language) for given, part in parts]
+    assert said == [
+        ("Here is English", None), ("Une phrase assez longue", "fr"), ("Et une autre phrase, assez longue", "fr"),
+        ("Un titre assez long ici", "fr"), ("Fin de cela", "fr"), ("Here it ends", None),
+        ("And this is English again", None),
+    ]
+    assert all(told == given for told, given in sentences_of(list(text))), "without markup they are text"
+
+
+@pytest.mark.parametrize(
+    ("text", "how", "told"),
+    [
+        (f"{FIRST}\n\n[pause 2s]", dict(markup=True), [FIRST]),
+        (f"{FIRST}\n\n[pause 2s]\n\n[pause 250ms] [lang]\n\n{SECOND}", dict(markup=True),
+         [FIRST, f"[pause 2s]\n\n[pause 250ms] [lang]\n\n{SECOND}"]),
+        (f"{FIRST}\n\n[pause 2s]", {}, [FIRST, "[pause 2s]"]),
+        (f"{FIRST} 😀", {}, [FIRST]),
+        (f"{FIRST}\n\n{'-' * 40}\n\n{SECOND} \"", {}, [FIRST, f"{'-' * 40}\n\n{SECOND}"]),
+        ("---\n\n😀", {}, []),
+        ("今天天气很好，我们去公园散步吧。你好。", {}, ["今天天气很好，我们去公园散步吧。", "你好。"]),
+    ],
+)
+def test_what_has_no_letter_is_no_sentence_of_its_own(text, how, told):
+    assert [sentence for sentence, _ in sentences_of(list(text), **how)] == told
+
+
+def test_a_pause_at_the_very_end_is_no_error(mini):
+    received, code = exchange(mini, [config(markup=True), text_message(f"{FIRST}\n\n[pause 2s]"), DONE])
+    assert [e["type"] for e in received if isinstance(e, dict)] == ["audio.start", "audio.done", "session.done"]
+    assert code == 1000
+
+
 def test_a_long_text_without_an_end_is_not_searched_at_every_word(monkeypatch):
     """Which would hold up the event loop, and with it every other client, for minutes."""
     searched, sentences = [], []
@@ -187,7 +248,7 @@ def test_a_long_text_without_an_end_is_not_searched_at_every_word(monkeypatch):
 
     async def run():
         service = SimpleNamespace(settings=SimpleNamespace(max_text=100_000), speak=speak)
-        text = IncomingText(service, None)
+        text = IncomingText(service, Manner())
         for _ in range(10_000):
             text.feed("word ")
         text.feed("end. ")

@@ -70,6 +70,21 @@ def test_a_failing_package_is_no_reason_to_fail(fresh, caplog, language, where):
     assert len(caplog.records) == 1
 
 
+def test_what_was_interrupted_is_built_the_next_time(fresh, caplog):
+    interrupts = [KeyboardInterrupt()]
+
+    def build():
+        if interrupts:
+            raise interrupts.pop()
+        return SimpleNamespace(stress_text=str.upper)
+
+    fresh.setitem(languages.HELPERS, "ru", Helper(build, "thing", "it is skipped"))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(TEXTS["ru"], "ru")
+    assert prepare(TEXTS["ru"], "ru") == TEXTS["ru"].upper()
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("language", PACKAGES)
 def test_with_the_packages_as_upstream_does(fresh, upstream, tmp_path, language):
     from chatterbox.models.tokenizers import tokenizer as theirs

@@ -1,10 +1,23 @@
 """Marks in a text: what they do, errors for wrong ones, and that no text is lost."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatterbox_opt.text.markup import AHEAD_OF_HEADING, BEHIND_HEADING, PARAGRAPH, parse, pauses, unescaped
+from chatterbox_opt.config import MODELS
+from chatterbox_opt.marks import marked
+from chatterbox_opt.text.markup import (
+    AHEAD_OF_HEADING,
+    BEHIND_HEADING,
+    PARAGRAPH,
+    language_mark,
+    parse,
+    pauses,
+    unescaped,
+    without_marks,
+)
 
 EVENTS = ("[chuckle]", "[clear throat]")
 
@@ -27,6 +40,20 @@ def test_pauses_are_counted_without_parsing():
     text = r"[pause 60s] One. [PAUSE\t.5s][ pause 250 ms ] Two \[pause 9s] [pause 9] [pause9s] [voice pause 9s]"
     assert pauses(text.replace("\\t", "\t")) == 60.75
     assert pauses("") == 0
+
+
+def test_marks_are_left_out_without_parsing():
+    text = r"One [ pause 1s ]two [VOICE Anna][lang]\[lang fr\] [chuckle] [language] [lang fr"
+    assert " ".join(without_marks(text).split()) == r"One two \[lang fr\] [chuckle] [language] [lang fr"
+    assert language_mark("One [lang fr] deux [LANG de] drei [voice] [language es]") == "[LANG de]"
+    assert language_mark(r"One \[lang fr\] two") is None
+
+
+def test_a_long_mark_is_told_at_once():
+    start = time.perf_counter()
+    with pytest.raises(ValueError, match="is unknown"):
+        parse("[x y" + " " * 99_900 + "z]")
+    assert time.perf_counter() - start < 5  # measured: 1 ms; a quadratic search would take 45 s
 
 
 def test_as_many_pauses_as_are_wanted_between_words():
@@ -75,6 +102,23 @@ def test_what_the_model_reads_itself_passes_through():
     assert said("Oh [chuckle] well.", passing=EVENTS) == [("Oh [chuckle] well.", None)]
     with pytest.raises(ValueError, match=r"line 1, column 4: \[chuckle\] is unknown"):
         parse("Oh [chuckle] well.")
+
+
+def test_a_vocabulary_is_looked_through_once_for_the_sounds_in_it():
+    class Tokenizer(list):
+        __hash__ = object.__hash__
+        asked = 0
+
+        def get_vocab(self):
+            self.asked += 1
+            return dict.fromkeys(self)
+
+    tokenizer = Tokenizer(["[chuckle]", "[UNK]", "a"])
+    for _ in range(3):
+        assert len(marked("Oh [chuckle] well.", True, MODELS["turbo"], tokenizer, None)[0]) == 1
+    assert tokenizer.asked == 1
+    tokenizer.append("[sigh]")
+    assert len(marked("Oh [sigh] well.", True, MODELS["turbo"], tokenizer, None)[0]) == 1
 
 
 def test_brackets_that_are_no_marks_are_escaped():

@@ -90,6 +90,7 @@ def test_json_says_the_same(tmp_path):
         ("a.json", '{"a": "b"}', "words, patterns, voice are known"),
         ("a.json", "[]", "found: nothing"),
         ("a.json", "{", "a.json"),
+        ("a.toml", "a = = b", "a.toml"),
         ("a.json", '{"words": {"a": 3}}', "text is needed on both sides"),
         ("a.json", '{"words": {" ": "b"}}', "text is needed on both sides"),
         ("a.json", '{"patterns": {"(": "b"}}', "no regular expression"),
@@ -103,6 +104,13 @@ def test_errors_name_the_file_and_what_is_wrong(name, content, said, tmp_path):
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
         Pronunciations.load(tmp_path / name)
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.toml", "a.json"])
+def test_a_file_in_another_encoding_is_told(name, tmp_path):
+    (tmp_path / name).write_bytes('[words]\n"caf\u00e9" = "b"\n'.encode("latin-1"))
+    with pytest.raises(ValueError, match=rf"{name}: it is not UTF-8 .*; save it as UTF-8$"):
+        Pronunciations.load(tmp_path / name)
 
 
 def test_a_missing_file_and_another_type():

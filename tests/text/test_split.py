@@ -3,12 +3,13 @@
 import random
 import re
 import time
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatterbox_opt.text.split import WIDE, _widths, breath, spans, split_text
+from chatterbox_opt.text.split import WIDE, _widths, breath, finished_length, spans, split_text
 
 
 def length(text: str) -> int:
@@ -38,6 +39,13 @@ SENTENCES = {
     "hindi": ["आज मौसम बहुत अच्छा है।", "चलो घूमने चलते हैं।"],
     "greek": ["Πού είναι το βιβλίο\u037e", "Δεν ξέρω, αλλά θα το βρω."],
     "russian": ["Это ул. Ленина, т.е. центр города.", "Мы живём там с 1990 года."],
+    "german": ["Er sagte: „Das ist nun wirklich gut.“", "Sie ging weiter durch den Wald.", "»Halt, wer ist da?«",
+               "Niemand gab ihm darauf eine Antwort.", "›Was nun?‹", "»So komm doch her«, rief er ihr zu."],
+    "french": ["Il vit « la lueur du feu. »", "Il prit alors son manteau.", "« Où vas-tu donc ? », dit-elle.",
+               "«\u00a0Nulle part.\u00a0»", "«\u202fBien.\u202f» fut la réponse."],
+    "footnotes": ["It lies on the River.[6]", "It was built in 1990.¹", "Nobody knows why.[a][12]", "He left it so.⁴²"],
+    "invisible marks": ["זה היה יום ארוך מאוד.\u200f", "אני בסדר גמור, תודה.\u200e", "And so it went on.\u200b",
+                        "Here is the end."],
     "spanish": ["¿Dónde está la Sra. García?", "¡No lo sé!"],
 }
 
@@ -57,10 +65,32 @@ def test_cuts_fall_between_sentences(name):
         at = 0
         for piece in check(text, limit):
             at = text.index(piece, at) + len(piece)
-            inside = re.match(r"\s*(?:$|[^」”])", text[at:])  # never between a stop and its closing quote
+            inside = re.match(r"\s*(?:$|[^」”»]|»\w)", text[at:])  # never between a stop and its closing quote
             assert inside, piece
             inner = name in ("quotes", "chinese", "ellipses", "japanese")  # these sentences contain others
             assert at in seams or (inner and text[at - 1] in ".!?。！？”\"」…"), (name, limit, piece)
+
+
+@pytest.mark.parametrize("name", ["german", "french", "footnotes", "invisible marks"])
+def test_a_sentence_ends_behind_what_closes_it(name):
+    for before, after in pairwise(SENTENCES[name]):
+        assert finished_length(f"{before} {after}") == len(before) + 1, before
+    assert breath("Il vit « le feu. » Puis", 19) == 0.3
+    assert breath("« Le feu ! » cria-t-il.", 13) == breath("»Ein Feuer!« rief er.", 13) == 0.12
+
+
+def test_no_piece_begins_with_what_closes_a_quotation():
+    text = "Il vit « la lueur du feu. » Puis « rien, mais rien ! », dit-il. " * 6
+    for limit in range(20, 90):
+        assert not any(piece.startswith("»") for piece in split_text(text, limit))
+    assert finished_length("Il vit « le feu. »") == 0, "as long as more may stand behind it"
+
+
+def test_numbers_in_wide_digits_are_not_cut():
+    number = "利率是３．５％共有１，０００億円時間是１２：３０分"
+    for piece in check(f"{number}，" * 20, 90):
+        assert set(piece.split("，")) <= {*number.split("，"), ""}
+    assert check("他有三，四个。" * 20, 30)[0].endswith(("，", "。")), "between words it is a comma"
 
 
 def test_what_fits_is_left_alone():
@@ -138,7 +168,8 @@ def test_nothing_is_lost_whatever_comes(seed):
         check(text, limit)
 
 
-UNITS = ["word ", "Hello there, Mr. Smith. ", "x", " ", ".", "(", '"', "\n", "- ", "字", "a. ", "[ ", "( x", "—", "。"]
+UNITS = ["» ", "« ", ".» ", "[1] ", "\u200b ", "»a« ", "１，",
+         "word ", "Hello there, Mr. Smith. ", "x", " ", ".", "(", '"', "\n", "- ", "字", "a. ", "[ ", "( x", "—", "。"]
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -179,3 +210,11 @@ def test_breath_goes_by_what_was_said_last():
     assert at["A paragraph"] > at["A sentence"] > at["a word"] > at["word"] == 0
     assert at["二"] == at["A sentence"]
     assert at["三"] == at["a word"]
+
+
+def test_no_breath_within_a_word_and_none_for_what_stands_before_the_next():
+    assert breath("x" * 300, 280) == breath("字" * 90, 80) == 0
+    text = "Hello there. [lang fr] Bonjour."
+    assert breath(text, text.index("["), text.index("B")) == breath("Hello there. Bonjour.", 13) == 0.3
+    text = "Hello there, [lang fr] Bonjour."
+    assert breath(text, text.index("["), text.index("B")) == 0.12

@@ -79,6 +79,19 @@ ENGLISH = {
     # numbered lists
     "1. First item": "one. First item",
     "Do this:\n1. Go.\n  2. Stop\n\nThen\n10. rest.": "Do this:\none. Go.\n  two. Stop\n\nThen\nten. rest.",
+    # lines, columns, and what is drawn
+    "Buy 10 kg\n- Second 5 km\n- Third": "Buy ten kilograms\n- Second five kilometers\n- Third",
+    "* It has 5\n+ 6 and\n  • 7": "* It has five\n+ six and\n  • seven",
+    "Price:\t$5\tTax:\t$1": "Price:\tfive dollars\tTax:\tone dollar",
+    "He had 5.\n\n6 were gone\r\n7 were there.": "He had five.\n\nsix were gone\r\nseven were there.",
+    "Part 2\n======\nIt ---- 5 _____ ends.\n* * *\n": "Part two\n======\nIt ---- five _____ ends.\n* * *\n",
+    "| a | 5 km |\n|---|---|\n| b | 3 |": "| a | five kilometers |\n|---|---|\n| b | three |",
+    "3 + 4 = 7": "three plus four equals seven",
+    "2 * 3 and a * b": "two times three and a asterisk b",
+    # emphasis
+    "It is **very** good, _so (5) good!_": "It is **very** good, _so (five) good!_",
+    "Run **5 km.** Then “*$3.50*” it is.": "Run **five kilometers.** Then “*three point five dollars*” it is.",
+    "It is $5* or so.": "It is five dollars* or so.",
     # nothing to do
     'I read it. Hello there, it\'s fine; "nothing" to do...': 'I read it. Hello there, it\'s fine; "nothing" to do...',
     "She said—no, really?!  [chuckle]\n\nWell.": "She said—no, really?!  [chuckle]\n\nWell.",
