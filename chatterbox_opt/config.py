@@ -71,7 +71,7 @@ class T3Config:
     speech_vocab: int = 8194
     text_positions: int = 2050  # learned, Llama only: 2048 tokens, start and end
     speech_positions: int = 4100  # learned, Llama only
-    max_positions: int = 8196  # learned table of the GPT-2 backbone; Llama's rope has no such end
+    max_positions: int = 8196  # of the GPT-2 backbone's learned table, or of the table of Llama's rope
     prompt_tokens: int = 150  # speech tokens of the voice in the prefix: 6 s; Turbo 375, 15 s
     perceiver_queries: int = 32  # Llama only: the prompt is resampled to this many positions
     perceiver_heads: int = 4

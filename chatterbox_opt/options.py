@@ -51,7 +51,7 @@ class EngineOptions:
     trial: str = "auto"  # exact. captures and kernels are tried: "off" | "here", beside what they stand in for |
     # "first" = here, and the first time on a device in a process of its own too | "always" in one; auto: first on CUDA
     slots: int = 16  # exact. utterances decoded in one batch
-    cache_len: int = 4096 + 512  # positions a slot can hold at most; memory is taken as needed
+    cache_len: int = 4096 + 512  # positions a slot can hold at most; on a GPU up to 1,536 take memory at once
     poll_every: int = 4  # exact. steps between checks for ended utterances (CPU: 1); on a GPU it changes draws
     prefix_cache: bool = True  # exact. keep a voice's k/v and copy it into slots
     few_rows: bool = True  # exact. products of up to 16 rows laid out for reading W once (CPU, float32)

@@ -34,8 +34,9 @@ class Preset:
     decoder: str | None = None  # "meanflow", if its file exists | "standard" | None: no change
     approximate: bool = False
 
-    def changes(self, device_type: str, config: ModelConfig) -> dict[str, Any]:
-        large = device_type == "cpu" and config.t3.block_weights >= LARGE_T3
+    def changes(self, device_type: str, config: ModelConfig, int8: bool = True) -> dict[str, Any]:
+        """`int8`: whether T3 can be in int8 on a CPU."""
+        large = device_type == "cpu" and config.t3.block_weights >= LARGE_T3 and int8
         return {**self.always, **(self.on_cpu_large if large else {}), **({} if config.flow.meanflow else self.guided)}
 
 
@@ -74,15 +75,21 @@ def choose_decoder(preset: str | None, decoder: str | Path | None, there: bool) 
     return decoder
 
 
-def bundle(preset: str, device_type: str, config: ModelConfig, explicit: Mapping[str, Any]) -> EngineOptions:
+def bundle(
+    preset: str, device_type: str, config: ModelConfig, explicit: Mapping[str, Any], int8: bool = True
+) -> EngineOptions:
     """Returns the preset's options, overridden by `explicit` ones."""
-    return EngineOptions().replace(**{**find(preset).changes(device_type, config), **explicit})
+    return EngineOptions().replace(**{**find(preset).changes(device_type, config, int8), **explicit})
 
 
-def warn_of_overrides(preset: str | None, device_type: str, config: ModelConfig, options: EngineOptions) -> None:
+def warn_of_overrides(
+    preset: str | None, device_type: str, config: ModelConfig, options: EngineOptions, int8: bool = True
+) -> None:
     """Warns of fields in which `options`, with "auto" not yet resolved, differ from the preset."""
     if preset is None:
         return
-    said = find(preset).changes(device_type, config)
+    said = find(preset).changes(device_type, config, int8)
+    if not int8 and find(preset).changes(device_type, config) != said and options.quantize is None:
+        logger.warning("preset=%r goes on without int8, which this torch no longer has on a CPU", preset)
     if over := [f"{k}={getattr(options, k)!r} and not {v!r}" for k, v in said.items() if getattr(options, k) != v]:
         logger.warning("preset=%r is overridden by other arguments: %s", preset, ", ".join(over))

@@ -28,7 +28,7 @@ class Word(NamedTuple):
 Align = Callable[[np.ndarray, int, str], Iterable[tuple[str, float, float]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors cannot be compared so
 class Piece:
     """A part of a text spoken as one utterance: of a long text, some sentences."""
 
@@ -66,13 +66,13 @@ def aligned(text: str, samples: Sequence[int], wave: np.ndarray, align: Align) -
     return words
 
 
-@dataclass
+@dataclass(eq=False)
 class Speech:
     """The result of a job."""
 
     wav: Tensor  # (1, N) float32 on the CPU
     tokens: list[Tensor]  # one (n,) LongTensor per piece
-    stops: list[str]  # why each piece ended: "eos" | "limit" | "guard"
+    stops: list[str]  # why each piece ended: "eos" | "limit" | "guard"; "given" if the caller gave the tokens
     seconds: dict[str, float] = field(default_factory=dict)  # per stage, of the whole batch
     pieces: list[Piece] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)  # one per piece if takes= or retries= was given
@@ -101,7 +101,7 @@ class Speech:
 
 
 def audible(utterance: Utterance) -> Tensor:
-    return torch.tensor(utterance.audible(), dtype=torch.long)
+    return torch.tensor(utterance.audible(), dtype=torch.long, device="cpu")
 
 
 def pieces_of(utterances: Sequence[Utterance], places: Sequence[tuple[int, int]]) -> list[Piece]:

@@ -11,6 +11,7 @@ import torch
 
 from .checks import unknown_argument, usable_device
 from .config import MODELS, ModelConfig
+from .engine.digits import has_quantized_tensors
 from .engine.first_trial import usable_options
 from .engine.resolve import indexed, is_mlx, resolve
 from .options import EngineOptions
@@ -68,8 +69,14 @@ def switch_options(
     if quantize is not None:
         changes["quantize"] = quantize
     if preset is not None:
-        return bundle(preset, indexed(device).type, config, differing(engine or EngineOptions()) | changes)
+        explicit = differing(engine or EngineOptions()) | changes
+        return bundle(preset, indexed(device).type, config, explicit, _has_int8(device))
     return (engine or EngineOptions()).replace(**changes)
+
+
+def _has_int8(device: str | torch.device) -> bool:
+    """Whether T3 can be quantized there, as far as a preset would."""
+    return is_mlx(device) or has_quantized_tensors()
 
 
 def resolve_switches(
@@ -78,7 +85,7 @@ def resolve_switches(
     """Returns options without "auto" and without parts that crash on this device; warns of options that override the
     preset."""
     place = indexed(device)
-    warn_of_overrides(preset, place.type, config, asked)
+    warn_of_overrides(preset, place.type, config, asked, _has_int8(device))
     resolved = resolve(asked, device)
     return resolved if is_mlx(device) else usable_options(resolved, place, config)
 

@@ -60,6 +60,8 @@ def test_modes_of_the_caller_change_nothing(model, vc, recording, mode):
         lambda: model.generate("Hello. " * 9, seed=3, max_chars=40, takes=2, **SHORT),
         lambda: model.prepare_voice(recording).t3.speaker_emb,
         lambda: vc.generate(recording, seed=3),
+        lambda: model.generate_tokens("Hello.", seed=3, **SHORT),
+        lambda: model.speak(model.jobs(["Hello."], seeds=3, **SHORT))[0].pieces[0].tokens,
         lambda: OptimizedChatterboxTTS.from_mini().t3.state_dict()["speech_emb.weight"],
     ]
     for call in calls:
@@ -232,7 +234,9 @@ def test_every_piece_has_its_tokens(model, monkeypatch):
     assert [bool(len(t)) for t in speech.tokens] == [True, False, True]
 
 
-def test_the_default_dtype_of_the_process_changes_nothing(recording, tmp_path):
+@pytest.mark.parametrize("packed", [None, "int8"])
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_of_the_process_changes_nothing(default, packed, recording, tmp_path):
     """Other libraries set it for a while; tables that are made meanwhile are kept."""
     folder = write_checkpoint(tmp_path / "weights")
 
@@ -241,18 +245,22 @@ def test_the_default_dtype_of_the_process_changes_nothing(recording, tmp_path):
             for kept in vars(module).values():
                 if hasattr(kept, "cache_clear"):
                     kept.cache_clear()
-        fresh = OptimizedChatterboxTTS.from_local(folder, "cpu")
+        fresh = OptimizedChatterboxTTS.from_local(folder, "cpu", quantize=packed)
         voice = fresh.prepare_voice(recording)
         chunks = list(fresh.generate_stream("Hello.", voice=voice, seed=3, **SHORT))
-        return [voice.t3.speaker_emb, voice.gen["prompt_feat"], fresh.generate("Hello.", voice=voice, seed=3, **SHORT),
-                torch.cat(chunks, 1)]
+        return fresh.options, [
+            voice.t3.speaker_emb, voice.gen["prompt_feat"], fresh.generate("Hello.", voice=voice, seed=3, **SHORT),
+            torch.cat(chunks, 1),
+        ]
 
-    torch.set_default_dtype(torch.float64)
+    torch.set_default_dtype(default)
     try:
-        found = results()
+        options, found = results()
     finally:
         torch.set_default_dtype(torch.float32)
-    for got, wanted in zip(found, results()):
+    wanted_options, everything = results()
+    assert options == wanted_options
+    for got, wanted in zip(found, everything):
         assert got.dtype == wanted.dtype == torch.float32
         assert torch.equal(got, wanted)
 

@@ -6,6 +6,7 @@ On CUDA, or if steps are captured, the rows of all slots share one static tensor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,11 @@ GRAIN = 64  # positions: the live part grows by multiples of this
 
 def empty_kv(config: T3Config, rows: int, length: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Returns (layers, 2, rows, heads, length, head_dim). Unwritten pages of a long row take no memory."""
-    return torch.empty(config.layers, 2, rows, config.heads, length, config.head_dim, device=device, dtype=dtype)
+    shape = config.layers, 2, rows, config.heads, length, config.head_dim
+    if device.type == "cpu" and torch.are_deterministic_algorithms_enabled():  # then torch.empty writes to all of them
+        memory = torch.UntypedStorage(math.prod(shape) * dtype.itemsize, device=device)
+        return torch.empty(0, device=device, dtype=dtype).set_(memory, 0, shape)
+    return torch.empty(shape, device=device, dtype=dtype)
 
 
 def paste(kv: Tensor, row: int, k: Tensor, v: Tensor) -> None:
@@ -54,13 +59,15 @@ class StaticKVCache:
             self.kv[..., self.clean : upto, :].zero_()
             self.clean = upto
 
-    def wipe(self, rows: Sequence[int]) -> None:
-        """Zeroes these rows, as is needed after numbers that were not finite."""
-        self.kv[:, :, list(rows)] = 0
+    def wipe(self, rows: Sequence[int], start: int = 0, end: int | None = None) -> None:
+        """Zeroes positions of these rows, as is needed where numbers may not be finite."""
+        for row in rows:
+            self.kv[:, :, row, :, start:end] = 0
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copies `length` positions of row `source` to row `target`."""
+        """Moves `length` positions of row `source` to row `target`. Zeroes are left: the newest may not be finite."""
         self.kv[:, :, target, :, :length] = self.kv[:, :, source, :, :length]
+        self.wipe([source], 0, length)
 
 
 @dataclass

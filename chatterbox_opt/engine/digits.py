@@ -4,8 +4,7 @@ layouts that products read, which differ by processor and library."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +46,17 @@ def int4_digits(weight: Tensor) -> Digits:
 
 
 def half_digits(weight: Tensor) -> Digits:
-    """Returns (N, K) float16. Values out of its range are clamped, as the product does."""
-    most = torch.finfo(torch.float16).max
-    return {"half": weight.float().clamp(-most, most).half()}
+    """Returns (N, K) float16. Numbers out of its range are clamped, as the product does; infinity and NaN stay."""
+    weight, most = weight.float(), torch.finfo(torch.float16).max
+    clamped = weight.clamp(-most, most)
+    if not weight.sum().isfinite():  # rare, and the next line takes longer than the others
+        clamped = torch.where(weight.isinf(), weight, clamped)
+    return {"half": clamped.half()}
+
+
+def has_quantized_tensors() -> bool:
+    """Whether torch has what int8 on a CPU needs; it announces to remove it."""
+    return hasattr(torch, "_make_per_channel_quantized_tensor") and hasattr(torch.ops.quantized, "linear_prepack")
 
 
 def quantized_tensor(digits: Tensor, scale: Tensor) -> Tensor:
@@ -57,10 +64,7 @@ def quantized_tensor(digits: Tensor, scale: Tensor) -> Tensor:
     return torch._make_per_channel_quantized_tensor(digits, scale, torch.zeros(len(scale), dtype=torch.long), 0)
 
 
-@contextmanager
-def without_deprecation_warning() -> Iterator[None]:
-    """Suppresses torch's deprecation warning for quantized tensors, which have no replacement yet. Use around threads
-    and not inside them: warning filters are global to the process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*quantized tensor creation", category=UserWarning)
-        yield
+def ignore_deprecation_warning() -> None:
+    """Suppresses torch's deprecation warning for quantized tensors, which have no replacement yet. For good: filters
+    are the process's, and to put them back afterwards would undo what other threads set meanwhile."""
+    warnings.filterwarnings("ignore", message=".*quantized tensor creation", category=UserWarning)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..models.conformer import HalfLinear
 from ..models.estimator import Attention, Estimator, Transformer
-from .digits import without_deprecation_warning
+from .digits import ignore_deprecation_warning
 from .quantize import Int8Linear
 
 
@@ -29,10 +29,10 @@ class Int8Product(nn.Module):
 @torch.inference_mode(False)
 def quantize_blocks(estimator: Estimator) -> None:
     """Replaces the products of `estimator`. Attention keeps the dtype of the weights that are replaced."""
-    with without_deprecation_warning():
-        for part in estimator.modules():
-            if isinstance(part, Attention) and isinstance(part.qkv, HalfLinear):
-                part.qkv = Int8Product(part.qkv, part.qkv.weight.dtype)
-                part.to_out = Int8Product(part.to_out)
-            elif isinstance(part, Transformer) and isinstance(part.ff_in, HalfLinear):
-                part.ff_in, part.ff_out = Int8Product(part.ff_in), Int8Product(part.ff_out)
+    ignore_deprecation_warning()
+    for part in estimator.modules():
+        if isinstance(part, Attention) and isinstance(part.qkv, HalfLinear):
+            part.qkv = Int8Product(part.qkv, part.qkv.weight.dtype)
+            part.to_out = Int8Product(part.to_out)
+        elif isinstance(part, Transformer) and isinstance(part.ff_in, HalfLinear):
+            part.ff_in, part.ff_out = Int8Product(part.ff_in), Int8Product(part.ff_out)

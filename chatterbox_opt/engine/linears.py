@@ -12,7 +12,7 @@ from torch import nn
 
 from ..models.stored import StoredLinear
 from ..models.t3 import T3
-from .digits import without_deprecation_warning
+from .digits import ignore_deprecation_warning
 from .quantize import Float16WeightLinear, Int4Linear, Int8Linear, Int8WeightLinear, SourceLinear, plain_linear
 from .workers import Workers
 
@@ -25,9 +25,9 @@ def prepare_linears(t3: T3, quantize: str | None, few_rows: bool, half: bool = F
     device = t3.speech_emb.weight.device
     plain = Float16WeightLinear if half else partial(plain_linear, few_rows=few_rows)
     kinds = {"int8": Int8Linear if device.type == "cpu" else Int8WeightLinear, "int4": Int4Linear, None: plain}
-    with without_deprecation_warning():
-        replace(own_linears([t3]), plain, device)
-        replace(own_linears(t3.tfmr.modules()), kinds[quantize], device)
+    ignore_deprecation_warning()
+    replace(own_linears([t3]), plain, device)
+    replace(own_linears(t3.tfmr.modules()), kinds[quantize], device)
 
 
 def own_linears(parents: Iterable[nn.Module]) -> list[tuple[nn.Module, str]]:

@@ -38,11 +38,11 @@ def computes_bfloat16(device: torch.device) -> bool:
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
         llama = Llama(SMALL)
-    llama.to_empty(device="cpu")
+    llama.to_empty(device="cpu").float()
     for weight in llama.parameters():
         fan = weight.shape[-1] if weight.ndim > 1 else 1
-        weight.copy_(torch.randn(weight.shape, generator=generator) * fan**-0.5)
-    x = torch.randn(2, POSITIONS, SMALL.dim, generator=generator)
+        weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float32) * fan**-0.5)
+    x = torch.randn(2, POSITIONS, SMALL.dim, generator=generator, dtype=torch.float32)
     wanted = _hidden(llama, x)
     try:
         got = _hidden(llama.to(device, torch.bfloat16), x.to(device, torch.bfloat16)).float().cpu()

@@ -9,6 +9,7 @@ from functools import cache
 import torch
 
 from ..options import EngineOptions
+from .digits import has_quantized_tensors
 from .mps_bfloat16 import mps_has_bfloat16
 from .quantize import packs_float16
 
@@ -42,6 +43,12 @@ def resolve(options: EngineOptions, device: str | torch.device) -> EngineOptions
         )
     if options.flow_int8 and device.type != "cpu":
         raise ValueError(f"flow_int8 is of a CPU, which {device} is not")
+    if (options.quantize == "int8" or options.flow_int8) and device.type == "cpu" and not has_quantized_tensors():
+        name = "flow_int8" if options.flow_int8 else "quantize='int8'"
+        raise ValueError(
+            f"{name} needs torch's quantized tensors on a CPU, which torch {torch.__version__} does not have; "
+            "install a torch that has them (2.14 does), or leave it out"
+        )
     if options.quantize == "int4" and device.type == "cuda" and not from_ampere(device):
         raise ValueError(f"quantize='int4' needs an Ampere GPU or a newer one, which {device} is not; 'int8' works")
     if options.compile == "auto":
@@ -71,8 +78,8 @@ def _resolve_beside_mlx(options: EngineOptions) -> EngineOptions:
         changes["dtype"] = "bfloat16" if torch.backends.mps.is_available() else "float32"  # on a CPU it is for tests
     if options.s3gen_dtype == "auto":
         changes["s3gen_dtype"] = "float32"
-    rest = resolve(options.replace(**changes), indexed("mlx"))
-    return rest.replace(poll_every=options.poll_every)
+    rest = resolve(options.replace(**changes, quantize=None), indexed("mlx"))  # MLX quantizes by itself
+    return rest.replace(poll_every=options.poll_every, quantize=options.quantize)
 
 
 def is_mlx(device: str | torch.device) -> bool:

@@ -34,8 +34,8 @@ def least_rows(n: int, k: int, dtype: torch.dtype, bias: bool, threads: int) -> 
 def _summing_to_zero(n: int, k: int) -> tuple[Tensor, Tensor]:
     """Returns x (MOST, k) and W (n, k) whose products' terms cancel in pairs, in a random order."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(MOST, k // 2, generator=generator)
-    weight = torch.randn(n, k // 2, generator=generator)
+    x = torch.randn(MOST, k // 2, generator=generator, dtype=torch.float32)
+    weight = torch.randn(n, k // 2, generator=generator, dtype=torch.float32)
     again = torch.randperm(k // 2, generator=generator)
     order = torch.randperm(k // 2 * 2, generator=generator)
     x, weight = torch.cat([x, -x[:, again]], 1)[:, order], torch.cat([weight, weight[:, again]], 1)[:, order]

@@ -64,7 +64,8 @@ class TokenRunner(Speaking):
             return
         if self.cache is not None and self._asked >= slots and self.cache.length >= length:
             return
-        length = -(-max(length, LIVE[3], self.cache.length if self.cache else 0) // LENGTH_STEP) * LENGTH_STEP
+        length = max(length, self._ordinary, self.cache.length if self.cache else 0)
+        length = -(-length // LENGTH_STEP) * LENGTH_STEP
         self._asked = max(slots, self._asked)
         if self.cache is not None:  # the old one goes before the new one comes
             self.slots = self.cache = None
@@ -74,6 +75,11 @@ class TokenRunner(Speaking):
         cache = StaticKVCache(empty_kv(self.config, rows, length, self.device, self.dtype))
         self.step.kernels.fit(rows)
         self._use(Slots(slots, rows, self.config, self.device, self.options.poll_every), cache)
+
+    @property
+    def _ordinary(self) -> int:
+        """Positions of a cache for utterances of ordinary length: a later, longer one would need a new cache."""
+        return min(LIVE[3], self.options.cache_len)
 
     def _affordable(self, slots: int, length: int) -> int:
         if self.device.type != "cuda":
@@ -94,7 +100,7 @@ class TokenRunner(Speaking):
     @torch.inference_mode()
     def warmup(self, batch: int = 1) -> None:
         """Allocates and captures for `batch` utterances of ordinary length, before the first request."""
-        self.reserve(self.options.slots, LIVE[3])
+        self.reserve(self.options.slots, self._ordinary)
         self.step.warmup(min(batch, self.slots.capacity))
         self.prompts.warmup(batch)
 
@@ -188,6 +194,11 @@ class TokenRunner(Speaking):
         return torch.stack(drawn, 1)
 
     def _remove(self, gone: Sequence[Slot]) -> None:
-        if self.cache is not None and (rows := [r for s in gone if s.utterance.stopped == "broken" for r in s.rows]):
-            self.cache.wipe(rows)
+        """Of an utterance that is not broken everything up to its end is finite. What was drawn past it, in its last
+        block and the one that was begun meanwhile, nobody has looked at."""
+        for slot in gone if self.cache is not None else ():
+            if slot.utterance.stopped == "broken":
+                self.cache.wipe(slot.rows)
+            else:
+                self.cache.wipe(slot.rows, max(0, slot.position - 2 * self.options.poll_every), slot.position)
         self.slots.remove(gone, self.cache)

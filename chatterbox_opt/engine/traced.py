@@ -12,8 +12,7 @@ import logging
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -61,12 +60,15 @@ class Traced:
                 return
             wanted = run(*inputs)  # outside of the try: its own errors are no reason to give up tracing
             try:
-                with without_trace_warnings():
-                    traced = torch.jit.trace(_Weights(self.net, run), inputs, check_trace=False)
+                ignore_trace_warnings()
+                traced = torch.jit.trace(_Weights(self.net, run), inputs, check_trace=False)
                 with torch.jit.optimized_execution(False):
                     got = traced(*inputs)
                 if not torch.equal(got.nan_to_num(), wanted.nan_to_num()):
                     raise RuntimeError("a trace does not compute what it was made from")
+            except Warning:  # the program makes errors of warnings, perhaps for a while
+                self.uses.pop(key, None)
+                return
             except Exception as problem:
                 self.on = False
                 self._traces = {}
@@ -96,11 +98,9 @@ class _Weights(nn.Module):
         return self.run(*inputs)
 
 
-@contextmanager
-def without_trace_warnings() -> Iterator[None]:
-    """Suppresses that tracing is deprecated, and that sizes become constants, as the number of rows may."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.jit", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        yield
+def ignore_trace_warnings() -> None:
+    """Suppresses that tracing is deprecated, and that sizes become constants here, as the number of rows may. For good:
+    filters are the process's, and to put them back afterwards would undo what other threads set meanwhile."""
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.trace(_method)?` is ", category=category)
+    warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"chatterbox_opt\.")

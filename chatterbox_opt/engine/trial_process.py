@@ -38,7 +38,8 @@ def why_no_child() -> str | None:
 
 def in_child(job: dict[str, Any]) -> tuple[dict[str, Any], End | None]:
     """Returns the child's verdicts on the parts of `job`, and how it ended if it ended early."""
-    code = f"import sys; sys.path[:] = {sys.path!r}\n{CODE}"
+    places = [place for place in sys.path if isinstance(place, str)]  # imports pass over all others, such as a Path
+    code = f"import sys; sys.path[:] = {places!r}\n{CODE}"
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as given:
         pickle.dump(job, given)
         given.seek(0)

@@ -239,11 +239,9 @@ def full_float32(device: torch.device) -> Iterator[None]:
 
 
 def _tf32_switches() -> tuple[tuple, str, Any]:
-    """Returns the switches, the name of their attribute and its value for off. Torch 2.9 added a second set, and
-    reading the first raises once the program has used the second."""
+    """Returns the switches, the name of their attribute and its value for off. Torch 2.9 added a second set, which
+    the first writes too: only the second can be put back as the program left it."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    try:
-        _ = matmul.allow_tf32, cudnn.allow_tf32
-    except RuntimeError:
+    if hasattr(matmul, "fp32_precision"):
         return (matmul, cudnn.conv), "fp32_precision", "ieee"
     return (matmul, cudnn), "allow_tf32", False

@@ -18,7 +18,7 @@ from .. import __version__
 from ..checks import unknown_argument, usable_device
 from ..computing import computing
 from ..config import MODELS
-from ..engine.digits import Digits, half_digits, int4_digits, int8_digits, int8_gpu_digits, without_deprecation_warning
+from ..engine.digits import Digits, half_digits, ignore_deprecation_warning, int4_digits, int8_digits, int8_gpu_digits
 from ..engine.half import in_half
 from ..engine.linears import own_linears
 from ..models.t3 import T3
@@ -67,7 +67,8 @@ def pack(
     source = stamps(folder, files.values())  # ahead of the reading
     parts = load_folder(folder, family, torch.device("cpu"), stored, t3_file, decoder)
     in_half(parts.s3gen.flow, getattr(torch, form.s3gen_dtype))
-    with whole_folder(out) as part, without_deprecation_warning():
+    ignore_deprecation_warning()
+    with whole_folder(out) as part:
         write_t3(part, parts.t3, _digits(parts.t3, form))
         write_rest(part, parts)
         for path in goes_along(folder):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 FRAMES_PER_ID = 4  # of the speech tokenizer's mel
+SHORTEST_SECONDS = 0.05  # of a recording: in fewer than three frames a speaker's features have no deviation, but NaN
 
 
 class S3GenPart(Part):
@@ -138,6 +139,9 @@ class S3GenPart(Part):
         self.check_in_use()
         with self.voices.ready(), torch.inference_mode():
             wav = _samples(ref_wav, self.device)
+            if len(wav) < SHORTEST_SECONDS * ref_sr:
+                raise ValueError(f"ref_wav: {len(wav) / ref_sr:.3f} s is too short for a voice; at least "
+                                 f"{SHORTEST_SECONDS} s is needed, and 6 to 10 s of clean speech is best")
             gen, _ = self.voices.sound_half(resample(wav, ref_sr, S3GEN_RATE), resample(wav, ref_sr, S3_RATE))
         place = self.device if device in ("auto", "mlx") else device
         return {name: value.to(place) if torch.is_tensor(value) else value for name, value in gen.items()}

@@ -203,12 +203,12 @@ class Undrawn(TorchFunctionMode):
 
 def fill(make: Callable[[], Network], state: dict[str, Tensor], rules: Iterable, name: str) -> Network:
     with torch.device("meta"), Undrawn():
-        module = make()
+        module = make().requires_grad_(False)  # before loading: the weights may be tensors of inference mode
     try:
         module.load_state_dict(keymap.remap(state, rules, consume=True), strict=True, assign=True)
     except RuntimeError as error:
         raise ValueError(f"{name}: {error}") from error
-    return module.eval().requires_grad_(False)
+    return module.eval()
 
 
 def _unread(rules: Iterable[keymap.Rule]) -> frozenset[str]:

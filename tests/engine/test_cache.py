@@ -1,5 +1,7 @@
 """The k/v cache that all utterances share: what is written where."""
 
+import sys
+
 import pytest
 import torch
 from t3_pairs import random_t3
@@ -42,9 +44,11 @@ def test_keys_and_values_are_parts_of_one_tensor():
         paste(cache.kv, row, k, v)
         assert torch.equal(cache.kv[:, 0, row, :, :9], k)
         assert torch.equal(cache.kv[:, 1, row, :, :9], v)
+    before = cache.kv.clone()
     cache.move(2, 1, 9)
-    assert torch.equal(cache.kv[:, :, 1, :, :9], cache.kv[:, :, 2, :, :9])
-    assert not torch.equal(cache.kv[:, :, 1, :, 9:], cache.kv[:, :, 2, :, 9:])
+    assert torch.equal(cache.kv[:, :, 1, :, :9], before[:, :, 2, :, :9])
+    assert torch.equal(cache.kv[:, :, 1, :, 9:], before[:, :, 1, :, 9:])
+    assert not cache.kv[:, :, 2, :, :9].any(), "where a row was, nothing may stay that is not finite"
 
 
 @torch.inference_mode()
@@ -58,3 +62,20 @@ def test_memory_is_cleared_as_far_as_it_is_read():
     cache.wipe([0, 2])
     assert not cache.kv[:, :, [0, 2]].any()
     assert cache.kv[:, :, 1, :, 2 * GRAIN :].isnan().all()
+    cache.wipe([1], 2 * GRAIN, 3 * GRAIN - 1)
+    assert not cache.kv[:, :, 1, :, : 3 * GRAIN - 1].any()
+    assert cache.kv[:, :, 1, :, -1].isnan().all()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fresh memory is known to be zeroes on Linux")
+def test_memory_of_a_long_row_is_left_alone_where_a_program_asks_for_deterministic_operations():
+    """Torch then writes NaN to all of it, so that every position would take memory at once."""
+    config = random_t3("tts").config
+    torch.use_deterministic_algorithms(True)
+    try:
+        kv = empty_kv(config, 2, 2**17, CPU, torch.bfloat16)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert kv.nbytes > 2**26, "not taken from memory used before"
+    assert kv.is_contiguous()
+    assert not kv[..., ::1000, :].any()

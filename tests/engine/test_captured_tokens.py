@@ -209,6 +209,44 @@ def test_a_warm_up_allocates_every_slot(llama, slots):
     assert engine.tokens.cache.kv.shape[2] == 2 * engine.tokens.slots.capacity <= 8
 
 
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_smaller_cache_takes_less_memory(llama, warm):
+    """A row has 1,536 positions, or as many as an utterance may have if these are fewer."""
+    for asked, length in ((512, 512), (600, 768), (4608, 1536)):
+        engine = replaying(llama, EXACT.replace(slots=1, cache_len=asked))
+        if warm:
+            engine.tokens.warmup()
+        (wanted,) = tokens_of(llama, [request(llama.config, max_new_tokens=8)])
+        assert draw(engine, [request(llama.config, max_new_tokens=8)])[0].tokens == wanted
+        assert engine.tokens.cache.length == length
+
+
+@pytest.mark.parametrize("family", ["tts", "turbo"])
+def test_what_is_broken_past_an_end_does_not_reach_the_next_utterance(family, llama, gpt):
+    """Nobody looks at what is drawn there, in the last block and the one after it, and memory is used again."""
+    t3 = gpt if family == "turbo" else llama
+    engine = replaying(t3, EXACT.replace(slots=2, poll_every=8))
+    block, broken = engine.tokens._block, []
+
+    def breaking(steps):
+        drawn = block(steps)
+        for slot in engine.tokens.live:
+            past = len(slot.utterance.tokens) + steps - slot.utterance.sampling.max_new_tokens
+            if past > 0 and slot.utterance.sampling.max_new_tokens < 9:
+                broken.append(past)
+                for row in slot.rows:
+                    engine.tokens.cache.kv[:, :, row, :, slot.position - min(past, steps) : slot.position] = torch.nan
+        return drawn
+
+    engine.tokens._block = breaking
+    draw(engine, [request(t3.config, max_new_tokens=40), request(t3.config, seed=1, max_new_tokens=4)])
+    assert len(broken) > 1, "the block that was begun ahead, too"
+    assert engine.tokens.cache.kv[..., : engine.tokens.cache.clean, :].isfinite().all()
+    later = [dict(seed=i, n=4, max_new_tokens=60) for i in range(2)]
+    wanted = [tokens_of(t3, [request(t3.config, **how)])[0] for how in later]
+    assert [u.tokens for u in draw(engine, [request(t3.config, **how) for how in later])] == wanted
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 def test_compiled_equals_eager(family, llama, gpt):

@@ -83,6 +83,15 @@ def test_a_child_runs_every_part_and_the_next_start_needs_none(starts, folder, m
     assert not caplog.records
 
 
+def test_a_child_starts_whatever_stands_on_the_path_of_imports(starts, folder, monkeypatch):
+    """As a pathlib.Path, which imports pass over."""
+    monkeypatch.setattr(sys, "path", [folder, *sys.path])
+    surviving(FIRST.replace(captures=("step",)))
+    assert len(starts) == 1
+    (verdict,) = first_trial.known()
+    assert verdict["parts"]["capture step"]["verdict"] == SURVIVED
+
+
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 def test_a_child_captures_every_part(family, monkeypatch):
     made = []

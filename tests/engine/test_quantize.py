@@ -1,6 +1,7 @@
 """Packed linear layers against the float32 ones."""
 
 import copy
+import warnings
 from functools import partial
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from token_runs import draw, engine_of
 from torch import nn
 from torch.nn import functional as F
 
+from chatterbox_opt.engine.digits import half_digits
 from chatterbox_opt.engine.linears import prepare_linears
 from chatterbox_opt.engine.noise import RequestNoise
 from chatterbox_opt.engine.quantize import (
@@ -217,6 +219,37 @@ def test_both_ways_to_give_a_range(bias):
         assert ((got - wanted).abs().amax(1) < 0.03 * wanted.abs().amax(1)).all()
         assert torch.equal(packed(x[2:3]), got[2:3])
         assert not packed(torch.zeros(1, 64)).sub(0 if linear.bias is None else linear.bias).any()
+
+
+@X86
+@pytest.mark.parametrize("packed_before", [False, True], ids=["", "from a packed folder"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@torch.inference_mode()
+def test_weights_that_are_no_numbers_stay_none_in_float16(bad, packed_before, monkeypatch):
+    """So that a broken checkpoint is refused, and does not speak nonsense. Large numbers are clamped."""
+    linear, x = nn.Linear(64, 96), torch.randn(3, 64)
+    linear.weight[5, 7] = 1e6
+    assert Float16WeightLinear(linear)(x).isfinite().all()
+    linear.weight[5, 8] = bad
+    if packed_before:
+        kept = half_digits(linear.weight)
+        monkeypatch.setattr("chatterbox_opt.engine.quantize.digits_of", lambda *how: kept)
+    assert not Float16WeightLinear(linear)(x).isfinite().any()
+
+
+def test_loading_in_int8_leaves_warning_filters_of_other_threads(monkeypatch):
+    """They belong to the process: what another thread sets while this one loads is not to be undone."""
+
+    class Meanwhile(Int8Linear):
+        def __init__(self, linear):
+            warnings.filterwarnings("ignore", message="theirs")
+            super().__init__(linear)
+
+    monkeypatch.setattr("chatterbox_opt.engine.linears.Int8Linear", Meanwhile)
+    prepare_linears(random_t3("tts"), "int8", few_rows=True)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.warn("theirs", stacklevel=1)
+    assert not told
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from chatterbox_opt import OptimizedChatterboxTTS, presets
+from chatterbox_opt.config import tiny
 from chatterbox_opt.engine import mps_bfloat16, own_rows
 from chatterbox_opt.engine import resolve as module
 from chatterbox_opt.engine.resolve import resolve, stored_dtype
 from chatterbox_opt.options import EngineOptions
+from chatterbox_opt.switches import switch_options
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -79,6 +82,37 @@ def test_unsupported_options_are_refused(monkeypatch, asked, device, capability,
     monkeypatch.setattr(module, "has_flash", lambda: True)
     with pytest.raises(ValueError, match=message):
         resolve(EngineOptions(**asked), device)
+
+
+@pytest.fixture
+def no_quantized_tensors(monkeypatch):
+    """A torch that has removed what it announces to remove."""
+    monkeypatch.delattr(torch, "_make_per_channel_quantized_tensor")
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"), [(dict(quantize="int8"), "quantize='int8'"), (dict(flow_int8=True), "flow_int8")]
+)
+def test_int8_is_refused_where_torch_has_it_no_more(no_quantized_tensors, monkeypatch, asked, named):
+    with pytest.raises(ValueError, match=f"{named} needs torch's quantized tensors .* leave it out"):
+        resolve(EngineOptions(**asked), CPU)
+    assert resolve(EngineOptions(quantize="int4"), CPU).quantize == "int4"
+    assert resolve(EngineOptions(quantize="int8"), "mlx").quantize == "int8", "MLX has its own"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert resolve(EngineOptions(quantize="int8", attention="sdpa"), GPU).quantize == "int8"
+
+
+def test_the_fast_preset_goes_on_where_torch_has_no_int8(no_quantized_tensors, monkeypatch, caplog):
+    monkeypatch.setattr(presets, "LARGE_T3", 0)
+    model = OptimizedChatterboxTTS.from_random(size="tiny", preset="fast", enable_watermark=False)
+    assert model.options.quantize is None
+    assert model.options.prompt_seconds == 5.0
+    assert model.generate("Hello.", seed=0, max_new_tokens=6).numel()
+    assert "goes on without int8" in caplog.text
+    assert "overridden" not in caplog.text
+    with pytest.raises(ValueError, match="quantized tensors"):
+        OptimizedChatterboxTTS.from_random(size="tiny", preset="fast", quantize="int8")
+    assert switch_options("mlx", tiny("tts"), preset="fast").quantize == "int8", "MLX has its own"
 
 
 def test_wav_chunk_on_mps_fits_older_systems():

@@ -377,3 +377,15 @@ def test_a_gpt_has_no_position_behind_its_table(gpt):
     most = gpt.config.max_positions
     with pytest.raises(ValueError, match=f"position table is {most}"):
         draw(engine, [request(gpt.config, n=most - 400, max_new_tokens=400)])
+
+
+def test_a_llama_has_no_position_behind_its_table(llama):
+    """Of rotations, which is computed once, as far as its configuration says."""
+    small, config = copy.deepcopy(llama), dataclasses.replace(llama.config, max_positions=128)
+    small.config = small.tfmr.config = config
+    small.tfmr._rope = None
+    engine = engine_of(small)
+    with pytest.raises(ValueError, match="position table is 128"):
+        draw(engine, [request(config, max_new_tokens=200)])
+    wanted = tokens_of(llama, [request(config, max_new_tokens=60)])
+    assert [draw(engine, [request(config, max_new_tokens=60)])[0].tokens] == wanted

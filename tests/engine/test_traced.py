@@ -3,10 +3,12 @@
 import copy
 import dataclasses
 import logging
+import warnings
 
 import pytest
 import torch
 from flow_pairs import random_flow, tokens, voice
+from threads import in_threads
 from token_runs import CPU, EXACT, draw, engine_of, mixed, request, tokens_of
 
 from chatterbox_opt.engine import mel, traced
@@ -125,6 +127,46 @@ def test_an_error_of_the_function_does_not_stop_tracing(llama):
     assert step.keys == [1]
 
 
+def test_warning_filters_of_other_threads_stay(llama, monkeypatch):
+    """They belong to the process: what another thread sets while this one traces is not to be undone."""
+    trace, step = torch.jit.trace, traced.Traced("a step", llama, on=True)
+
+    def while_another_sets_a_filter(*args, **how):
+        in_threads(lambda: warnings.filterwarnings("ignore", message="theirs"))
+        return trace(*args, **how)
+
+    monkeypatch.setattr(torch.jit, "trace", while_another_sets_a_filter)
+    step.prepare(1, torch.sin, torch.ones(2))
+    assert step.keys == [1]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.warn("theirs", stacklevel=1)
+    assert not told
+
+
+def test_warnings_that_are_errors_for_a_while_do_not_end_tracing(llama, monkeypatch):
+    trace, step = torch.jit.trace, traced.Traced("a step", llama, on=True)
+
+    def while_another_makes_errors_of_them(*args, **how):
+        in_threads(lambda: warnings.simplefilter("error"))
+        return trace(*args, **how)
+
+    with warnings.catch_warnings(), monkeypatch.context() as patch:
+        patch.setattr(torch.jit, "trace", while_another_makes_errors_of_them)
+        step.prepare(1, torch.sin, torch.ones(2))
+        assert step.keys == [], "or nothing was shown"
+    for _ in range(2):
+        step(1, torch.sin, torch.ones(2))
+    assert step.keys == [1]
+
+
+def test_tracing_warns_of_nothing_that_a_program_could_change(llama):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engine = engine_of(llama, TRACED.replace(quantize="int8"))
+        draw(engine, [request(llama.config, max_new_tokens=10)])
+    assert shapes_of(engine)
+
+
 def test_counts_of_rare_shapes_are_bounded(llama, monkeypatch):
     monkeypatch.setattr(traced, "MOST_COUNTED", 10)
     step = traced.Traced("a step", llama, on=True)
@@ -189,3 +231,18 @@ def test_unsupported_steps_run_eagerly(monkeypatch):
     runner, eager = (MelRunner(random_flow(), o.replace(cfg_off_last=10)) for o in (TRACED, EXACT))
     assert all(map(torch.equal, mels(runner, (20, 9)), mels(eager, (20, 9))))
     assert not runner.traced.keys
+
+
+def test_a_default_dtype_that_is_set_later_changes_no_mel():
+    """What a trace computes from sizes would have the default of the moment; a program may set that at any time."""
+    runner = MelRunner(random_flow(), TRACED.replace(s3gen_dtype="bfloat16"))
+    jobs = [MelJob(tokens(20), voice(25), RequestNoise(CPU, 1)) for _ in range(3)]
+    runner.render(jobs[:1], 3)
+    assert runner.traced.keys
+    (wanted,) = runner.render(jobs[1:2], 3)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        (got,) = runner.render(jobs[2:], 3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(got, wanted)

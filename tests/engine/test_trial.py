@@ -12,6 +12,7 @@ from chatterbox_opt.engine.cache import Decode
 from chatterbox_opt.engine.kernels import attention, linear, sampling, trial
 from chatterbox_opt.engine.kernels.step import StepKernels
 from chatterbox_opt.engine.tokens import TokenRunner
+from chatterbox_opt.models import layers
 from chatterbox_opt.options import KERNELS, EngineOptions
 
 RIGHT = torch.arange(8.0)
@@ -197,16 +198,40 @@ def test_only_wanted_kernels_that_passed_run(counted):
     assert again.operations == again.plain, "another runner of the same networks has none of it"
 
 
-def test_every_kernel_passes_its_own_trial(counted):
-    """The real trials, without a device to time them on."""
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_every_kernel_passes_its_own_trial(default, counted):
+    """The real trials, without a device to time them on, whatever the default dtype of the process."""
     for family in ("tts", "turbo"):
         t3 = random_t3(family)
         judge = lambda *args, **named: trial.accepts(*args, **named, timer=lambda run, device: 0.0)  # noqa: E731
         kernels = with_kernels(t3, judge=judge).tokens.step.kernels
-        kernels.fit(2)
+        torch.set_default_dtype(default)
+        try:
+            kernels.fit(2)
+        finally:
+            torch.set_default_dtype(torch.float32)
         names = {key[0] for key in kernels.good}
         assert names == set(KERNELS[:4])
         assert len([key for key in kernels.good if key[0] == "sampling"]) == (2 if family == "turbo" else 4)
+
+
+def test_a_product_is_not_trusted_with_a_norm_or_an_activation_that_was_not_tried(counted):
+    """Each is a kernel of its own, though their weights may have one shape."""
+    t3, shapes = random_t3("tts"), []
+
+    def judge(name, shape, *both, device, tolerance):
+        shapes.append(shape)
+        return True
+
+    made = with_kernels(t3, ("norm_linear",), judge).tokens
+    kernels, block = made.step.kernels, made.t3.tfmr.layers[0]
+    kernels.fit(1)
+    x, norm, product = torch.randn(1, 1, t3.config.dim), block.input_layernorm, block.self_attn.qkv_proj
+    kernels.norm_linear(x, norm, product)
+    assert counted["norm_linear"] == 1
+    kernels.norm_linear(x, norm, product, layers.gelu)
+    assert counted["norm_linear"] == 1
+    assert any("RMSNorm, swiglu" in shape for shape in shapes)
 
 
 def test_quantised_linears_are_left_to_their_twin(counted):

@@ -117,20 +117,37 @@ def test_threads_can_decode_at_once(net, monkeypatch):
     assert all(error(a, b) < 1e-5 for (a,), b in zip(got, wanted))
 
 
-@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9 has one kind of switch")
-def test_tf32_is_put_back_whichever_switch_the_program_uses():
-    code = """
+SWITCHES = """
 import torch
 from chatterbox_opt.engine.wav import full_float32
-torch.backends.cuda.matmul.{name} = {value}
+
+def read(switch):
+    try:
+        return switch()
+    except RuntimeError:
+        return "refused"
+
+matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+{setting}
+switches = [
+    lambda: matmul.fp32_precision, lambda: matmul.allow_tf32, lambda: cudnn.conv.fp32_precision,
+    lambda: cudnn.allow_tf32, torch.get_float32_matmul_precision,
+]
+before = list(map(read, switches))
 with full_float32(torch.device("cuda")):
-    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-assert torch.backends.cuda.matmul.{name} == {value}
+    assert matmul.fp32_precision == cudnn.conv.fp32_precision == "ieee"
+assert list(map(read, switches)) == before, (before, list(map(read, switches)))
 """
-    for name, value in (("fp32_precision", "'tf32'"), ("allow_tf32", "True")):
-        run = [sys.executable, "-c", code.format(name=name, value=value)]
-        done = subprocess.run(run, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9 has one kind of switch")
+@pytest.mark.parametrize("setting", [
+    "", "torch.backends.cuda.matmul.fp32_precision = 'tf32'", "torch.set_float32_matmul_precision('medium')",
+])  # fmt: skip
+def test_tf32_is_put_back_whichever_switch_the_program_uses(setting):
+    """And those it does not use can be read as before: torch refuses to read some mixtures."""
+    done = subprocess.run([sys.executable, "-c", SWITCHES.format(setting=setting)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("captured", [False, True])

@@ -191,6 +191,15 @@ def test_a_recordings_half_for_the_decoder(models, recording):
         close(got[name], wanted[name], 1e-5)
 
 
+@pytest.mark.parametrize("samples", [0, 100, 1900, 2399])
+def test_a_recording_too_short_for_a_voice_is_refused_as_such(models, recording, samples):
+    """Not as broken weights, as a voice of NaN would be."""
+    mine, short = models[1], recording[:samples]
+    with pytest.raises(ValueError, match=f"{samples / RATE:.3f} s is too short"):
+        mine.s3gen.inference(TOKENS, ref_wav=short, ref_sr=RATE)
+    assert mine.s3gen.embed_ref(recording[: RATE // 20], RATE)["embedding"].isfinite().all()
+
+
 def test_speech_tokens_of_recordings(models, recording):
     at_16k = recording[::3].copy()
 

@@ -71,6 +71,19 @@ def test_fine_tuned_t3_says_what_a_model_loaded_with_it_says(folders, family, fo
     assert torch.equal(sound(model), sound(wanted))
 
 
+def test_weights_made_in_inference_mode_are_taken_outside_of_it(folders):
+    """As by a program that merges or reads weights there: such tensors can never require a gradient."""
+    first, tuned = folders["tts"]
+    model = OptimizedChatterboxTTS.from_local(first, "cpu", use_mixed_precision=False, **PLAIN)
+    wanted = OptimizedChatterboxTTS.from_local(tuned, "cpu", use_mixed_precision=False, **PLAIN)
+    for part, file in ((model.t3, T3_FILES["tts"]), (model.s3gen, "s3gen.safetensors"), (model.ve, "ve.safetensors")):
+        with torch.inference_mode():
+            state = {name: tensor.clone() for name, tensor in load_file(tuned / file).items()}
+        part.load_state_dict(state)
+    assert said(model) == said(wanted)
+    assert torch.equal(sound(model), sound(wanted))
+
+
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("family", DOORS)
 def test_weights_come_back_under_their_published_names(folders, family, form):

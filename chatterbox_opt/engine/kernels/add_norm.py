@@ -62,8 +62,8 @@ def trusted(norm: Norm, dtype: torch.dtype) -> bool:
         return False
     generator = torch.Generator(norm.weight.device).manual_seed(0)  # leaves the requests' generators alone
     channels = len(norm.weight)
-    x, update = torch.randn(2, TRIED, channels, generator=generator, device=norm.weight.device)
-    update = update.to(dtype)
+    both = torch.randn(2, TRIED, channels, generator=generator, device=norm.weight.device, dtype=torch.float32)
+    x, update = both[0], both[1].to(dtype)
 
     def twin(_: int) -> tuple[Tensor, Tensor]:
         total, normed = estimator.add_norm(x, update, norm)

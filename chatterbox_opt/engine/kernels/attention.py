@@ -134,7 +134,8 @@ def decode(qkv: Tensor, rope: Tensor | None, keys: Tensor, values: Tensor, posit
     qkv, width = qkv.contiguous(), triton.next_power_of_2(dim)
     out = qkv.new_empty(rows, 1, heads * dim)
     splits, chunk = split_positions(rows * heads, live)
-    parts = torch.empty(rows * heads * splits * (width + 2), device=qkv.device) if splits > 1 else out
+    size = rows * heads * splits * (width + 2)
+    parts = torch.empty(size, device=qkv.device, dtype=torch.float32) if splits > 1 else out
     step = 0 if rope is None or len(rope) == 1 else dim
     with torch.cuda.device_of(qkv):
         _attend[(rows * heads, splits)](

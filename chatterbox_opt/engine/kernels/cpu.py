@@ -76,7 +76,8 @@ def attention_by_products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None =
     at a third of that, but those of AMX at their best. q, k, v (B, H, T, d), mask (B, 1, 1, T). As many heads at a time
     as there are threads, and no more scores of a head than fit the cache between the two products."""
     (b, h, n, size), heads = q.shape, max(1, torch.get_num_threads())
-    q, k, v = (t.reshape(b * h, n, size) for t in (q * size**-0.5, k, v))  # 1/8 at heads of 64: exact in bf16
+    scale = int(size) ** -0.5  # traced, `size` is a tensor, and its power of the default dtype at that time
+    q, k, v = (t.reshape(b * h, n, size) for t in (q * scale, k, v))  # 1/8 at heads of 64: exact in bf16
     mask = None if mask is None else mask.expand(b, h, 1, n).reshape(b * h, 1, n)
     out, rows = torch.empty_like(q), max(1, SCORES // n)
     for i in range(0, b * h, heads):

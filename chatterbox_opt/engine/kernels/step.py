@@ -46,11 +46,11 @@ class StepKernels:
     # ---- what the step asks ----------------------------------------------------------------------
 
     def norm_linear(self, x: Tensor, norm: nn.Module, product: nn.Module, act: Callable | None = None) -> Tensor:
-        trusted = linear.supports(x, product, norm) and ("norm_linear", product.weight.shape, _size(x)) in self.good
+        trusted = linear.supports(x, product, norm) and _key("norm_linear", product, _size(x), norm, act) in self.good
         return (linear if trusted else self.plain).norm_linear(x, norm, product, act)
 
     def linear_add(self, x: Tensor, product: nn.Module, residual: Tensor) -> Tensor:
-        trusted = linear.supports(x, product) and ("linear_add", product.weight.shape, _size(x)) in self.good
+        trusted = linear.supports(x, product) and _key("linear_add", product, _size(x)) in self.good
         return (linear if trusted else self.plain).linear_add(x, product, residual)
 
     def attention(self, rows: int) -> Callable | None:
@@ -80,7 +80,7 @@ class StepKernels:
 
     def _random(self, *shape: int) -> Tensor:
         generator = torch.Generator(self.device).manual_seed(0)  # leaves the requests' generators alone
-        return torch.randn(shape, generator=generator, device=self.device).to(self.dtype)
+        return torch.randn(shape, generator=generator, device=self.device, dtype=torch.float32).to(self.dtype)
 
     def _judge(self, key: tuple, shape: str, kernel: trial.Run, twin: trial.Run, tolerance: float) -> None:
         shape = f"{shape}, {str(self.dtype).removeprefix('torch.')}"
@@ -88,16 +88,17 @@ class StepKernels:
             self.good.add(key)
 
     def _try_linears(self, size: int) -> None:
-        for j, (name, product, *_) in enumerate(self._products[0]):
+        for j, (name, product, norm, act) in enumerate(self._products[0]):
             if name not in self.wanted or type(product) is not nn.Linear:
                 continue
             n, k = product.weight.shape
             x, residual = self._random(size, 1, k), self._random(size, 1, n)
             if not linear.supports(x, product):
                 continue
-            shape = f"{n}x{k}, bias {product.bias is not None}, {size} rows"
+            about = [type(norm).__name__ if norm else "no norm", act.__name__ if act else "no activation"]
+            shape = ", ".join([f"{n}x{k}", f"bias {product.bias is not None}", *about, f"{size} rows"])
             both = [partial(self._run_linear, side, j, x, residual) for side in (linear, layers)]
-            self._judge((name, product.weight.shape, size), shape, *both, trial.TOLERANCE[self.dtype])
+            self._judge(_key(name, product, size, norm, act), shape, *both, trial.TOLERANCE[self.dtype])
 
     def _run_linear(self, side: Any, j: int, x: Tensor, residual: Tensor, i: int) -> tuple[Tensor]:
         """Runs the j-th product of block i: alternating blocks, as one block's weights would stay in the L2 cache."""
@@ -125,7 +126,8 @@ class StepKernels:
         self._judge(("attention", size), shape, side(attention.decode), side(None), trial.TOLERANCE[self.dtype])
 
     def _try_sampling(self, filters: Filters) -> None:
-        turbo, vocab, full = self.t3.config.is_gpt, self.t3.config.speech_vocab, dict(device=self.device)
+        turbo, vocab = self.t3.config.is_gpt, self.t3.config.speech_vocab
+        full: dict[str, Any] = dict(device=self.device, dtype=torch.float32)
         generator = torch.Generator(self.device).manual_seed(0)
         logits = 4 * torch.randn(2 * SLOTS, vocab, generator=generator, **full)
         seen = torch.rand(SLOTS, vocab, generator=generator, **full) < 0.1
@@ -134,7 +136,7 @@ class StepKernels:
         heat[-1] = 0
         half, one = torch.full((SLOTS, 1), 0.5, **full), torch.ones(SLOTS, 1, **full)
         params = RowParams(half, heat, 0.1 * half, 0.95 * one, (vocab // 6 * one).long(), 2.4 * half)
-        cond = torch.arange(0, 2 * SLOTS, 2, **full)
+        cond = torch.arange(0, 2 * SLOTS, 2, device=self.device)
 
         def twin(_: int) -> tuple[Tensor]:
             if turbo:
@@ -166,6 +168,11 @@ def gpt2_products(block: nn.Module) -> list[tuple]:
         ("linear_add", block.attn.c_proj, None, None),
         ("linear_add", block.mlp.c_proj, None, None),
     ]
+
+
+def _key(name: str, product: nn.Module, size: int, norm: nn.Module | None = None, act: Callable | None = None) -> tuple:
+    """Returns what a verdict on a product is about: another norm or activation is another kernel."""
+    return name, product.weight.shape, product.bias is None, type(norm), act, size
 
 
 def _size(x: Tensor) -> int:
