@@ -7,6 +7,7 @@ import logging
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks lose by more, and badly beside other work
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -17,6 +18,12 @@ NEEDS_UPSTREAM = "chatterbox-tts 0.1.7 is not installed: pip install --no-deps c
 NEEDS_GPU = "needs a CUDA device"
 NEEDS_WEIGHTS = "needs the published weights: --weights FOLDER"
 NEEDS_SLOW = "full-size or long: --slow"
+
+# The same examples in every run and order, however busy the machine is.
+settings.register_profile(
+    "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

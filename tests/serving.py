@@ -6,6 +6,7 @@ import contextlib
 import io
 import socket
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,18 @@ def load_tiny(family: str = "tts") -> Any:
     model = cls.from_random(enable_watermark=False)
     model.defaults = SamplingOptions(max_new_tokens=25, cfg_weight=0.0 if family == "turbo" else 0.5)
     return model
+
+
+@contextlib.contextmanager
+def sent(server: Running, path: str, **content: Any) -> Iterator[socket.socket]:
+    """A request of a client that reads nothing of its answer, and leaves at the end; `content` is what httpx takes."""
+    import httpx
+
+    request = httpx.Request("POST", server.url + path, **content)
+    head = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in request.headers.items())]
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        client.sendall("\r\n".join([*head, "", ""]).encode() + request.read())
+        yield client
 
 
 def recording(seconds: float = 6.0, seed: int = 0, kind: str = "WAV", level: float = 0.1) -> bytes:

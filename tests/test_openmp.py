@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from threads import in_threads
+from threads import in_threads, soon
 
 from chatterbox_opt import OptimizedChatterboxTTS, OptimizedChatterboxVC, openmp
 from chatterbox_opt.align import WhisperAligner
@@ -31,8 +31,7 @@ FEATURES = torch.zeros(1, 500, 80)  # 10 s
 
 
 def others() -> set[int]:
-    """Returns the ids of this process's threads that are not Python's. One that Python has joined may not be gone yet.
-    """
+    """Returns the ids of this process's threads that are not Python's."""
     known = {thread.native_id for thread in threading.enumerate()}
     return {int(task.name) for task in Path("/proc/self/task").iterdir()} - known
 
@@ -45,7 +44,9 @@ def left_by(work) -> int:
         use_cores(2)
         before = others()
         work()
-        found.append(len(others() - before))
+        left = lambda: others() - before  # noqa: E731
+        soon(lambda: not left(), 1)  # a thread that Python has joined may not be gone yet
+        found.append(len(left()))
 
     in_threads(measure)
     return found[0]

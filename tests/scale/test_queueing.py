@@ -2,13 +2,8 @@
 
 import json
 import statistics
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 import queueing
 import simulate
 

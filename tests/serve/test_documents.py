@@ -56,12 +56,19 @@ def test_the_fields_of_the_page_are_those_of_the_server(mini):
 
 
 def test_the_limits_it_names_are_the_defaults():
+    from chatterbox_opt.serve.limits import MOST_FORMS
     from chatterbox_opt.serve.recordings import MAX_RATE, MAX_SECONDS
+    from chatterbox_opt.serve.service import WHOLE, WHOLE_PAUSES
     from chatterbox_opt.serve.settings import MEGABYTE, ServeSettings
+    from chatterbox_opt.serve.voices import ON_DEVICE
 
     defaults = ServeSettings()
     assert (defaults.max_waiting, defaults.max_text, defaults.max_upload // MEGABYTE) == (64, 100_000, 25)
     assert (defaults.max_voices, defaults.stall_seconds, MAX_SECONDS, defaults.port) == (1000, 60, 600, 8004)
     assert (defaults.host, MAX_RATE) == ("127.0.0.1", 192_000)
-    for text in ("(64)", "(100 000)", "(25)", "recordings of 10 minutes", "192 kHz", "1000 voices"):
+    assert (WHOLE, WHOLE_PAUSES, ON_DEVICE, MOST_FORMS) == (5000, 60, 32, 16)
+    for text in (
+        "(64)", "(100 000)", "(25)", "recordings of 10 minutes", "192 kHz", "1000 voices", "16 recordings",
+        "5000 letters", "a minute of pauses", "the last 32", "96 kbit/s", "12 kB per second of sound as mp3",
+    ):
         assert text in PAGE

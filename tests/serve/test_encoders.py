@@ -51,6 +51,11 @@ def test_a_file_is_valid_and_sounds_the_same(kind, whole):
         assert abs(samples - wave).max() < 2e-4
 
 
+def test_mp3_has_96_kbit_a_second():
+    seconds = 20
+    assert len(encoders.encode("mp3", tone(seconds), RATE)) == pytest.approx(12_000 * seconds, rel=0.01)
+
+
 @pytest.mark.parametrize("kind", ["pcm", "wav", "flac", "mp3", "opus", "aac"])
 def test_bytes_come_while_the_sound_does(kind):
     """Never more than two chunks of 0.08 s late."""

@@ -135,15 +135,17 @@ def test_half_a_request_is_not_waited_for(small_server, where):
     assert b"Nothing more of the request came for 1 s" in answer
 
 
-def test_many_halves_of_requests_take_no_more_room(small_server):
+def test_many_halves_of_requests_take_no_more_room(tmp_path):
     name = {"name": "a"}
-    with contextlib.ExitStack() as stack:
+    with running(tmp_path, load_mini) as server, contextlib.ExitStack() as stack:
+        ready(server)
         for _ in range(16):
-            stack.enter_context(half_sent(small_server))
-        sending = lambda: httpx.post(f"{small_server.url}/v1/audio/voices", data=name, files={"audio_sample": b"x"})  # noqa: E731
-        assert soon(lambda: sending().status_code == 429, 0.8)
-        assert httpx.get(f"{small_server.url}/v1/models").status_code == 200
-    assert soon(lambda: sending().status_code == 400)
+            stack.enter_context(half_sent(server))
+        sending = lambda: httpx.post(f"{server.url}/v1/audio/voices", data=name, files={"audio_sample": b"x"})  # noqa: E731
+        assert soon(lambda: sending().status_code == 429)
+        assert httpx.get(f"{server.url}/v1/models").status_code == 200
+        stack.close()
+        assert soon(lambda: sending().status_code == 400)
 
 
 def test_half_a_request_does_not_keep_the_server_from_its_end(tmp_path, caplog):

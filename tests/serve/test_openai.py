@@ -10,7 +10,7 @@ import openai
 import pytest
 import soundfile
 import torch
-from serving import load_mini, ready, running
+from serving import goes_idle, load_mini, ready, running
 
 from chatterbox_opt.audio.io import pcm16
 from chatterbox_opt.serve import encoders, service, speech_request
@@ -131,12 +131,49 @@ def test_an_unstreamed_wav_has_its_length(mini):
 
 
 def test_chunks_come_before_the_end(mini):
-    body = {"input": "This is a rather long text, to be heard in parts. " * 6, "response_format": "pcm", "seed": 1}
+    body = {"input": "This is a rather long text, to be heard in parts. " * 12, "response_format": "pcm", "seed": 1}
+    body["n_cfm_timesteps"] = 1  # soon made
     with httpx.stream("POST", f"{mini.url}/v1/audio/speech", json=body, timeout=60) as answer:
         parts = answer.iter_raw()
         assert next(parts)
-        assert mini.service.live  # still being made
+        assert mini.model.stats()["calls"] == 1  # still being made
         assert len(b"".join(parts)) > 5 * 48_000
+
+
+class FailsInTheMiddle:
+    """A speech of the model's whose second chunk is an error."""
+
+    def __init__(self, speech):
+        self.speech, self.chunks = speech, 0
+
+    def __getattr__(self, name):
+        return getattr(self.speech, name)
+
+    def take(self):
+        chunk = self.speech.take()
+        self.chunks += chunk is not None
+        if self.chunks == 2:
+            raise RuntimeError("out of memory")
+        return chunk
+
+
+def test_a_speech_that_fails_in_mid_stream_does_not_look_complete(mini, monkeypatch):
+    submit = mini.model.submit
+    monkeypatch.setattr(mini.model, "submit", lambda text, **how: FailsInTheMiddle(submit(text, **how)))
+    body = {"input": "This is a rather long text, to be heard in parts. " * 3, "response_format": "pcm", "seed": 1}
+    with httpx.stream("POST", f"{mini.url}/v1/audio/speech", json=body, timeout=60) as answer:
+        parts = answer.iter_raw()
+        assert answer.status_code == 200
+        assert next(parts)
+        with pytest.raises(httpx.RemoteProtocolError):
+            b"".join(parts)
+    answer = httpx.post(f"{mini.url}/v1/audio/speech", json=body | {"stream_format": "sse"}, timeout=60)
+    events = [json.loads(line[6:]) for line in answer.text.splitlines() if line]
+    *sounds, last = [event["type"] for event in events]
+    assert set(sounds) == {"speech.audio.delta"}
+    assert last == "error"
+    assert events[-1]["error"]["message"]
+    assert goes_idle(mini.service)
 
 
 def test_events(client, mini, library):

@@ -212,11 +212,13 @@ def test_a_failed_deletion_is_reported(tiny, monkeypatch):
 
 def test_a_voice_deleted_while_it_speaks(tiny):
     assert upload(tiny, "brief").status_code == 200
-    alone = speak(tiny, "brief").content
-    body = {"input": "Hello.", "voice": "brief", "response_format": "pcm", "seed": 1}
+    body = {"input": "Hello there, all of you. " * 4, "voice": "brief", "response_format": "pcm", "seed": 1}
+    body |= {"max_new_tokens": 100, "max_chars": 30, "n_cfm_timesteps": 1}  # 16 s
+    alone = httpx.post(f"{tiny.url}/v1/audio/speech", json=body, timeout=60).content
     with httpx.stream("POST", f"{tiny.url}/v1/audio/speech", json=body, timeout=60) as answer:
         parts = answer.iter_raw()
         first = next(parts)
+        assert tiny.model.stats()["calls"] == 1
         assert httpx.delete(f"{tiny.url}/v1/audio/voices/brief").status_code == 200
         assert first + b"".join(parts) == alone
 

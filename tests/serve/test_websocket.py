@@ -229,6 +229,11 @@ def test_what_has_no_letter_is_no_sentence_of_its_own(text, how, told):
     assert [sentence for sentence, _ in sentences_of(list(text), **how)] == told
 
 
+@pytest.mark.parametrize(("letters", "told"), [(23, 1), (24, 2)])
+def test_a_sentence_under_25_letters_waits_for_the_next(letters, told):
+    assert len(sentences_of([f"{'a' * letters}. ", "And here the text goes on."])) == told
+
+
 def test_a_pause_at_the_very_end_is_no_error(mini):
     received, code = exchange(mini, [config(markup=True), text_message(f"{FIRST}\n\n[pause 2s]"), DONE])
     assert [e["type"] for e in received if isinstance(e, dict)] == ["audio.start", "audio.done", "session.done"]

@@ -167,9 +167,9 @@ def test_words_are_found_as_if_each_were_searched_for_alone(seed):
 def test_thousands_of_words_are_ready_at_once():
     draw = random.Random(0)
     words = {"".join(draw.choices("abcdefghijklmA", k=8)): "said" for _ in range(2000)}
-    start = time.perf_counter()
+    start = time.thread_time()
     made = Pronunciations(words)
-    assert time.perf_counter() - start < 5  # measured: 0.1 s; with bounds of its own for each word 12 s
+    assert time.thread_time() - start < 5  # measured: 0.1 s; with bounds of its own for each word 12 s
     assert made(f"x {next(iter(words))} y") == "x said y"
 
 

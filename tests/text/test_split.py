@@ -175,9 +175,9 @@ UNITS = ["» ", "« ", ".» ", "[1] ", "\u200b ", "»a« ", "１，",
 @pytest.mark.parametrize("unit", UNITS)
 def test_hundred_thousand_characters_quickly(unit):
     text = (unit * (100_000 // len(unit) + 1))[:100_000]
-    start = time.perf_counter()
+    start = time.thread_time()
     check(text, 280)
-    assert time.perf_counter() - start < 5  # measured: under 1 s; a quadratic scan would take minutes
+    assert time.thread_time() - start < 5  # measured: under 1 s; a quadratic scan would take minutes
 
 
 @pytest.mark.parametrize("wrong", [0, 19, -1, 1.5, True, "280"])

@@ -57,9 +57,9 @@ def test_rules_that_overlap_are_applied_in_their_order():
 
 def test_a_run_of_apostrophes_takes_no_longer_than_words(mini):
     text = "a'" * 2500
-    start = time.perf_counter()
+    start = time.thread_time()
     assert mini.words.ids(text, SPACE) is not None
-    assert time.perf_counter() - start < 2  # measured: 10 ms; all spans of its parts would take 9 s and 1.4 GB
+    assert time.thread_time() - start < 2  # measured: 10 ms; all spans of its parts would take 9 s and 1.4 GB
     short = "don't'" * 30
     assert mini.encode(short) == mini.tokenizer.encode(short.replace(" ", SPACE)).ids
 
