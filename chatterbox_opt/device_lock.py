@@ -19,8 +19,13 @@ class FairLock:
         self._holder: int | None = None  # ident of a thread
         self._times = 0  # that its holder has taken it
 
+    @property
+    def held_here(self) -> bool:
+        """Whether this thread holds it."""
+        return self._holder == threading.get_ident()
+
     def __enter__(self) -> None:
-        if self._holder != threading.get_ident():
+        if not self.held_here:
             with self._next:
                 self._lock.acquire()
             self._holder = threading.get_ident()
@@ -39,3 +44,8 @@ _lock = FairLock()  # one for the process, as the device's queue is one for all 
 def device_lock(device: torch.device) -> AbstractContextManager[None]:
     """Inside, no other thread that calls this uses the device, if it is one of ONE_THREAD."""
     return _lock if device.type in ONE_THREAD else nullcontext()
+
+
+def holds_device(device: torch.device) -> bool:
+    """Whether this thread is inside device_lock(), and so no other can use the device."""
+    return device.type in ONE_THREAD and _lock.held_here

@@ -15,7 +15,7 @@ from torch import Tensor
 from .audio.joins import ChunkJoiner
 from .calls import GenerateOptions
 from .computing import computing
-from .config import SILENCE_TOKEN, START_TEXT, STOP_TEXT, TOKEN_RATE, ModelConfig
+from .config import S3GEN_RATE, SILENCE_TOKEN, START_TEXT, STOP_TEXT, TOKEN_RATE, ModelConfig
 from .engine.captures import captured_parts, in_words
 from .engine.chunks import chunk_sizes
 from .engine.engine import Engine
@@ -125,7 +125,8 @@ class Pipeline:
             sounds, progress = selection.sounds, None
             seconds |= selection.seconds
         sink = WholeSpeech(per_job, watermark, levels=[job.loudness for job in jobs], sounds=sounds)
-        call = Call([u for own in per_job for u in own if u not in sounds], sink, cancel=cancel, progress=progress)
+        call = Call([u for own in per_job for u in own], sink, cancel=cancel, progress=progress)
+        call.delivered = sum(len(sounds[u]) for u in call.utterances if u in sounds) / S3GEN_RATE
         self.engine.run(call)
         for own in per_job:
             _warn(own)
@@ -161,9 +162,11 @@ class Pipeline:
                 _warn(utterances)
                 ended(spoken)
             finally:
-                queue.tell()
+                queue.end()
 
-        how: dict[str, Any] = dict(cancel=queue, progress=options.progress, paused=queue.paused, ended=at_end)
+        how: dict[str, Any] = dict(
+            cancel=queue, progress=options.progress, paused=queue.paused, queued=queue.queued, ended=at_end
+        )
         if first_chunk is None:
             sink = WholeSpeech([utterances], watermark, put=queue.put, levels=[job.loudness])
             queue.placed = sink.places.get
@@ -243,7 +246,8 @@ class Pipeline:
                     text_ids=self.text_ids(read, segment.language or job.language), cond=voice.t3,
                     sampling=job.sampling, voice=voice.gen, steps=options.n_cfm_timesteps, text=text, read=read,
                     chars=chars,
-                    before=before if before is not None or not (found and job.breath) else breath(job.text, chars[0]),
+                    before=before if before is not None or not (found and job.breath)
+                    else breath(job.text, chars[0], max(chars[0], segment.body[0])),  # behind the marks
                     tail=(SILENCE_TOKEN,) * 3 if self.config.t3.is_gpt else (),  # Turbo ends with a little silence
                     drop_last_token=self.config.family == "mtl",  # it decodes to a click there
                 ))

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .audio.joins import ChunkJoiner
+from .config import S3GEN_RATE
 from .engine.engine import Engine
 from .engine.request import Call, Utterance
 from .speech import Piece, audible, pieces_of
@@ -28,6 +29,7 @@ class ChunkQueue:
         self.chunks: deque[tuple[Tensor, tuple[int, int] | None]] = deque()  # (wave, its characters; None: all)
         self.ready = threading.Condition()
         self.stopped = threading.Event()
+        self.over = False  # what another thread is still finishing comes too late
         self.notify: Callable[[], None] = lambda: None
         self.placed: Callable[[Utterance], tuple[int, int] | None] | None = None  # place() of speech in one chunk
 
@@ -40,7 +42,10 @@ class ChunkQueue:
         """Queues a chunk. `chars` are its piece's characters, None for the whole text."""
         if not wave.numel():
             raise self.nothing()
-        self.chunks.append((wave, chars))
+        with self.ready:
+            if self.over:
+                return
+            self.chunks.append((wave, chars))
         self.tell()
 
     def place(self, utterance: Utterance) -> tuple[int, int] | None:
@@ -54,6 +59,12 @@ class ChunkQueue:
         if not self.joiner.sounding:
             raise self.nothing()
 
+    def end(self) -> None:
+        """Tells its listener for the last time."""
+        with self.ready:
+            self.over = True
+        self.tell()
+
     def tell(self) -> None:
         with self.ready:
             self.ready.notify_all()
@@ -64,6 +75,10 @@ class ChunkQueue:
 
     def paused(self) -> bool:
         return len(self.chunks) >= HELD
+
+    def queued(self) -> float:
+        """Returns the seconds of sound that wait for the listener."""
+        return sum(wave.shape[1] for wave, _ in list(self.chunks)) / S3GEN_RATE
 
 
 class SpeechStream:
@@ -100,6 +115,7 @@ class SpeechStream:
         with self._queue.ready:
             while (chunk := self.take()) is None:
                 self._engine.check_may_wait()
+                self._engine.check_others_may_work()
                 self._queue.ready.wait()
         return chunk
 
@@ -114,6 +130,7 @@ class SpeechStream:
             chunk, chars = self._queue.chunks.popleft()
             self.chars = chars or (self._utterances[0].chars[0], self._utterances[-1].chars[1])
             if resumes:
+                self._call.resumed()
                 self._engine.wake()
             return chunk
         if done:
@@ -125,9 +142,9 @@ class SpeechStream:
         return None
 
     def notify(self, callback: Callable[[], None]) -> None:
-        """Sets a function that the engine calls after each chunk and at the end. It is called now if there is something
-        to take already. It must return quickly. If it refers to this stream, dropping that is not enough: close() it.
-        """
+        """Sets a function that is called after each chunk and at the end, on whichever thread is at work, and now if
+        there is something to take already. It must return quickly. If it refers to this stream, dropping that is not
+        enough: close() it."""
         self._queue.notify = callback
         if self._queue.chunks or self.done:
             callback()

@@ -181,7 +181,7 @@ class TakeSelection:
         )
 
     def _call(self, utterances: Sequence[Utterance], sink: Any = None, progress: Any = None) -> None:
-        call = Call(utterances, sink, cancel=self.cancel, progress=progress)
+        call = Call(utterances, sink, cancel=self.cancel, progress=progress, counts=False)
         self.engine.run(call)
         for stage, spent in call.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + spent

@@ -91,8 +91,8 @@ def scripted_utterance(script: Sequence[int]) -> Utterance:
 def stream_of(engine: Engine, *scripts: Sequence[int], cancel=None, prepare=lambda: None) -> SpeechStream:
     utterances = [scripted_utterance(script) for script in scripts]
     queue = ChunkQueue(ChunkJoiner(len(utterances)), cancel, lambda: ValueError("no sound"))
-    how = dict(chunks=chunk_sizes(25, 0), cancel=queue, paused=queue.paused, ended=lambda _: queue.tell())
-    return SpeechStream(engine, queue, Call(utterances, queue, **how), prepare)
+    how = dict(chunks=chunk_sizes(25, 0), cancel=queue, paused=queue.paused, queued=queue.queued)
+    return SpeechStream(engine, queue, Call(utterances, queue, **how, ended=lambda _: queue.end()), prepare)
 
 
 def one_millisecond() -> None:

@@ -112,6 +112,36 @@ def test_a_progress_callback_may_prepare_a_voice(models, monkeypatch):
     in_threads(lambda: speaker.prepare_voice(recording(99), sample_rate=24_000))  # the lock is free again
 
 
+@pytest.mark.parametrize("how", ["generate", "warmup", "generate_stream"])
+def test_a_callback_that_calls_a_model_which_speaks_for_others_is_refused(how, monkeypatch):
+    """It would wait for a thread that waits for the device, on which the callback's own model works."""
+    monkeypatch.setattr(device_lock, "ONE_THREAD", {"cpu"})
+    one, busy = (OptimizedChatterboxTTS.from_random() for _ in range(2))
+    begun, stop = threading.Event(), threading.Event()
+
+    def call_the_other(*_: int) -> None:
+        list(busy.warmup() or () if how == "warmup" else getattr(busy, how)("No."))
+
+    def speak() -> None:
+        with pytest.raises(RuntimeError, match="another was called"):
+            one.generate("Hello.", seed=1, max_new_tokens=4, progress=call_the_other)
+        stop.set()
+
+    def other() -> None:
+        with pytest.raises(RuntimeError, match="cancelled"):
+            busy.generate(TEXT * 20, seed=1, max_chars=30, cancel=stop, progress=lambda *_: begun.set())
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (other, speak)]
+    threads[0].start()
+    assert begun.wait(20)
+    threads[1].start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    one.close()
+    busy.close()
+
+
 def test_a_waiting_thread_comes_before_one_that_takes_the_lock_again():
     lock, order = FairLock(), []
 

@@ -14,6 +14,7 @@ import torch
 from scripted import CONTROL, one_millisecond, scripted_engine, scripted_utterance, stream_of
 from threads import soon
 
+from chatterbox_opt.engine.noise import RequestNoise
 from chatterbox_opt.engine.request import Call, Cancelled
 from chatterbox_opt.streaming import HELD
 
@@ -40,8 +41,10 @@ def test_a_stream_begins_with_its_first_chunk():
     assert next(stream).numel() == 25
     assert began == [1]
     stream.close()
-    assert stream_of(engine, HUNDRED, prepare=lambda: began.append(1)).begin().started in (True, False)
+    submitted = stream_of(engine, HUNDRED, prepare=lambda: began.append(1)).begin()
     assert began == [1, 1]
+    assert soon(lambda: submitted.started), "though nobody has asked for a chunk"
+    submitted.close()
 
 
 def fail_after(n: int, error=ValueError):
@@ -83,6 +86,21 @@ def test_ctrl_c_is_raised_where_it_came_and_nowhere_else():
     assert torch.cat(list(stream_of(engine, HUNDRED)), 1)[0].tolist() == HUNDRED
 
 
+def test_ctrl_c_loses_no_call_that_is_being_taken_in(monkeypatch):
+    def interrupted(noise) -> None:
+        raise KeyboardInterrupt
+
+    engine = scripted_engine()
+    other = stream_of(engine, HUNDRED)
+    engine.inbox.append(other._call)
+    with monkeypatch.context() as patch:
+        patch.setattr(RequestNoise, "fork", interrupted)  # which streams need at once
+        with pytest.raises(KeyboardInterrupt):
+            engine.run(Call([scripted_utterance(HUNDRED)]))
+    assert isinstance(other._call.error, RuntimeError), "its listener is told, and does not wait for ever"
+    assert torch.cat(list(stream_of(engine, HUNDRED)), 1)[0].tolist() == HUNDRED
+
+
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers here")
 def test_a_waiter_that_is_interrupted_leaves_nothing_behind():
     def interrupted(*_):
@@ -99,6 +117,41 @@ def test_a_waiter_that_is_interrupted_leaves_nothing_behind():
     finally:
         signal.signal(signal.SIGALRM, before)
     assert soon(lambda: engine.calls == [driving._call], 5), "its slot is free"
+    driving.close()
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to threads here")
+def test_one_who_is_interrupted_while_he_waits_for_the_place_holds_up_nobody():
+    """As in warmup(). Another thread gets the signal, so that it is told of when the waiting ends."""
+    sent = []
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    def work() -> None:
+        one_millisecond()
+        if engine._asked and not sent:
+            time.sleep(0.05)  # the other waits by then
+            sent.append(signal.pthread_kill(threading.get_ident(), signal.SIGALRM))
+
+    def ask() -> None:
+        while not sent:
+            with engine.between_steps():
+                pass
+            time.sleep(0.02)  # for steps of the other
+
+    engine = scripted_engine(work=work)
+    driving = stream_of(engine, ENDLESS)
+    next(driving)
+    before = signal.signal(signal.SIGALRM, interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ask()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    tokens = driving._utterances[0].tokens
+    drawn = len(tokens)
+    assert soon(lambda: len(tokens) > drawn + 10, 5)
     driving.close()
 
 
@@ -240,11 +293,15 @@ def test_a_notify_that_raises_leaves_the_engine_as_it_was():
 
 
 def test_a_slow_listener_delays_no_other_call():
-    engine = scripted_engine()
+    engine = scripted_engine(work=one_millisecond)
     slow = stream_of(engine, ENDLESS).begin()
     assert soon(lambda: len(slow._queue.chunks) == HELD)
+    assert engine.stats()["underruns"] == 0, "it has always had something to take"
+    ahead = slow._utterances[0].tokens
     for _ in range(3):
+        drawn = len(ahead)
         assert torch.cat(list(stream_of(engine, HUNDRED)), 1)[0].tolist() == HUNDRED
+        assert len(ahead) < drawn + 2 * len(HUNDRED), "a step for each token of the other, and hardly more"
     quiet = scripted_utterance(HUNDRED)
     quiet.voice = None  # only its tokens are wanted
     engine.run(Call([quiet]))

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from chatterbox_opt import Cancelled, EngineOptions, OptimizedChatterboxTTS
-from chatterbox_opt.engine import endings
+from chatterbox_opt.engine import endings, rendering
 from chatterbox_opt.engine.seeds import piece_seed
 from chatterbox_opt.mtl_tts import OptimizedChatterboxMultilingualTTS
 from chatterbox_opt.takes import TakeSelection
 from chatterbox_opt.tts_turbo import OptimizedChatterboxTurboTTS
+from chatterbox_opt.whole_speech import WholeSpeech
 
 TWO = "The first piece is here. The second piece is here too."  # at 30 characters each
 SHORT = dict(max_new_tokens=12)
@@ -44,6 +45,38 @@ def test_a_take_is_what_a_call_with_its_seed_alone_gives(door, best):
     assert [c.seed for c in got.choices] == [best, best]
     assert all(map(torch.equal, got.tokens, wanted.tokens))
     assert torch.allclose(got.wav, wanted.wav, atol=1e-6)
+
+
+def test_a_speech_counts_once_however_many_takes_it_has(tiny):
+    for how, sounds in (({}, 1), (dict(takes=2), 1), (dict(takes=2, score=lambda take: 0.0), 1)):
+        before = tiny.stats()
+        speak(tiny, TWO, 1, max_chars=30, **how)
+        after = tiny.stats()
+        assert after["finished"] == before["finished"] + 1
+        assert after["first_sound"]["count"] == before["first_sound"]["count"] + sounds
+        assert after["real_time_factor"]["count"] == before["real_time_factor"]["count"] + sounds
+
+
+def test_takes_chosen_by_their_sound_are_joined_beside_the_calls_of_others(monkeypatch):
+    """On a core of its own, if it is long."""
+    mini, threads, finish = OptimizedChatterboxTTS.from_mini(enable_watermark=False), [], WholeSpeech.finish
+    text, how = "The last train had left an hour ago. ", dict(seed=3, takes=2, score=lambda take: 0.0)
+
+    def told(sink):
+        threads.append(threading.current_thread().name)
+        finish(sink)
+
+    monkeypatch.setattr(mini.pipeline.engine.renderer.workers, "count", 2)
+    monkeypatch.setattr(mini.pipeline.engine.scheduler, "cores", 2)
+    monkeypatch.setattr(rendering, "BRIEF", 5.0)
+    monkeypatch.setattr(WholeSpeech, "finish", told)
+    other = mini.submit(text * 60, seed=1, first_chunk=0.5)
+    next(other)
+    assert mini.generate(text * 4, **how).shape[1] > 5 * mini.sr
+    mini.generate("No.", **how)
+    assert not other.done, "they were not alone"
+    mini.close()
+    assert [name.startswith("chatterbox-render") for name in threads] == [True, False]
 
 
 def test_each_piece_keeps_its_own_best(tiny):

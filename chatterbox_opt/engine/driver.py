@@ -19,7 +19,7 @@ from contextlib import suppress
 
 import torch
 
-from ..device_lock import device_lock
+from ..device_lock import device_lock, holds_device
 from ..openmp import dismiss_workers
 from .place import LOOK, Place
 from .request import Call
@@ -67,6 +67,7 @@ class Driver(Place):
 
     def start(self, call: Call) -> None:
         """Submits the call and returns at once; `call.ended` is called at its end."""
+        self._refuse()  # before the lock, which in a forked process may be held for ever
         with self._changed:
             self._submit(call)
             self._started.add(call)
@@ -82,26 +83,36 @@ class Driver(Place):
                 _threads.add(thread)
 
     def wait_for_end(self, call: Call) -> None:
-        """Returns when a call given to start() is done. In a forked process it will not be."""
-        if self._driving != threading.get_ident() and self._process == os.getpid():
+        """Returns when a call given to start() is done, and has told so. In a forked process it will not be."""
+        if not self.inside():
             with self._changed:
-                self._changed.wait_for(lambda: call.done)
+                self._changed.wait_for(lambda: call not in self._started)
+
+    def inside(self) -> bool:
+        """Whether no other thread may be waited for: inside a step, of another model too if one thread at a time uses
+        the device, and in a forked process, which has no others."""
+        if self._process != os.getpid() or holds_device(self.device):
+            return True
+        return self._driving == threading.get_ident()
 
     def close(self) -> None:
         """Ends every call and the background thread. A forked process has neither, nor threads for its operations. From
         inside a step (a callback, a signal's handler) they end after it."""
         self._closed = True
-        if self._process != os.getpid() or self._driving == threading.get_ident():
+        if self.inside():
             return
         self.wake()
-        thread = self._thread
+        until, thread = time.monotonic() + LAST_STEP, self._thread
         if thread is not None:
-            thread.join()
-        if self._turn.acquire(timeout=LAST_STEP):  # of a caller that drives, which then ends all calls
+            thread.join(LAST_STEP)
+        if self._turn.acquire(timeout=max(0.0, until - time.monotonic())):  # of a caller, who then ends all calls
             try:
+                self._driving = threading.get_ident()
                 self.end_all(RuntimeError("the model was closed"))
             finally:
+                self._driving = None
                 self._turn.release()
+                self.wake()  # who has submitted a call meanwhile
 
     # ---- driving -----------------------------------------------------------------------------------
 
@@ -139,14 +150,16 @@ class Driver(Place):
             raise
         except BaseException:  # of the caller's notify(), such as a closed event loop's; no other call may suffer
             logger.warning("the end of a speech could not be told", exc_info=True)
-        call.let_go()
-        with self._changed:
-            self._started.discard(call)
-            self._changed.notify_all()
+        finally:
+            call.let_go()
+            with self._changed:
+                self._started.discard(call)
+                self._changed.notify_all()
 
     def _drive(self, done: Callable[[], bool]) -> None:
         while not done():
             if self._asked or not self._turn.acquire(blocking=False):
+                self.check_others_may_work()
                 dismiss_workers()
                 with self._changed:
                     self._changed.wait_for(lambda: done() or not (self._asked or self._turn.locked()))
@@ -154,7 +167,7 @@ class Driver(Place):
             self._driving = threading.get_ident()
             try:
                 with self._failure_ends_all(), self._place():
-                    self._steps(lambda: done() or self._asked > 0)
+                    self._steps(lambda: done() or bool(self._asked))
             finally:
                 self._driving = None
                 self._turn.release()
@@ -184,7 +197,8 @@ class Driver(Place):
 @atexit.register
 def _close_all() -> None:
     """Stops all threads at exit: one that Python leaves in the middle of an operation crashes the process."""
+    until = time.monotonic() + LAST_STEP
     for engine in list(_engines):
         engine.close()
     for thread in list(_threads):
-        thread.join(LAST_STEP)
+        thread.join(max(0.0, until - time.monotonic()))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from .captures import captured_parts, counts
 from .driver import Driver
 from .mel import MelRunner
 from .rendering import Renderer
-from .request import Call, Cancelled, NotFinite, Utterance, check, positions
+from .request import Call, Cancelled, NotFinite, Utterance, check, copy_of, positions
 from .scheduler import Scheduler, first_to_join
 from .speaking import Speaking
 from .stats import Stats
@@ -89,17 +89,17 @@ class Engine(Driver):
     def accept(self) -> None:
         """Takes new calls from the inbox and ends cancelled ones."""
         while self.inbox and not self.held:
-            call = self.inbox.popleft()
-            self.wait_for_inputs(call)
-            for u in call.utterances if call.stream else ():
-                u.sound_noise = u.noise.fork()  # before its first token, so that timing changes no noise
-            self.calls.append(call)
-            self.waiting += [u for u in call.utterances if u.stopped is None]
-            self.renderer.whole += [u for u in call.utterances if u.stopped is not None and not call.stream]
+            self.calls.append(call := self.inbox.popleft())  # first: what fails must find it, or it would never end
             with self.errors_end(call):
                 self.check(call)  # again: it may have waited while T3 was replaced by one with fewer text ids
-                if not call.utterances:
-                    self.renderer.finish(call, alone=True)
+                self.wait_for_inputs(call)
+                for u in call.utterances if call.stream else ():
+                    u.sound_noise = u.noise.fork()  # before its first token, so that timing changes no noise
+                new = [u for u in call.utterances if not u.done]
+                self.waiting += [u for u in new if u.stopped is None]
+                self.renderer.whole += [u for u in new if u.stopped is not None and not call.stream]
+                if not new:
+                    self.renderer.finish(call, alone=len(self.calls) == 1)
         for call in list(self.calls):
             with self.errors_end(call):  # its `cancel` is the caller's object
                 if call.cancelled:
@@ -133,8 +133,7 @@ class Engine(Driver):
             with self.timed("tokens", speaking):
                 self.tokens.decode()
         except Exception as error:
-            for u in speaking:
-                self.end(u.call, error)
+            self.fail((u.call for u in speaking), error)
         self.counted.decoded(sum(len(u.tokens) for u in speaking) - before, time.perf_counter() - start)
         self.report(speaking)
 
@@ -192,18 +191,27 @@ class Engine(Driver):
         call.give_back_noise()
         self.ended(call, error is None)
 
+    def fail(self, calls: Iterable[Call], error: BaseException) -> None:
+        """Ends several calls, each with an error of its own: they are raised in several threads."""
+        for call in dict.fromkeys(calls):
+            self.end(call, copy_of(error))
+
     @torch.inference_mode()
     def end_all(self, error: BaseException) -> None:
-        self.accept()
-        for call in list(self.calls):
-            self.end(call, error)
+        try:
+            self.accept()  # which ends what was cancelled or cannot be spoken for that reason
+        finally:
+            while self.inbox and not self.held:
+                self.calls.append(self.inbox.popleft())
+            self.fail(self.calls, error)
         if self.tokens is not None:
-            with device_lock(self.device):
+            # On a broken device this fails too: `error` says why. Of ended calls the next step frees the slots.
+            with suppress(Exception), self._place(), device_lock(self.device):
                 self.tokens.clear()
 
     def close(self) -> None:
         super().close()
-        self.renderer.workers.close()
+        self.renderer.close(wait=not self.inside())
 
     # ---- helpers -----------------------------------------------------------------------------------
 
@@ -215,7 +223,7 @@ class Engine(Driver):
 
     def report(self, utterances: Sequence[Utterance]) -> None:
         for call in {u.call for u in utterances}:
-            if not call.done and call.progress is not None:
+            if not call.done:
                 with self.errors_end(call):
                     call.report()
 

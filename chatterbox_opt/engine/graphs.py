@@ -30,7 +30,7 @@ recording = threading.RLock()
 MOST_KEYS = 256  # compiled variants of one function
 WARM_UPS = 2  # runs before a capture: lazy initialisation and kernel compilation may not happen inside one
 ROUNDS = 5  # of timing replay and eager run alternately
-PATIENCE = 1.1  # the fastest replay may take this times the eager median: the device may be shared
+SLOWER = 1.1  # the fastest replay may take this times the eager median: the device may be shared
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class Captured:
         if self.seconds is None:  # only the first capture is timed: a warm-up has dozens
             rounds = [(self._seconds(lambda: again(replay)), self._seconds(again)) for _ in range(ROUNDS)]
             self.seconds = own, plain = min(own for own, _ in rounds), median(plain for _, plain in rounds)
-            if own > PATIENCE * plain:
+            if own > SLOWER * plain:
                 raise NotTheSame(f"a replay takes {1e3 * own:.2f} ms, its twin {1e3 * plain:.2f} ms")
 
     def _seconds(self, run: Callable[[], Any]) -> float:

@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 import torch
 
 from ..computing import computing
-from ..device_lock import device_lock
+from ..device_lock import device_lock, holds_device
 from .recording import own_stream
 
-LOOK = 0.02  # s between two checks of `cancel` while all remaining work waits for listeners
+LOOK = 0.02  # s between two looks for new and cancelled calls, while all work waits for listeners or other threads
 PATIENCE = 30.0  # s that idle() waits for a listener
 
 
@@ -28,7 +28,7 @@ class Place:
         self._turn = threading.Lock()  # held by the thread that is in the place
         self._changed = threading.Condition()
         self._driving: int | None = None  # ident of that thread
-        self._asked = 0  # threads that wait for it to stop between two steps
+        self._asked: set[object] = set()  # one for each thread that waits for it to stop between two steps
         self.held = False  # new calls wait in the inbox
         self._closed, self._process = False, os.getpid()
 
@@ -47,27 +47,43 @@ class Place:
             raise RuntimeError("a model was called from inside its own callback (progress, notify, ...), which would "
                                "wait for itself")
 
+    def check_others_may_work(self) -> None:
+        """Raises RuntimeError on a thread that keeps all others from the device: it would wait for them for ever."""
+        if holds_device(self.device):
+            raise RuntimeError("inside a callback (progress, notify, ...) of one model another was called that is "
+                               "speaking for others, and on this device that waits for the callback's end")
+
     @contextmanager
     def between_steps(self) -> Iterator[None]:
         """Inside, no thread drives, and this one is in the engine's place. All calls go on afterwards."""
         self.check_may_wait()
         self._refuse()
-        with self._changed:
-            self._asked += 1
-            self._changed.notify_all()
+        if self._turn.locked():
+            self.check_others_may_work()
+        with self._asking():
+            with self._changed:  # here Ctrl-C ends the waiting; after acquire() it may come before a `try`
+                self._changed.wait_for(lambda: not self._turn.locked())
+            with self._turn:
+                self._driving = threading.get_ident()
+                try:
+                    with self._in_order(), self._place(), device_lock(self.device):
+                        yield
+                finally:
+                    self._driving = None
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Inside, a thread that drives stops after its step, and no other begins."""
+        asks = object()
         try:
-            self._turn.acquire()
+            with self._changed:
+                self._asked.add(asks)
+                self._changed.notify_all()
+            yield
         finally:
             with self._changed:
-                self._asked -= 1
-        self._driving = threading.get_ident()
-        try:
-            with self._in_order(), self._place(), device_lock(self.device):
-                yield
-        finally:
-            self._driving = None
-            self._turn.release()
-            self.wake()
+                self._asked.discard(asks)
+                self._changed.notify_all()
 
     @contextmanager
     def idle(self) -> Iterator[None]:
@@ -82,7 +98,10 @@ class Place:
                 self.held = False
 
     def wake(self) -> None:
-        """Wakes waiting threads, because a listener has taken a chunk or a call was cancelled."""
+        """Wakes waiting threads, because a listener has taken a chunk or a call was cancelled. A forked process has
+        none, and there the lock may be held for ever."""
+        if self._process != os.getpid():
+            return
         with self._changed:
             self._changed.notify_all()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from .chunks import LOOKAHEAD, MelState, Sound, WaveState
 from .mel import MelRunner, Row, Solve
+from .place import LOOK
 from .request import Call, Utterance
 from .scheduler import chunk_due
 from .wav import WavRunner
 from .workers import Workers, outcome
 
 BRIEF = 20.0  # s of sound that is joined and marked within a step: it takes a hundredth of that
-LOOK = 0.02  # s until new and cancelled calls are looked for while other threads render
 
 
 @dataclass(eq=False)
@@ -41,6 +41,8 @@ class Host(Protocol):
         """Takes sound."""
 
     def end(self, call: Call, error: BaseException | None = None) -> None: ...
+
+    def fail(self, calls: Iterable[Call], error: BaseException) -> None: ...
 
     def errors_end(self, call: Call) -> AbstractContextManager:
         """Errors inside end this call alone."""
@@ -208,9 +210,7 @@ class Renderer:
         """After an error each utterance is rendered alone, as one of them may be the cause."""
         self.begun.remove(rendering)
         if len(rendering.utterances) == 1 or (rendering.solve is not None and rendering.solve.done):
-            for u in rendering.utterances:
-                with self.engine.errors_end(u.call):
-                    raise error
+            self.engine.fail((u.call for u in rendering.utterances), error)
             return
         self.begun += [Rendering([u], [row]) for u, row in zip(rendering.utterances, rendering.rows) if not u.call.done]
 
@@ -221,3 +221,9 @@ class Renderer:
         self.begun = [r for r in self.begun if not all(u.call.done for u in r.utterances)]
         self.running = {r: future for r, future in self.running.items() if r in self.begun}
         self.finishing.pop(call, None)
+
+    def close(self, wait: bool) -> None:
+        """Other threads end after the step that they are at. `wait`: until they have."""
+        for rendering in list(self.running):
+            rendering.halt = True
+        self.workers.close(wait)

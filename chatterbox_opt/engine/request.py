@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -24,6 +27,20 @@ class NotFinite(RuntimeError):
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what} not finite: broken weights, or a precision too low for them")
+
+
+def copy_of(error: BaseException) -> BaseException:
+    """Returns an equal exception, for another thread to raise: raised in several, one would get the tracebacks of all.
+    One that cannot be copied is returned itself."""
+    try:
+        other = copy.copy(error)
+        if type(other) is not type(error) or str(other) != str(error):  # its __init__ makes another message of it
+            return error
+    except Exception:
+        return error
+    other.__cause__, other.__context__ = error.__cause__, error.__context__
+    other.__suppress_context__ = error.__suppress_context__
+    return other.with_traceback(error.__traceback__)
 
 
 @dataclass(eq=False)
@@ -67,13 +84,15 @@ class Utterance:
 
 
 class Sink(Protocol):
-    """Where a call's sound goes. Called on the thread that drives the engine; an exception ends only its own call."""
+    """Where a call's sound goes. An exception ends only its own call."""
 
     def add(self, utterance: Utterance, wave: Tensor, last: bool) -> None:
-        """Takes (N,) samples that continue the utterance; `last`: no more follow."""
+        """Takes (N,) samples that continue the utterance; `last`: no more follow. Called on the thread that drives the
+        engine."""
 
     def finish(self) -> None:
-        """Called once every utterance is complete."""
+        """Called once every utterance is complete, on the thread that drives the engine or beside it; the call may have
+        been ended meanwhile."""
 
 
 class Call:
@@ -88,20 +107,25 @@ class Call:
         cancel: Any = None,
         progress: Callable[[int, int], None] | None = None,
         paused: Callable[[], bool] = lambda: False,
+        queued: Callable[[], float] = lambda: 0.0,
         ended: Callable[[bool], None] = lambda spoken: None,
+        counts: bool = True,
     ) -> None:
         """`chunks`: tokens of each chunk of a stream, whose utterances are delivered in order; None: each utterance is
-        rendered whole. `paused()`: whether the listener has enough for now. `ended(spoken)` is called once, at the end;
-        `spoken`: without an error."""
+        rendered whole. `paused()`: whether the listener has enough for now. `queued()`: seconds of sound that wait for
+        the listener. `ended(spoken)` is called once, at the end; `spoken`: without an error. `counts`: False for one of
+        several calls that make a speech; the last one counts as finished."""
         self.utterances, self.sink, self.chunks = list(utterances), sink, chunks
-        self.cancel, self.progress, self.paused, self.ended = cancel, progress, paused, ended
+        self.cancel, self.progress, self.paused, self.queued, self.ended = cancel, progress, paused, queued, ended
+        self.counts = counts
         self.size = next(chunks) if chunks else 0  # tokens of the next chunk
         self.head = 0  # the first utterance that is not complete
-        self.left = len(self.utterances)
+        self.left = sum(not utterance.done for utterance in self.utterances)
         self.submitted = 0.0  # on time.perf_counter()'s clock
         self.started = False  # whether it has had a slot
         self.first_sound: float | None = None
         self.delivered = 0.0  # seconds of sound delivered
+        self.late = 0.0  # seconds that its listener began later than at the first sound, or had paused
         self.seconds: dict[str, float] = {}  # per stage; time shared with other calls counts in full for each
         self.error: BaseException | None = None
         self.done = False
@@ -123,14 +147,21 @@ class Call:
 
     @property
     def runs_dry(self) -> float:
-        """The time at which its listener has heard all sound so far."""
-        return self.submitted if self.first_sound is None else self.first_sound + self.delivered
+        """The time at which its listener has heard all sound so far, at the soonest; never while he is paused."""
+        if self.first_sound is None:
+            return self.submitted
+        return inf if self.paused() else self.first_sound + self.delivered + self.late
+
+    def resumed(self) -> None:
+        """Called when its listener, who was paused, has taken a chunk: what waits for him he hears from now on."""
+        if self.first_sound is not None:
+            self.late = max(self.late, time.perf_counter() + self.queued() - self.first_sound - self.delivered)
 
     def let_go(self) -> None:
         """Of what leads back to it, at its end: in a cycle its sound would wait for a garbage collection, and beside
         torch full ones are rare."""
         self.utterances, self.sink, self.cancel, self.progress = [], None, None, None
-        self.paused, self.ended = lambda: False, lambda spoken: None
+        self.paused, self.queued, self.ended = lambda: False, lambda: 0.0, lambda spoken: None
 
     def give_back_noise(self) -> None:
         for utterance in self.utterances:
@@ -155,7 +186,7 @@ def check(utterance: Utterance, config: T3Config, options: EngineOptions) -> Non
     if not config.is_gpt and steps > most - 2:
         raise ValueError(f"max_new_tokens={steps}: this model counts up to {most - 2}; split the text (max_chars)")
     needed = positions(utterance, config, options)
-    most = min(options.cache_len, config.max_positions) if config.is_gpt else options.cache_len
+    most = min(options.cache_len, config.max_positions)
     if needed > most:
         name = "cache_len" if most == options.cache_len else "this model's position table"
         raise ValueError(

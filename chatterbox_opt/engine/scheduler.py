@@ -3,8 +3,8 @@
 Every utterance has a deadline: for a stream the moment its listener has heard all sound so far, for other calls a few
 seconds after submission. The earliest deadline is served first, except that a stream which has begun and is about to
 run dry precedes all others: if there are more streams than the machine can serve, the later ones wait, instead of all
-having gaps. A deadline does not move while nothing is delivered, later calls have later ones, and utterances end, so
-none starves.
+having gaps. A stream whose listener has enough for now comes last; of others a deadline does not move while nothing is
+delivered, later calls have later ones, and utterances end, so none starves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from .chunks import LOOKAHEAD
 from .request import Utterance
 
-PATIENCE = 2.0  # s after submission until the deadline of a call that is not streamed
+UNHEARD = 2.0  # s after submission until the deadline of a call that is not streamed
 AHEAD = 4  # utterances of one stream in slots at once: delays its first a little, has the others ready in time
 SPACING = 1.0  # s between the deadlines of a call's utterances: later ones are needed later
 POSITIONS = 512  # prefilled per step at most (but at least one utterance): live rows wait for a prefill
@@ -97,7 +97,7 @@ def deadline(u: Utterance, together: bool = False) -> float:
     """Returns a time of time.perf_counter(). Deadlines within a call are spaced, so that a long call does not hold up
     later ones; `together`: the first utterance's counts for all of a call, as they are decoded in one batch."""
     call = u.call
-    start = call.runs_dry if call.stream else call.submitted + PATIENCE
+    start = call.runs_dry if call.stream else call.submitted + UNHEARD
     return start + (0.0 if together and not call.stream else SPACING * (u.index - call.head))
 
 

@@ -38,10 +38,10 @@ class Stats:
     decoded_tokens: int = 0  # without each utterance's first one, which its prefill draws
     decode_seconds: float = 0.0
     samples: int = 0  # of sound delivered
-    finished: int = 0
+    finished: int = 0  # speeches, not calls: takes are drawn and heard in calls of their own
     cancelled: int = 0
     failed: int = 0
-    underruns: int = 0  # chunks delivered after their listener had run dry
+    underruns: int = 0  # chunks delivered after their listener had taken all and run dry
     first_sound: Histogram = field(default_factory=lambda: Histogram(SECONDS))  # s from submission to the first sound
     real_time_factor: Histogram = field(default_factory=lambda: Histogram(FACTORS))  # s of waiting per s of sound
 
@@ -55,7 +55,7 @@ class Stats:
         self.samples += samples
         if call.first_sound is None:
             self.first_sound.add(now - call.submitted)
-        elif call.stream and now > call.runs_dry:
+        elif call.stream and now > call.runs_dry and not call.queued():
             self.underruns += 1
 
     def ended(self, call: Call) -> None:
@@ -64,8 +64,8 @@ class Stats:
         elif call.error is not None:
             self.failed += 1
         else:
-            self.finished += 1
-            if call.delivered:
+            self.finished += call.counts
+            if call.first_sound is not None:  # not for sound that an earlier call has made
                 self.real_time_factor.add((time.perf_counter() - call.submitted) / call.delivered)
 
     def read(self, **now: Any) -> dict[str, Any]:

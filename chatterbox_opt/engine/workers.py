@@ -12,6 +12,8 @@ import torch
 
 from ..openmp import can_choose_cores, dismiss_workers, use_cores
 
+NAME = "chatterbox-render"  # of the threads
+
 
 class Workers:
     def __init__(self, device: torch.device, at_once: int | None = None) -> None:
@@ -22,7 +24,7 @@ class Workers:
     def start(self, work: Callable[[Any], None], item: Any, cores: int = 1) -> Future[Exception | None]:
         """Calls `work` with the item on another thread and so many cores; the result is what it raised."""
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.count, "chatterbox-render")
+            self._pool = ThreadPoolExecutor(self.count, NAME)
         result: Future[Exception | None] = Future()
         first = threading.Lock()  # whoever gets it does the work
 
@@ -49,10 +51,11 @@ class Workers:
             return [outcome(work, items[0])]
         return [future.result() for future in [self.start(work, item) for item in items]]
 
-    def close(self) -> None:
+    def close(self, wait: bool = True) -> None:
+        """Threads end after what they were given, and work given later is done here. `wait`: until they have ended,
+        unless this is one of them."""
         if self._pool is not None:
-            self._pool.shutdown()
-            self._pool = None
+            self._pool.shutdown(wait and not threading.current_thread().name.startswith(NAME))
 
 
 def outcome(work: Callable[[Any], None], item: Any, cores: int | None = None) -> Exception | None:

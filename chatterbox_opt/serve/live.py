@@ -23,7 +23,7 @@ class LiveSpeech:
         speech.notify(self._wake)
 
     def _wake(self) -> None:
-        """Called from the engine's thread."""
+        """Called on whichever thread is at work."""
         try:
             self._loop.call_soon_threadsafe(self._news.set)
         except RuntimeError:  # the loop is closed, and nobody listens any more

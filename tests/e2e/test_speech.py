@@ -268,6 +268,14 @@ def test_another_watermarker_or_none():
     assert torch.isfinite(model.tokens_to_wav(tokens, seed=1)).all()
 
 
+def test_speeches_and_pieces_can_be_looked_up(model):
+    """Each is equal to itself alone; what is in them are tensors, which have no single answer."""
+    one, other = model.speak(model.jobs(["No.", "No."], seeds=[1, 2], max_new_tokens=8))
+    assert [one, other].index(other) == 1
+    assert one.pieces[0] != other.pieces[0]
+    assert {one: 1, one.pieces[0]: 2}.keys() == {one, one.pieces[0]}
+
+
 def test_watermark_switch():
     marked = OptimizedChatterboxTTS.from_random(size="tiny", seed=0)
     plain = OptimizedChatterboxTTS.from_random(size="tiny", seed=0, enable_watermark=False)

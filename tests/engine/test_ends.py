@@ -16,7 +16,7 @@ from token_runs import engine_of, request
 
 from chatterbox_opt import Cancelled, OptimizedChatterboxTTS
 from chatterbox_opt.engine import rendering
-from chatterbox_opt.engine.request import Call, Utterance
+from chatterbox_opt.engine.request import Call, Utterance, copy_of
 from chatterbox_opt.engine.workers import Workers
 
 TEXT = "The last train had left an hour ago. " * 6
@@ -147,6 +147,29 @@ def test_a_stream_can_be_closed_in_a_forked_process(mini):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("how", ["submit", "cancel"])
+def test_a_forked_process_waits_for_no_thread_that_it_does_not_have(mini, how):
+    """One that held the engine's lock at the fork never gives it back there."""
+    stream, held, go = mini.submit(TEXT, seed=1, first_chunk=0.5), threading.Event(), threading.Event()
+
+    def hold():
+        with mini.pipeline.engine._changed:
+            held.set()
+            go.wait(30)
+
+    threading.Thread(target=hold, daemon=True).start()
+    assert held.wait(20)
+    child = os.fork()
+    if not child:
+        threading.Timer(10, os._exit, [3]).start()
+        error = raised_by(stream.cancel if how == "cancel" else partial(mini.submit, "Hello."))
+        os._exit(0 if how == "cancel" or "forked" in str(error) else 2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    go.set()
+    stream.close()
+
+
 # ---- callbacks -----------------------------------------------------------------------------------
 
 
@@ -190,6 +213,41 @@ def test_what_cancels_a_task_ends_its_own_call(mini):
 
     samples, _ = in_threads(other, one)
     assert samples
+
+
+def test_each_caller_gets_an_error_of_its_own(mini, monkeypatch):
+    """Raised in several threads, one object would get the tracebacks of all."""
+    ready, tokens, engine = threading.Barrier(3), mini.pipeline.tokens, mini.pipeline.engine
+
+    def decode():
+        assert soon(lambda: len(tokens.live) == 3 or engine.inbox or engine.waiting)
+        if len(tokens.live) == 3:
+            raise MemoryError("no room")
+
+    def speak():
+        ready.wait(20)
+        return raised_by(partial(mini.generate, "Hello there.", seed=1))
+
+    monkeypatch.setattr(tokens, "decode", decode)
+    errors = in_threads(speak, speak, speak)
+    assert {str(error) for error in errors} == {"no room"}
+    assert len({id(error) for error in errors}) == 3
+
+
+def test_an_error_that_cannot_be_copied_is_told_as_it_is():
+    class Wrapped(ValueError):
+        def __init__(self, reason):
+            super().__init__(f"it failed: {reason}")
+
+    class Picky(ValueError):
+        def __init__(self, one, other):
+            super().__init__(one)
+
+    for error in (Wrapped("no room"), Picky("no room", 2)):
+        assert copy_of(error) is error
+    plain = MemoryError("no room")
+    assert copy_of(plain) is not plain
+    assert repr(copy_of(plain)) == repr(plain)
 
 
 # ---- memory --------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Which utterance is served next: a table of cases, and random arrivals without loss, repetition or starvation."""
 
+import time
 from itertools import repeat
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from chatterbox_opt.engine.chunks import LOOKAHEAD
 from chatterbox_opt.engine.request import Call, Utterance
-from chatterbox_opt.engine.scheduler import AHEAD, PATIENCE, POSITIONS, SPACING, Scheduler, chunk_due, deadline
+from chatterbox_opt.engine.scheduler import AHEAD, POSITIONS, SPACING, UNHEARD, Scheduler, chunk_due, deadline
 
 
 def call(count=1, at=0.0, stream=False, text=10, heard=None, **how) -> Call:
@@ -37,7 +38,7 @@ def test_streams_join_before_whole_calls():
     whole, stream = call(at=0.0), call(at=1.0, stream=True)
     join = plan([*whole.utterances, *stream.utterances], slots=2).join
     assert [u.call for u in join] == [stream, whole]
-    late = call(at=PATIENCE + 1.0, stream=True)
+    late = call(at=UNHEARD + 1.0, stream=True)
     assert plan([*late.utterances, *whole.utterances], slots=1).join == whole.utterances, "what waits ages"
 
 
@@ -86,6 +87,30 @@ def test_with_more_listeners_than_can_be_served_the_later_ones_wait():
     late = Scheduler(4).plan([], heads, heads, 0, now=9.8)
     early = Scheduler(4).plan([], heads, heads, 0, now=9.1)
     assert (late.render, early.render) == ([heads[1]], [heads[0]])
+
+
+@pytest.mark.parametrize("other", [dict(at=100.0), dict(at=95.0, heard=(96.0, 4.2))], ids=["new", "about to run dry"])
+def test_a_listener_who_has_enough_for_now_comes_last(other):
+    """However long ago he should have heard all of it by the clock."""
+    paused, other = call(4, at=0.0, stream=True, heard=(1.0, 9.0), paused=lambda: True), call(stream=True, **other)
+    going = [spoken(u, 50, ended=False) for u in paused.utterances]
+    head = spoken(other.utterances[0], 200, ended=False)
+    got = plan(speaking=[*going, head], rendering=[going[0], head], slots=8, now=100.0)
+    assert (got.decode, got.render) == (False, [head])
+    assert plan(speaking=going, rendering=going[:1], now=100.0).decode, "where nobody else waits it goes on"
+    late = call(2, at=0.0, stream=True, heard=(1.0, 9.0), paused=lambda: True).utterances
+    whole = call(at=99.0).utterances
+    assert plan([*late, *whole], slots=1, now=100.0).join == whole
+
+
+def test_a_listener_who_comes_back_has_what_waits_for_him():
+    now = time.perf_counter()
+    back = call(stream=True, heard=(now - 50.0, 9.0), queued=lambda: 5.0)
+    back.resumed()
+    assert now + 5.0 <= back.runs_dry < now + 15.0
+    ahead = call(stream=True, heard=(now, 90.0), queued=lambda: 5.0)
+    ahead.resumed()
+    assert ahead.runs_dry == now + 90.0, "he has heard nothing of it yet"
 
 
 @pytest.mark.parametrize("first", ["tokens", "sound"])
