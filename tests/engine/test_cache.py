@@ -1,6 +1,5 @@
 """The k/v cache that all utterances share: what is written where."""
 
-import sys
 
 import pytest
 import torch
@@ -67,7 +66,6 @@ def test_memory_is_cleared_as_far_as_it_is_read():
     assert cache.kv[:, :, 1, :, -1].isnan().all()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="fresh memory is known to be zeroes on Linux")
 def test_memory_of_a_long_row_is_left_alone_where_a_program_asks_for_deterministic_operations():
     """Torch then writes NaN to all of it, so that every position would take memory at once."""
     config = random_t3("tts").config
@@ -76,6 +74,5 @@ def test_memory_of_a_long_row_is_left_alone_where_a_program_asks_for_determinist
         kv = empty_kv(config, 2, 2**17, CPU, torch.bfloat16)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert kv.nbytes > 2**26, "not taken from memory used before"
     assert kv.is_contiguous()
-    assert not kv[..., ::1000, :].any()
+    assert not kv[..., ::1000, :].isnan().all()  # zeroes, or what an earlier test has left there
