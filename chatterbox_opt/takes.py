@@ -159,8 +159,9 @@ class TakeSelection:
         if wav is not None and not len(wav):
             return -math.inf
         take = Take(
-            asked.text, asked.read, torch.tensor(u.audible(), dtype=torch.long), str(u.stopped), piece.seeds[k],
-            Conditionals(asked.cond, asked.voice or {}), S3GEN_RATE, None if wav is None else wav.unsqueeze(0),
+            asked.text, asked.read, torch.tensor(u.audible(), dtype=torch.long, device="cpu"), str(u.stopped),
+            piece.seeds[k], Conditionals(asked.cond, asked.voice or {}), S3GEN_RATE,
+            None if wav is None else wav.unsqueeze(0),
         )
         score = float(self.score(take))
         if math.isnan(score):

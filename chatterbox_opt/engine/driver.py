@@ -67,7 +67,11 @@ class Driver(Place):
 
     def start(self, call: Call) -> None:
         """Submits the call and returns at once; `call.ended` is called at its end."""
-        self._refuse()  # before the lock, which in a forked process may be held for ever
+        try:
+            self._refuse()  # before the lock, which in a forked process may be held for ever
+        except BaseException:
+            call.give_back_noise()
+            raise
         with self._changed:
             self._submit(call)
             self._started.add(call)

@@ -218,7 +218,7 @@ class Engine(Driver):
     def check(self, call: Call) -> None:
         """Raises ValueError for an utterance that this model cannot speak."""
         for utterance in call.utterances:
-            if utterance.text_ids is not None:
+            if utterance.text_ids is not None and utterance.stopped is None:
                 check(utterance, self.tokens.config, self.options)
 
     def report(self, utterances: Sequence[Utterance]) -> None:
