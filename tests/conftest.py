@@ -7,7 +7,6 @@ import logging
 import os
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny networks lose by more, and badly beside other work
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -19,11 +18,15 @@ NEEDS_GPU = "needs a CUDA device"
 NEEDS_WEIGHTS = "needs the published weights: --weights FOLDER"
 NEEDS_SLOW = "full-size or long: --slow"
 
-# The same examples in every run and order, however busy the machine is.
-settings.register_profile(
-    "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("suite")
+# The same examples in every run and order, however busy the machine is. On a GPU without a network the
+# library may be missing.
+if importlib.util.find_spec("hypothesis"):
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("suite")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -37,8 +37,8 @@ def s3gen_beside(decoder: Path) -> Path | None:
 
 def find(folder: Path, name: str) -> Path:
     """Returns the file of that name, or else the same as .pt, or as safetensors."""
-    here = Path(name).is_absolute() or name.startswith(("./", "../"))  # of the process, not of the folder
-    path = Path(name) if here else folder / name
+    here = name.startswith(("./", "../")) and Path(name).is_file()  # of the process, not of the folder
+    path = Path(name) if here or Path(name).is_absolute() else folder / name
     other = {".safetensors": ".pt", ".pt": ".safetensors"}.get(path.suffix)
     twins = [path, path.with_suffix(other)] if other else [path]
     for candidate in twins:
