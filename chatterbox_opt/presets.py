@@ -65,12 +65,15 @@ def wants_meanflow(preset: str | None) -> bool:
     return preset is not None and find(preset).decoder == "meanflow"
 
 
+def wants_own_decoder(preset: str | None) -> bool:
+    return preset is not None and find(preset).decoder == "standard"
+
+
 def choose_decoder(preset: str | None, decoder: str | Path | None, there: bool) -> str | Path | None:
     """Returns `decoder` if it is given, else the preset's; `there`: the two-step decoder's file exists."""
     if decoder is None:
-        own = find(preset).decoder if preset is not None else None
-        return own if there or own != "meanflow" else None
-    if preset is not None and find(preset).decoder == "standard" and decoder != "standard":
+        return "meanflow" if there and wants_meanflow(preset) else None
+    if wants_own_decoder(preset) and decoder != "standard":
         logger.warning("preset=%r means the checkpoint's own decoder; decoder=%r overrides it", preset, str(decoder))
     return decoder
 

@@ -126,11 +126,11 @@ class SpeechStream:
             raise StopIteration
         done = self.done
         if self._queue.chunks:
-            resumes = self._queue.paused()
+            if resumes := self._queue.paused():
+                self._call.resumed()
             chunk, chars = self._queue.chunks.popleft()
             self.chars = chars or (self._utterances[0].chars[0], self._utterances[-1].chars[1])
             if resumes:
-                self._call.resumed()
                 self._engine.wake()
             return chunk
         if done:

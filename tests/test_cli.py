@@ -252,9 +252,11 @@ def test_paths_hold_for_workers_in_other_folders(tmp_path, monkeypatch):
     args = parser().parse_args(["batch", "a.csv", "-o", "out", "--dir", "model", "--decoder", "mine.safetensors"])
     with_absolute_paths(args)
     assert (args.dir, args.decoder) == (tmp_path / "model", str(tmp_path / "mine.safetensors"))
-    for name in ("meanflow", "standard"):
+    (tmp_path / "model").mkdir()
+    for path in ("meanflow", "standard", "here.safetensors", "model/here.safetensors"):
+        (tmp_path / path).touch()
+    for name in ("meanflow", "standard", "here.safetensors"):  # the last is in the model's folder too
         args.decoder = name
-        (tmp_path / name).touch()
         assert with_absolute_paths(args).decoder == name
 
 

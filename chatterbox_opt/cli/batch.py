@@ -38,13 +38,13 @@ def run(args: argparse.Namespace) -> None:
     from ..scale.speaking import speak
 
     check(args)
-    models.with_absolute_paths(args)
     common = {"voice": args.voice and str(args.voice.absolute()), "language_id": models.language(args)}
     common |= {"spoken": args.spoken or None, "retries": args.retries or None}
     common["takes"] = args.takes if args.takes != 1 else None
     rows = read_rows(args.input, {name: value for name, value in common.items() if value is not None})
     speeches.check(args, any(isinstance(row, Row) and row.several_takes for row in rows))
     settings = {name: getattr(args, name) for name in ("model", "quantize", "preset", "decoder", "no_watermark")}
+    models.with_absolute_paths(args)
     settings["dir"] = args.dir and str(args.dir)
     settings["score"] = args.score if args.score != "length" else None
     settings["pronounce"] = args.pronounce and hashlib.blake2b(args.pronounce.read_bytes(), digest_size=16).hexdigest()

@@ -45,9 +45,10 @@ def check(args: argparse.Namespace) -> None:
 
 
 def with_absolute_paths(args: argparse.Namespace) -> argparse.Namespace:
-    """For workers, which may have another working directory."""
+    """For workers, which may have another working directory. A decoder in the folder comes first, as in loading."""
     args.dir = args.dir and Path(args.dir).absolute()
-    if args.decoder is not None and args.decoder not in DECODERS and Path(args.decoder).is_file():
+    beside = args.dir and args.decoder and (args.dir / args.decoder).is_file()
+    if args.decoder not in (None, *DECODERS) and not beside and Path(args.decoder).is_file():
         args.decoder = str(Path(args.decoder).absolute())
     return args
 

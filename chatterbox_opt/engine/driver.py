@@ -26,7 +26,9 @@ from .request import Call
 
 logger = logging.getLogger(__name__)
 
-LAST_STEP = 30.0  # s that close() waits for a step that has begun
+# s that close() waits for a step that has begun. A program that ends while one takes longer, as a first one that
+# compiles may, leaves its thread in the middle of it.
+LAST_STEP = 30.0
 NOBODY_WAITS = threading.Event()  # the `cancel` of a call whose caller has been interrupted
 NOBODY_WAITS.set()
 

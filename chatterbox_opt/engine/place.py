@@ -58,11 +58,11 @@ class Place:
         """Inside, no thread drives, and this one is in the engine's place. All calls go on afterwards."""
         self.check_may_wait()
         self._refuse()
-        if self._turn.locked():
-            self.check_others_may_work()
         with self._asking():
             with self._changed:  # here Ctrl-C ends the waiting; after acquire() it may come before a `try`
-                self._changed.wait_for(lambda: not self._turn.locked())
+                while self._turn.locked():
+                    self.check_others_may_work()
+                    self._changed.wait()
             with self._turn:
                 self._driving = threading.get_ident()
                 try:

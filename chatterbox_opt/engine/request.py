@@ -153,7 +153,7 @@ class Call:
         return inf if self.paused() else self.first_sound + self.delivered + self.late
 
     def resumed(self) -> None:
-        """Called when its listener, who was paused, has taken a chunk: what waits for him he hears from now on."""
+        """Called when its listener, who was paused, takes a chunk: what waits for him he hears from now on."""
         if self.first_sound is not None:
             self.late = max(self.late, time.perf_counter() + self.queued() - self.first_sound - self.delivered)
 

@@ -38,7 +38,7 @@ class Stats:
     decoded_tokens: int = 0  # without each utterance's first one, which its prefill draws
     decode_seconds: float = 0.0
     samples: int = 0  # of sound delivered
-    finished: int = 0  # speeches, not calls: takes are drawn and heard in calls of their own
+    finished: int = 0  # without the calls in which takes are drawn and heard
     cancelled: int = 0
     failed: int = 0
     underruns: int = 0  # chunks delivered after their listener had taken all and run dry

@@ -193,6 +193,12 @@ class TokenRunner(Speaking):
                 slot.position += 1
         return torch.stack(drawn, 1)
 
+    def clear(self) -> None:
+        """Of what was being spoken nobody has looked at the newest positions: all are zeroed before they are used."""
+        super().clear()
+        if self.cache is not None:
+            self.cache.clean = 0
+
     def _remove(self, gone: Sequence[Slot]) -> None:
         """Of an utterance that is not broken everything up to its end is finite. What was drawn past it, in its last
         block and the one that was begun meanwhile, nobody has looked at."""

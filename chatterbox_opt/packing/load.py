@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from ..config import ModelConfig
+from ..config import MODELS, ModelConfig
 from ..engine.resolve import indexed, is_mlx, resolve
 from ..executor import load_t3
+from ..presets import wants_own_decoder
 from ..switches import switch_options
 from ..weights.load import Loaded, existing, load_folder, of_family, read_config
 from ..weights.packed import Packed, is_packed, load_packed, read_packed, same_file
@@ -45,6 +46,10 @@ def load_any(
         if t3_file is not None and not made_from(packed, Path(t3_file)):
             raise ValueError(f"{folder} is packed, its T3 made from {packed.t3}: load {t3_file} with the checkpoint "
                              "itself, or pack that")
+        preset, own = switches.get("preset"), MODELS[config.family].flow
+        if decoder is None and wants_own_decoder(preset) and config.flow.meanflow != own.meanflow:
+            raise ValueError(f"{folder} is packed with the two-step decoder, and preset={preset!r} means the model's "
+                             "own: load the checkpoint itself, or pack that")
     elif cache_packed and (found := cached(folder, family, place, t3_file, decoder, switches, cache_packed)):
         (folder, packed), decoder = found, None
     else:

@@ -31,7 +31,7 @@ _STOPS = frozenset(".!?…‽؟۔।॥։።፧׃\u037e" + _WIDE_STOPS)
 _PAUSES = frozenset(",;:،؛፣፤፥·、，；：")
 _DASHES = frozenset("-–—―")
 _BEHIND = frozenset(_CLOSERS + "“‘«‹⁰¹²³⁴⁵⁶⁷⁸⁹")  # a stop, ahead of a blank: what closes in any language, and notes
-_NOTE = re.compile(r"\[[^\[\]\s]{1,5}\]")
+_NOTE = re.compile(r"\[(?:\d{1,4}|[a-z])\]")
 _CLOSES = re.compile(r"[»›](?=[\s.,;:!?)\]}»›]|\Z)")  # the French way; what follows it otherwise is quoted
 _BLANKS = re.compile(r"\s+")
 _UNSPACED = re.compile(

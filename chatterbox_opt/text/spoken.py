@@ -13,15 +13,16 @@ _MARKS = ".,;:!?…-\"'“”‘’()[]{}«»‹›、，。？！；：\\—–
 _ITEM = re.compile(r"(?m)^(?=[ \t]*\d{1,3}\.\s)")  # "1. First"
 _SIGN = r"(?:[^\w\s]|_)"
 # What libraries would read sign by sign, or run together: lines of signs, rules and underlines, bullets, the lines
-# between the cells of a table, and between paragraphs.
+# between the cells of a table, and between paragraphs, and the end of a line between two numbers.
 _DRAWN = re.compile(
     rf"(?m)(^[ \t]*{_SIGN}(?:[ \t]*{_SIGN}){{2,}}[ \t]*\r?$|(?<!\S){_SIGN}{{3,}}(?!\S)|(?<!\S)\|(?!\S)|"
-    r"^[ \t]*[-+*•·–—](?=[ \t])|\n\s*\n)"
+    r"^[ \t]*[-+*•·–—](?=[ \t])|\n\s*\n|(?<=\d)[ \t]*\r?\n(?=[ \t]*[^\w\s]?\d))"
 )
+_OPENS = r"[*_]+(?=[^\s*_]+[*_]*[.,;:!?…\"”’)\]]*(?!\S))"  # not of "__init__.py"
 _EMPHASIS = re.compile(  # at the ends of a word: "**very**", "_(so)._"
-    r"(?<!\S)([\"“‘(\[]*)[*_]+(?=[^\s*_])|(?<=[^\s*_])[*_]+(?=[.,;:!?…\"”’)\]]*(?!\S))"
+    rf"(?<!\S)([\"“‘(\[]*){_OPENS}|(?<=[^\s*_])[*_]+(?=[.,;:!?…\"”’)\]]*(?!\S))"
 )
-_LEADING = re.compile(r"^(?:[\"“‘(\[{«‹¿¡—–]|[*_]+(?=[^\s*_]))*")  # no apostrophe, which is a part of '90s
+_LEADING = re.compile(rf"^(?:[\"“‘(\[{{«‹¿¡—–]|{_OPENS})*")  # no apostrophe, which is a part of '90s
 _TRAILING = re.compile(r"(?:[.,;:!?…\"'“”’)\]}»›—–]|(?<=[^\s*_])[*_]+)*$")
 
 Span = tuple[int, int]

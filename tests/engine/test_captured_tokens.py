@@ -247,6 +247,18 @@ def test_what_is_broken_past_an_end_does_not_reach_the_next_utterance(family, ll
     assert [u.tokens for u in draw(engine, [request(t3.config, **how) for how in later])] == wanted
 
 
+@torch.inference_mode()
+def test_what_is_broken_when_all_calls_are_ended_does_not_reach_the_next(llama):
+    """As by Ctrl-C between a block and the look at it."""
+    engine = replaying(llama)
+    draw(engine, [request(llama.config, max_new_tokens=20)])
+    engine.tokens.cache.kv[..., : engine.tokens.cache.clean, :] = torch.nan
+    engine.end_all(RuntimeError("interrupted"))
+    (wanted,) = tokens_of(llama, [request(llama.config, seed=1, max_new_tokens=30)])
+    (after,) = draw(engine, [request(llama.config, seed=1, max_new_tokens=30)])
+    assert after.tokens == wanted
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["tts", "turbo"])
 def test_compiled_equals_eager(family, llama, gpt):

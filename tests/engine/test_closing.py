@@ -108,6 +108,7 @@ def test_nothing_comes_after_a_stream_is_closed(on_two_cores, monkeypatch):
 def test_a_model_may_be_closed_by_whoever_works_for_it(on_two_cores, where, monkeypatch):
     """In a callback of a step, which waits for no rendering of another thread; and on such a thread."""
     monkeypatch.setattr(rendering, "BRIEF", 0.0)
+    before = {*threading.enumerate()}  # another test's model may have threads
     engine, rendered, errors = on_two_cores.pipeline.engine, threading.Event(), []
     advance, closed = engine.renderer.mel.advance, []
 
@@ -148,7 +149,7 @@ def test_a_model_may_be_closed_by_whoever_works_for_it(on_two_cores, where, monk
     assert ["closed" in str(error) for error in errors] == [True]
     assert soon(lambda: closed, 5)
     assert {name.startswith("chatterbox-render") for name in closed} == {where == "mark"}
-    assert soon(lambda: not [t for t in threading.enumerate() if t.name.startswith("chatterbox-")])
+    assert soon(lambda: not [t for t in {*threading.enumerate()} - before if t.name.startswith("chatterbox-")])
 
 
 # ---- a broken device ------------------------------------------------------------------------------

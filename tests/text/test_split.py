@@ -76,6 +76,7 @@ def test_a_sentence_ends_behind_what_closes_it(name):
     for before, after in pairwise(SENTENCES[name]):
         assert finished_length(f"{before} {after}") == len(before) + 1, before
     assert breath("Il vit « le feu. » Puis", 19) == 0.3
+    assert finished_length("pip install -e '.[serve]' && ls") == 0, "no footnote"
     assert breath("« Le feu ! » cria-t-il.", 13) == breath("»Ein Feuer!« rief er.", 13) == 0.12
 
 

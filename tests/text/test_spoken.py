@@ -80,6 +80,10 @@ ENGLISH = {
     "1. First item": "one. First item",
     "Do this:\n1. Go.\n  2. Stop\n\nThen\n10. rest.": "Do this:\none. Go.\n  two. Stop\n\nThen\nten. rest.",
     # lines, columns, and what is drawn
+    "10\n20": "ten\ntwenty",
+    "Score 3\n1/2 cup": "Score three\none half cup",
+    "It costs $12.50\n3 items are left.": "It costs twelve point five dollars\nthree items are left.",
+    "Open __init__.py now.": "Open underscore underscore init underscore underscore.py now.",
     "Buy 10 kg\n- Second 5 km\n- Third": "Buy ten kilograms\n- Second five kilometers\n- Third",
     "* It has 5\n+ 6 and\n  • 7": "* It has five\n+ six and\n  • seven",
     "Price:\t$5\tTax:\t$1": "Price:\tfive dollars\tTax:\tone dollar",

@@ -294,5 +294,8 @@ def test_the_exact_preset_does_not_take_a_packed_two_step_decoder(folders, tmp_p
     out = tmp_path / "packed"
     pack(folders["tts"], out, decoder=folders["turbo"] / "s3gen_meanflow.safetensors", use_mixed_precision=False)
     assert load(out, use_mixed_precision=False).config.flow.meanflow
-    with pytest.raises(FileNotFoundError, match=r"s3gen\.safetensors"):
+    with pytest.raises(ValueError, match="packed with the two-step decoder, and preset='exact' means the model's own"):
         load(out, preset="exact")
+    mine = shutil.copyfile(folders["tts"] / "s3gen.safetensors", tmp_path / "mine.safetensors")
+    pack(folders["tts"], tmp_path / "of_ten", decoder=mine, use_mixed_precision=False)
+    assert not load(tmp_path / "of_ten", preset="exact").config.flow.meanflow
